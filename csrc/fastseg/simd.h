@@ -1,0 +1,285 @@
+// 16-lane SIMD in GCC/Clang vector extensions.
+//
+// The same source serves every instruction level: a 64-byte vector is one register under AVX-512, two under AVX2, four
+// under SSE2. Lane-wise operators, comparisons (giving 0/-1 integer lanes) and `mask ? a : b` are the compiler's own.
+// Raw intrinsics stand here only, where the compilers have no spelling of their own: fp16, streaming stores, gathers.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+namespace simd {
+
+using c10::BFloat16;
+using c10::Half;
+
+constexpr int kLanes = 16;
+
+using f32x16 = float __attribute__((vector_size(64)));
+using i32x16 = int32_t __attribute__((vector_size(64)));
+using u32x16 = uint32_t __attribute__((vector_size(64)));
+using u16x16 = uint16_t __attribute__((vector_size(32)));
+using f64x16 = double __attribute__((vector_size(128)));
+
+#define FASTSEG_INLINE inline __attribute__((always_inline))
+
+// The vector an accumulator type computes in. fp64 exists for gradcheck: same code, not tuned.
+template <typename accumulate_t>
+struct vector_of;
+template <>
+struct vector_of<float> {
+  using type = f32x16;
+  using mask = i32x16;
+};
+template <>
+struct vector_of<double> {
+  using type = f64x16;
+  using mask = int64_t __attribute__((vector_size(128)));
+};
+template <typename accumulate_t>
+using vec = typename vector_of<accumulate_t>::type;
+
+// What a storage type accumulates in.
+template <typename scalar_t>
+struct accumulate_of {
+  using type = float;
+};
+template <>
+struct accumulate_of<double> {
+  using type = double;
+};
+template <typename scalar_t>
+using accumulate = typename accumulate_of<scalar_t>::type;
+
+FASTSEG_INLINE f32x16 splat(float value) { return value - f32x16{}; }
+FASTSEG_INLINE f64x16 splat(double value) { return value - f64x16{}; }
+FASTSEG_INLINE i32x16 splat(int32_t value) { return value - i32x16{}; }
+
+FASTSEG_INLINE i32x16 lane_index() { return i32x16{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+
+template <typename to_t, typename from_t>
+FASTSEG_INLINE to_t bit_cast(const from_t& from) {
+  static_assert(sizeof(to_t) == sizeof(from_t));
+  to_t to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// NaN in `candidate` is passed over, as in `candidate > best ? candidate : best`.
+template <typename vector_t>
+FASTSEG_INLINE vector_t maximum(vector_t best, vector_t candidate) {
+  return candidate > best ? candidate : best;
+}
+
+// --- loads: 16 consecutive elements of any storage type, widened to the accumulator ---
+
+FASTSEG_INLINE f32x16 load(const float* from) {
+  f32x16 lanes;
+  std::memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+
+FASTSEG_INLINE f64x16 load(const double* from) {
+  f64x16 lanes;
+  std::memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+
+FASTSEG_INLINE i32x16 load(const int32_t* from) {
+  i32x16 lanes;
+  std::memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+
+FASTSEG_INLINE f32x16 load(const BFloat16* from) {
+  u16x16 half;
+  std::memcpy(&half, from, sizeof half);
+  return bit_cast<f32x16>(__builtin_convertvector(half, u32x16) << 16);
+}
+
+FASTSEG_INLINE f32x16 load(const Half* from) {
+#if defined(__AVX512F__)
+  return bit_cast<f32x16>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(__F16C__)
+  f32x16 lanes;
+  for (int half = 0; half < 2; ++half) {
+    const __m256 eight = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + half));
+    std::memcpy(reinterpret_cast<char*>(&lanes) + 32 * half, &eight, sizeof eight);
+  }
+  return lanes;
+#else
+  f32x16 lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<float>(from[i]);
+  return lanes;
+#endif
+}
+
+// --- stores: rounded to nearest even, NaN kept ---
+
+FASTSEG_INLINE void store(float* to, f32x16 lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+FASTSEG_INLINE void store(double* to, f64x16 lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+FASTSEG_INLINE void store(int32_t* to, i32x16 lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+
+FASTSEG_INLINE void store(BFloat16* to, f32x16 lanes) {
+  const u32x16 bits = bit_cast<u32x16>(lanes);
+  const u32x16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const u32x16 quiet_nan = (bits >> 16) | 0x40u;
+  const u16x16 half = __builtin_convertvector((lanes == lanes) ? rounded : quiet_nan, u16x16);
+  std::memcpy(to, &half, sizeof half);
+}
+
+FASTSEG_INLINE void store(Half* to, f32x16 lanes) {
+#if defined(__AVX512F__)
+  const __m256i half = _mm512_cvtps_ph(bit_cast<__m512>(lanes), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
+#elif defined(__F16C__)
+  for (int half = 0; half < 2; ++half) {
+    __m256 eight;
+    std::memcpy(&eight, reinterpret_cast<const char*>(&lanes) + 32 * half, sizeof eight);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + half, _mm256_cvtps_ph(eight, _MM_FROUND_TO_NEAREST_INT));
+  }
+#else
+  for (int i = 0; i < kLanes; ++i) to[i] = static_cast<Half>(lanes[i]);
+#endif
+}
+
+// The first `count` (0..16) elements only; the other lanes are `fill` and no memory beyond is touched.
+template <typename scalar_t>
+FASTSEG_INLINE auto load_partial(const scalar_t* from, int count, scalar_t fill) {
+  alignas(64) scalar_t buffer[kLanes];
+  for (int i = 0; i < kLanes; ++i) buffer[i] = fill;
+  std::memcpy(buffer, from, sizeof(scalar_t) * count);
+  return load(buffer);
+}
+
+template <typename scalar_t, typename vector_t>
+FASTSEG_INLINE void store_partial(scalar_t* to, vector_t lanes, int count) {
+  alignas(64) scalar_t buffer[kLanes];
+  store(buffer, lanes);
+  std::memcpy(to, buffer, sizeof(scalar_t) * count);
+}
+
+// Streaming stores write whole cache lines without reading them first: for outputs larger than the cache that nobody
+// reads soon. `to` must be 64-byte aligned. Call stream_fence() once per thread after the last of them.
+FASTSEG_INLINE void stream(float* to, f32x16 lanes) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, bit_cast<__m512>(lanes));
+#elif defined(__AVX__)
+  for (int part = 0; part < 2; ++part) {
+    __m256 eight;
+    std::memcpy(&eight, reinterpret_cast<const char*>(&lanes) + 32 * part, sizeof eight);
+    _mm256_stream_ps(to + 8 * part, eight);
+  }
+#elif defined(__SSE2__)
+  for (int part = 0; part < 4; ++part) {
+    __m128 four;
+    std::memcpy(&four, reinterpret_cast<const char*>(&lanes) + 16 * part, sizeof four);
+    _mm_stream_ps(to + 4 * part, four);
+  }
+#else
+  store(to, lanes);
+#endif
+}
+
+FASTSEG_INLINE void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+FASTSEG_INLINE bool is_aligned(const void* pointer) { return (reinterpret_cast<uintptr_t>(pointer) & 63) == 0; }
+
+// base[index[lane]] for 16 lanes.
+FASTSEG_INLINE f32x16 gather(const float* base, i32x16 index) {
+#if defined(__AVX512F__)
+  return bit_cast<f32x16>(_mm512_i32gather_ps(bit_cast<__m512i>(index), base, 4));
+#else
+  f32x16 lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = base[index[i]];
+  return lanes;
+#endif
+}
+
+// --- arithmetic ---
+
+template <typename vector_t>
+FASTSEG_INLINE auto reduce_add(vector_t lanes) {
+  auto sum = lanes[0];
+  for (int i = 1; i < kLanes; ++i) sum += lanes[i];
+  return sum;
+}
+
+// True if any lane of a comparison's result is set.
+template <typename mask_t>
+FASTSEG_INLINE bool any(mask_t mask) {
+  auto bits = mask[0];
+  for (int i = 1; i < kLanes; ++i) bits |= mask[i];
+  return bits != 0;
+}
+
+// e^x within 2 ulp: 0 below -87.3 (no denormals), inf above 88.3, NaN kept.
+// Cody-Waite reduction x = n ln2 + r with |r| <= ln2/2, degree-6 polynomial in r, exponent added as integer.
+FASTSEG_INLINE f32x16 exp(f32x16 x) {
+  constexpr float kLowest = -87.33f, kHighest = 88.37f;
+  constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
+  const f32x16 low = splat(kLowest), high = splat(kHighest);
+  f32x16 clamped = x < low ? low : x;
+  clamped = clamped > high ? high : clamped;
+  const f32x16 shifted = clamped * 1.44269504f + kRoundMagic;
+  const f32x16 n = shifted - kRoundMagic;
+  f32x16 r = clamped - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  f32x16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const u32x16 exponent = (bit_cast<u32x16>(shifted) << 23) + (127u << 23);
+  const f32x16 scaled = p * bit_cast<f32x16>(exponent);
+  const f32x16 floored = x < low ? f32x16{} : scaled;
+  return x > high ? splat(INFINITY) : floored;
+}
+
+// ln(x) within 2 ulp for normal positive x; other x: 0 -> -inf, +inf -> +inf, negative or NaN -> NaN.
+FASTSEG_INLINE f32x16 log(f32x16 x) {
+  constexpr uint32_t kSqrtHalf = 0x3f3504f3u;  // bits of sqrt(1/2): the mantissa is taken in [sqrt(1/2), sqrt(2))
+  const u32x16 bits = bit_cast<u32x16>(x) - kSqrtHalf;
+  const f32x16 exponent = __builtin_convertvector(bit_cast<i32x16>(bits) >> 23, f32x16);
+  const f32x16 m = bit_cast<f32x16>((bits & 0x007fffffu) + kSqrtHalf) - 1.0f;
+  f32x16 p = m * 7.0376836292e-2f - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  const f32x16 square = m * m;
+  f32x16 result = p * m * square + exponent * -2.12194440e-4f - 0.5f * square;
+  result = m + result + exponent * 0.693359375f;
+  result = x == splat(INFINITY) ? x : result;
+  result = x == f32x16{} ? splat(-INFINITY) : result;
+  return x >= f32x16{} ? result : splat(NAN);
+}
+
+// fp64 is for gradcheck: lane by lane through libm.
+FASTSEG_INLINE f64x16 exp(f64x16 x) {
+  for (int i = 0; i < kLanes; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+FASTSEG_INLINE f64x16 log(f64x16 x) {
+  for (int i = 0; i < kLanes; ++i) x[i] = std::log(x[i]);
+  return x;
+}
+
+}  // namespace simd

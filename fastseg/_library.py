@@ -1,0 +1,93 @@
+"""Loads the compiled libraries, and knows why one is absent.
+
+`libfastseg_{v4,v3,base}.so` hold the CPU kernels, the same sources compiled for AVX-512, AVX2 and plain x86-64 (or the
+platform's baseline); exactly one of them is loaded. `libfastseg_cuda.so` holds the CUDA kernels. Both register
+implementations of ops whose schemas `fastseg._op.native` defines.
+
+Environment: FASTSEG_CPU_LEVEL=v4|v3|base|none forces a level (`none`: no compiled library at all).
+"""
+
+import functools
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+LEVELS = ("v4", "v3", "base")  # best first
+_ATEN_LEVEL = {"AVX512": "v4", "AVX2": "v3"}
+HOW_TO_BUILD = "build it with `pip install --no-build-isolation .` (or `-e .`) from the source tree; `make build` does so"
+
+
+def _cpu_candidates() -> list[str]:
+    """The levels this machine can run, or the one the environment names, best first."""
+    forced = os.environ.get("FASTSEG_CPU_LEVEL")
+    if forced == "none":
+        return []
+    if forced is not None:
+        if forced not in LEVELS:
+            raise ValueError(f"FASTSEG_CPU_LEVEL={forced!r}; allowed: {', '.join(LEVELS)}, none")
+        return [forced]
+    best = _ATEN_LEVEL.get(torch.backends.cpu.get_cpu_capability(), "base")
+    return list(LEVELS[LEVELS.index(best):])
+
+
+def _load_cpu() -> tuple[str | None, str | None]:
+    """(level loaded, None) or (None, why none was)."""
+    candidates = _cpu_candidates()
+    if not candidates:
+        return None, "FASTSEG_CPU_LEVEL=none asks for no compiled library"
+    failure = None
+    for level in candidates:
+        path = HERE / f"libfastseg_{level}.so"
+        if not path.exists():
+            continue
+        try:
+            torch.ops.load_library(str(path))
+        except OSError as error:
+            failure = f"{path.name} does not load: {error}"
+        else:
+            return level, None
+    wanted = ", ".join(f"libfastseg_{level}.so" for level in candidates)
+    return None, failure or f"the CPU library is not built (no {wanted} beside the package); {HOW_TO_BUILD}"
+
+
+def _load_cuda() -> str | None:
+    """None when loaded, else why not."""
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) has no CUDA"
+    path = HERE / "libfastseg_cuda.so"
+    if not path.exists():
+        return "the CUDA library is not built (nvcc was not found, or FASTSEG_CUDA=OFF); install the CUDA toolkit and rebuild"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"{path.name} does not load: {error}"
+    return None
+
+
+CPU_LEVEL, _cpu_missing = _load_cpu()
+_cuda_missing = _load_cuda()
+if _cpu_missing is not None and os.environ.get("FASTSEG_CPU_LEVEL") != "none":
+    warnings.warn(f"fastseg: {_cpu_missing}. Until then every op runs through its slow plain-PyTorch reference.", stacklevel=2)
+
+
+def interpreting() -> bool:
+    """True when Triton kernels run in Triton's interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _triton_missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if torch.version.cuda is None and not interpreting():
+        return f"this torch ({torch.__version__}) has no CUDA"
+    return None
+
+
+def missing(backend: str) -> str | None:
+    """None if `backend` ("cpu", "cuda", "triton" or "reference") can run on this machine at all, else the reason."""
+    return {"cpu": _cpu_missing, "cuda": _cuda_missing, "triton": _triton_missing(), "reference": None}[backend]

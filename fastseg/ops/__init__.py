@@ -1,0 +1,1 @@
+"""The functional ops, one line each."""

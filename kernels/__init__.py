@@ -1,0 +1,1 @@
+"""Everything that computes, one folder per op; imported as `fastseg.kernels`."""

@@ -1,0 +1,177 @@
+"""Fully convolutional networks on VGG16: FCN-32s, FCN-16s, FCN-8s and FCN-8s at-once.
+
+Long, Shelhamer, Darrell: Fully convolutional networks for semantic segmentation (2015). VGG16's fully
+connected layers become convolutions, a 1x1 layer scores the classes, and the coarse scores come back to
+pixels by bilinear upsampling. The skip versions add the scores of pool4 (16s) and of pool3 as well (8s)
+before the last upsampling. Parameter names are those of the Caffe release and of pytorch-fcn.
+"""
+
+from torch import nn
+
+from fastseg.models.upsampling import MODES, upsampling_layer
+from fastseg.models.vgg import VGG16Trunk
+
+PADDINGS = ("pad100", "same")
+
+
+class FCN(VGG16Trunk):
+    """What `FCN32s`, `FCN16s`, `FCN8s` and `FCN8sAtOnce` share: arguments, initialisation and errors.
+
+    Called on an image ``(N, in_channels, H, W)`` a network returns class scores ``(N, num_classes, H, W)``.
+
+    Args:
+        num_classes: classes, background included.
+        in_channels: channels of the image.
+        padding: ``"pad100"`` pads the image by 100 and crops at fixed offsets, as in the Caffe release.
+            ``"same"`` keeps every map aligned with the image, ``ceil(H / stride)`` high: nothing is cropped
+            when H and W are multiples of 32, and only the far end otherwise. The state dict is the same, so
+            weights move between the two.
+        upsampling: ``"fixed"`` (bilinear transposed convolution that training leaves alone,
+            ``requires_grad=False``), ``"learned"`` (the same layer, trained) or ``"interp"`` (bilinear
+            interpolation, equal to ``"fixed"`` in the interior; it has no parameters, so the state dict has
+            no ``upscore`` keys).
+        width_multiplier: scales the width of every trunk layer; 1 is VGG16.
+        dropout: probability of zeroing an element after ``fc6`` and ``fc7``.
+
+    Score layers start at zero, transposed convolutions bilinear, the trunk from `load_vgg16` or else He
+    normal. An FCN-16s starts from a trained FCN-32s and an FCN-8s from an FCN-16s, by
+    ``load_state_dict(..., strict=False)``.
+
+    Raises:
+        ValueError: a constructor argument is out of its range.
+        RuntimeError: the image does not have shape ``(N, in_channels, H, W)``.
+    """
+
+    def __init__(
+        self,
+        num_classes=21,
+        in_channels=3,
+        *,
+        padding="pad100",
+        upsampling="fixed",
+        width_multiplier=1.0,
+        dropout=0.5,
+    ):
+        if num_classes < 1:
+            raise ValueError(f"{self._name}: num_classes is {num_classes}; allowed: 1 or more")
+        if padding not in PADDINGS:
+            raise ValueError(f"{self._name}: padding is {padding!r}; allowed: {', '.join(PADDINGS)}")
+        if upsampling not in MODES:
+            raise ValueError(f"{self._name}: upsampling is {upsampling!r}; allowed: {', '.join(MODES)}")
+        first_padding, fc6_padding = (100, 0) if padding == "pad100" else (1, 3)
+        super().__init__(in_channels, width_multiplier, first_padding, fc6_padding, dropout)
+        self.num_classes = num_classes
+        self.padding = padding
+        self.upsampling = upsampling
+        self.score_fr = self._score_layer(self.fc7_channels)
+        self._build_skips()
+
+    def _build_skips(self):
+        raise NotImplementedError("use FCN32s, FCN16s, FCN8s or FCN8sAtOnce")
+
+    def coarse_scores(self, image):
+        """Class scores before the last upsampling, for losses and predictions that upsample by themselves.
+
+        With ``padding="same"`` and H, W multiples of 32 the map has ``H / stride`` rows and ``W / stride``
+        columns on half-pixel centres: interpolating it bilinearly (``align_corners=False``) gives the scores
+        at every pixel. With ``"pad100"`` it covers the padded image, beginning outside of the image itself.
+        """
+        raise NotImplementedError
+
+    def _score_layer(self, channels):
+        layer = nn.Conv2d(channels, self.num_classes, 1)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+    def _upsampling_layer(self, stride):
+        padding = 0 if self.padding == "pad100" else stride // 2
+        return upsampling_layer(self.num_classes, stride, padding, self.upsampling)
+
+    def _offset(self, transposed, interpolated):
+        """Where to crop: ``transposed`` is the release's offset under "pad100"; ``interpolated`` is the one
+        for maps made by interpolation, which lack the stride / 2 margin of an unpadded transposed
+        convolution."""
+        if self.padding == "same":
+            return 0
+        return interpolated if self.upsampling == "interp" else transposed
+
+
+class FCN32s(FCN):
+    """FCN-32s: the scores of ``fc7``, upsampled 32 times. Arguments: see `FCN`."""
+
+    def _build_skips(self):
+        self.upscore = self._upsampling_layer(32)
+
+    def coarse_scores(self, image):
+        _, _, fc7 = self.features(image)
+        return self.score_fr(fc7)
+
+    def forward(self, image):
+        return _crop(self.upscore(self.coarse_scores(image)), self._offset(19, 3), image.shape)
+
+
+class FCN16s(FCN):
+    """FCN-16s: the scores of ``fc7`` and ``pool4``, upsampled 16 times. Arguments: see `FCN`."""
+
+    def _build_skips(self):
+        self.upscore2 = self._upsampling_layer(2)
+        self.score_pool4 = self._score_layer(self.pool4_channels)
+        self.upscore16 = self._upsampling_layer(16)
+
+    def coarse_scores(self, image):
+        _, pool4, fc7 = self.features(image)
+        scores = self.upscore2(self.score_fr(fc7))
+        return _add_cropped(scores, self.score_pool4(pool4), self._offset(5, 6))
+
+    def forward(self, image):
+        return _crop(self.upscore16(self.coarse_scores(image)), self._offset(27, 3), image.shape)
+
+
+class FCN8s(FCN):
+    """FCN-8s: the scores of ``fc7``, ``pool4`` and ``pool3``, upsampled 8 times. Arguments: see `FCN`."""
+
+    def _build_skips(self):
+        self.upscore2 = self._upsampling_layer(2)
+        self.score_pool4 = self._score_layer(self.pool4_channels)
+        self.upscore_pool4 = self._upsampling_layer(2)
+        self.score_pool3 = self._score_layer(self.pool3_channels)
+        self.upscore8 = self._upsampling_layer(8)
+
+    def coarse_scores(self, image):
+        pool3, pool4, fc7 = self.features(image)
+        scores = self.upscore2(self.score_fr(fc7))
+        scores = _add_cropped(scores, self.score_pool4(pool4), self._offset(5, 6))
+        scores = self.upscore_pool4(scores)
+        return _add_cropped(scores, self.score_pool3(pool3), self._offset(9, 12))
+
+    def forward(self, image):
+        return _crop(self.upscore8(self.coarse_scores(image)), self._offset(31, 3), image.shape)
+
+
+class FCN8sAtOnce(FCN8s):
+    """FCN-8s trained in one go rather than from an FCN-16s. Arguments: see `FCN`.
+
+    ``pool4`` is multiplied by 0.01 and ``pool3`` by 0.0001 before its score layer, which balances the
+    magnitudes of the ImageNet VGG16.
+    """
+
+    def features(self, image):
+        pool3, pool4, fc7 = super().features(image)
+        return pool3 * 0.0001, pool4 * 0.01, fc7
+
+
+def _crop(scores, offset, shape):
+    """``[offset, offset + size)`` of the last two axes of ``scores``, for the sizes that end ``shape``."""
+    height, width = shape[-2:]
+    return scores[..., offset : offset + height, offset : offset + width]
+
+
+def _add_cropped(scores, skip, offset):
+    """``scores`` plus ``skip`` from ``offset`` on.
+
+    Under "pad100" ``skip`` is the larger map; under "same" ``scores`` is, by one row or column where pooling
+    rounded an odd size up.
+    """
+    skip = _crop(skip, offset, scores.shape)
+    return _crop(scores, 0, skip.shape) + skip

@@ -1,6 +1,8 @@
 """fastseg: custom CUDA, Triton and C++ kernels for dense prediction in PyTorch."""
 
-from fastseg import ops
-
 __version__ = "0.1.0"
-__all__ = ["ops"]
+
+from fastseg import ops
+from fastseg._allocator import tune_allocator
+
+__all__ = ["ops", "tune_allocator"]

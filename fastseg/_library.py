@@ -4,7 +4,8 @@
 platform's baseline); exactly one of them is loaded. `libfastseg_cuda.so` holds the CUDA kernels. Both register
 implementations of ops whose schemas `fastseg._op.native` defines.
 
-Environment: FASTSEG_CPU_LEVEL=v4|v3|base|none forces a level (`none`: no compiled library at all).
+Environment: FASTSEG_CPU_LEVEL=v4|v3|base|none forces a level (`none`: no compiled library at all);
+FASTSEG_LIBRARY_DIR loads them from another folder (the sanitizer builds of the tests).
 """
 
 import functools
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-HERE = Path(__file__).resolve().parent
+LIBRARY_DIR = Path(os.environ.get("FASTSEG_LIBRARY_DIR", Path(__file__).resolve().parent))
 LEVELS = ("v4", "v3", "base")  # best first
 _ATEN_LEVEL = {"AVX512": "v4", "AVX2": "v3"}
 HOW_TO_BUILD = "build it with `pip install --no-build-isolation .` (or `-e .`) from the source tree; `make build` does so"
@@ -41,7 +42,7 @@ def _load_cpu() -> tuple[str | None, str | None]:
         return None, "FASTSEG_CPU_LEVEL=none asks for no compiled library"
     failure = None
     for level in candidates:
-        path = HERE / f"libfastseg_{level}.so"
+        path = LIBRARY_DIR / f"libfastseg_{level}.so"
         if not path.exists():
             continue
         try:
@@ -58,7 +59,7 @@ def _load_cuda() -> str | None:
     """None when loaded, else why not."""
     if torch.version.cuda is None:
         return f"this torch ({torch.__version__}) has no CUDA"
-    path = HERE / "libfastseg_cuda.so"
+    path = LIBRARY_DIR / "libfastseg_cuda.so"
     if not path.exists():
         return "the CUDA library is not built (nvcc was not found, or FASTSEG_CUDA=OFF); install the CUDA toolkit and rebuild"
     try:

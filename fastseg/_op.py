@@ -46,7 +46,9 @@ class NativeOp:
         return f"the loaded library does not implement {self.name} for {key}: rebuild it ({_library.HOW_TO_BUILD})"
 
 
-native = NativeOp
+def native(schema: str) -> NativeOp:
+    """Defines `fastseg::<schema>`, which C++ implements; gives the callable that stands in backend tables."""
+    return NativeOp(schema)
 
 
 def _never(*args) -> None:

@@ -1,0 +1,83 @@
+"""What is built, what runs where, and why anything is missing: `python -m fastseg.info`."""
+
+import importlib.util
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import fastseg.ops  # noqa: F401  fills the registry
+from fastseg import _library
+from fastseg._op import BACKEND_NAMES, REGISTRY, NativeOp
+
+
+def explain(op: str, *args, backend: str = "auto") -> str:
+    """What would run `torch.ops.fastseg.<op>(*args)` here, and why the other backends would not."""
+    if op not in REGISTRY:
+        raise ValueError(f"fastseg.info.explain: op={op!r}; allowed: {', '.join(sorted(REGISTRY))}")
+    return REGISTRY[op].explain(*args, backend=backend)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything a bug report needs."""
+    found = {"fastseg": fastseg.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in ("torch", "triton", "numpy"):
+        try:
+            found[package] = version(package) if importlib.util.find_spec(package) else "not installed"
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    found["torch CUDA"] = torch.version.cuda or "none"
+    found["CUDA device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    found["CPU"] = torch.backends.cpu.get_cpu_capability()
+    return found
+
+
+def missing() -> dict[str, str | None]:
+    """Per backend None if it can run on this machine, else the reason."""
+    return {name: _library.missing(name) for name in BACKEND_NAMES}
+
+
+def table() -> list[dict[str, str]]:
+    """One row per op: the dtypes of each backend ("-" where the op has none)."""
+    return [{"op": op.name} | {name: _dtypes(op, name) for name in BACKEND_NAMES} for op in REGISTRY.values()]
+
+
+def markdown_table() -> str:
+    """The op x backend table of the README."""
+    lines = ["| op | " + " | ".join(BACKEND_NAMES) + " |", "|---" * (len(BACKEND_NAMES) + 1) + "|"]
+    lines += ["| " + " | ".join(f"`{cell}`" if i == 0 else cell for i, cell in enumerate(row.values())) + " |" for row in table()]
+    return "\n".join(lines)
+
+
+_SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
+          torch.int64: "int64", torch.int32: "int32", torch.uint8: "uint8", torch.bool: "bool"}
+
+
+def _dtypes(op, name: str) -> str:
+    entries = [backend for backend in op.backends if backend.name == name]
+    if not entries:
+        return "-"
+    backend = entries[0]
+    if isinstance(backend.run, NativeOp) and _library.missing(name) is None:
+        key = "CUDA" if name == "cuda" else "CPU"
+        if backend.run.missing(key):
+            return "not in the loaded library"
+    return "any" if backend.dtypes is None else " ".join(_SHORT[dtype] for dtype in backend.dtypes)
+
+
+def main() -> None:
+    for name, value in versions().items():
+        print(f"{name:>12}  {value}")
+    print(f"{'CPU library':>12}  {_library.CPU_LEVEL or 'none'}")
+    print()
+    for name, reason in missing().items():
+        print(f"{name:>12}  {'available' if reason is None else f'missing: {reason}'}")
+    print()
+    rows = table()
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]} if rows else {}
+    for row in [{column: column for column in widths}, *rows]:
+        print("  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip())
+
+
+if __name__ == "__main__":
+    main()

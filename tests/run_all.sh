@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Everything that needs no GPU: `bash tests/run_all.sh [python]`. Goes on past a failing part and ends with a summary.
+set -u
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${1:-.venv/bin/python}
+failed=()
+part() {  # part NAME COMMAND...
+  local name=$1 started=$SECONDS
+  shift
+  printf '\n=== %s\n' "$name"
+  "$@" || failed+=("$name")
+  printf '=== %s took %d s\n' "$name" $((SECONDS - started))
+}
+# One torch thread per worker: the two workers fill the two cores, and oversubscription is slower.
+parallel="-q -n 2 --dist worksteal"
+
+part "whole suite" env OMP_NUM_THREADS=1 "$python" -m pytest tests $parallel --durations 15
+part "ops on two threads" "$python" -m pytest tests/ops -q -m "not slow"
+for level in v3 base; do
+  part "instruction level $level" env OMP_NUM_THREADS=1 FASTSEG_CPU_LEVEL=$level "$python" -m pytest \
+    tests/test_contract.py tests/ops $parallel -m "not slow" -k "not compiles and not gradcheck and not opcheck"
+done
+part "no compiled library" env OMP_NUM_THREADS=1 FASTSEG_CPU_LEVEL=none "$python" -m pytest \
+  tests/test_contract.py $parallel -k "every_dtype or gradient_layouts"
+part "benchmarks as tests" "$python" -m pytest benchmarks -q --benchmark-disable
+
+if [ ${#failed[@]} -gt 0 ]; then
+  printf '\nFAILED: %s\n' "${failed[@]}"
+  exit 1
+fi
+printf '\nEverything passed.\n'

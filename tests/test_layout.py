@@ -1,0 +1,63 @@
+"""An op that misses its reference, README, tests, benchmark or info row fails here; so does a file that grew too long."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+import fastseg.info
+import fastseg.ops
+from fastseg import _op
+from fastseg.info import table
+
+ROOT = Path(__file__).resolve().parent.parent
+OP_FILES = sorted(path.stem for path in (ROOT / "fastseg" / "ops").glob("*.py") if not path.stem.startswith("_"))
+FOLDERS = sorted(path.name for path in (ROOT / "kernels").iterdir() if path.is_dir() and not path.name.startswith("_"))
+MOST_LINES = 400
+
+
+@pytest.mark.parametrize("op", OP_FILES)
+def test_op_has_its_files(op):
+    for path in (f"kernels/{op}/reference.py", f"kernels/{op}/cpu.cpp", f"kernels/{op}/README.md",
+                 f"tests/ops/test_{op}.py", f"benchmarks/ops/{op}.py"):
+        assert (ROOT / path).exists(), f"op {op}: {path} is missing"
+    gpu = [name for name in ("triton.py", "cuda.cu") if (ROOT / "kernels" / op / name).exists()]
+    assert gpu, f"op {op}: neither kernels/{op}/triton.py nor kernels/{op}/cuda.cu"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_kernel_folder_without_an_op(folder):
+    assert folder in OP_FILES
+
+
+@pytest.mark.parametrize("op", OP_FILES)
+def test_op_declares_contracts_and_benchmarks(op):
+    assert importlib.import_module(f"tests.ops.test_{op}").CONTRACTS
+    assert importlib.import_module(f"benchmarks.ops.{op}").CASES
+
+
+def test_every_op_has_an_info_row():
+    assert {row["op"] for row in table()} == set(_op.REGISTRY)
+    assert _op.REGISTRY
+
+
+def test_every_public_op_is_documented():
+    for name in fastseg.ops.__all__:
+        text = getattr(fastseg.ops, name).__doc__ or ""
+        assert len(text) > 200, f"fastseg.ops.{name}: the docstring must give shapes, dtypes, errors and the source"
+
+
+def test_every_op_of_the_registry_has_a_reference():
+    for op in _op.REGISTRY.values():
+        assert op.backends[-1].name == "reference", f"{op.name}: the last backend of the table must be the reference"
+
+
+def test_files_stay_short():
+    endings = {".py", ".cpp", ".cu", ".h", ".cuh"}
+    folders = ("fastseg", "kernels", "csrc", "benchmarks", "tests", "examples")
+    long = {}
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in endings):
+        count = len(path.read_text().splitlines())
+        if count > MOST_LINES * 1.1:
+            long[str(path.relative_to(ROOT))] = count
+    assert not long, f"files over ~{MOST_LINES} lines: {long}"

@@ -1,0 +1,1 @@
+"""Benchmarks of fastseg's ops; see `benchmarks/README.md` and `python -m benchmarks.run --help`."""

@@ -1,0 +1,87 @@
+"""`python -m benchmarks.run --against REV`: the same cases on this checkout and on another git revision of fastseg.
+
+The revision is checked out and built under `build/against/<commit>`; its `fastseg` runs under the benchmark files of
+this checkout, so both sides do the same work. The processes of the two sides alternate, and the ratio is taken pair
+by pair.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import results
+from benchmarks.harness import OURS
+from benchmarks.run import Job, plan, run_worker
+
+ROUNDS = 3
+
+
+def install(target: Path, source: Path) -> None:
+    """`pip install` of a source tree into a folder of its own."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps"]
+    subprocess.run([*command, "--target", str(target), str(source)], check=True)
+
+
+def build(revision: str) -> Path:
+    """The folder from which that revision's `fastseg` can be imported; built once per commit."""
+    commit = results.git("rev-parse", "--verify", f"{revision}^{{commit}}")
+    if not commit:
+        raise SystemExit(f"--against: git knows no revision {revision!r}")
+    folder = results.ROOT / "build" / "against" / commit[:12]
+    installed = folder / "site"
+    if not installed.exists():
+        source, unfinished = folder / "source", folder / "unfinished"
+        if not source.exists():
+            subprocess.run(
+                ["git", "worktree", "add", "--quiet", "--detach", "--force", str(source), commit],
+                cwd=results.ROOT, check=True,
+            )
+        install(unfinished, source)
+        unfinished.rename(installed)
+    return installed
+
+
+def time_once(job: Job, options: argparse.Namespace, path: list[str]) -> float | str:
+    """Milliseconds of our op in a fresh process, or why there are none."""
+    records, failure = run_worker(job, options, "--only-ours", path=path)
+    if failure or records[0]["refused"]:
+        return failure or f"check failed: {records[0]['refused']}"
+    return records[0]["contestants"][OURS]["median_ms"]
+
+
+def link_benchmarks(folder: str) -> str:
+    """A folder from which `benchmarks` can be imported and `fastseg` cannot."""
+    (Path(folder) / "benchmarks").symlink_to(results.ROOT / "benchmarks")
+    return folder
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Print, per case and allocator, this checkout's time, the revision's, and the paired ratio."""
+    other = build(options.against)
+    failures = 0
+    with tempfile.TemporaryDirectory() as folder:
+        benchmarks_only = link_benchmarks(folder)
+        here = [str(results.ROOT)]
+        there = [benchmarks_only, str(other)]
+        print(f"this checkout against {options.against}; a ratio above 1 means that this checkout is faster")
+        single = [Job(job.op, (t,), job.allocator) for job in plan(options.ops, options.device, options.match)
+                  for t in job.titles]
+        for job in single:
+            pairs = [(time_once(job, options, here), time_once(job, options, there)) for _ in range(ROUNDS)]
+            label = f"{job.op} {job.titles[0]}, {job.allocator} allocator"
+            reasons = [side for pair in pairs for side in pair if isinstance(side, str)]
+            if reasons:
+                failures += 1
+                print(f"{label}: NOT COMPARED: {reasons[0]}", flush=True)
+                continue
+            ratios = [theirs / ours for ours, theirs in pairs]
+            ours, theirs = (statistics.median(side) for side in zip(*pairs))
+            print(
+                f"{label}: {ours:.3f} ms, {theirs:.3f} ms there, x{statistics.median(ratios):.2f} "
+                f"({min(ratios):.2f} to {max(ratios):.2f})",
+                flush=True,
+            )
+    return 1 if failures else 0

@@ -1,0 +1,193 @@
+"""What a benchmark is: a `Case` (workload, our call, its peers, its floor in bytes, its targets) and how it runs.
+
+A file `benchmarks/ops/<op>.py` exports `CASES`, a list of `Case`; everything else in this package walks those lists.
+"""
+
+import importlib
+import pkgutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+Shape = tuple[int, ...]
+Inputs = tuple  # what the case's functions are called with; the first is the tensor that gets a gradient
+
+OURS = "fastseg"
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Something to be compared with, called with the same inputs as our op.
+
+    `layout` None keeps the case's layout. `compiled` passes `run` through `torch.compile` first.
+    `dtype` None keeps the case's dtype. `missing` says why the peer cannot run on this machine (a package that is not
+    installed), or is None. `devices` are those it runs on. `ours` marks fastseg itself under other conditions, shown
+    for comparison and never taken for the best peer.
+    """
+
+    run: Callable
+    layout: str | None = None
+    compiled: bool = False
+    dtype: torch.dtype | None = None
+    missing: str | None = None
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure the case has to reach.
+
+    `kind`: "speedup" (peer's time / ours, at least), "extra_memory" (peak extra bytes, at most), "memory_ratio"
+    (peer's peak extra / ours, at least) or "bandwidth" (share of the measured copy bandwidth, at least).
+    `peer`: a peer's name, or "best" for whichever peer is fastest (smallest, for memory) in the same run.
+    `allocator`: "default" or "tuned"; on CUDA there is only "default".
+    """
+
+    kind: str
+    value: float
+    peer: str = "best"
+    allocator: str = "tuned"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload of one op.
+
+    `make(shape, device, dtype, layout)` returns the inputs; the first is differentiated when `backward` is set.
+    `minimal_bytes(shape, dtype)` counts what must cross the memory bus however the op is written: every input read
+    as often as the algorithm cannot avoid, every output written once. `flops(shape)` is optional.
+    `verify(case, inputs)` returns None or says how our result is wrong.
+    """
+
+    op: str
+    shape: Shape
+    make: Callable[[Shape, torch.device, torch.dtype, str], Inputs]
+    ours: Callable
+    peers: dict[str, Peer]
+    minimal_bytes: Callable[[Shape, torch.dtype], int]
+    verify: Callable[["Case", Inputs], str | None]
+    name: str = ""
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    backward: bool = True
+    flops: Callable[[Shape], float] | None = None
+    targets: tuple[Target, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    quick_shape: Shape | None = None
+
+    @property
+    def title(self) -> str:
+        """The line that names this case within its op, unique there."""
+        parts = [self.name, "x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch.")]
+        if self.layout != "contiguous":
+            parts.append(self.layout)
+        return " ".join(part for part in parts if part)
+
+    def quick(self) -> "Case":
+        """The same case at a size that takes milliseconds; it has no targets."""
+        return replace(self, shape=self.quick_shape or shrink(self.shape), targets=())
+
+
+def shrink(shape: Shape) -> Shape:
+    """Batch 1 and an eighth of each spatial extent, classes kept."""
+    spatial = tuple(max(1, extent // 8) for extent in shape[2:])
+    return (1, shape[1], *spatial)
+
+
+def op_names() -> list[str]:
+    """The benchmark files there are."""
+    import benchmarks.ops
+
+    return sorted(module.name for module in pkgutil.iter_modules(benchmarks.ops.__path__))
+
+
+def cases_of(op: str) -> list[Case]:
+    """The `CASES` of `benchmarks/ops/<op>.py`; titles are checked to be unique."""
+    cases = importlib.import_module(f"benchmarks.ops.{op}").CASES
+    titles = [(case.op, case.title) for case in cases]
+    if len(set(titles)) != len(titles):
+        raise ValueError(f"benchmarks/ops/{op}.py: two cases share a title: {sorted(titles)}")
+    return cases
+
+
+def differentiable(inputs: Inputs, backward: bool) -> Inputs:
+    """The inputs with a first tensor that is a leaf of its own and asks for a gradient if `backward` is set."""
+    first = inputs[0].detach()
+    return (first.requires_grad_(backward), *inputs[1:])
+
+
+def converted(inputs: Inputs, layout: str, dtype: torch.dtype) -> Inputs:
+    """The inputs with every floating tensor in `dtype` and, where it is 4-d, in `layout`; copied only if need be."""
+
+    def convert(value):
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        value = value.detach().to(dtype)
+        return value.contiguous(memory_format=MEMORY_FORMATS[layout]) if value.dim() == 4 else value
+
+    return tuple(convert(value) for value in inputs)
+
+
+def step(function: Callable, inputs: Inputs, backward: bool) -> Callable:
+    """A call without arguments: forward, and backward with a fresh gradient if the case asks for it."""
+    inputs = differentiable(inputs, backward)
+    first = inputs[0]
+
+    def forward_only():
+        with torch.no_grad():
+            return function(*inputs)
+
+    def forward_and_backward():
+        first.grad = None
+        loss = function(*inputs)
+        loss.backward()
+        return loss
+
+    return forward_and_backward if backward else forward_only
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A function to be timed and the inputs it is called with."""
+
+    run: Callable
+    inputs: Inputs
+    ours: bool
+
+    def step(self, backward: bool, inputs: Inputs | None = None) -> Callable:
+        return step(self.run, self.inputs if inputs is None else inputs, backward)
+
+
+def contestants(case: Case, inputs: Inputs, device: str) -> tuple[dict[str, Contestant], dict[str, str]]:
+    """Ours (the first) and the peers that run here by name, and the reasons why the others do not.
+
+    Compiled peers are specialised to the shape (`dynamic=False`): the fastest code the compiler makes.
+    """
+    prepared = {(case.layout, case.dtype): inputs}
+    running = {OURS: Contestant(case.ours, inputs, ours=True)}
+    skipped = {}
+    for name, peer in case.peers.items():
+        if peer.missing is not None or device not in peer.devices:
+            skipped[name] = peer.missing or f"does not run on {device}"
+            continue
+        key = (peer.layout or case.layout, peer.dtype or case.dtype)
+        if key not in prepared:
+            prepared[key] = converted(inputs, *key)
+        run = torch.compile(peer.run, dynamic=False) if peer.compiled else peer.run
+        running[name] = Contestant(run, prepared[key], peer.ours)
+    return running, skipped
+
+
+def check(case: Case, inputs: Inputs) -> str | None:
+    """None, or how our result is wrong on these very inputs. An exception of ours is a red check, not a crash."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return case.verify(case, inputs)
+    except Exception as error:  # whatever it is, the case must not be timed
+        return f"{type(error).__name__}: {error}".splitlines()[0]

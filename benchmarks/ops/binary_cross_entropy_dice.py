@@ -1,0 +1,50 @@
+"""binary_cross_entropy_dice for one-channel masks: forward and backward."""
+
+import torch
+import torch.nn.functional as F
+
+import fastseg.ops
+from benchmarks import checks, peers
+from benchmarks.harness import Case
+from benchmarks.inputs import logits
+
+SMOOTH = 1e-6
+
+
+def make(shape, device, dtype, layout):
+    input = logits(shape, device, dtype, layout)
+    return input, (torch.rand_like(input) < 0.3).to(dtype)
+
+
+def minimal_bytes(shape, dtype):
+    """The gradient needs the sums over all pixels first: logits and mask read twice, gradient written once."""
+    batch, channels, height, width = shape
+    return 5 * batch * channels * height * width * dtype.itemsize
+
+
+def stock_binary_cross_entropy_dice(input, target):
+    """Mean BCE plus 1 - 2 sum(p y) / (sum(p^2) + sum(y^2)) over the batch."""
+    p = input.sigmoid()
+    intersection = (p * target).sum()
+    denominator = (p * p).sum() + (target * target).sum()
+    dice = 1 - (2 * intersection + SMOOTH) / (denominator + SMOOTH)
+    return F.binary_cross_entropy_with_logits(input, target) + dice
+
+
+def binary_cross_entropy_dice(input, target):
+    return fastseg.ops.binary_cross_entropy_dice(input, target, smooth=SMOOTH)
+
+
+def case(shape, **options):
+    return Case(
+        "binary_cross_entropy_dice", shape, make, binary_cross_entropy_dice,
+        peers.stock(stock_binary_cross_entropy_dice, ("contiguous",)),
+        minimal_bytes, checks.differentiable_within_policy(stock_binary_cross_entropy_dice), **options,
+    )
+
+
+CASES = [
+    case((8, 1, 512, 1024)),
+    case((8, 1, 512, 1024), dtype=torch.bfloat16),
+    case((3, 1, 513, 511)),
+]

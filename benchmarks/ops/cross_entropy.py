@@ -1,0 +1,80 @@
+"""cross_entropy and focal_loss: forward and backward of the mean over the valid pixels."""
+
+import torch
+import torch.nn.functional as F
+
+import fastseg.ops
+from benchmarks import checks, peers
+from benchmarks.harness import Case, Target
+from benchmarks.inputs import IGNORED, labels, logits
+
+
+def make(shape, device, dtype, layout):
+    batch, classes, *spatial = shape
+    return logits(shape, device, dtype, layout), labels((batch, *spatial), classes, device)
+
+
+def minimal_bytes(shape, dtype):
+    """Logits read once and gradient written once (it can be computed in the forward), int64 labels read once."""
+    batch, classes, height, width = shape
+    return batch * height * width * (2 * classes * dtype.itemsize + 8)
+
+
+def stock_cross_entropy(input, target):
+    return F.cross_entropy(input, target, ignore_index=IGNORED)
+
+
+def cross_entropy(input, target):
+    return fastseg.ops.cross_entropy(input, target, ignore_index=IGNORED)
+
+
+def stock_focal_loss(input, target):
+    """-(1 - p_t)^2 log p_t, averaged over the valid pixels."""
+    log_p = -F.cross_entropy(input, target, ignore_index=IGNORED, reduction="none")
+    loss = -((1 - log_p.exp()) ** 2) * log_p
+    return loss.sum() / (target != IGNORED).sum()
+
+
+def focal_loss(input, target):
+    return fastseg.ops.focal_loss(input, target, gamma=2.0, ignore_index=IGNORED)
+
+
+def cross_entropy_case(shape, targets=(), more_peers=None, **options):
+    return Case(
+        "cross_entropy", shape, make, cross_entropy,
+        peers.stock(stock_cross_entropy) | {"liger": peers.LIGER_CROSS_ENTROPY} | (more_peers or {}),
+        minimal_bytes, checks.differentiable_within_policy(stock_cross_entropy), targets=targets, **options,
+    )
+
+
+def focal_loss_case(shape, **options):
+    return Case(
+        "focal_loss", shape, make, focal_loss, peers.stock(stock_focal_loss),
+        minimal_bytes, checks.differentiable_within_policy(stock_focal_loss), **options,
+    )
+
+
+FLOAT32 = peers.ours_in_float32(cross_entropy)
+HALF_SPEEDUP = (Target("speedup", 1.3, "fastseg float32"),)
+GPU_BANDWIDTH = Target("bandwidth", 0.85, device="cuda", allocator="default")
+
+CASES = [
+    cross_entropy_case(
+        (2, 19, 512, 1024),
+        (
+            Target("speedup", 2.5),
+            Target("speedup", 4, "eager"),
+            Target("speedup", 3, "eager", "default"),
+        ),
+    ),
+    cross_entropy_case((2, 19, 512, 1024), (Target("speedup", 1.8),), layout="channels_last"),
+    cross_entropy_case((2, 150, 512, 512), (Target("speedup", 3.3),)),
+    cross_entropy_case((16, 19, 512, 1024), (GPU_BANDWIDTH,), devices=("cuda",)),
+    cross_entropy_case((2, 19, 512, 1024), HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16),
+    cross_entropy_case((16, 19, 512, 1024), dtype=torch.bfloat16, devices=("cuda",)),
+    cross_entropy_case((2, 21, 513, 513)),
+    cross_entropy_case((4, 2, 512, 512)),
+    cross_entropy_case((1, 1000, 256, 256)),
+    focal_loss_case((2, 19, 512, 1024)),
+    focal_loss_case((2, 150, 512, 512)),
+]

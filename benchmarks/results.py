@@ -1,0 +1,130 @@
+"""Result files: what they hold, where they lie, and how targets are judged from the raw figures.
+
+A file is `{"meta": {...}, "records": [...]}`; a record is what `benchmarks/worker.py` writes for one case under one
+allocator. Committed results lie in `benchmarks/results/<device>/<op file>.json`.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import OURS
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("torch", "triton", "numpy", "liger-kernel", "torchvision", "pycocotools", "fastseg")
+
+
+def git(*arguments: str) -> str:
+    """Output of a git command in this checkout, or an empty string where there is no git or no repository."""
+    try:
+        done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def meta(device: str, threads: int) -> dict:
+    """Where, when and with what the records were measured."""
+    return {
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else cpu_model(),
+        "cpu": cpu_model(),
+        "threads": threads or torch.get_num_threads(),
+        "python": platform.python_version(),
+        "libc": " ".join(platform.libc_ver()),
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "versions": versions(),
+        "environment": {name: value for name, value in os.environ.items() if name.startswith("FASTSEG_")},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def save(path: Path, meta: dict, records: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"meta": meta, "records": records}, indent=1)
+    path.write_text(text + "\n")
+
+
+def load(device: str) -> list[tuple[dict, list[dict]]]:
+    """Meta and records of every committed file of a device, in order of file name."""
+    files = sorted((RESULTS / device).glob("*.json"))
+    contents = [json.loads(path.read_text()) for path in files]
+    return [(content["meta"], content["records"]) for content in contents]
+
+
+def peers_of(record: dict) -> dict[str, dict]:
+    """The contestants that are not fastseg."""
+    return {name: figures for name, figures in record["contestants"].items() if not figures["ours"]}
+
+
+def best_peer(record: dict, figure: str) -> str | None:
+    """The peer with the smallest `figure` ("median_ms" or "extra_bytes"), or None."""
+    known = {name: each[figure] for name, each in peers_of(record).items() if each[figure] is not None}
+    return min(known, key=known.get) if known else None
+
+
+def share_of_copy_bandwidth(record: dict) -> float:
+    """Minimal bytes of the case over our time, as a share of the copy bandwidth measured in the same process."""
+    return bytes_per_second(record, OURS) / record["copy_bytes_per_second"]
+
+
+def bytes_per_second(record: dict, name: str) -> float:
+    return record["minimal_bytes"] / (record["contestants"][name]["median_ms"] * 1e-3)
+
+
+def judge(record: dict, target: dict) -> tuple[float | None, str | None, bool]:
+    """(figure reached, the peer it refers to, whether the target is met); None, None, False if it cannot be told."""
+    contestants = record["contestants"]
+    ours = contestants[OURS]
+    kind, wanted = target["kind"], target["value"]
+    if kind == "bandwidth":
+        share = share_of_copy_bandwidth(record)
+        return share, None, share >= wanted
+    if kind == "extra_memory":
+        extra = ours["extra_bytes"]
+        return extra, None, extra is not None and extra <= wanted
+    figure = "median_ms" if kind == "speedup" else "extra_bytes"
+    peer = best_peer(record, figure) if target["peer"] == "best" else target["peer"]
+    if peer not in contestants or ours[figure] is None or contestants[peer][figure] is None:
+        return None, peer, False
+    if kind == "speedup":
+        reached = contestants[peer]["ratio"]
+    else:
+        reached = contestants[peer]["extra_bytes"] / max(ours["extra_bytes"], 1)
+    return reached, peer, reached >= wanted
+
+
+def judged(record: dict) -> list[tuple[dict, float | None, str | None, bool]]:
+    """Every target that belongs to the record's allocator, judged."""
+    mine = [target for target in record["targets"] if target["allocator"] == record["allocator"]]
+    return [(target, *judge(record, target)) for target in mine]

@@ -1,0 +1,200 @@
+"""`python -m benchmarks.run [op ...]`: check every case, time it against its peers, print and save the figures.
+
+A case whose check is red is refused and not timed. On the CPU each case runs twice, with the default allocator and
+with `fastseg.tune_allocator()`, the peers under the same one. Exit status: 0 if every case was measured (a missed
+target is a result, not a failure), 1 if one was refused, crashed or ran out of time.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks import harness, results, table
+
+WORKER_LIMIT = 600  # seconds
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cases of one op, for one worker process."""
+
+    op: str
+    titles: tuple[str, ...]
+    allocator: str
+
+
+def plan(ops: list[str], device: str, match: str) -> list[Job]:
+    """The jobs in the order they run: cases that have targets first, so that a time limit costs the others.
+
+    CPU: one job per case and allocator. CUDA: one per op (starting CUDA costs more than most cases).
+    """
+    jobs = []
+    for with_targets in (True, False):
+        for op in ops:
+            titles = tuple(
+                case.title
+                for case in harness.cases_of(op)
+                if device in case.devices
+                and match in f"{case.op} {case.title}"
+                and any(target.device == device for target in case.targets) == with_targets
+            )
+            if device == "cpu":
+                jobs += [Job(op, (title,), allocator) for title in titles for allocator in ("default", "tuned")]
+            elif titles:
+                jobs.append(Job(op, titles, "default"))
+    return jobs
+
+
+def run_worker(
+    job: Job, options: argparse.Namespace, *extra: str, limit: float = WORKER_LIMIT, path: list[str] | None = None
+) -> tuple[list[dict], str | None]:
+    """The records a worker wrote, and None or why it did not write all of them.
+
+    `path`: directories to import `fastseg` and `benchmarks` from, instead of the current directory.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "records"
+        command = [sys.executable, *(["-P"] if path else []), "-m", "benchmarks.worker", job.op, *job.titles]
+        command += ["--device", options.device, "--allocator", job.allocator, "--output", str(output)]
+        command += ["--threads", str(options.threads), *(["--quick"] if options.quick else []), *extra]
+        environment = os.environ | ({"PYTHONPATH": os.pathsep.join(path)} if path else {})
+        try:
+            done = subprocess.run(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit, env=environment
+            )
+        except subprocess.TimeoutExpired:
+            failure = f"ran longer than {limit:.0f} s"
+        else:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            failure = None if done.returncode == 0 else f"exit status {done.returncode}: {last}"
+        lines = output.read_text().splitlines() if output.exists() else []
+    return [json.loads(line) for line in lines], failure
+
+
+class Session:
+    """One run of the command: remembers which cases are sound, collects records, prints as it goes, saves after every
+    job."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.meta = results.meta(options.device, options.threads)
+        self.records: dict[str, list[dict]] = {}
+        self.checked: dict[tuple[str, str], bool] = {}  # (op file, title) -> whether its check was green
+        self.failures: list[str] = []
+        self.deadline = time.monotonic() + options.time_limit
+
+    def remaining(self) -> float:
+        return min(WORKER_LIMIT, self.deadline - time.monotonic())
+
+    def fail(self, op: str, titles, reason: str) -> None:
+        for title in titles:
+            self.failures.append(f"{op}: {title}: {reason}")
+            print(f"\n{op}: {title}: NOT MEASURED: {reason}", flush=True)
+
+    def prepare(self, jobs: list[Job]) -> None:
+        """Check and compile every case, several at once, so that the timings that follow start from caches."""
+        single = [Job(job.op, (title,), job.allocator) for job in jobs for title in job.titles]
+
+        def check(job: Job) -> tuple[list[dict], str | None]:
+            return run_worker(job, self.options, "--prepare", limit=max(1, self.remaining()))
+
+        with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
+            for job, (records, failure) in zip(single, pool.map(check, single)):
+                self.note(job, records, failure)
+
+    def note(self, job: Job, records: list[dict], failure: str | None) -> list[dict]:
+        """Remember what was sound and report what was not; gives the records of the sound cases."""
+        for title, record in zip(job.titles, records):
+            self.checked[job.op, title] = record["refused"] is None
+            if record["refused"]:
+                self.fail(job.op, [title], f"check failed: {record['refused']}")
+        if failure:
+            lost = job.titles[len(records):]
+            self.fail(job.op, lost, failure)
+            self.checked.update({(job.op, title): False for title in lost})
+        return [record for record in records if record["refused"] is None]
+
+    def run(self, job: Job) -> None:
+        titles = tuple(title for title in job.titles if self.checked.get((job.op, title), True))
+        if not titles:
+            return
+        if self.remaining() <= 1:
+            self.fail(job.op, titles, "the time limit was reached before it started")
+            return
+        known = all((job.op, title) in self.checked for title in titles)
+        job = Job(job.op, titles, job.allocator)
+        outcome = run_worker(job, self.options, *(["--no-verify"] if known else []), limit=self.remaining())
+        for record in self.note(job, *outcome):
+            print("\n" + table.text(record), flush=True)
+            self.records.setdefault(job.op, []).append(record)
+        self.save()
+
+    def all_records(self) -> list[dict]:
+        return [record for records in self.records.values() for record in records]
+
+    def save(self) -> None:
+        if self.options.json:
+            results.save(Path(self.options.json), self.meta | {"failures": self.failures}, self.all_records())
+        elif not (self.options.quick or self.options.no_save or self.options.match):
+            for op, records in self.records.items():
+                results.save(results.RESULTS / self.options.device / f"{op}.json", self.meta, records)
+
+
+def measure(options: argparse.Namespace) -> int:
+    jobs = plan(options.ops, options.device, options.match)
+    session = Session(options)
+    print(table.heading(session.meta), flush=True)
+    if options.jobs > 1:
+        session.prepare(jobs)
+    for job in jobs:
+        session.run(job)
+    print("\n" + table.targets(session.all_records()))
+    if session.failures:
+        print("\nNot measured:\n  " + "\n  ".join(session.failures))
+    return 1 if session.failures else 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.partition("\n\n")[2])
+    names = harness.op_names()
+    parser.add_argument("ops", nargs="*", metavar="op", help=f"files of benchmarks/ops: {', '.join(names)}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--against", metavar="REV", help="compare with another git revision of fastseg, not with peers")
+    parser.add_argument("--json", metavar="FILE", help="write the records there, not into benchmarks/results")
+    parser.add_argument("--quick", action="store_true", help="small sizes, short timings, nothing saved")
+    parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results alone")
+    parser.add_argument("--match", default="", metavar="TEXT", help="only cases with this in '<op> <title>'; not saved")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: as PyTorch chooses)")
+    parser.add_argument("--jobs", type=int, default=0, help="processes that check and compile beforehand (CUDA: 6)")
+    parser.add_argument("--time-limit", type=float, default=float("inf"), metavar="S", help="start no case after this")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.ops) - set(names))
+    if unknown:
+        parser.error(f"no such op: {', '.join(unknown)}; there are: {', '.join(names)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device")
+    options.ops = options.ops or names
+    options.jobs = options.jobs or (6 if options.device == "cuda" else 1)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.against:
+        from benchmarks import against
+
+        return against.compare(options)
+    return measure(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

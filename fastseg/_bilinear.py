@@ -1,0 +1,50 @@
+"""Size and scale of a bilinear upsampling, normalised as torch.nn.functional.interpolate does."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def output_size_and_scales(
+    op: str,
+    input: Tensor,
+    size: int | Sequence[int] | None,
+    scale_factor: float | Sequence[float] | None,
+) -> tuple[tuple[int, int] | None, list[float] | None]:
+    """((height, width), scales as torch's sampling rule wants them) for `input` (N, C, h, w).
+
+    The size is None if neither argument says it. The scales are None unless `scale_factor` is given: torch then samples
+    at 1/scale_factor instead of source size / output size.
+    """
+    if size is not None and scale_factor is not None:
+        raise ValueError(f"fastseg.ops.{op}: size and scale_factor are both given; allowed: one of them")
+    if size is not None:
+        height, width = _pair(op, "size", size, int)
+        if height < 1 or width < 1:
+            raise ValueError(f"fastseg.ops.{op}: size={size!r}; allowed: positive numbers")
+        return (height, width), None
+    if scale_factor is None:
+        return None, None
+    scales = _pair(op, "scale_factor", scale_factor, float)
+    height, width = (int(length * scale) for length, scale in zip(input.shape[-2:], scales))
+    if not all(scale > 0 for scale in scales) or height < 1 or width < 1:
+        raise ValueError(
+            f"fastseg.ops.{op}: scale_factor={scale_factor!r} makes {tuple(input.shape[-2:])} into {(height, width)}; "
+            "allowed: positive factors that leave at least one pixel"
+        )
+    return (height, width), scales
+
+
+def interpolate(input: Tensor, size: Sequence[int], scales: Sequence[float] | None, align_corners: bool) -> Tensor:
+    """Stock PyTorch on the normalised arguments: what every reference is built on."""
+    if scales is None:
+        return F.interpolate(input, size=tuple(size), mode="bilinear", align_corners=align_corners)
+    return F.interpolate(input, scale_factor=tuple(scales), mode="bilinear", align_corners=align_corners)
+
+
+def _pair(op: str, name: str, value, kind: type) -> list:
+    values = [value, value] if not isinstance(value, Sequence) else list(value)
+    if len(values) != 2:
+        raise ValueError(f"fastseg.ops.{op}: {name}={value!r}; allowed: one number, or one each for height and width")
+    return [kind(entry) for entry in values]

@@ -106,8 +106,8 @@ FASTSEG_INLINE f32x16 load(const BFloat16* from) {
 }
 
 FASTSEG_INLINE f32x16 load(const Half* from) {
-#if defined(__AVX512F__)
-  return bit_cast<f32x16>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#if defined(__AVX512F__)  // (the full zero mask is free, and spares GCC 12's warning about its own unmasked intrinsic)
+  return bit_cast<f32x16>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 #elif defined(__F16C__)
   f32x16 lanes;
   for (int half = 0; half < 2; ++half) {
@@ -138,7 +138,8 @@ FASTSEG_INLINE void store(BFloat16* to, f32x16 lanes) {
 
 FASTSEG_INLINE void store(Half* to, f32x16 lanes) {
 #if defined(__AVX512F__)
-  const __m256i half = _mm512_cvtps_ph(bit_cast<__m512>(lanes), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  const __m256i half = _mm512_maskz_cvtps_ph(0xffff, bit_cast<__m512>(lanes), kNearest);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
 #elif defined(__F16C__)
   for (int half = 0; half < 2; ++half) {
@@ -168,7 +169,8 @@ FASTSEG_INLINE void store_partial(scalar_t* to, vector_t lanes, int count) {
 }
 
 // Streaming stores write whole cache lines without reading them first: for outputs larger than the cache that nobody
-// reads soon. `to` must be 64-byte aligned. Call stream_fence() once per thread after the last of them.
+// reads soon. `to` must be aligned to its 16 elements (64 bytes; 32 for half types). Call stream_fence() once per
+// thread after the last of them.
 FASTSEG_INLINE void stream(float* to, f32x16 lanes) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(to, bit_cast<__m512>(lanes));
@@ -188,6 +190,20 @@ FASTSEG_INLINE void stream(float* to, f32x16 lanes) {
   store(to, lanes);
 #endif
 }
+
+template <typename half_t>
+FASTSEG_INLINE void stream_half(half_t* to, f32x16 lanes) {
+  alignas(32) half_t rounded[kLanes];
+  store(rounded, lanes);
+#if defined(__AVX__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), _mm256_load_si256(reinterpret_cast<const __m256i*>(rounded)));
+#else
+  std::memcpy(to, rounded, sizeof rounded);
+#endif
+}
+FASTSEG_INLINE void stream(BFloat16* to, f32x16 lanes) { stream_half(to, lanes); }
+FASTSEG_INLINE void stream(Half* to, f32x16 lanes) { stream_half(to, lanes); }
+FASTSEG_INLINE void stream(double* to, f64x16 lanes) { store(to, lanes); }
 
 FASTSEG_INLINE void stream_fence() {
 #if defined(__SSE2__)

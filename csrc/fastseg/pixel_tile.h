@@ -1,0 +1,408 @@
+// The unit of work of the softmax losses: a tile of consecutive pixels times all classes.
+//
+// A loss sees rows of `tile_pixels(C)` pixels, one row per class, in the accumulator type; only this file knows how the
+// tensor lies in memory and which dtype it has:
+//   for_each_tile(...)             cuts [N, P] into tiles
+//   TileAccess::visit(...)         hands a body one tile: `load(c, i)` 16 logits, `store(c, i, lanes)` 16 gradients
+//   load_labels(...)               the tile's labels as int32, -1 where the pixel is ignored
+//   tile_maximum, tile_softmax     largest logit and exponentials of every pixel
+// Memory beyond the tensor is never touched: a partial tile is padded in scratch with zero logits and ignored labels.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "fastseg/parallel.h"
+#include "fastseg/simd.h"
+
+namespace fastseg {
+
+using simd::kLanes;
+
+#if defined(__AVX512F__)
+constexpr int kGroup = 8;  // vectors of 16 pixels whose running maximum and sum stay in registers
+#else
+constexpr int kGroup = 2;
+#endif
+
+constexpr int kRowPadding = 16;  // keeps the scratch rows of one pixel out of the same cache set
+
+// Pixels in a tile: as many as keep two copies of the tile (logits and exponentials) in the second-level cache.
+inline int tile_pixels(int64_t classes) {
+  constexpr int64_t kMostElements = 1 << 16;
+  const int64_t fitting = kMostElements / std::max<int64_t>(1, classes) / kLanes * kLanes;
+  return static_cast<int>(std::clamp<int64_t>(fitting, kLanes, 128));
+}
+
+// A [N, C, P] tensor, strides in elements. Planar (NCHW): pixel_stride is 1. Interleaved (channels_last): class_stride is 1.
+template <typename scalar_t>
+struct PixelView {
+  scalar_t* data = nullptr;
+  int64_t image_stride = 0, class_stride = 0, pixel_stride = 0;
+
+  bool planar() const { return pixel_stride == 1; }
+  scalar_t* at(int64_t image, int64_t pixel) const { return data + image * image_stride + pixel * pixel_stride; }
+};
+
+// A 64-byte aligned array of one thread.
+template <typename value_t>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : values_(static_cast<value_t*>(std::aligned_alloc(64, (count * sizeof(value_t) + 63) / 64 * 64 + 64))) {
+    if (!values_) throw std::bad_alloc();
+  }
+  value_t* get() const { return values_.get(); }
+
+ private:
+  struct Free {
+    void operator()(value_t* values) const { std::free(values); }
+  };
+  std::unique_ptr<value_t, Free> values_;
+};
+
+// Calls body(image, first_pixel, count) for tiles [begin, end) of the ceil(P / T) tiles of each image, in order.
+template <typename Body>
+void for_each_tile(int64_t begin, int64_t end, int64_t pixels, int tile, const Body& body) {
+  const int64_t per_image = ceil_divide(pixels, tile);
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t first = index % per_image * tile;
+    body(index / per_image, first, static_cast<int>(std::min<int64_t>(tile, pixels - first)));
+  }
+}
+
+// --- transposition between interleaved pixels [count][C] and class rows [C][row_stride] ---
+
+namespace detail {
+
+template <typename value_t>
+void transpose_block(const value_t* from, int64_t from_stride, value_t* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t column = 0; column < columns; ++column) to[column * to_stride + row] = from[row * from_stride + column];
+  }
+}
+
+using f32x4 = float __attribute__((vector_size(16)));
+
+FASTSEG_INLINE void transpose_4x4(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+  f32x4 line[4];
+  for (int i = 0; i < 4; ++i) std::memcpy(&line[i], from + i * from_stride, sizeof(f32x4));
+  const f32x4 low01 = __builtin_shufflevector(line[0], line[1], 0, 4, 1, 5);
+  const f32x4 low23 = __builtin_shufflevector(line[2], line[3], 0, 4, 1, 5);
+  const f32x4 high01 = __builtin_shufflevector(line[0], line[1], 2, 6, 3, 7);
+  const f32x4 high23 = __builtin_shufflevector(line[2], line[3], 2, 6, 3, 7);
+  line[0] = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
+  line[1] = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
+  line[2] = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
+  line[3] = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
+  for (int i = 0; i < 4; ++i) std::memcpy(to + i * to_stride, &line[i], sizeof(f32x4));
+}
+
+// to[column][row] = from[row][column]. A last block that does not fill 4 x 4 overlaps the block before it.
+template <typename value_t>
+void transpose(const value_t* from, int64_t from_stride, value_t* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  if constexpr (std::is_same_v<value_t, float>) {
+    if (rows >= 4 && columns >= 4) {
+      for (int64_t row = 0; row < rows; row += 4) {
+        row = std::min(row, rows - 4);
+        for (int64_t column = 0; column < columns; column += 4) {
+          column = std::min(column, columns - 4);
+          transpose_4x4(from + row * from_stride + column, from_stride, to + column * to_stride + row, to_stride);
+        }
+      }
+      return;
+    }
+  }
+  transpose_block(from, from_stride, to, to_stride, rows, columns);
+}
+
+// Widens `count` consecutive elements.
+template <typename scalar_t, typename accumulate_t>
+void widen(const scalar_t* from, accumulate_t* to, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) simd::store(to + i, simd::load(from + i));
+  for (; i < count; ++i) to[i] = static_cast<accumulate_t>(from[i]);
+}
+
+// Rounds `count` consecutive elements to the storage type.
+template <typename accumulate_t, typename scalar_t>
+void narrow(const accumulate_t* from, scalar_t* to, int64_t count, bool streaming) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    if (streaming) {
+      simd::stream(to + i, simd::load(from + i));
+    } else {
+      simd::store(to + i, simd::load(from + i));
+    }
+  }
+  for (; i < count; ++i) to[i] = static_cast<scalar_t>(from[i]);
+}
+
+}  // namespace detail
+
+// --- one tile, as a loss sees it ---
+
+// A full tile of planar tensors: logits are read, and gradients written, where they lie.
+template <typename scalar_t>
+struct TileInMemory {
+  using accumulate_t = simd::accumulate<scalar_t>;
+  const scalar_t* logits;  // [C, T], rows logits_stride apart
+  scalar_t* gradient;      // [C, T], rows gradient_stride apart
+  int64_t logits_stride, gradient_stride;
+  bool streaming;
+
+  FASTSEG_INLINE auto load(int64_t c, int i) const { return simd::load(logits + c * logits_stride + i); }
+  FASTSEG_INLINE accumulate_t at(int64_t c, int i) const {
+    return static_cast<accumulate_t>(logits[c * logits_stride + i]);
+  }
+  FASTSEG_INLINE void store(int64_t c, int i, simd::vec<accumulate_t> lanes) const {
+    scalar_t* to = gradient + c * gradient_stride + i;
+    if (streaming) {
+      simd::stream(to, lanes);
+    } else {
+      simd::store(to, lanes);
+    }
+  }
+  // The same row of the next tile: the hardware does not follow hundreds of rows at once.
+  FASTSEG_INLINE void prefetch(int64_t c, int i, int tile) const {
+    __builtin_prefetch(logits + c * logits_stride + i + tile);
+  }
+};
+
+// Any other tile, widened (and transposed, when interleaved) into scratch; gradients replace the scratch rows.
+template <typename accumulate>
+struct TileInScratch {
+  using accumulate_t = accumulate;
+  accumulate_t* rows;  // [C, T], rows row_stride apart
+  int64_t row_stride;
+
+  FASTSEG_INLINE auto load(int64_t c, int i) const { return simd::load(rows + c * row_stride + i); }
+  FASTSEG_INLINE accumulate_t at(int64_t c, int i) const { return rows[c * row_stride + i]; }
+  FASTSEG_INLINE void store(int64_t c, int i, simd::vec<accumulate_t> lanes) const {
+    simd::store(rows + c * row_stride + i, lanes);
+  }
+  FASTSEG_INLINE void prefetch(int64_t, int, int) const {}
+};
+
+// Moves tiles between memory and one thread's scratch.
+template <typename scalar_t>
+class TileAccess {
+ public:
+  using accumulate_t = simd::accumulate<scalar_t>;
+
+  // `gradient.data` may be null: nothing is written then.
+  TileAccess(PixelView<const scalar_t> logits, PixelView<scalar_t> gradient, int64_t classes)
+      : logits_(logits),
+        gradient_(gradient),
+        classes_(classes),
+        tile_(tile_pixels(classes)),
+        row_stride_(tile_ + kRowPadding),
+        rows_(classes * row_stride_),
+        lines_(logits.planar() && gradient.planar() ? 0 : classes * kLanes) {
+    const int64_t row_bytes = gradient.class_stride * sizeof(scalar_t);
+    const int64_t image_bytes = gradient.image_stride * sizeof(scalar_t);
+    rows_aligned_ = simd::is_aligned(gradient.data) && row_bytes % 64 == 0 && image_bytes % 64 == 0;
+  }
+  ~TileAccess() { simd::stream_fence(); }
+
+  int tile() const { return tile_; }
+  // Where the exponentials of the tile go: [C][row_stride()]. A TileInScratch has its logits there.
+  accumulate_t* rows() const { return rows_.get(); }
+  int64_t row_stride() const { return row_stride_; }
+
+  // Calls body(tile) with a TileInMemory or TileInScratch, then writes what it stored to the gradient.
+  // A body that is given a non-null gradient must store all of it.
+  template <typename Body>
+  void visit(int64_t image, int64_t first, int count, const Body& body) {
+    const scalar_t* from = logits_.at(image, first);
+    scalar_t* to = gradient_.data ? gradient_.at(image, first) : nullptr;
+    if (count == tile_ && logits_.planar() && (!to || gradient_.planar())) {
+      body(TileInMemory<scalar_t>{from, to, logits_.class_stride, gradient_.class_stride, rows_aligned_});
+      return;
+    }
+    read(from, count);
+    body(TileInScratch<accumulate_t>{rows(), row_stride_});
+    if (to) write(to, count);
+  }
+
+ private:
+  void read(const scalar_t* from, int count) {
+    if (logits_.planar()) {
+      for (int64_t c = 0; c < classes_; ++c) detail::widen(from + c * logits_.class_stride, rows() + c * row_stride_, count);
+    } else {
+      for (int i = 0; i < count; i += kLanes) {
+        read_pixels(from + i * logits_.pixel_stride, std::min(kLanes, count - i), rows() + i);
+      }
+    }
+    for (int64_t c = 0; count < tile_ && c < classes_; ++c) {
+      std::fill(rows() + c * row_stride_ + count, rows() + c * row_stride_ + tile_, accumulate_t(0));
+    }
+  }
+
+  void read_pixels(const scalar_t* from, int count, accumulate_t* to) {
+    if constexpr (std::is_same_v<scalar_t, accumulate_t>) {
+      detail::transpose(from, logits_.pixel_stride, to, row_stride_, count, classes_);
+    } else {
+      if (logits_.pixel_stride == classes_) {
+        detail::widen(from, lines_.get(), count * classes_);
+      } else {
+        for (int i = 0; i < count; ++i) {
+          detail::widen(from + i * logits_.pixel_stride, lines_.get() + i * classes_, classes_);
+        }
+      }
+      detail::transpose(lines_.get(), classes_, to, row_stride_, count, classes_);
+    }
+  }
+
+  void write(scalar_t* to, int count) {
+    if (gradient_.planar()) {
+      for (int64_t c = 0; c < classes_; ++c) {
+        detail::narrow(rows() + c * row_stride_, to + c * gradient_.class_stride, count, false);
+      }
+      return;
+    }
+    for (int i = 0; i < count; i += kLanes) {
+      const int pixels = std::min(kLanes, count - i);
+      scalar_t* line = to + i * gradient_.pixel_stride;
+      detail::transpose(rows() + i, row_stride_, lines_.get(), classes_, classes_, pixels);
+      if (gradient_.pixel_stride == classes_) {
+        detail::narrow(lines_.get(), line, pixels * classes_, simd::is_aligned(line));
+      } else {
+        for (int k = 0; k < pixels; ++k) {
+          detail::narrow(lines_.get() + k * classes_, line + k * gradient_.pixel_stride, classes_, false);
+        }
+      }
+    }
+  }
+
+  PixelView<const scalar_t> logits_;
+  PixelView<scalar_t> gradient_;
+  int64_t classes_;
+  int tile_;
+  int64_t row_stride_;
+  Scratch<accumulate_t> rows_;   // [C][row_stride]
+  Scratch<accumulate_t> lines_;  // [16][C], interleaved pixels on their way
+  bool rows_aligned_;
+};
+
+// --- labels ---
+
+// A contiguous [N, P] label map.
+struct LabelView {
+  enum class Type { int64, int32, uint8 };
+  const void* data;
+  Type type;
+  int64_t ignore_index;
+  int64_t classes;
+};
+
+namespace detail {
+
+template <typename label_t>
+bool load_labels(const label_t* from, int count, int64_t ignore_index, int64_t classes, int32_t* to) {
+  bool in_range = true;
+  for (int i = 0; i < count; ++i) {
+    const int64_t label = from[i];
+    const bool valid = static_cast<uint64_t>(label) < static_cast<uint64_t>(classes);
+    in_range &= valid | (label == ignore_index);
+    to[i] = valid & (label != ignore_index) ? static_cast<int32_t>(label) : -1;
+  }
+  return in_range;
+}
+
+// fn(pointer to the labels in their own type)
+template <typename Function>
+auto with_label_type(const LabelView& labels, const Function& fn) {
+  switch (labels.type) {
+    case LabelView::Type::int64:
+      return fn(static_cast<const int64_t*>(labels.data));
+    case LabelView::Type::int32:
+      return fn(static_cast<const int32_t*>(labels.data));
+    default:
+      return fn(static_cast<const uint8_t*>(labels.data));
+  }
+}
+
+}  // namespace detail
+
+// Writes labels [first, first + count) of the flat map to `to` [tile], -1 where ignored, out of range or past `count`.
+// False if one was neither ignored nor in [0, classes).
+inline bool load_labels(const LabelView& labels, int64_t first, int count, int tile, int32_t* to) {
+  std::fill(to + count, to + tile, -1);
+  return detail::with_label_type(labels, [&](const auto* from) {
+    return detail::load_labels(from + first, count, labels.ignore_index, labels.classes, to);
+  });
+}
+
+// The first label of the flat map [count] that load_labels() rejects; only called to word the error.
+inline int64_t first_bad_label(const LabelView& labels, int64_t count) {
+  return detail::with_label_type(labels, [&](const auto* from) -> int64_t {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t label = from[i];
+      if (label != labels.ignore_index && (label < 0 || label >= labels.classes)) return label;
+    }
+    return 0;
+  });
+}
+
+// --- softmax of a tile ---
+
+// Calls body(first_pixel, constant<vectors>) over the tile's pixels, in groups that fit the registers.
+template <int vectors>
+using constant = std::integral_constant<int, vectors>;
+
+template <typename Body>
+FASTSEG_INLINE void for_each_group(int tile, const Body& body) {
+  int i = 0;
+  for (; i + kGroup * kLanes <= tile; i += kGroup * kLanes) body(i, constant<kGroup>());
+  for (; i < tile; i += kLanes) body(i, constant<1>());
+}
+
+// maximum[i] = largest logit of pixel i; NaN logits are passed over (they come back as NaN exponentials).
+template <typename tile_t>
+FASTSEG_INLINE void tile_maximum(const tile_t& tile, int64_t classes, int pixels, typename tile_t::accumulate_t* maximum) {
+  using vector_t = simd::vec<typename tile_t::accumulate_t>;
+  for_each_group(pixels, [&](int first, auto vectors) {
+    vector_t best[vectors];
+    for (int v = 0; v < vectors; ++v) best[v] = tile.load(0, first + v * kLanes);
+    for (int64_t c = 0; c < classes; ++c) {
+      for (int v = 0; v < vectors; ++v) {
+        tile.prefetch(c, first + v * kLanes, pixels);
+        best[v] = simd::maximum(best[v], tile.load(c, first + v * kLanes));
+      }
+    }
+    for (int v = 0; v < vectors; ++v) simd::store(maximum + first + v * kLanes, best[v]);
+  });
+}
+
+// rows[c][i] = e^(logit - maximum[i]); sum[i] = their sum over c. each(c, v, i, shifted logits, exponentials) sees every
+// vector as it passes: v counts vectors in the group, i pixels in the tile.
+template <typename tile_t, typename Each>
+FASTSEG_INLINE void tile_softmax(const tile_t& tile, int64_t classes, int pixels, typename tile_t::accumulate_t* rows,
+                                 int64_t row_stride, const typename tile_t::accumulate_t* maximum,
+                                 typename tile_t::accumulate_t* sum, const Each& each) {
+  using vector_t = simd::vec<typename tile_t::accumulate_t>;
+  for_each_group(pixels, [&](int first, auto vectors) {
+    vector_t largest[vectors], total[vectors];
+    for (int v = 0; v < vectors; ++v) {
+      largest[v] = simd::load(maximum + first + v * kLanes);
+      total[v] = vector_t{};
+    }
+    for (int64_t c = 0; c < classes; ++c) {
+      for (int v = 0; v < vectors; ++v) {
+        const int i = first + v * kLanes;
+        const vector_t shifted = tile.load(c, i) - largest[v];
+        const vector_t exponential = simd::exp(shifted);
+        total[v] += exponential;
+        simd::store(rows + c * row_stride + i, exponential);
+        each(c, i, shifted, exponential);
+      }
+    }
+    for (int v = 0; v < vectors; ++v) simd::store(sum + first + v * kLanes, total[v]);
+  });
+}
+
+}  // namespace fastseg

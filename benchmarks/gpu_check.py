@@ -1,0 +1,228 @@
+"""`make gpu-check [OPS="op ..."]`: everything a GPU machine has to tell, in one command of at most eight minutes.
+
+Builds with CUDA from the packages as found (no network), runs the test suite and every benchmark on CUDA and a small
+subset under compute-sanitizer. A step that fails or runs out of time does not stop the others. All results are flat
+files in `$OUT` (default `build/gpu-check`), at most eight; the last thing printed is a table of what failed. Without
+a CUDA device the steps that need one are reported as not run, which is not a failure. `--rehearse` runs the same
+steps on the CPU, benchmarks at small sizes.
+"""
+
+import argparse
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks import harness, results
+
+TIME_LIMIT = 470.0  # seconds for everything, start-up and reporting excluded
+LARGEST_LOG = 2_000_000  # bytes kept of a log, its end
+MOST_FILES = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command. `command(limit)` is asked when the step starts, with the seconds it has.
+
+    `alternative` is tried if the command fails. `not_run` is the reason why the step cannot run here, or None.
+    """
+
+    name: str
+    command: Callable[[float], list[str]]
+    limit: float
+    alternative: Callable[[float], list[str]] | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+    not_run: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a step: `result` is "passed", "failed" or "not run"."""
+
+    name: str
+    result: str
+    seconds: float
+    detail: str
+
+
+def no_cuda() -> str | None:
+    """Why nothing can run on CUDA here, or None."""
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+def architectures() -> str:
+    """CMake's name for the architecture of the device at hand."""
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}{minor}-real"
+
+
+def python(*arguments: str) -> Callable[[float], list[str]]:
+    return lambda limit: [sys.executable, *arguments]
+
+
+def build_step(device: str, reason: str | None) -> Step:
+    install = ("-m", "pip", "install", "--no-index", "--no-build-isolation", "--no-deps", "--editable", ".")
+    environment = [("FASTSEG_CUDA", "OFF"), ("PIP_DISABLE_PIP_VERSION_CHECK", "1")]
+    if device == "cuda" and reason is None:
+        environment = [("FASTSEG_CUDA", "ON"), ("FASTSEG_CUDA_ARCHS", architectures()), *environment[1:]]
+    in_place = python("setup.py", "build_ext", "--inplace")
+    return Step("build", python(*install), 110, in_place, tuple(environment), reason)
+
+
+def test_step(ops: list[str], device: str, reason: str | None) -> Step:
+    """The whole suite, or the tests of the ops asked for."""
+    selected = ["tests"]
+    if ops:
+        files = [f"tests/ops/test_{op}.py" for op in ops]
+        selected = ["tests/test_contract.py", *(name for name in files if (results.ROOT / name).exists())]
+        selected += ["-k", " or ".join(ops)]
+    workers = max(1, min(8, (os.cpu_count() or 1) // 2))
+    parallel = ["-n", str(workers), "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
+    options = ["-q", "-ra", "--tb=short", "--device", device, *parallel]
+    return Step("tests", python("-m", "pytest", *selected, *options), 150, None, (("OMP_NUM_THREADS", "2"),), reason)
+
+
+def sanitizer_step(ops: list[str], reason: str | None) -> Step:
+    """Every op once at small sizes under memcheck, each tensor an allocation of its own so that overruns are seen."""
+    tool = shutil.which("compute-sanitizer")
+    if reason is None and tool is None:
+        reason = "no compute-sanitizer on the PATH"
+    exercise = [sys.executable, "-m", "benchmarks.exercise", "--device", "cuda", *ops]
+    return Step(
+        "sanitizer", lambda limit: [str(tool), "--tool", "memcheck", "--error-exitcode", "9", *exercise],
+        60, None, (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),), reason,
+    )
+
+
+def benchmark_step(ops: list[str], device: str, quick: bool, out: Path, reason: str | None) -> Step:
+    """All benchmarks, as many as the time left allows; the JSON is written after every case."""
+
+    def command(limit: float) -> list[str]:
+        options = ["--device", device, "--json", str(out / "benchmarks.json"), "--time-limit", f"{limit - 5:.0f}"]
+        return [sys.executable, "-m", "benchmarks.run", *ops, *options, *(["--quick"] if quick else [])]
+
+    return Step("benchmarks", command, TIME_LIMIT, None, (), reason)
+
+
+def steps(ops: list[str], device: str, rehearse: bool, out: Path) -> list[Step]:
+    """The steps in order; those before the benchmarks leave them two minutes at least."""
+    reason = no_cuda() if device == "cuda" else None
+    return [
+        build_step(device, reason),
+        Step("environment", python("-m", "fastseg.info"), 40),
+        test_step(ops, device, reason),
+        sanitizer_step(ops, no_cuda()),
+        benchmark_step(ops, device, rehearse, out, reason),
+    ]
+
+
+def run_command(command: list[str], log: Path, limit: float, environment: dict[str, str]) -> str | None:
+    """Run to the end or the limit, output into the log; gives None or what went wrong."""
+    with log.open("a") as file:
+        file.write(f"$ {' '.join(command)}\n")
+        file.flush()
+        try:
+            process = subprocess.Popen(
+                command, cwd=results.ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                env=os.environ | environment, start_new_session=True,
+            )
+        except OSError as error:
+            return f"could not start: {error}"
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return f"stopped after its {limit:.0f} s"
+    return None if status == 0 else f"exit status {status}"
+
+
+def last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:100] if lines else ""
+
+
+def run_step(step: Step, out: Path, remaining: float) -> Outcome:
+    if step.not_run:
+        return Outcome(step.name, "not run", 0.0, step.not_run)
+    limit = min(step.limit, remaining)
+    if limit < 5:
+        return Outcome(step.name, "failed", 0.0, "no time was left for it")
+    log = out / f"{step.name}.log"
+    start = time.monotonic()
+    problem = run_command(step.command(limit), log, limit, dict(step.environment))
+    if problem and step.alternative:
+        left = max(5.0, limit - (time.monotonic() - start))
+        problem = run_command(step.alternative(left), log, left, dict(step.environment))
+    seconds = time.monotonic() - start
+    detail = last_line(log) if problem is None else f"{problem}: {last_line(log)}"
+    if log.stat().st_size > LARGEST_LOG:
+        log.write_bytes(b"(beginning left out)\n" + log.read_bytes()[-LARGEST_LOG:])
+    return Outcome(step.name, "failed" if problem else "passed", seconds, detail)
+
+
+def summary(outcomes: list[Outcome], seconds: float) -> str:
+    """The table of every step, and one line that says what failed."""
+    lines = [f"{'step':12} {'result':8} {'seconds':>8}  detail"]
+    for outcome in outcomes:
+        lines.append(f"{outcome.name:12} {outcome.result:8} {outcome.seconds:8.1f}  {outcome.detail}")
+    failed = [outcome.name for outcome in outcomes if outcome.result == "failed"]
+    not_run = [outcome.name for outcome in outcomes if outcome.result == "not run"]
+    lines.append("")
+    if not_run:
+        lines.append(f"NOT RUN: {', '.join(not_run)}; this says nothing about them")
+    if failed:
+        lines.append(f"FAILED: {', '.join(failed)}; see the log of that name")
+    else:
+        lines.append("Nothing that ran has failed." if not_run else "Everything passed.")
+    lines.append(f"{seconds:.0f} s in total")
+    return "\n".join(lines) + "\n"
+
+
+def run_steps(plan: list[Step], out: Path, time_limit: float = TIME_LIMIT) -> int:
+    """Run every step whatever became of the ones before; 1 if one failed, else 0."""
+    out.mkdir(parents=True, exist_ok=True)
+    names = [*(f"{step.name}.log" for step in plan), "benchmarks.json", "summary.txt"]
+    if len(names) > MOST_FILES:
+        raise ValueError(f"more than {MOST_FILES} result files: {names}")
+    for name in names:
+        (out / name).unlink(missing_ok=True)
+    start = time.monotonic()
+    outcomes = []
+    for step in plan:
+        print(f"{step.name} ...", flush=True)
+        outcomes.append(run_step(step, out, time_limit - (time.monotonic() - start)))
+        print(f"{step.name}: {outcomes[-1].result} {outcomes[-1].detail}", flush=True)
+    text = summary(outcomes, time.monotonic() - start)
+    (out / "summary.txt").write_text(text)
+    written = [name for name in names if (out / name).exists()]
+    print(f"\n{text}results in {out}: {', '.join(written)}", flush=True)
+    return 1 if any(outcome.result == "failed" for outcome in outcomes) else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    names = harness.op_names()
+    parser.add_argument("ops", nargs="*", metavar="op", help=f"only these: {', '.join(names)} (default: everything)")
+    parser.add_argument("--rehearse", action="store_true", help="run the same steps on the CPU")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.ops) - set(names))
+    if unknown:
+        parser.error(f"no such op: {', '.join(unknown)}; there are: {', '.join(names)}")
+    device = "cpu" if options.rehearse else "cuda"
+    if device == "cuda" and no_cuda():
+        print("no CUDA device", flush=True)
+    out = Path(os.environ.get("OUT") or results.ROOT / "build" / "gpu-check").resolve()
+    return run_steps(steps(options.ops, device, options.rehearse, out), out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

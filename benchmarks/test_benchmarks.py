@@ -1,0 +1,38 @@
+"""`pytest benchmarks`: every case at a small size under pytest-benchmark, ours beside stock eager.
+
+A case whose check is red fails instead of being timed. The figures worth quoting come from `python -m benchmarks.run`.
+"""
+
+import pytest
+import torch
+
+from benchmarks import harness
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CASES = [case for op in harness.op_names() for case in harness.cases_of(op) if DEVICE in case.devices]
+CONTESTANTS = [
+    pytest.param(case, name, id=f"{case.op} {case.title} {name}")
+    for case in CASES
+    for name, peer in {harness.OURS: None, **case.peers}.items()
+    if peer is None or not (peer.compiled or peer.missing or DEVICE not in peer.devices)
+]
+
+
+@pytest.mark.parametrize(("case", "name"), CONTESTANTS)
+def test_case(benchmark, case, name):
+    quick = case.quick()
+    torch.manual_seed(0)
+    inputs = quick.make(quick.shape, torch.device(DEVICE), quick.dtype, quick.layout)
+    if name == harness.OURS:
+        wrong = harness.check(quick, inputs)
+        assert wrong is None, wrong
+    running, _ = harness.contestants(quick, inputs, DEVICE)
+    step = running[name].step(quick.backward)
+
+    def call():
+        step()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark.group = f"{case.op} {quick.title}"
+    benchmark(call)

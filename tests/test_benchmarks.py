@@ -1,0 +1,234 @@
+"""The benchmark machinery: what it counts, what it refuses, how it judges, and that the README shows what it measured."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from benchmarks import checks, harness, measure, memory, peers, plot, report, results, run, table, worker
+
+SHAPE = (2, 3, 16, 16)
+ALL_CASES = [case for op in harness.op_names() for case in harness.cases_of(op)]
+
+
+def halved_sum(input):
+    return (input * 0.5).sum()
+
+
+def make(shape, device, dtype, layout):
+    return (torch.randn(shape, device=device, dtype=dtype),)
+
+
+def example(**changes) -> harness.Case:
+    case = harness.Case(
+        "example", SHAPE, make, halved_sum, {"eager": harness.Peer(halved_sum)},
+        lambda shape, dtype: 4 * 2 * 3 * 16 * 16, checks.differentiable_within_policy(halved_sum),
+        targets=(harness.Target("speedup", 0.0, "eager", "default"),),
+    )
+    return dataclasses.replace(case, **changes)
+
+
+def quick_options(*arguments: str):
+    return worker.parse(["example", "example", "--quick", *arguments])
+
+
+@pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: f"{case.op} {case.title}")
+def test_case_is_well_formed(case):
+    quick = case.quick()
+    inputs = quick.make(quick.shape, torch.device("cpu"), quick.dtype, quick.layout)
+    assert isinstance(inputs[0], torch.Tensor)
+    assert 0 < case.minimal_bytes(quick.shape, quick.dtype) < case.minimal_bytes(case.shape, case.dtype)
+    for target in case.targets:
+        assert target.kind in ("speedup", "extra_memory", "memory_ratio", "bandwidth")
+        assert target.peer == "best" or target.peer in case.peers
+        assert target.device in case.devices
+        assert target.allocator == "default" or target.device == "cpu"
+
+
+def test_titles_are_unique_within_an_op(monkeypatch):
+    module = type("module", (), {"CASES": [example(), example()]})
+    monkeypatch.setattr(harness.importlib, "import_module", lambda name: module)
+    with pytest.raises(ValueError, match="share a title"):
+        harness.cases_of("example")
+
+
+def test_a_record_holds_every_contestant():
+    record = worker.run_case(example(), quick_options())
+    assert record["refused"] is None
+    assert list(record["contestants"]) == ["fastseg", "eager"]
+    assert record["contestants"]["fastseg"]["ratio"] == 1
+    assert record["contestants"]["eager"]["median_ms"] > 0
+    assert "reached" in table.text(record)
+
+
+@pytest.mark.parametrize("wrong", [lambda input: (input * 0.51).sum(), lambda input: input.sum(1).sum(1)], ids=str)
+def test_a_wrong_op_is_refused_and_not_timed(wrong):
+    record = worker.run_case(example(ours=wrong), quick_options())
+    assert record["refused"]
+    assert "contestants" not in record
+
+
+def test_an_op_that_raises_is_refused():
+    def broken(input):
+        raise NotImplementedError("no such kernel")
+
+    assert "no such kernel" in worker.run_case(example(ours=broken), quick_options())["refused"]
+
+
+def test_a_peer_that_fails_is_reported_and_ours_is_timed():
+    def broken(input):
+        raise RuntimeError("cannot do this")
+
+    record = worker.run_case(example(peers={"other": harness.Peer(broken)}), quick_options())
+    assert "cannot do this" in record["skipped_peers"]["other"]
+    assert list(record["contestants"]) == ["fastseg"]
+
+
+def test_a_missing_package_is_reported():
+    peer = harness.Peer(halved_sum, missing=peers.missing("no_such_package"))
+    running, skipped = harness.contestants(example(peers={"other": peer}), (torch.zeros(1),), "cpu")
+    assert list(running) == ["fastseg"]
+    assert skipped == {"other": "no_such_package is not installed"}
+
+
+def test_a_peer_gets_its_layout_and_dtype():
+    seen = {}
+
+    def look(input):
+        seen["strides"], seen["dtype"] = input.stride(), input.dtype
+        return input.sum()
+
+    peer = harness.Peer(look, layout="channels_last", dtype=torch.float64)
+    case = example(peers={"other": peer})
+    running, _ = harness.contestants(case, make(SHAPE, "cpu", torch.float32, "contiguous"), "cpu")
+    running["other"].step(backward=True)()
+    assert seen == {"strides": (16 * 16 * 3, 1, 16 * 3, 3), "dtype": torch.float64}
+
+
+def test_labels_must_be_those_of_the_maximum():
+    scores = torch.randn(1, 5, 4, 4)
+    case = example(ours=lambda scores: scores.argmax(1), backward=False)
+    verify = checks.labels_of_maximum(lambda scores: scores)
+    assert verify(case, (scores,)) is None
+    wrong = dataclasses.replace(case, ours=lambda scores: scores.argmin(1))
+    assert "falls" in verify(wrong, (scores,))
+
+
+def test_integer_results_must_be_equal():
+    counts = torch.arange(9).view(3, 3)
+    verify = checks.equal_to(lambda counts: counts)
+    assert verify(example(ours=lambda counts: counts.int()), (counts,)) is None
+    assert verify(example(ours=lambda counts: counts + 1), (counts,)) == "9 of 9 elements differ"
+
+
+def test_disturbed_samples_are_dropped():
+    timing = measure.Timing([1.0, 9.0, 1.2, 1.1], [True, False, True, True])
+    assert timing.median == 1.1
+    assert timing.reliable
+    assert not measure.Timing([1.0, 9.0], [True, False]).reliable
+    steady = measure.Timing([2.0, 2.0, 2.4, 2.2], [True] * 4)
+    assert measure.ratio_quartiles(steady, timing) == pytest.approx((2.0, 2.0))
+
+
+@pytest.mark.skipif(memory.peak_extra_cpu(lambda: None) is None, reason="this system tells no peak memory")
+def test_peak_memory_counts_temporaries_and_results():
+    size = 48 * 2**20
+
+    def call():
+        temporary = torch.ones(size, dtype=torch.uint8)
+        return temporary[: size // 2].clone()
+
+    call()
+    assert memory.peak_extra_cpu(call) == pytest.approx(1.5 * size, abs=2e6)
+    assert memory.peak_extra_cpu(lambda: None) < 2e6
+
+
+def figures(median_ms, ratio, extra_bytes, ours=False):
+    return {"median_ms": median_ms, "ratio": ratio, "extra_bytes": extra_bytes, "ours": ours, "reliable": True,
+            "ratio_quartiles": [ratio, ratio]}
+
+
+RECORD = {
+    "op": "example", "case": "1x2", "backward": True, "allocator": "tuned", "minimal_bytes": 8_000_000,
+    "copy_bytes_per_second": 10e9, "skipped_peers": {}, "targets": [],
+    "contestants": {
+        "fastseg": figures(1.0, 1.0, 10_000_000, ours=True),
+        "eager": figures(6.0, 6.0, 80_000_000),
+        "compile": figures(2.0, 2.0, 40_000_000),
+        "fastseg float32": figures(0.5, 0.5, 5_000_000, ours=True),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "peer", "expected"),
+    [
+        ("speedup", 2.0, "best", (2.0, "compile", True)),
+        ("speedup", 2.1, "best", (2.0, "compile", False)),
+        ("speedup", 6.0, "eager", (6.0, "eager", True)),
+        ("speedup", 1.0, "absent", (None, "absent", False)),
+        ("extra_memory", 10e6, "best", (10_000_000, None, True)),
+        ("extra_memory", 9e6, "best", (10_000_000, None, False)),
+        ("memory_ratio", 4.0, "best", (4.0, "compile", True)),
+        ("bandwidth", 0.8, "best", (pytest.approx(0.8), None, True)),
+        ("bandwidth", 0.81, "best", (pytest.approx(0.8), None, False)),
+    ],
+)
+def test_targets_are_judged(kind, value, peer, expected):
+    target = dataclasses.asdict(harness.Target(kind, value, peer))
+    assert results.judge(RECORD, target) == expected
+
+
+def test_losses_and_missed_targets_are_said():
+    slow = RECORD | {"contestants": RECORD["contestants"] | {"compile": figures(0.5, 0.5, 0)}}
+    slow["targets"] = [dataclasses.asdict(harness.Target("speedup", 2.0))]
+    assert "LOST to compile" in table.text(slow)
+    assert "MISSED" in table.text(slow)
+    assert "0 reached, 1 missed" in table.targets([slow])
+    assert "**missed**" in report.summary_row({"tuned": slow})[-1]
+    assert "**lost**" in report.full_row(slow)[-1]
+    assert 'fill="#c33"' in plot.speedups([{"tuned": slow}])
+
+
+def test_cases_with_targets_run_first_under_both_allocators(monkeypatch):
+    cases = [example(name="plain", targets=()), example(name="wanted")]
+    monkeypatch.setattr(harness, "cases_of", lambda op: cases)
+    jobs = run.plan(["example"], "cpu", "")
+    assert [(job.titles[0].split()[0], job.allocator) for job in jobs] == [
+        ("wanted", "default"), ("wanted", "tuned"), ("plain", "default"), ("plain", "tuned"),
+    ]
+
+
+def test_a_refused_case_fails_the_command(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(harness, "cases_of", lambda op: [example()])
+    refused = {"case": example().title, "refused": "value: error 1.0"}
+    calls = []
+    monkeypatch.setattr(run, "run_worker", lambda job, *rest, **options: calls.append(job) or ([refused], None))
+    options = run.parse(["cross_entropy", "--device", "cpu", "--json", str(tmp_path / "results.json")])
+    assert run.measure(options) == 1
+    assert len(calls) == 1, "the tuned run of a refused case must not start"
+    assert "NOT MEASURED: check failed: value: error 1.0" in capsys.readouterr().out
+
+
+def test_markers_are_filled_and_filling_is_stable(monkeypatch):
+    meta = {"device_name": "Example CPU", "threads": 2, "versions": {"torch": "2"}, "commit": "abc", "dirty": True,
+            "date": "2026-01-01T00:00:00"}
+    record = RECORD | {"targets": [dataclasses.asdict(harness.Target("speedup", 2.0))]}
+    monkeypatch.setattr(results, "load", lambda device: [(meta, [record])] if device == "cpu" else [])
+    text = "".join(
+        f"a\n<!-- benchmarks:{name} -->\nold\n<!-- /benchmarks:{name} -->\n" for name in ("cpu", "cpu:all", "cuda")
+    )
+    filled = report.filled(text)
+    assert "old" not in filled
+    assert filled.count("Example CPU, 2 threads, torch 2, commit abc with local changes, 2026-01-01") == 2
+    assert "Not yet measured." in filled
+    assert report.filled(filled) == filled
+
+
+def test_committed_tables_and_plots_are_what_the_results_say():
+    wrong = [str(path) for path in report.outdated()]
+    assert not wrong, f"run `python -m benchmarks.report`; out of date: {wrong}"
+
+
+def test_the_readme_shows_the_cpu_results():
+    assert "<!-- benchmarks:cpu -->" in (results.ROOT / "README.md").read_text()

@@ -1,0 +1,89 @@
+"""`make gpu-check` without a GPU: it reports, goes on past failures, keeps its time limits and says what it left out."""
+
+import sys
+import time
+
+import pytest
+
+from benchmarks import gpu_check
+
+
+def step(name: str, code: str, **options) -> gpu_check.Step:
+    return gpu_check.Step(name, lambda limit: [sys.executable, "-c", code], options.pop("limit", 60.0), **options)
+
+
+def test_without_a_device_it_says_so_and_succeeds(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu_check, "no_cuda", lambda: "no CUDA device")
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert gpu_check.main([]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("no CUDA device\n")
+    for name in ("build", "tests", "sanitizer", "benchmarks"):
+        assert any(line.split() == [name, "not", "run", "0.0", "no", "CUDA", "device"] for line in printed.splitlines())
+    assert "NOT RUN: build, tests, sanitizer, benchmarks" in printed
+    assert "Everything passed" not in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["environment.log", "summary.txt"]
+    assert "python" in (tmp_path / "environment.log").read_text()
+
+
+def test_a_failure_does_not_stop_the_rest(tmp_path, capsys):
+    plan = [
+        step("first", "print('broken'); raise SystemExit(3)"),
+        step("second", "print('fine')"),
+        step("third", "", not_run="no such tool"),
+    ]
+    assert gpu_check.run_steps(plan, tmp_path) == 1
+    summary = (tmp_path / "summary.txt").read_text()
+    assert "exit status 3: broken" in summary
+    assert "FAILED: first;" in summary
+    assert "NOT RUN: third" in summary
+    second = next(line for line in summary.splitlines() if line.startswith("second"))
+    assert "passed" in second and "fine" in second
+    assert summary in capsys.readouterr().out
+
+
+def test_a_step_is_stopped_at_its_limit_with_its_children(tmp_path):
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    start = time.monotonic()
+    outcome = gpu_check.run_step(step("slow", code, limit=5.0), tmp_path, 100.0)
+    assert time.monotonic() - start < 20
+    assert outcome.result == "failed"
+    assert "stopped after its 5 s" in outcome.detail
+
+
+def test_no_step_starts_when_the_time_is_spent(tmp_path):
+    assert gpu_check.run_steps([step("late", "print(1)")], tmp_path, time_limit=1.0) == 1
+    assert "no time was left" in (tmp_path / "summary.txt").read_text()
+
+
+def test_the_alternative_is_tried_after_a_failure(tmp_path):
+    plan = [step("build", "raise SystemExit(1)", alternative=lambda limit: [sys.executable, "-c", "print('second way')"])]
+    assert gpu_check.run_steps(plan, tmp_path) == 0
+    assert "second way" in (tmp_path / "summary.txt").read_text()
+
+
+def test_long_logs_keep_their_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "LARGEST_LOG", 1000)
+    gpu_check.run_step(step("talk", "print('x' * 5000); print('the end')"), tmp_path, 100.0)
+    log = (tmp_path / "talk.log").read_text()
+    assert len(log) < 1100
+    assert log.endswith("the end\n")
+
+
+def test_every_step_fits_into_the_file_limit(tmp_path):
+    plan = gpu_check.steps([], "cpu", rehearse=True, out=tmp_path)
+    assert len(plan) + 2 <= gpu_check.MOST_FILES
+
+
+def test_ops_narrow_tests_and_benchmarks(tmp_path):
+    plan = {step.name: step for step in gpu_check.steps(["cross_entropy"], "cpu", rehearse=True, out=tmp_path)}
+    tests = plan["tests"].command(100.0)
+    assert tests[tests.index("-k") + 1] == "cross_entropy"
+    assert "tests" not in tests
+    assert "cross_entropy" in plan["benchmarks"].command(100.0)
+
+
+def test_an_unknown_op_is_refused():
+    with pytest.raises(SystemExit) as exit:
+        gpu_check.main(["no_such_op"])
+    assert exit.value.code == 2

@@ -1,0 +1,205 @@
+"""Sigmoid cross-entropy and Dice loss of a one-channel mask from one read of the logits.
+
+    p = sigmoid(z), y the mask, V the pixels whose target is not `ignore_index`
+    cross_entropy = sum_V v [(1 - y) z + (1 + (pos_weight - 1) y) log(1 + exp(-z))] / sum_V v
+    dice[n]       = (2 I + smooth) / (P + T + smooth),  I = sum_V p y,  P, T = sum_V p^2, y^2 (squared) or p, y
+
+The op `sigmoid_statistics` reads logits and mask once and gives these sums; the loss is arithmetic on those few numbers,
+which autograd differentiates; `sigmoid_statistics_backward` makes one pass from their gradients to that of the logits.
+"""
+
+import torch
+from torch import Tensor
+
+from fastseg import _check
+from fastseg._op import FLOATING, Backend, Op, native
+from fastseg.kernels.binary_cross_entropy_dice import reference
+from fastseg.ops._binary import in_memory_order
+from fastseg.ops._dice import cross_entropy_dice_of, loss_dtype
+
+TARGETS = (*FLOATING, torch.bool, torch.uint8, torch.int32, torch.int64)
+
+_forward_native = native(
+    "_sigmoid_statistics_forward(Tensor input, Tensor target, Tensor? pos_weight, Tensor? pixel_weight,"
+    " float? ignore_index, bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_backward_native = native(
+    "_sigmoid_statistics_backward(Tensor input, Tensor target, Tensor? pos_weight, Tensor? pixel_weight,"
+    " Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator, float? ignore_index, bool squared)"
+    " -> Tensor"
+)
+
+
+def check(input, target, pos_weight, pixel_weight, ignore_index, squared):
+    """input, target and pixel_weight (N, P), pos_weight ()."""
+    name = "sigmoid_statistics"
+    accumulator = torch.promote_types(input.dtype, torch.float32)
+    _check.dtype(name, "input", input, FLOATING)
+    _check.dtype(name, "target", target, TARGETS)
+    _check.shape(name, "input", input, ("N", "P"))
+    _check.shape(name, "target", target, input.shape)
+    _check.same_device(name, "target", target, "input", input)
+    for argument, value, shape in (("pos_weight", pos_weight, ()), ("pixel_weight", pixel_weight, input.shape)):
+        if value is not None:
+            _check.dtype(name, argument, value, (accumulator,))
+            _check.shape(name, argument, value, shape)
+            _check.same_device(name, argument, value, "input", input)
+
+
+def fake(input, target, pos_weight, pixel_weight, ignore_index, squared):
+    sums = [input.new_empty((input.size(0),), dtype=torch.float64) for _ in range(3)]
+    return *sums, *(input.new_empty((), dtype=torch.float64) for _ in range(2))
+
+
+def save(ctx, inputs, output):
+    *tensors, ctx.ignore_index, ctx.squared, _ = inputs
+    intersection, prediction, truth, numerator, denominator = output
+    ctx.mark_non_differentiable(truth, denominator)
+    ctx.save_for_backward(*tensors)
+
+
+def backward(ctx, grad_intersection, grad_prediction, _truth, grad_numerator, _denominator):
+    grads = grad_intersection, grad_prediction, grad_numerator
+    return sigmoid_statistics_backward(*ctx.saved_tensors, *grads, ctx.ignore_index, ctx.squared), *[None] * 5
+
+
+def check_backward(input, target, pos_weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator,
+                   ignore_index, squared):
+    check(input, target, pos_weight, pixel_weight, ignore_index, squared)
+    name = "sigmoid_statistics_backward"
+    sums = input.shape[:1]
+    gradients = (("grad_intersection", grad_intersection, sums), ("grad_prediction", grad_prediction, sums),
+                 ("grad_numerator", grad_numerator, ()))
+    for argument, value, shape in gradients:
+        _check.shape(name, argument, value, shape)
+        _check.dtype(name, argument, value, (torch.float64,))
+
+
+sigmoid_statistics = Op(
+    "sigmoid_statistics",
+    "(Tensor input, Tensor target, Tensor? pos_weight, Tensor? pixel_weight, float? ignore_index, bool squared)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    check=check,
+    fake=fake,
+    save=save,
+    backward=backward,
+    backends=[
+        Backend("cpu", _forward_native, dtypes=FLOATING),
+        Backend("reference", reference.sigmoid_statistics),
+    ],
+)
+sigmoid_statistics_backward = Op(
+    "sigmoid_statistics_backward",
+    "(Tensor input, Tensor target, Tensor? pos_weight, Tensor? pixel_weight, Tensor grad_intersection,"
+    " Tensor grad_prediction, Tensor grad_numerator, float? ignore_index, bool squared) -> Tensor",
+    check=check_backward,
+    fake=lambda input, *others: input.new_empty(input.shape),
+    differentiable=True,
+    backends=[
+        Backend("cpu", _backward_native, dtypes=FLOATING),
+        Backend("reference", reference.sigmoid_statistics_backward),
+    ],
+)
+
+
+def binary_cross_entropy_dice(
+    input: Tensor,
+    target: Tensor,
+    *,
+    bce_weight: float = 1.0,
+    dice_weight: float = 1.0,
+    pos_weight: float | Tensor | None = None,
+    ignore_index: int | None = None,
+    squared: bool = True,
+    smooth: float = 1e-6,
+    per_image: bool = False,
+    pixel_weight: Tensor | None = None,
+    zero_if_empty: bool = False,
+    process_group=None,
+    backend: str = "auto",
+) -> Tensor:
+    """bce_weight * BCE + dice_weight * Dice loss of sigmoid(input) for one-channel masks, from one read of the logits.
+
+    The BCE is torch.nn.functional.binary_cross_entropy_with_logits with reduction "mean"; the Dice loss is, with sums
+    over the pixels of the batch (of each image with `per_image`, then averaged over the images),
+
+        squared=True   1 - (2 sum p y + smooth) / (sum p^2 + sum y^2 + smooth)       (V-Net)
+        squared=False  1 - (2 sum p y + smooth) / (sum p   + sum y   + smooth)
+
+    An empty mask has loss 0 if p is 0 everywhere, else about 1.
+
+    Args:
+        input: logits (N, ...), e.g. (N, 1, H, W) or (N, H, W), in fp32, fp16, bf16 or fp64.
+        target: the mask, shaped like `input`: bool, uint8, int32, int64 holding 0 and 1, or floating, between 0 and 1.
+        bce_weight, dice_weight: factors of the two terms; a term with factor 0 is left out.
+        pos_weight: factor of the positives in the BCE, a number or a tensor of one element, as in torch. A constant.
+        ignore_index: target value of pixels that count for nothing, in the value and in the gradient, e.g. 255.
+        smooth: 0 gives the bare quotient, NaN where nothing is true or predicted.
+        pixel_weight: floating weights v shaped like `input`, of the BCE alone, whose mean becomes sum v l / sum v.
+            A constant.
+        zero_if_empty: 0 instead of NaN for a mean over nothing.
+        process_group: ranks over which the sums are taken before the quotients; see `fastseg.ops.dice_loss`.
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
+
+    Returns:
+        The loss, a scalar in the dtype of `input` (fp32 for half types under autocast). Twice differentiable in `input`.
+
+    Raises:
+        IndexError: on CPU, an integer target other than 0, 1 and `ignore_index`.
+        RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
+    """
+    name = "binary_cross_entropy_dice"
+    pixel_weight = _check_call(name, input, target, pixel_weight, smooth)
+    pos_weight = _pos_weight(name, input, pos_weight)
+    flat = [None if tensor is None else in_memory_order(tensor, input) for tensor in (input, target, pixel_weight)]
+    if per_image:
+        rows = (input.size(0), input[0].numel() if input.size(0) else 0)
+        flat = [None if tensor is None else tensor.view(rows) for tensor in flat]
+    else:
+        flat = [None if tensor is None else tensor.unsqueeze(0) for tensor in flat]
+    logits, mask, pixel_weight = flat
+    ignored = None if ignore_index is None else float(ignore_index)
+    statistics = sigmoid_statistics(logits, mask, pos_weight, pixel_weight, ignored, squared, backend=backend)
+    *sums, numerator, denominator = statistics
+    return cross_entropy_dice_of(
+        (*(values.unsqueeze(1) for values in sums), numerator, denominator),
+        bce_weight, dice_weight, smooth, per_image, zero_if_empty, process_group,
+    ).to(loss_dtype(input))
+
+
+def _check_call(name, input, target, pixel_weight, smooth):
+    """The arguments as the caller gave them; returns pixel_weight in the accumulator dtype."""
+    _check.tensor(name, "input", input)
+    _check.tensor(name, "target", target)
+    _check.dtype(name, "input", input, FLOATING)
+    _check.dtype(name, "target", target, TARGETS)
+    if input.dim() == 0:
+        raise ValueError(f"fastseg.ops.{name}: input has shape (); allowed: (N, ...)")
+    if not smooth >= 0:
+        raise ValueError(f"fastseg.ops.{name}: smooth={smooth!r}; allowed: 0 and above")
+    maps = [("target", target)] if pixel_weight is None else [("target", target), ("pixel_weight", pixel_weight)]
+    for argument, value in maps:
+        _check.tensor(name, argument, value)
+        _check.shape(name, argument, value, input.shape, "the shape of input")
+        _check.same_device(name, argument, value, "input", input)
+        if value.requires_grad:
+            raise RuntimeError(f"fastseg.ops.{name}: {argument} requires grad; allowed: a constant")
+    if pixel_weight is None:
+        return None
+    _check.dtype(name, "pixel_weight", pixel_weight, FLOATING)
+    return pixel_weight.to(torch.promote_types(input.dtype, torch.float32))
+
+
+def _pos_weight(name, input, pos_weight):
+    """As a () tensor in the accumulator dtype, or None."""
+    if pos_weight is None:
+        return None
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    if not isinstance(pos_weight, Tensor):
+        return torch.full((), pos_weight, dtype=dtype, device=input.device)
+    if pos_weight.numel() != 1:
+        raise RuntimeError(f"fastseg.ops.{name}: pos_weight has shape {tuple(pos_weight.shape)}; allowed: one element")
+    _check.same_device(name, "pos_weight", pos_weight, "input", input)
+    if pos_weight.requires_grad:
+        raise RuntimeError(f"fastseg.ops.{name}: pos_weight requires grad; allowed: a constant")
+    return pos_weight.to(dtype).reshape(())

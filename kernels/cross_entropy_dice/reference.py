@@ -1,0 +1,86 @@
+"""Softmax statistics in plain PyTorch: the definition of the op, and the explicit formula of its gradient.
+
+Shapes: input (N, C, P), target and pixel_weight (N, P), weight (C,). Ignored pixels count for nothing, whatever their
+logits hold. See README.md for the derivation.
+"""
+
+import torch
+from torch import Tensor
+
+
+def softmax_statistics(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    squared: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(intersection, prediction, truth): (N, C) fp64; (numerator, denominator): () fp64; logsumexp (N, P)."""
+    logits, valid, truth, class_weight, share = _prepare(input, target, weight, pixel_weight, ignore_index)
+    log_probability = logits.log_softmax(1)
+    probability = torch.where(valid, log_probability.exp(), 0)  # (N, C, P)
+
+    sums = [torch.where(truth, probability, 0), probability**2 if squared else probability, truth]
+    intersection, prediction, truth_count = (values.sum(2, dtype=torch.float64) for values in sums)
+
+    true_weight = torch.where(truth, class_weight, 0).sum(1, keepdim=True)  # (N, 1, P)
+    negative_log = -torch.where(truth, log_probability, 0).sum(1, keepdim=True)
+    cross_entropy = (1 - label_smoothing) * true_weight * negative_log
+    if label_smoothing:
+        smoothing = -(class_weight * log_probability).sum(1, keepdim=True) / input.size(1)
+        cross_entropy = cross_entropy + label_smoothing * smoothing
+    numerator = (share * torch.where(valid, cross_entropy, 0)).sum(dtype=torch.float64)
+    denominator = (share * true_weight).sum(dtype=torch.float64)
+    return intersection, prediction, truth_count, numerator, denominator, logits.detach().logsumexp(1)
+
+
+def softmax_statistics_backward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    logsumexp: Tensor,
+    grad_intersection: Tensor,
+    grad_prediction: Tensor,
+    grad_numerator: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    squared: bool,
+) -> Tensor:
+    """Gradient of `input`. Takes the softmax from `input`, not from `logsumexp`, so that it differentiates once more."""
+    logits, valid, truth, class_weight, share = _prepare(input, target, weight, pixel_weight, ignore_index)
+    probability = logits.softmax(1)
+    grad_intersection, grad_prediction = (
+        grad.to(logits.dtype).unsqueeze(2) for grad in (grad_intersection, grad_prediction)
+    )
+    grad_probability = grad_prediction * (2 * probability if squared else 1) + torch.where(truth, grad_intersection, 0)
+    dice = probability * (grad_probability - (probability * grad_probability).sum(1, keepdim=True))
+
+    true_weight = torch.where(truth, class_weight, 0).sum(1, keepdim=True)
+    cross_entropy = (1 - label_smoothing) * true_weight * (probability - truth.to(probability.dtype))
+    if label_smoothing:
+        smoothing = probability * class_weight.sum() - class_weight
+        cross_entropy = cross_entropy + label_smoothing / input.size(1) * smoothing
+    gradient = dice + grad_numerator.to(logits.dtype) * share * cross_entropy
+    return torch.where(valid, gradient, 0).to(input.dtype)
+
+
+def _prepare(input: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, ignore_index: int):
+    """Logits (N, C, P) in the accumulator dtype, 0 where ignored; valid (N, 1, P) and one-hot truth (N, C, P), bool;
+    class weights (1, C, 1) and pixel weights (N, 1, P), 0 where ignored."""
+    classes = input.size(1)
+    label = target.long().unsqueeze(1)
+    valid = label != ignore_index
+    known = (label >= 0) & (label < classes)
+    if input.device.type == "cpu" and (valid & ~known).any():
+        raise IndexError(f"Target {label[valid & ~known][0].item()} is out of bounds.")
+    valid = valid & known  # on a GPU a label out of range counts for nothing: raising would need a host sync
+    truth = valid & (label == torch.arange(classes, device=input.device).view(1, classes, 1))
+    logits = input.to(torch.promote_types(input.dtype, torch.float32))
+    logits = torch.where(valid, logits, 0)
+    ones = torch.ones((), dtype=logits.dtype, device=input.device)
+    class_weight = ones.expand(1, classes, 1) if weight is None else weight.to(logits.dtype).view(1, classes, 1)
+    share = ones if pixel_weight is None else pixel_weight.to(logits.dtype).unsqueeze(1)
+    return logits, valid, truth, class_weight, torch.where(valid, share, 0)

@@ -7,7 +7,7 @@
 The op `softmax_statistics` reads the logits once and gives I, P, T and the two sums of the cross-entropy; the losses are
 arithmetic on those few numbers, which autograd differentiates. `softmax_statistics_backward` turns the gradients of the
 statistics into the gradient of the logits in one pass:  dz = p (h - sum_k p_k h_k) + cross-entropy part,
-h = 2 p dP (or dP) + y dI. Sources: V-Net (squared Dice), torch.nn.functional.cross_entropy.
+h = 2 p dP (or dP) + y dI. It computes the softmax again: a stored fp32 logsumexp would lose digits of large logits. Sources: V-Net (squared Dice), torch.nn.functional.cross_entropy.
 """
 
 import torch
@@ -22,17 +22,17 @@ LABELS = (torch.int64, torch.int32, torch.uint8)
 
 _forward_native = native(
     "_softmax_statistics_forward(Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index,"
-    " float label_smoothing, bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " float label_smoothing, bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _backward_native = native(
-    "_softmax_statistics_backward(Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight, Tensor logsumexp,"
+    "_softmax_statistics_backward(Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight,"
     " Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator, int ignore_index, float label_smoothing,"
     " bool squared) -> Tensor"
 )
 
 
 def accumulator(input: Tensor) -> torch.dtype:
-    """What the kernels compute in, and the dtype of `weight`, `pixel_weight` and `logsumexp`."""
+    """What the kernels compute in, and the dtype of `weight` and `pixel_weight`."""
     return torch.promote_types(input.dtype, torch.float32)
 
 
@@ -54,30 +54,28 @@ def check(input, target, weight, pixel_weight, ignore_index, label_smoothing, sq
 
 
 def fake(input, target, weight, pixel_weight, ignore_index, label_smoothing, squared):
-    images, classes, pixels = input.shape
+    images, classes, _ = input.shape
     sums = [input.new_empty((images, classes), dtype=torch.float64) for _ in range(3)]
     scalars = [input.new_empty((), dtype=torch.float64) for _ in range(2)]
-    return *sums, *scalars, input.new_empty((images, pixels), dtype=accumulator(input))
+    return *sums, *scalars
 
 
 def save(ctx, inputs, output):
     input, target, weight, pixel_weight, *ctx.constants, _ = inputs
-    intersection, prediction, truth, numerator, denominator, logsumexp = output
-    ctx.mark_non_differentiable(truth, denominator, logsumexp)
-    ctx.save_for_backward(input, target, weight, pixel_weight, logsumexp)
+    intersection, prediction, truth, numerator, denominator = output
+    ctx.mark_non_differentiable(truth, denominator)
+    ctx.save_for_backward(input, target, weight, pixel_weight)
 
 
-def backward(ctx, grad_intersection, grad_prediction, _truth, grad_numerator, _denominator, _logsumexp):
+def backward(ctx, grad_intersection, grad_prediction, _truth, grad_numerator, _denominator):
     grads = grad_intersection, grad_prediction, grad_numerator
     return softmax_statistics_backward(*ctx.saved_tensors, *grads, *ctx.constants), *[None] * 6
 
 
-def check_backward(input, target, weight, pixel_weight, logsumexp, grad_intersection, grad_prediction, grad_numerator,
+def check_backward(input, target, weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator,
                    ignore_index, label_smoothing, squared):
     check(input, target, weight, pixel_weight, ignore_index, label_smoothing, squared)
     name = "softmax_statistics_backward"
-    _check.shape(name, "logsumexp", logsumexp, target.shape)
-    _check.dtype(name, "logsumexp", logsumexp, (accumulator(input),))
     for argument, value in (("grad_intersection", grad_intersection), ("grad_prediction", grad_prediction)):
         _check.shape(name, argument, value, input.shape[:2])
         _check.dtype(name, argument, value, (torch.float64,))
@@ -93,7 +91,7 @@ def fake_backward(input, *others):
 softmax_statistics = Op(
     "softmax_statistics",
     "(Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing,"
-    " bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     check=check,
     fake=fake,
     save=save,
@@ -105,7 +103,7 @@ softmax_statistics = Op(
 )
 softmax_statistics_backward = Op(
     "softmax_statistics_backward",
-    "(Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight, Tensor logsumexp, Tensor grad_intersection,"
+    "(Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight, Tensor grad_intersection,"
     " Tensor grad_prediction, Tensor grad_numerator, int ignore_index, float label_smoothing, bool squared) -> Tensor",
     check=check_backward,
     fake=fake_backward,
@@ -288,7 +286,7 @@ def cross_entropy_dice(
     weight = None if weight is None else weight.to(accumulator(input))
     arguments = images, labels, weight, pixel_weight, ignore_index, float(label_smoothing), squared
     statistics = softmax_statistics(*arguments, backend=backend)
-    counted = *_counted(statistics, include_background), *statistics[3:5]
+    counted = *_counted(statistics, include_background), *statistics[3:]
     loss = cross_entropy_dice_of(counted, ce_weight, dice_weight, smooth, per_image, zero_if_empty, process_group)
     return loss.to(loss_dtype(input))
 

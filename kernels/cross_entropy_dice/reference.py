@@ -16,8 +16,8 @@ def softmax_statistics(
     ignore_index: int,
     label_smoothing: float,
     squared: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(intersection, prediction, truth): (N, C) fp64; (numerator, denominator): () fp64; logsumexp (N, P)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(intersection, prediction, truth): (N, C) fp64; (numerator, denominator): () fp64."""
     logits, valid, truth, class_weight, share = _prepare(input, target, weight, pixel_weight, ignore_index)
     log_probability = logits.log_softmax(1)
     probability = torch.where(valid, log_probability.exp(), 0)  # (N, C, P)
@@ -33,7 +33,7 @@ def softmax_statistics(
         cross_entropy = cross_entropy + label_smoothing * smoothing
     numerator = (share * torch.where(valid, cross_entropy, 0)).sum(dtype=torch.float64)
     denominator = (share * true_weight).sum(dtype=torch.float64)
-    return intersection, prediction, truth_count, numerator, denominator, logits.detach().logsumexp(1)
+    return intersection, prediction, truth_count, numerator, denominator
 
 
 def softmax_statistics_backward(
@@ -41,7 +41,6 @@ def softmax_statistics_backward(
     target: Tensor,
     weight: Tensor | None,
     pixel_weight: Tensor | None,
-    logsumexp: Tensor,
     grad_intersection: Tensor,
     grad_prediction: Tensor,
     grad_numerator: Tensor,
@@ -49,7 +48,7 @@ def softmax_statistics_backward(
     label_smoothing: float,
     squared: bool,
 ) -> Tensor:
-    """Gradient of `input`. Takes the softmax from `input`, not from `logsumexp`, so that it differentiates once more."""
+    """Gradient of `input`; differentiable in its turn."""
     logits, valid, truth, class_weight, share = _prepare(input, target, weight, pixel_weight, ignore_index)
     probability = logits.softmax(1)
     grad_intersection, grad_prediction = (

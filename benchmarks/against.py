@@ -1,8 +1,8 @@
-"""`python -m benchmarks.run --against REV`: the same cases on this checkout and on another git revision of fastseg.
+"""`python -m benchmarks.run --against REV`: the same cases here and on another git revision.
 
-The revision is checked out and built under `build/against/<commit>`; its `fastseg` runs under the benchmark files of
-this checkout, so both sides do the same work. The processes of the two sides alternate, and the ratio is taken pair
-by pair.
+The revision is checked out and built under `build/against/<commit>`; its `fastseg` runs under the benchmark
+files of this checkout, so both sides do the same work. The processes of the two sides alternate, and the
+ratio is taken pair by pair.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The gate in front of every timing: our result against stock PyTorch's and fp64's, within `fastseg.testing`'s policy."""
+"""The gate in front of every timing: our result against stock's and fp64's, by `fastseg.testing`'s policy."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,8 @@ from fastseg.testing import allowed_error, assert_within_policy
 def in_double(inputs: Inputs) -> Inputs:
     """The inputs with every floating tensor in fp64."""
     return tuple(
-        value.double() if isinstance(value, Tensor) and value.is_floating_point() else value for value in inputs
+        value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for value in inputs
     )
 
 
@@ -41,10 +42,11 @@ def differentiable_within_policy(stock: Callable) -> Callable[[Case, Inputs], st
 
 
 def labels_of_maximum(scores: Callable) -> Callable[[Case, Inputs], str | None]:
-    """A check of an arg max: `scores(*inputs)` gives the (N, C, H, W) values whose arg max over dim 1 is wanted.
+    """A check of an arg max over dim 1 of the (N, C, H, W) values that `scores(*inputs)` gives.
 
-    The fp64 score under our label may fall short of the fp64 maximum only by what stock's rounding could cost: twice
-    the error of its scores plus one rounding. Where the maximum is unique beyond that, the label must be the right one.
+    The fp64 score under our label may fall short of the fp64 maximum only by what stock's rounding could
+    cost: twice the error of its scores plus one rounding. Where the maximum is unique beyond that, the label
+    must be the right one.
     """
 
     def verify(case: Case, inputs: Inputs) -> str | None:
@@ -57,7 +59,7 @@ def labels_of_maximum(scores: Callable) -> Callable[[Case, Inputs], str | None]:
         shortfall = (exact.amax(1) - chosen).max().item()
         allowed = allowed_error(plain, exact)
         if shortfall > allowed:
-            return f"labels: a chosen class falls {shortfall:.3e} short of the fp64 maximum; allowed {allowed:.3e}"
+            return f"labels: a class falls {shortfall:.3e} short of the fp64 maximum; allowed {allowed:.3e}"
         return None
 
     return verify

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.exercise [op ...]`: run the check of every case once at its small size, without timing.
+"""`python -m benchmarks.exercise [op ...]`: run the check of every case once at its small size, untimed.
 
 What `make gpu-check` runs under compute-sanitizer: every op, forward and backward, in one short process.
 """

@@ -1,10 +1,10 @@
-"""`make gpu-check [OPS="op ..."]`: everything a GPU machine has to tell, in one command of at most eight minutes.
+"""`make gpu-check [OPS="op ..."]`: all a GPU machine has to tell, in one command of at most eight minutes.
 
-Builds with CUDA from the packages as found (no network), runs the test suite and every benchmark on CUDA and a small
-subset under compute-sanitizer. A step that fails or runs out of time does not stop the others. All results are flat
-files in `$OUT` (default `build/gpu-check`), at most eight; the last thing printed is a table of what failed. Without
-a CUDA device the steps that need one are reported as not run, which is not a failure. `--rehearse` runs the same
-steps on the CPU, benchmarks at small sizes.
+Builds with CUDA from the packages as found (no network), runs the test suite and every benchmark on CUDA and
+a small subset under compute-sanitizer. A step that fails or runs out of time does not stop the others. All
+results are flat files in `$OUT` (default `build/gpu-check`), at most eight; the last thing printed is a table
+of what failed. Without a CUDA device the steps that need one are reported as not run, which is not a failure.
+`--rehearse` runs the same steps on the CPU, benchmarks at small sizes.
 """
 
 import argparse
@@ -32,7 +32,7 @@ MOST_FILES = 8
 class Step:
     """One command. `command(limit)` is asked when the step starts, with the seconds it has.
 
-    `alternative` is tried if the command fails. `not_run` is the reason why the step cannot run here, or None.
+    `alternative` is tried if the command fails. `not_run` says why the step cannot run here, or is None.
     """
 
     name: str
@@ -87,11 +87,12 @@ def test_step(ops: list[str], device: str, reason: str | None) -> Step:
     workers = max(1, min(8, (os.cpu_count() or 1) // 2))
     parallel = ["-n", str(workers), "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
     options = ["-q", "-ra", "--tb=short", "--device", device, *parallel]
-    return Step("tests", python("-m", "pytest", *selected, *options), 150, None, (("OMP_NUM_THREADS", "2"),), reason)
+    command = python("-m", "pytest", *selected, *options)
+    return Step("tests", command, 150, None, (("OMP_NUM_THREADS", "2"),), reason)
 
 
 def sanitizer_step(ops: list[str], reason: str | None) -> Step:
-    """Every op once at small sizes under memcheck, each tensor an allocation of its own so that overruns are seen."""
+    """Every op once under memcheck, each tensor an allocation of its own so that overruns are seen."""
     tool = shutil.which("compute-sanitizer")
     if reason is None and tool is None:
         reason = "no compute-sanitizer on the PATH"
@@ -106,8 +107,9 @@ def benchmark_step(ops: list[str], device: str, quick: bool, out: Path, reason: 
     """All benchmarks, as many as the time left allows; the JSON is written after every case."""
 
     def command(limit: float) -> list[str]:
-        options = ["--device", device, "--json", str(out / "benchmarks.json"), "--time-limit", f"{limit - 5:.0f}"]
-        return [sys.executable, "-m", "benchmarks.run", *ops, *options, *(["--quick"] if quick else [])]
+        options = ["--device", device, "--json", str(out / "benchmarks.json")]
+        options += ["--time-limit", f"{limit - 5:.0f}", *(["--quick"] if quick else [])]
+        return [sys.executable, "-m", "benchmarks.run", *ops, *options]
 
     return Step("benchmarks", command, TIME_LIMIT, None, (), reason)
 
@@ -211,7 +213,7 @@ def run_steps(plan: list[Step], out: Path, time_limit: float = TIME_LIMIT) -> in
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
     names = harness.op_names()
-    parser.add_argument("ops", nargs="*", metavar="op", help=f"only these: {', '.join(names)} (default: everything)")
+    parser.add_argument("ops", nargs="*", metavar="op", help=f"only these: {', '.join(names)} (default: all)")
     parser.add_argument("--rehearse", action="store_true", help="run the same steps on the CPU")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.ops) - set(names))

@@ -1,6 +1,7 @@
-"""What a benchmark is: a `Case` (workload, our call, its peers, its floor in bytes, its targets) and how it runs.
+"""What a benchmark is, a `Case`: workload, our call, peers, least bytes, targets; and how it is called.
 
-A file `benchmarks/ops/<op>.py` exports `CASES`, a list of `Case`; everything else in this package walks those lists.
+A file `benchmarks/ops/<op>.py` exports `CASES`, a list of `Case`; everything else in this package walks those
+lists.
 """
 
 import importlib
@@ -22,10 +23,10 @@ MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.
 class Peer:
     """Something to be compared with, called with the same inputs as our op.
 
-    `layout` None keeps the case's layout. `compiled` passes `run` through `torch.compile` first.
-    `dtype` None keeps the case's dtype. `missing` says why the peer cannot run on this machine (a package that is not
-    installed), or is None. `devices` are those it runs on. `ours` marks fastseg itself under other conditions, shown
-    for comparison and never taken for the best peer.
+    `layout` None keeps the case's layout. `compiled` passes `run` through `torch.compile` first. `dtype` None
+    keeps the case's dtype. `missing` says why the peer cannot run on this machine (a package that is not
+    installed), or is None. `devices` are those it runs on. `ours` marks fastseg itself under other
+    conditions, shown for comparison and never taken for the best peer.
     """
 
     run: Callable
@@ -41,10 +42,10 @@ class Peer:
 class Target:
     """A figure the case has to reach.
 
-    `kind`: "speedup" (peer's time / ours, at least), "extra_memory" (peak extra bytes, at most), "memory_ratio"
-    (peer's peak extra / ours, at least) or "bandwidth" (share of the measured copy bandwidth, at least).
-    `peer`: a peer's name, or "best" for whichever peer is fastest (smallest, for memory) in the same run.
-    `allocator`: "default" or "tuned"; on CUDA there is only "default".
+    `kind`: "speedup" (peer's time / ours, at least), "extra_memory" (peak extra bytes, at most),
+    "memory_ratio" (peer's peak extra / ours, at least) or "bandwidth" (share of the measured copy bandwidth,
+    at least). `peer`: a peer's name, or "best" for whichever peer is fastest (smallest, for memory) in the
+    same run. `allocator`: "default" or "tuned"; on CUDA there is only "default".
     """
 
     kind: str
@@ -58,9 +59,9 @@ class Target:
 class Case:
     """One workload of one op.
 
-    `make(shape, device, dtype, layout)` returns the inputs; the first is differentiated when `backward` is set.
-    `minimal_bytes(shape, dtype)` counts what must cross the memory bus however the op is written: every input read
-    as often as the algorithm cannot avoid, every output written once. `flops(shape)` is optional.
+    `make(shape, device, dtype, layout)` returns the inputs; the first is differentiated when `backward` is
+    set. `minimal_bytes(shape, dtype)` counts what must cross the memory bus however the op is written: every
+    input read as often as the algorithm cannot avoid, every output written once. `flops(shape)` is optional.
     `verify(case, inputs)` returns None or says how our result is wrong.
     """
 
@@ -116,13 +117,17 @@ def cases_of(op: str) -> list[Case]:
 
 
 def differentiable(inputs: Inputs, backward: bool) -> Inputs:
-    """The inputs with a first tensor that is a leaf of its own and asks for a gradient if `backward` is set."""
+    """The inputs with a first tensor that is a leaf of its own and asks for a gradient if `backward` is
+    set.
+    """
     first = inputs[0].detach()
     return (first.requires_grad_(backward), *inputs[1:])
 
 
 def converted(inputs: Inputs, layout: str, dtype: torch.dtype) -> Inputs:
-    """The inputs with every floating tensor in `dtype` and, where it is 4-d, in `layout`; copied only if need be."""
+    """The inputs with every floating tensor in `dtype` and, where it is 4-d, in `layout`; copied only if need
+    be.
+    """
 
     def convert(value):
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
@@ -184,7 +189,9 @@ def contestants(case: Case, inputs: Inputs, device: str) -> tuple[dict[str, Cont
 
 
 def check(case: Case, inputs: Inputs) -> str | None:
-    """None, or how our result is wrong on these very inputs. An exception of ours is a red check, not a crash."""
+    """None, or how our result is wrong on these very inputs. An exception of ours is a red check, not a
+    crash.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

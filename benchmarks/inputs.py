@@ -1,7 +1,8 @@
-"""Inputs of the benchmark cases: seeded by the caller, made on the device in the dtype and layout asked for."""
+"""Inputs of the benchmark cases: random with the caller's seed, in the device, dtype and layout asked for."""
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from benchmarks.harness import MEMORY_FORMATS
 
@@ -15,12 +16,13 @@ def logits(shape, device: torch.device, dtype: torch.dtype, layout: str) -> Tens
 
 
 def labels(shape, classes: int, device: torch.device, ignored_share: float = 0.05) -> Tensor:
-    """int64 labels in blobs of about 16 pixels, as segmentation labels are, a share of them ignored: (N, H, W).
+    """int64 labels in blobs of about 16 pixels, as segmentation labels are, a share of them ignored: (N, H,
+    W).
 
     Ignored pixels carry `IGNORED`; with more than 255 classes, where that is a class, nothing is ignored.
     """
     coarse = torch.randint(classes, (shape[0], 1, *(-(-extent // 16) for extent in shape[1:])), device=device)
-    values = torch.nn.functional.interpolate(coarse.float(), size=tuple(shape[1:]), mode="nearest")[:, 0].long()
+    values = interpolate(coarse.float(), size=tuple(shape[1:]), mode="nearest")[:, 0].long()
     if classes <= IGNORED:
         values[torch.rand(shape, device=device) < ignored_share] = IGNORED
     return values

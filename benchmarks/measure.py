@@ -1,4 +1,4 @@
-"""Timing: interleaved rounds in one process, disturbed samples dropped, medians and ratios with their spread."""
+"""Timing: interleaved rounds in one process, disturbed samples dropped, medians, ratios with their spread."""
 
 import os
 import statistics
@@ -53,7 +53,9 @@ def ratio_quartiles(peer: Timing, ours: Timing) -> tuple[float, float]:
 
 
 def run_queue_wait() -> int:
-    """Nanoseconds the threads of this process have waited, ready to run, for a core (0 where it is not told)."""
+    """Nanoseconds the threads of this process have waited, ready to run, for a core (0 where it is not
+    told).
+    """
     waited = 0
     try:
         threads = os.listdir("/proc/self/task")
@@ -81,8 +83,9 @@ def sample(call: Callable, repeats: int) -> tuple[float, bool]:
 
 
 def measure_cpu(calls: dict[str, Callable], budget: float = 1.5) -> dict[str, Timing]:
-    """Time the calls in turn until each has enough clean samples: about `budget` seconds a call, four times that
-    at most on a busy machine."""
+    """Time the calls in turn until each has enough clean samples: about `budget` seconds a call, four times
+    that at most on a busy machine.
+    """
     repeats = {}
     for name, call in calls.items():
         call()
@@ -114,8 +117,8 @@ def copies_for_cold_cache(inputs: tuple) -> int:
 def measure_cuda(calls: dict[str, list[Callable]], budget: float = 0.4) -> dict[str, Timing]:
     """Device time of each contestant; its list of calls works on different copies of the inputs (cold L2).
 
-    A sleep is queued before each batch, so that the CPU is ahead when the device starts: launch cost is not in
-    these figures, kernels and the gaps between them are.
+    A sleep is queued before each batch, so that the CPU is ahead when the device starts: launch cost is not
+    in these figures, kernels and the gaps between them are.
     """
     per_batch = 5
     for rotation in calls.values():
@@ -143,10 +146,12 @@ def measure_cuda(calls: dict[str, list[Callable]], budget: float = 0.4) -> dict[
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes per second (read plus written) of PyTorch's own `destination.copy_(source)` on memory already mapped.
+    """Bytes per second (read plus written) of PyTorch's own `destination.copy_(source)` on memory already
+    mapped.
 
     On the CPU that copy writes through the caches, so each written line is read first: about half of what
-    non-temporal stores reach. A kernel that streams its output, or whose data stays in a cache, may exceed it.
+    non-temporal stores reach. A kernel that streams its output, or whose data stays in a cache, may exceed
+    it.
     """
     size = (256 if device == "cpu" else 1024) * 2**20
     source = torch.ones(size, dtype=torch.uint8, device=device)

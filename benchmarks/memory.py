@@ -1,11 +1,11 @@
-"""Peak extra memory of a call: what the process (or the GPU's allocator) held at most beyond what it held before.
+"""Peak extra memory of a call: the most that was held during it, beyond what was held before.
 
-On the CPU the operating system is asked, not the framework: free heap is given back (`malloc_trim`), the kernel's
-high-water mark of resident memory is reset (`/proc/self/clear_refs`), the call runs once, and the mark is read.
-That counts every page touched by anybody: tensors, scratch buffers of oneDNN or OpenMP, ours. The call has been
-warmed up before, so code pages, thread stacks and caches are already resident. Pages are counted when they are
-touched, so memory that is reserved and never written costs nothing, as it should. The kernel batches its counters
-per thread, which makes the figure exact to about half a megabyte.
+On the CPU the operating system is asked, not the framework: free heap is given back (`malloc_trim`), the
+kernel's high-water mark of resident memory is reset (`/proc/self/clear_refs`), the call runs once, and the
+mark is read. That counts every page touched by anybody: tensors, scratch buffers of oneDNN or OpenMP, ours.
+The call has been warmed up before, so code pages, thread stacks and caches are already resident. Pages are
+counted when they are touched, so memory that is reserved and never written costs nothing, as it should. The
+kernel batches its counters per thread, which makes the figure exact to about half a megabyte.
 """
 
 import ctypes

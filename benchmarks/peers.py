@@ -33,7 +33,9 @@ def missing(package: str) -> str | None:
 
 
 def liger_cross_entropy(input, target):
-    """Liger-Kernel's mean cross entropy, which takes (rows, classes): the permutation is part of its price."""
+    """Liger-Kernel's mean cross entropy, which takes (rows, classes): the permutation is part of its
+    price.
+    """
     from liger_kernel.transformers.functional import liger_cross_entropy as function
 
     classes = input.shape[1]

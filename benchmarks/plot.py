@@ -21,7 +21,9 @@ def bar(group: dict[str, dict]) -> tuple[str, str, float, float | None] | None:
 
 
 def speedups(groups: list[dict[str, dict]]) -> str:
-    """The chart: one bar a case on a logarithmic axis, the target as a black tick, losses (below 1) in red."""
+    """The chart: one bar a case on a logarithmic axis, the target as a black tick, losses (below 1) in
+    red.
+    """
     bars = [each for each in map(bar, groups) if each is not None]
     low, high = GRID[0], max([each[2] for each in bars] + [2.0]) * 1.2
     height = TOP + ROW * len(bars) + 12
@@ -31,9 +33,10 @@ def speedups(groups: list[dict[str, dict]]) -> str:
         return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"'
+        ' font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-        f'<text x="{LEFT}" y="16">speedup of fastseg over the fastest stock PyTorch; black tick: target</text>',
+        f'<text x="{LEFT}" y="16">speedup over the fastest stock PyTorch; black tick: target</text>',
     ]
     for value in (value for value in GRID if value <= high):
         parts.append(
@@ -45,10 +48,12 @@ def speedups(groups: list[dict[str, dict]]) -> str:
         start, end = sorted((x(1), x(ratio)))
         color = "#2a7" if ratio >= 1 else "#c33"
         parts.append(f'<text x="{LEFT - 8}" y="{y + 15}" text-anchor="end">{escape(label)}</text>')
-        parts.append(f'<rect x="{start:.1f}" y="{y + 4}" width="{end - start:.1f}" height="15" fill="{color}"/>')
+        width = end - start
+        parts.append(f'<rect x="{start:.1f}" y="{y + 4}" width="{width:.1f}" height="15" fill="{color}"/>')
         parts.append(f'<text x="{max(end, x(1)) + 5:.1f}" y="{y + 15}">{ratio:.1f}x {escape(best)}</text>')
         if wanted is not None:
             parts.append(
-                f'<line x1="{x(wanted):.1f}" x2="{x(wanted):.1f}" y1="{y + 1}" y2="{y + 22}" stroke="black" stroke-width="2"/>'
+                f'<line x1="{x(wanted):.1f}" x2="{x(wanted):.1f}" y1="{y + 1}" y2="{y + 22}"'
+                ' stroke="black" stroke-width="2"/>'
             )
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -1,8 +1,9 @@
 """`python -m benchmarks.report`: write the committed results into the Markdown files, between their markers.
 
-`<!-- benchmarks:cpu -->` ... `<!-- /benchmarks:cpu -->` is filled with one row for each case that has a target;
-`<!-- benchmarks:cpu:all -->` with every case, allocator and peer. `--check` writes nothing and fails if a file differs
-from what would be written. A plot is drawn beside the results (`benchmarks/results/<device>/speedup.svg`).
+`<!-- benchmarks:cpu -->` ... `<!-- /benchmarks:cpu -->` is filled with one row for each case that has a
+target; `<!-- benchmarks:cpu:all -->` with every case, allocator and peer. `--check` writes nothing and fails
+if a file differs from what would be written. A plot is drawn beside the results
+(`benchmarks/results/<device>/speedup.svg`).
 """
 
 import argparse
@@ -35,7 +36,8 @@ def caption(device: str) -> str:
     """Where and when, one line per distinct machine, software and commit."""
     lines = []
     for meta, _ in results.load(device):
-        packages = ", ".join(f"{name} {version}" for name, version in meta["versions"].items() if name != "fastseg")
+        others = {name: version for name, version in meta["versions"].items() if name != "fastseg"}
+        packages = ", ".join(f"{name} {version}" for name, version in others.items())
         commit = f"commit {meta['commit'][:10]}" + (" with local changes" if meta["dirty"] else "")
         line = f"{meta['device_name']}, {meta['threads']} threads, {packages}, {commit}, {meta['date'][:10]}"
         lines += [line] if line not in lines else []
@@ -93,8 +95,10 @@ def summary(device: str) -> str:
     if not groups:
         return "Not yet measured.\n"
     allocators = " default / tuned" if device == "cpu" else ""
-    header = ["workload", f"fastseg ms{allocators}", f"eager ms{allocators}", "best stock ms", "speedup over best",
-              "of copy bandwidth", "extra memory", "least extra of stock", "targets"]
+    header = [
+        "workload", f"fastseg ms{allocators}", f"eager ms{allocators}", "best stock ms", "speedup over best",
+        "of copy bandwidth", "extra memory", "least extra of stock", "targets",
+    ]
     return f"{caption(device)}\n\n{markdown(header, [summary_row(group) for group in groups])}\n"
 
 
@@ -122,8 +126,10 @@ def full(device: str) -> str:
     records = [record for group in pairs(device) for record in group.values()]
     if not records:
         return "Not yet measured.\n"
-    header = ["workload", "allocator", "fastseg ms", "GB/s of minimal bytes (of copy)", "extra memory",
-              "peers: ms (their time / ours)"]
+    header = [
+        "workload", "allocator", "fastseg ms", "GB/s of minimal bytes (of copy)", "extra memory",
+        "peers: ms (their time / ours)",
+    ]
     return f"{caption(device)}\n\n{markdown(header, [full_row(record) for record in records])}\n"
 
 
@@ -151,8 +157,8 @@ def outdated(root: Path = results.ROOT) -> dict[Path, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail if something is out of date")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if something is outdated")
     options = parser.parse_args(arguments)
     files = outdated()
     for path, text in files.items():

@@ -1,7 +1,7 @@
 """Result files: what they hold, where they lie, and how targets are judged from the raw figures.
 
-A file is `{"meta": {...}, "records": [...]}`; a record is what `benchmarks/worker.py` writes for one case under one
-allocator. Committed results lie in `benchmarks/results/<device>/<op file>.json`.
+A file is `{"meta": {...}, "records": [...]}`; a record is what `benchmarks/worker.py` writes for one case
+under one allocator. Committed results lie in `benchmarks/results/<device>/<op file>.json`.
 """
 
 import datetime
@@ -94,7 +94,9 @@ def best_peer(record: dict, figure: str) -> str | None:
 
 
 def share_of_copy_bandwidth(record: dict) -> float:
-    """Minimal bytes of the case over our time, as a share of the copy bandwidth measured in the same process."""
+    """Minimal bytes of the case over our time, as a share of the copy bandwidth measured in the same
+    process.
+    """
     return bytes_per_second(record, OURS) / record["copy_bytes_per_second"]
 
 
@@ -103,7 +105,9 @@ def bytes_per_second(record: dict, name: str) -> float:
 
 
 def judge(record: dict, target: dict) -> tuple[float | None, str | None, bool]:
-    """(figure reached, the peer it refers to, whether the target is met); None, None, False if it cannot be told."""
+    """(figure reached, the peer it refers to, whether the target is met); None, None, False if it cannot be
+    told.
+    """
     contestants = record["contestants"]
     ours = contestants[OURS]
     kind, wanted = target["kind"], target["value"]

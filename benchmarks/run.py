@@ -1,13 +1,14 @@
-"""`python -m benchmarks.run [op ...]`: check every case, time it against its peers, print and save the figures.
+"""`python -m benchmarks.run [op ...]`: check every case, time it against its peers, print and save.
 
-A case whose check is red is refused and not timed. On the CPU each case runs twice, with the default allocator and
-with `fastseg.tune_allocator()`, the peers under the same one. Exit status: 0 if every case was measured (a missed
-target is a result, not a failure), 1 if one was refused, crashed or ran out of time.
+A case whose check is red is refused and not timed. On the CPU each case runs twice, with the default
+allocator and with `fastseg.tune_allocator()`, the peers under the same one. Exit status: 0 if every case was
+measured (a missed target is a result, not a failure), 1 if one was refused, crashed or ran out of time.
 """
 
 import argparse
 import concurrent.futures
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import torch
 from benchmarks import harness, results, table
 
 WORKER_LIMIT = 600  # seconds
+ALLOCATORS = ("default", "tuned")
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,18 @@ def plan(ops: list[str], device: str, match: str) -> list[Job]:
                 and any(target.device == device for target in case.targets) == with_targets
             )
             if device == "cpu":
-                jobs += [Job(op, (title,), allocator) for title in titles for allocator in ("default", "tuned")]
+                jobs += [Job(op, (title,), allocator) for title in titles for allocator in ALLOCATORS]
             elif titles:
                 jobs.append(Job(op, titles, "default"))
     return jobs
 
 
 def run_worker(
-    job: Job, options: argparse.Namespace, *extra: str, limit: float = WORKER_LIMIT, path: list[str] | None = None
+    job: Job,
+    options: argparse.Namespace,
+    *extra: str,
+    limit: float = WORKER_LIMIT,
+    path: list[str] | None = None,
 ) -> tuple[list[dict], str | None]:
     """The records a worker wrote, and None or why it did not write all of them.
 
@@ -69,7 +75,8 @@ def run_worker(
         environment = os.environ | ({"PYTHONPATH": os.pathsep.join(path)} if path else {})
         try:
             done = subprocess.run(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit, env=environment
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit,
+                env=environment,
             )
         except subprocess.TimeoutExpired:
             failure = f"ran longer than {limit:.0f} s"
@@ -81,8 +88,9 @@ def run_worker(
 
 
 class Session:
-    """One run of the command: remembers which cases are sound, collects records, prints as it goes, saves after every
-    job."""
+    """One run of the command: remembers which cases are sound, collects records, prints as it goes, saves
+    after every job.
+    """
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
@@ -101,7 +109,9 @@ class Session:
             print(f"\n{op}: {title}: NOT MEASURED: {reason}", flush=True)
 
     def prepare(self, jobs: list[Job]) -> None:
-        """Check and compile every case, several at once, so that the timings that follow start from caches."""
+        """Check and compile every case, several at once, so that the timings that follow start from
+        caches.
+        """
         single = [Job(job.op, (title,), job.allocator) for job in jobs for title in job.titles]
 
         def check(job: Job) -> tuple[list[dict], str | None]:
@@ -164,22 +174,23 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.partition("\n\n")[2])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     names = harness.op_names()
     parser.add_argument("ops", nargs="*", metavar="op", help=f"files of benchmarks/ops: {', '.join(names)}")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--against", metavar="REV", help="compare with another git revision of fastseg, not with peers")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--against", metavar="REV", help="compare with another git revision, not with peers")
     parser.add_argument("--json", metavar="FILE", help="write the records there, not into benchmarks/results")
     parser.add_argument("--quick", action="store_true", help="small sizes, short timings, nothing saved")
     parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results alone")
-    parser.add_argument("--match", default="", metavar="TEXT", help="only cases with this in '<op> <title>'; not saved")
+    parser.add_argument("--match", default="", metavar="TEXT", help="only cases so titled; not saved")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: as PyTorch chooses)")
-    parser.add_argument("--jobs", type=int, default=0, help="processes that check and compile beforehand (CUDA: 6)")
-    parser.add_argument("--time-limit", type=float, default=float("inf"), metavar="S", help="start no case after this")
+    parser.add_argument("--jobs", type=int, default=0, help="processes to check and compile in (CUDA: 6)")
+    parser.add_argument("--time-limit", type=float, default=math.inf, metavar="S", help="seconds in all")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.ops) - set(names))
     if unknown:
         parser.error(f"no such op: {', '.join(unknown)}; there are: {', '.join(names)}")
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device")
     options.ops = options.ops or names

@@ -1,6 +1,7 @@
 """`pytest benchmarks`: every case at a small size under pytest-benchmark, ours beside stock eager.
 
-A case whose check is red fails instead of being timed. The figures worth quoting come from `python -m benchmarks.run`.
+A case whose check is red fails instead of being timed. The figures worth quoting come from `python -m
+benchmarks.run`.
 """
 
 import pytest

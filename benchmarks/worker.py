@@ -1,7 +1,7 @@
 """Cases of one op in a process of their own: check, time, take the memory, write one JSON record a line.
 
-`benchmarks.run` starts this module, on the CPU once per case and allocator, so that no case inherits another one's
-heap and a crash costs one case. By hand: `python -m benchmarks.worker cross_entropy "<title>" --quick`.
+`benchmarks.run` starts this module, on the CPU once per case and allocator, so that no case inherits another
+one's heap and a crash costs one case. By hand: `python -m benchmarks.worker cross_entropy "<title>" --quick`.
 """
 
 import argparse
@@ -43,7 +43,9 @@ def run_timings(case: harness.Case, running: dict, device: str, quick: bool) -> 
 
 
 def warm_up(case: harness.Case, running: dict[str, harness.Contestant]) -> dict[str, str]:
-    """Call every contestant once (compiling it); peers that fail are taken out and returned with the reason."""
+    """Call every contestant once (compiling it); peers that fail are taken out and returned with the
+    reason.
+    """
     failed = {}
     for name, contestant in list(running.items()):
         try:

@@ -1,4 +1,4 @@
-"""The benchmark machinery: what it counts, what it refuses, how it judges, and that the README shows what it measured."""
+"""The benchmark machinery: what it counts, refuses and judges, and that the README shows what it measured."""
 
 import dataclasses
 
@@ -61,7 +61,10 @@ def test_a_record_holds_every_contestant():
     assert "reached" in table.text(record)
 
 
-@pytest.mark.parametrize("wrong", [lambda input: (input * 0.51).sum(), lambda input: input.sum(1).sum(1)], ids=str)
+WRONG = {"value": lambda input: (input * 0.51).sum(), "shape": lambda input: halved_sum(input).view(1)}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_op_is_refused_and_not_timed(wrong):
     record = worker.run_case(example(ours=wrong), quick_options())
     assert record["refused"]
@@ -144,8 +147,10 @@ def test_peak_memory_counts_temporaries_and_results():
 
 
 def figures(median_ms, ratio, extra_bytes, ours=False):
-    return {"median_ms": median_ms, "ratio": ratio, "extra_bytes": extra_bytes, "ours": ours, "reliable": True,
-            "ratio_quartiles": [ratio, ratio]}
+    return {
+        "median_ms": median_ms, "ratio": ratio, "ratio_quartiles": [ratio, ratio],
+        "extra_bytes": extra_bytes, "ours": ours, "reliable": True,
+    }
 
 
 RECORD = {
@@ -203,7 +208,12 @@ def test_a_refused_case_fails_the_command(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(harness, "cases_of", lambda op: [example()])
     refused = {"case": example().title, "refused": "value: error 1.0"}
     calls = []
-    monkeypatch.setattr(run, "run_worker", lambda job, *rest, **options: calls.append(job) or ([refused], None))
+
+    def run_worker(job, *rest, **options):
+        calls.append(job)
+        return [refused], None
+
+    monkeypatch.setattr(run, "run_worker", run_worker)
     options = run.parse(["cross_entropy", "--device", "cpu", "--json", str(tmp_path / "results.json")])
     assert run.measure(options) == 1
     assert len(calls) == 1, "the tuned run of a refused case must not start"
@@ -211,12 +221,15 @@ def test_a_refused_case_fails_the_command(monkeypatch, capsys, tmp_path):
 
 
 def test_markers_are_filled_and_filling_is_stable(monkeypatch):
-    meta = {"device_name": "Example CPU", "threads": 2, "versions": {"torch": "2"}, "commit": "abc", "dirty": True,
-            "date": "2026-01-01T00:00:00"}
+    meta = {
+        "device_name": "Example CPU", "threads": 2, "versions": {"torch": "2"}, "commit": "abc",
+        "dirty": True, "date": "2026-01-01T00:00:00",
+    }
     record = RECORD | {"targets": [dataclasses.asdict(harness.Target("speedup", 2.0))]}
     monkeypatch.setattr(results, "load", lambda device: [(meta, [record])] if device == "cpu" else [])
     text = "".join(
-        f"a\n<!-- benchmarks:{name} -->\nold\n<!-- /benchmarks:{name} -->\n" for name in ("cpu", "cpu:all", "cuda")
+        f"a\n<!-- benchmarks:{name} -->\nold\n<!-- /benchmarks:{name} -->\n"
+        for name in ("cpu", "cpu:all", "cuda")
     )
     filled = report.filled(text)
     assert "old" not in filled

@@ -17,7 +17,9 @@ def make(shape, device, dtype, layout):
 
 
 def minimal_bytes(shape, dtype):
-    """The gradient needs the sums over all pixels first: logits and mask read twice, gradient written once."""
+    """The gradient needs the sums over all pixels first: logits and mask read twice, gradient written
+    once.
+    """
     batch, channels, height, width = shape
     return 5 * batch * channels * height * width * dtype.itemsize
 

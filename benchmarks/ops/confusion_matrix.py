@@ -1,5 +1,5 @@
-"""confusion_matrix of predicted and true labels, ignored pixels skipped. The shape of a case is (N, classes, H, W), its
-dtype that of the labels.
+"""confusion_matrix of predicted and true labels, ignored pixels skipped. The shape of a case is (N, classes,
+H, W), its dtype that of the labels.
 """
 
 import numpy
@@ -51,7 +51,10 @@ def case(shape, dtype, targets=()):
 
 
 CASES = [
-    case((1, 19, 512, 1024), torch.int64, (Target("speedup", 20, "bincount"), Target("speedup", 10, "numpy"))),
+    case(
+        (1, 19, 512, 1024), torch.int64,
+        (Target("speedup", 20, "bincount"), Target("speedup", 10, "numpy")),
+    ),
     case((1, 19, 512, 1024), torch.uint8),
     case((4, 150, 513, 511), torch.int64),
     case((1, 1000, 512, 1024), torch.int64),

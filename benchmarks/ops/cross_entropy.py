@@ -15,7 +15,9 @@ def make(shape, device, dtype, layout):
 
 
 def minimal_bytes(shape, dtype):
-    """Logits read once and gradient written once (it can be computed in the forward), int64 labels read once."""
+    """Logits read once and gradient written once (it can be computed in the forward), int64 labels read
+    once.
+    """
     batch, classes, height, width = shape
     return batch * height * width * (2 * classes * dtype.itemsize + 8)
 

@@ -1,4 +1,6 @@
-"""upsample_argmax: low-resolution logits straight to uint8 labels. The shape of a case is that of the upsampled logits."""
+"""upsample_argmax: low-resolution logits straight to uint8 labels. The shape of a case is that of the
+upsampled logits.
+"""
 
 from functools import partial
 
@@ -22,7 +24,9 @@ def minimal_bytes(shape, dtype, scale):
 
 
 def flops(shape, scale):
-    """A horizontal and a vertical interpolation (2 each) and a comparison per class and output pixel at most."""
+    """A horizontal and a vertical interpolation (2 each) and a comparison per class and output pixel at
+    most.
+    """
     return 5 * shape[0] * shape[1] * shape[2] * shape[3]
 
 
@@ -35,10 +39,13 @@ def upsample_argmax(input, size, align_corners):
 
 
 def case(shape, scale, targets=(), align_corners=False, **options):
+    ours, stock, scores = (
+        partial(function, align_corners=align_corners)
+        for function in (upsample_argmax, stock_upsample_argmax, upsample)
+    )
     return Case(
-        "upsample_argmax", shape, partial(make, scale=scale), partial(upsample_argmax, align_corners=align_corners),
-        peers.stock(partial(stock_upsample_argmax, align_corners=align_corners)),
-        partial(minimal_bytes, scale=scale), checks.labels_of_maximum(partial(upsample, align_corners=align_corners)),
+        "upsample_argmax", shape, partial(make, scale=scale), ours, peers.stock(stock),
+        partial(minimal_bytes, scale=scale), checks.labels_of_maximum(scores),
         name=f"x{scale:g}" + (" align_corners" if align_corners else ""), targets=targets,
         backward=False, flops=partial(flops, scale=scale), **options,
     )

@@ -1,4 +1,5 @@
-"""upsample_cross_entropy and upsample_cross_entropy_dice: forward and backward from the low-resolution logits.
+"""upsample_cross_entropy and upsample_cross_entropy_dice: forward and backward from the low-resolution
+logits.
 
 The shape of a case is that of the upsampled logits, which our ops never make.
 """
@@ -46,7 +47,9 @@ def stock_upsample_cross_entropy_dice(input, target, align_corners):
 
 
 def upsample_cross_entropy(input, target, align_corners):
-    return fastseg.ops.upsample_cross_entropy(input, target, align_corners=align_corners, ignore_index=IGNORED)
+    return fastseg.ops.upsample_cross_entropy(
+        input, target, align_corners=align_corners, ignore_index=IGNORED
+    )
 
 
 def upsample_cross_entropy_dice(input, target, align_corners):

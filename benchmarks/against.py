@@ -67,11 +67,10 @@ def compare(options: argparse.Namespace) -> int:
         here = [str(results.ROOT)]
         there = [benchmarks_only, str(other)]
         print(f"this checkout against {options.against}; a ratio above 1 means that this checkout is faster")
-        single = [Job(job.op, (t,), job.allocator) for job in plan(options.ops, options.device, options.match)
-                  for t in job.titles]
-        for job in single:
+        jobs = [job for jobs in plan(options.ops, options.device, options.match) for job in jobs]
+        for job in (Job(job.op, (title,), job.allocator) for job in jobs for title in job.titles):
             pairs = [(time_once(job, options, here), time_once(job, options, there)) for _ in range(ROUNDS)]
-            label = f"{job.op} {job.titles[0]}, {job.allocator} allocator"
+            label = f"{job.titles[0]}, {job.allocator} allocator"
             reasons = [side for pair in pairs for side in pair if isinstance(side, str)]
             if reasons:
                 failures += 1

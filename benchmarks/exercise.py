@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
             inputs = case.make(case.shape, torch.device(options.device), case.dtype, case.layout)
             wrong = harness.check(case, inputs)
             failures += wrong is not None
-            print(f"{case.op} {case.title}: {wrong or 'right'}", flush=True)
+            print(f"{case.title}: {wrong or 'right'}", flush=True)
     return 1 if failures else 0
 
 

@@ -83,7 +83,12 @@ class Case:
 
     @property
     def title(self) -> str:
-        """The line that names this case within its op, unique there."""
+        """The line that names this case, unique in its file."""
+        return f"{self.op} {self.workload}"
+
+    @property
+    def workload(self) -> str:
+        """The title without the op."""
         parts = [self.name, "x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch.")]
         if self.layout != "contiguous":
             parts.append(self.layout)
@@ -95,8 +100,8 @@ class Case:
 
 
 def shrink(shape: Shape) -> Shape:
-    """Batch 1 and an eighth of each spatial extent, classes kept."""
-    spatial = tuple(max(1, extent // 8) for extent in shape[2:])
+    """Batch 1 and an eighth of each spatial extent (odd ones stay odd), classes kept."""
+    spatial = tuple(max(1, extent // 8 | extent & 1) for extent in shape[2:])
     return (1, shape[1], *spatial)
 
 
@@ -110,7 +115,7 @@ def op_names() -> list[str]:
 def cases_of(op: str) -> list[Case]:
     """The `CASES` of `benchmarks/ops/<op>.py`; titles are checked to be unique."""
     cases = importlib.import_module(f"benchmarks.ops.{op}").CASES
-    titles = [(case.op, case.title) for case in cases]
+    titles = [case.title for case in cases]
     if len(set(titles)) != len(titles):
         raise ValueError(f"benchmarks/ops/{op}.py: two cases share a title: {sorted(titles)}")
     return cases

@@ -131,7 +131,7 @@ def measure_cuda(calls: dict[str, list[Callable]], budget: float = 0.4) -> dict[
     while True:
         for name, rotation in calls.items():
             events = [torch.cuda.Event(enable_timing=True) for _ in range(per_batch + 1)]
-            torch.cuda._sleep(4_000_000)  # about 2 ms
+            torch.cuda._sleep(10_000_000)  # about 5 ms
             events[0].record()
             for index in range(per_batch):
                 rotation[(turn * per_batch + index) % len(rotation)]()

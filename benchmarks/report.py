@@ -44,6 +44,12 @@ def caption(device: str) -> str:
     return "Measured on " + "; ".join(lines) + "."
 
 
+def workload(record: dict) -> str:
+    notes = [] if record["backward"] else ["forward"]
+    notes += ["on the plain-PyTorch reference"] if "reference" in record["backends"].values() else []
+    return ", ".join([f"`{record['op']}` {record['case']}", *notes])
+
+
 def time_of(record: dict | None, name: str) -> str:
     if record is None or name not in record["contestants"]:
         return "–"
@@ -71,9 +77,8 @@ def summary_row(group: dict[str, dict]) -> list[str]:
     best = results.best_peer(record, "median_ms")
     smallest = results.best_peer(default or record, "extra_bytes")
     memory = (default or record)["contestants"]
-    name = f"`{record['op']}` {record['case']}" + ("" if record["backward"] else ", forward")
     return [
-        name,
+        workload(record),
         " / ".join(time_of(each, OURS) for each in (default, tuned) if each),
         " / ".join(time_of(each, "eager") for each in (default, tuned) if each),
         f"{time_of(record, best)} {best}" if best else "–",
@@ -116,7 +121,7 @@ def full_row(record: dict) -> list[str]:
     best = results.best_peer(record, "median_ms")
     lost = best is not None and record["contestants"][best]["ratio"] < 1
     return [
-        f"`{record['op']}` {record['case']}", record["allocator"], table.milliseconds(ours["median_ms"]),
+        workload(record), record["allocator"], table.milliseconds(ours["median_ms"]),
         f"{rate:.1f} ({results.share_of_copy_bandwidth(record):.0%})", table.megabytes(ours["extra_bytes"]),
         ("**lost** " if lost else "") + peer_cells(record),
     ]

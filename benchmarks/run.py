@@ -34,26 +34,30 @@ class Job:
     allocator: str
 
 
-def plan(ops: list[str], device: str, match: str) -> list[Job]:
-    """The jobs in the order they run: cases that have targets first, so that a time limit costs the others.
+def essential(cases: list[harness.Case], device: str) -> set[str]:
+    """Titles of the cases that have a target on the device, and of the first case of every op."""
+    first = {case.op: case.title for case in reversed(cases)}
+    wanted = {case.title for case in cases for target in case.targets if target.device == device}
+    return wanted | set(first.values())
+
+
+def plan(ops: list[str], device: str, match: str) -> list[list[Job]]:
+    """The jobs in two passes: the essential cases first, so that a time limit costs the others.
 
     CPU: one job per case and allocator. CUDA: one per op (starting CUDA costs more than most cases).
     """
-    jobs = []
-    for with_targets in (True, False):
-        for op in ops:
-            titles = tuple(
-                case.title
-                for case in harness.cases_of(op)
-                if device in case.devices
-                and match in f"{case.op} {case.title}"
-                and any(target.device == device for target in case.targets) == with_targets
-            )
+    passes: list[list[Job]] = [[], []]
+    for op in ops:
+        cases = [case for case in harness.cases_of(op) if device in case.devices]
+        first = essential(cases, device)
+        cases = [case for case in cases if match in case.title]
+        for jobs, among_first in zip(passes, (True, False)):
+            titles = tuple(case.title for case in cases if (case.title in first) == among_first)
             if device == "cpu":
                 jobs += [Job(op, (title,), allocator) for title in titles for allocator in ALLOCATORS]
             elif titles:
                 jobs.append(Job(op, titles, "default"))
-    return jobs
+    return passes
 
 
 def run_worker(
@@ -88,86 +92,99 @@ def run_worker(
 
 
 class Session:
-    """One run of the command: remembers which cases are sound, collects records, prints as it goes, saves
-    after every job.
-    """
+    """One run of the command: knows which cases are sound, collects, prints and saves after every job."""
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
         self.meta = results.meta(options.device, options.threads)
         self.records: dict[str, list[dict]] = {}
-        self.checked: dict[tuple[str, str], bool] = {}  # (op file, title) -> whether its check was green
+        self.checked: dict[str, bool] = {}  # title -> whether its check was green
         self.failures: list[str] = []
+        self.left_out: list[str] = []  # for lack of time
         self.deadline = time.monotonic() + options.time_limit
 
     def remaining(self) -> float:
         return min(WORKER_LIMIT, self.deadline - time.monotonic())
 
-    def fail(self, op: str, titles, reason: str) -> None:
-        for title in titles:
-            self.failures.append(f"{op}: {title}: {reason}")
-            print(f"\n{op}: {title}: NOT MEASURED: {reason}", flush=True)
+    def fail(self, title: str, reason: str) -> None:
+        self.failures.append(f"{title}: {reason}")
+        self.checked[title] = False
+        print(f"\n{title}: NOT MEASURED: {reason}", flush=True)
+
+    def out_of_time(self, job: Job) -> bool:
+        """Whether nothing can be started any more; the job's cases are then listed as left out."""
+        if self.remaining() > 1:
+            return False
+        self.left_out += job.titles
+        return True
 
     def prepare(self, jobs: list[Job]) -> None:
-        """Check and compile every case, several at once, so that the timings that follow start from
-        caches.
-        """
+        """Check and compile every case, several at once: the timings that follow then start from caches."""
         single = [Job(job.op, (title,), job.allocator) for job in jobs for title in job.titles]
 
-        def check(job: Job) -> tuple[list[dict], str | None]:
-            return run_worker(job, self.options, "--prepare", limit=max(1, self.remaining()))
+        def check(job: Job) -> tuple[list[dict], str | None] | None:
+            if self.remaining() <= 1:
+                return None
+            return run_worker(job, self.options, "--prepare", limit=self.remaining())
 
         with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
-            for job, (records, failure) in zip(single, pool.map(check, single)):
-                self.note(job, records, failure)
+            for job, outcome in zip(single, pool.map(check, single)):
+                if outcome is not None:
+                    self.note(job, *outcome)
 
     def note(self, job: Job, records: list[dict], failure: str | None) -> list[dict]:
-        """Remember what was sound and report what was not; gives the records of the sound cases."""
+        """Remember what was sound and report what was not; gives the records of the sound cases.
+
+        A failed worker is put down to the first case that it wrote no record of, unless its time was up.
+        """
         for title, record in zip(job.titles, records):
-            self.checked[job.op, title] = record["refused"] is None
+            self.checked[title] = True
             if record["refused"]:
-                self.fail(job.op, [title], f"check failed: {record['refused']}")
+                self.fail(title, f"check failed: {record['refused']}")
         if failure:
-            lost = job.titles[len(records):]
-            self.fail(job.op, lost, failure)
-            self.checked.update({(job.op, title): False for title in lost})
+            culprit = job.titles[min(len(records), len(job.titles) - 1)]
+            if not self.out_of_time(Job(job.op, (culprit,), job.allocator)):
+                self.fail(culprit, failure)
         return [record for record in records if record["refused"] is None]
 
     def run(self, job: Job) -> None:
-        titles = tuple(title for title in job.titles if self.checked.get((job.op, title), True))
-        if not titles:
-            return
-        if self.remaining() <= 1:
-            self.fail(job.op, titles, "the time limit was reached before it started")
-            return
-        known = all((job.op, title) in self.checked for title in titles)
+        titles = tuple(title for title in job.titles if self.checked.get(title, True))
         job = Job(job.op, titles, job.allocator)
-        outcome = run_worker(job, self.options, *(["--no-verify"] if known else []), limit=self.remaining())
-        for record in self.note(job, *outcome):
+        if not titles or self.out_of_time(job):
+            return
+        known = all(title in self.checked for title in titles)
+        extra = ["--no-verify"] if known else []
+        records, failure = run_worker(job, self.options, *extra, limit=self.remaining())
+        for record in self.note(job, records, failure):
             print("\n" + table.text(record), flush=True)
             self.records.setdefault(job.op, []).append(record)
         self.save()
+        if failure:
+            self.run(Job(job.op, titles[len(records) + 1 :], job.allocator))
 
     def all_records(self) -> list[dict]:
         return [record for records in self.records.values() for record in records]
 
     def save(self) -> None:
         if self.options.json:
-            results.save(Path(self.options.json), self.meta | {"failures": self.failures}, self.all_records())
+            lost = {"failures": self.failures, "left_out": self.left_out}
+            results.save(Path(self.options.json), self.meta | lost, self.all_records())
         elif not (self.options.quick or self.options.no_save or self.options.match):
             for op, records in self.records.items():
                 results.save(results.RESULTS / self.options.device / f"{op}.json", self.meta, records)
 
 
 def measure(options: argparse.Namespace) -> int:
-    jobs = plan(options.ops, options.device, options.match)
     session = Session(options)
     print(table.heading(session.meta), flush=True)
-    if options.jobs > 1:
-        session.prepare(jobs)
-    for job in jobs:
-        session.run(job)
+    for jobs in plan(options.ops, options.device, options.match):
+        if options.jobs > 1:
+            session.prepare(jobs)
+        for job in jobs:
+            session.run(job)
     print("\n" + table.targets(session.all_records()))
+    if session.left_out:
+        print("\nLeft out for lack of time:\n  " + "\n  ".join(session.left_out))
     if session.failures:
         print("\nNot measured:\n  " + "\n  ".join(session.failures))
     return 1 if session.failures else 0
@@ -184,7 +201,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results alone")
     parser.add_argument("--match", default="", metavar="TEXT", help="only cases so titled; not saved")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: as PyTorch chooses)")
-    parser.add_argument("--jobs", type=int, default=0, help="processes to check and compile in (CUDA: 6)")
+    parser.add_argument("--jobs", type=int, default=0, help="processes to check and compile in (CUDA: 12)")
     parser.add_argument("--time-limit", type=float, default=math.inf, metavar="S", help="seconds in all")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.ops) - set(names))
@@ -194,7 +211,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device")
     options.ops = options.ops or names
-    options.jobs = options.jobs or (6 if options.device == "cuda" else 1)
+    options.jobs = options.jobs or (12 if options.device == "cuda" else 1)
     return options
 
 

@@ -26,6 +26,7 @@ def text(record: dict) -> str:
     for name, figures in record["contestants"].items():
         rate = results.bytes_per_second(record, name) * 1e-9
         share = rate * 1e9 / record["copy_bytes_per_second"]
+        flops = record["flops"]
         line = f"  {name:22} {figures['median_ms']:10.3f} ms"
         if name == OURS:
             line += f"  {'':22}"
@@ -33,7 +34,10 @@ def text(record: dict) -> str:
             low, high = figures["ratio_quartiles"]
             line += f"  x{figures['ratio']:<6.2f} ({low:.2f} to {high:.2f})".ljust(24)
         line += f" {rate:7.1f} GB/s {share:5.0%} of copy  +{megabytes(figures['extra_bytes'])}"
+        line += f"  {flops / figures['median_ms'] * 1e-6:.0f} GFLOP/s" if flops else ""
         lines.append(line + ("" if figures["reliable"] else "  (disturbed: few clean samples)"))
+    if "reference" in record["backends"].values():
+        lines.append("  fastseg ran on its plain-PyTorch reference: no kernel took this call")
     for name, reason in record["skipped_peers"].items():
         lines.append(f"  {name:22} not run: {reason}")
     best = results.best_peer(record, "median_ms")

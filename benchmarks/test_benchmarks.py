@@ -12,7 +12,7 @@ from benchmarks import harness
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = [case for op in harness.op_names() for case in harness.cases_of(op) if DEVICE in case.devices]
 CONTESTANTS = [
-    pytest.param(case, name, id=f"{case.op} {case.title} {name}")
+    pytest.param(case, name, id=f"{case.title} {name}")
     for case in CASES
     for name, peer in {harness.OURS: None, **case.peers}.items()
     if peer is None or not (peer.compiled or peer.missing or DEVICE not in peer.devices)
@@ -35,5 +35,5 @@ def test_case(benchmark, case, name):
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 
-    benchmark.group = f"{case.op} {quick.title}"
+    benchmark.group = quick.title
     benchmark(call)

@@ -9,10 +9,13 @@ import gc
 import json
 import os
 import sys
+import unittest.mock
+from collections.abc import Callable
 
 import torch
 
 from benchmarks import harness, measure, memory
+from fastseg._op import Op
 
 
 def tune_allocator() -> None:
@@ -58,6 +61,21 @@ def warm_up(case: harness.Case, running: dict[str, harness.Contestant]) -> dict[
     return failed
 
 
+def backends_used(call: Callable) -> dict[str, str]:
+    """Which backend ran each op of ours during the call: a figure of the plain-PyTorch reference must say so."""
+    used = {}
+    choose = Op.choose
+
+    def recording(op, *arguments, **options):
+        backend = choose(op, *arguments, **options)
+        used[op.name] = backend.name
+        return backend
+
+    with unittest.mock.patch.object(Op, "choose", recording):
+        call()
+    return used
+
+
 def contestant_record(timing: measure.Timing, ours: measure.Timing, extra_bytes: int | None) -> dict:
     low, high = timing.quartiles()
     ratio_low, ratio_high = measure.ratio_quartiles(timing, ours)
@@ -77,7 +95,7 @@ def describe(case: harness.Case, device: str) -> dict:
     """What a record says about its case before anything has run."""
     return {
         "op": case.op,
-        "case": case.title,
+        "case": case.workload,
         "shape": list(case.shape),
         "dtype": str(case.dtype).removeprefix("torch."),
         "layout": case.layout,
@@ -106,6 +124,7 @@ def run_case(case: harness.Case, options: argparse.Namespace) -> dict:
     skipped.update(warm_up(case, running))
     if options.prepare:
         return record
+    record["backends"] = backends_used(running[harness.OURS].step(case.backward))
     record["skipped_peers"] = skipped
     record["copy_bytes_per_second"] = measure.copy_bandwidth(device)
     timings = run_timings(case, running, device, options.quick)

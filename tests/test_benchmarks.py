@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+import fastseg.ops
 from benchmarks import checks, harness, measure, memory, peers, plot, report, results, run, table, worker
 
 SHAPE = (2, 3, 16, 16)
@@ -32,7 +33,7 @@ def quick_options(*arguments: str):
     return worker.parse(["example", "example", "--quick", *arguments])
 
 
-@pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: f"{case.op} {case.title}")
+@pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: case.title)
 def test_case_is_well_formed(case):
     quick = case.quick()
     inputs = quick.make(quick.shape, torch.device("cpu"), quick.dtype, quick.layout)
@@ -155,7 +156,8 @@ def figures(median_ms, ratio, extra_bytes, ours=False):
 
 RECORD = {
     "op": "example", "case": "1x2", "backward": True, "allocator": "tuned", "minimal_bytes": 8_000_000,
-    "copy_bytes_per_second": 10e9, "skipped_peers": {}, "targets": [],
+    "copy_bytes_per_second": 10e9, "skipped_peers": {}, "targets": [], "flops": None,
+    "backends": {"example": "cpu"},
     "contestants": {
         "fastseg": figures(1.0, 1.0, 10_000_000, ours=True),
         "eager": figures(6.0, 6.0, 80_000_000),
@@ -195,13 +197,63 @@ def test_losses_and_missed_targets_are_said():
     assert 'fill="#c33"' in plot.speedups([{"tuned": slow}])
 
 
-def test_cases_with_targets_run_first_under_both_allocators(monkeypatch):
-    cases = [example(name="plain", targets=()), example(name="wanted")]
-    monkeypatch.setattr(harness, "cases_of", lambda op: cases)
-    jobs = run.plan(["example"], "cpu", "")
-    assert [(job.titles[0].split()[0], job.allocator) for job in jobs] == [
-        ("wanted", "default"), ("wanted", "tuned"), ("plain", "default"), ("plain", "tuned"),
+def test_figures_of_the_reference_say_so():
+    record = RECORD | {"backends": {"example": "reference"}}
+    assert "plain-PyTorch reference" in table.text(record)
+    assert "plain-PyTorch reference" in report.full_row(record)[0]
+
+
+def test_the_backend_that_ran_is_recorded():
+    call = fastseg.ops.sigmoid_focal_loss
+    logits, targets = torch.randn(8), torch.ones(8)
+    used = worker.backends_used(lambda: call(logits, targets, backend="reference"))
+    assert used == {"sigmoid_focal_loss": "reference"}
+
+
+def test_essential_cases_run_first_under_both_allocators(monkeypatch):
+    cases = [
+        example(name="first", targets=()),
+        example(name="plain", targets=()),
+        example(name="wanted"),
+        example(op="other", name="sibling", targets=()),
     ]
+    monkeypatch.setattr(harness, "cases_of", lambda op: cases)
+    essential, others = run.plan(["example"], "cpu", "")
+    named = [(job.titles[0].split()[1], job.allocator) for job in essential]
+    assert named == [(name, each) for name in ("first", "wanted", "sibling") for each in ("default", "tuned")]
+    assert [job.titles[0].split()[1] for job in others] == ["plain", "plain"]
+    (on_cuda,), (rest,) = run.plan(["example"], "cuda", "")
+    assert [title.split()[1] for title in on_cuda.titles] == ["first", "sibling"]
+    assert [title.split()[1] for title in rest.titles] == ["plain", "wanted"]
+
+
+def test_a_crash_costs_one_case(monkeypatch, capsys, tmp_path):
+    cases = [example(name=name, targets=()) for name in ("sound", "crashing", "after")]
+    monkeypatch.setattr(harness, "cases_of", lambda op: cases)
+    jobs = []
+
+    def run_worker(job, *rest, **options):
+        jobs.append(job.titles)
+        done = [title for title in job.titles[:1] if "crashing" not in title]
+        return [RECORD | {"case": title, "refused": None} for title in done], (
+            "exit status -11: no message" if len(job.titles) > 1 or not done else None
+        )
+
+    monkeypatch.setattr(run, "run_worker", run_worker)
+    options = run.parse(["cross_entropy", "--device", "cpu", "--json", str(tmp_path / "results.json")])
+    session = run.Session(options)
+    session.run(run.Job("example", tuple(case.title for case in cases), "default"))
+    assert [len(titles) for titles in jobs] == [3, 1]
+    assert [record["case"].split()[1] for record in session.all_records()] == ["sound", "after"]
+    assert len(session.failures) == 1 and "crashing" in session.failures[0]
+
+
+def test_cases_without_time_are_listed(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(harness, "cases_of", lambda op: [example()])
+    output = str(tmp_path / "results.json")
+    arguments = ["cross_entropy", "--device", "cpu", "--json", output, "--time-limit", "0"]
+    assert run.measure(run.parse(arguments)) == 0
+    assert "Left out for lack of time:\n  " + example().title in capsys.readouterr().out
 
 
 def test_a_refused_case_fails_the_command(monkeypatch, capsys, tmp_path):

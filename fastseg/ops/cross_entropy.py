@@ -1,0 +1,386 @@
+"""Softmax cross entropy, drop-in for `torch.nn.functional.cross_entropy`, and softmax focal loss: one kernel.
+
+With p = softmax(input) over dim 1 and y the label, a pixel's loss is
+
+    weight[y] * pixel_weight * (1 - p_y)^gamma * (-log p_y)        gamma = 0: cross entropy
+
+and with label smoothing (1 - s) of it plus s / C of the same sum over all classes. Formulas of the gradient, and why
+it is sometimes computed in the forward: kernels/cross_entropy/README.md.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import _reduction
+
+from fastseg import _check
+from fastseg._op import FLOATING, Backend, Op, native
+from fastseg.kernels.cross_entropy import reference
+from fastseg.kernels.cross_entropy.reference import MEAN, MEAN_OF_COUNT, NONE, SUM, accumulator
+
+__all__ = ["cross_entropy", "focal_loss"]
+
+_REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
+_LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
+_OPTIONS = "int ignore_index, int reduction, float label_smoothing, float gamma, bool zero_if_empty"
+_INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
+
+# What C++ sees: input and gradient as [N, C, P] views with unit class or pixel stride, the rest contiguous and in the
+# accumulator's dtype, outputs allocated here.
+_forward_native = native(f"_cross_entropy_forward({_INPUTS}, {_OPTIONS}, Tensor(a!) loss, Tensor(b!) denominator) -> ()")
+_with_gradient_native = native(
+    f"_cross_entropy_with_gradient({_INPUTS}, {_OPTIONS}, Tensor(a!) loss, Tensor(b!) denominator, Tensor(c!) grad_input) -> ()"
+)
+_backward_native = native(
+    f"_cross_entropy_backward({_INPUTS}, Tensor grad_output, Tensor denominator, {_OPTIONS}, Tensor(a!) grad_input) -> ()"
+)
+
+
+def check(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty):
+    """The arguments of `fastseg::cross_entropy`: input [N, C, *spatial], target [N, *spatial], reduction an int."""
+    op = "focal_loss" if gamma != 0 else "cross_entropy"
+    _check.dtype(op, "input", input, FLOATING)
+    _check.dtype(op, "target", target, _LABEL_DTYPES)
+    _check_common(op, input, weight, pixel_weight, label_smoothing)
+    _check.same_device(op, "target", target, "input", input)
+    _check_spatial(op, "target", target, input)
+    if gamma < 0:
+        raise ValueError(f"fastseg.ops.{op}: gamma={gamma!r}; allowed: 0 or more")
+    if weight is not None and weight.requires_grad:
+        raise RuntimeError(f"fastseg.ops.{op}: weight requires grad; allowed: a constant, with labels as target")
+
+
+def _check_common(op, input, weight, pixel_weight, label_smoothing):
+    if input.dim() < 2 or input.shape[1] == 0:
+        raise RuntimeError(f"fastseg.ops.{op}: input has shape {tuple(input.shape)}; allowed: (C,) or (N, C, ...) with C > 0")
+    if not 0 <= label_smoothing <= 1:
+        raise RuntimeError(f"fastseg.ops.{op}: label_smoothing={label_smoothing!r}; allowed: 0.0 to 1.0")
+    if weight is not None:
+        _check.dtype(op, "weight", weight, (input.dtype, accumulator(input.dtype)))
+        _check.same_device(op, "weight", weight, "input", input)
+        _check.shape(op, "weight", weight, (input.shape[1],), "one per class")
+    if pixel_weight is not None:
+        _check.dtype(op, "pixel_weight", pixel_weight, FLOATING)
+        _check.same_device(op, "pixel_weight", pixel_weight, "input", input)
+        _check_spatial(op, "pixel_weight", pixel_weight, input)
+        if pixel_weight.requires_grad:
+            raise RuntimeError(f"fastseg.ops.{op}: pixel_weight requires grad; allowed: a constant")
+
+
+def _check_spatial(op, name, value, input):
+    if value.dim() > 0 and value.shape[0] != input.shape[0]:
+        raise ValueError(
+            f"fastseg.ops.{op}: {name} has batch size {value.shape[0]}; allowed: {input.shape[0]}, the batch size of input"
+        )
+    _check.shape(op, name, value, (input.shape[0], *input.shape[2:]), "input without its class dimension")
+
+
+def _check_backward(input, target, weight, pixel_weight, grad_output, denominator, *options):
+    check(input, target, weight, pixel_weight, *options)
+
+
+def _classes_innermost(input: Tensor) -> bool:
+    """channels_last and its relatives in any number of dimensions."""
+    return input.dim() > 2 and input.stride(1) == 1 and not input.is_contiguous()
+
+
+def _empty_gradient(input: Tensor) -> Tensor:
+    """Dense, in the memory format of `input`."""
+    if _classes_innermost(input):
+        return torch.empty_like(input.movedim(1, -1), memory_format=torch.contiguous_format).movedim(-1, 1)
+    return torch.empty_like(input, memory_format=torch.contiguous_format)
+
+
+def fake(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty):
+    shape = (input.shape[0], *input.shape[2:]) if reduction == NONE else ()
+    dtype = accumulator(input.dtype)
+    return input.new_empty(shape, dtype=dtype), input.new_empty((), dtype=dtype)
+
+
+def _fake_backward(input, *args):
+    return _empty_gradient(input)
+
+
+def _fake_with_gradient(input, *args):
+    return *fake(input, *args), _empty_gradient(input)
+
+
+# --- the C++ backend ---
+
+
+def _pixels(tensor: Tensor) -> Tensor:
+    """A [N, C, P] view with unit class or pixel stride; a copy where the strides allow no such view."""
+    if tensor.numel() == 0:
+        return tensor.new_empty((1, tensor.shape[1], 0))
+    single = tensor.dim() == 2 or tensor[0, 0].numel() == 1
+    if single or _classes_innermost(tensor):
+        view = tensor.movedim(1, 0).flatten(1).unsqueeze(0)  # one image of N * P pixels
+    else:
+        view = tensor.flatten(2)
+    return view if 1 in view.stride()[1:] else view.contiguous()
+
+
+def _plain(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype).contiguous()
+
+
+def _native_inputs(input, target, weight, pixel_weight):
+    dtype = accumulator(input.dtype)
+    return _pixels(input), target.contiguous(), _plain(weight, dtype), _plain(pixel_weight, dtype)
+
+
+def _forward_cpu(input, target, weight, pixel_weight, *options):
+    loss, denominator = fake(input, target, weight, pixel_weight, *options)
+    _forward_native(*_native_inputs(input, target, weight, pixel_weight), *options, loss, denominator)
+    return loss, denominator
+
+
+def _with_gradient_cpu(input, target, weight, pixel_weight, *options):
+    loss, denominator, gradient = _fake_with_gradient(input, target, weight, pixel_weight, *options)
+    inputs = _native_inputs(input, target, weight, pixel_weight)
+    _with_gradient_native(*inputs, *options, loss, denominator, _pixels(gradient))
+    return loss, denominator, gradient
+
+
+def _backward_cpu(input, target, weight, pixel_weight, grad_output, denominator, *options):
+    gradient = _empty_gradient(input)
+    inputs = _native_inputs(input, target, weight, pixel_weight)
+    _backward_native(*inputs, grad_output.contiguous(), denominator, *options, _pixels(gradient))
+    return gradient
+
+
+def _in_layout_of(input: Tensor, gradient: Tensor) -> Tensor:
+    if _classes_innermost(input):
+        return gradient.movedim(1, -1).contiguous().movedim(-1, 1)
+    return gradient.contiguous()
+
+
+def _backward_reference(input, *args):
+    return _in_layout_of(input, reference.cross_entropy_backward(input, *args))
+
+
+def _with_gradient_reference(input, *args):
+    loss, denominator, gradient = reference.cross_entropy_with_gradient(input, *args)
+    return loss, denominator, _in_layout_of(input, gradient)
+
+
+# --- autograd ---
+
+
+def save(ctx, inputs, output):
+    *tensors, _, _, _, _, _, _ = inputs
+    ctx.options, ctx.backend = inputs[4:9], inputs[9]
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def backward(ctx, grad_loss, *_):
+    if grad_loss is None:
+        return (None,) * 9
+    input, target, weight, pixel_weight, denominator, *gradient = ctx.saved_tensors
+    if gradient and not torch.is_grad_enabled():
+        grad_input = _scaled(gradient[0], grad_loss)
+    else:
+        arguments = (input, target, weight, pixel_weight, grad_loss, denominator, *ctx.options)
+        grad_input = cross_entropy_backward(*arguments, backend=ctx.backend)
+    return grad_input, *[None] * 8
+
+
+def _scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
+    """gradient * grad_loss, in place where nobody can see the saved gradient again."""
+    if type(gradient) is not Tensor:  # being traced
+        return gradient * grad_loss
+    again = torch._C._autograd._get_current_graph_task_keep_graph()
+    if gradient.device.type == "cpu" and grad_loss.item() == 1:
+        return gradient.clone() if again else gradient
+    return gradient * grad_loss if again else gradient.mul_(grad_loss)
+
+
+_cross_entropy = Op(
+    "cross_entropy",
+    f"({_INPUTS}, {_OPTIONS}) -> (Tensor loss, Tensor denominator)",
+    check=check,
+    fake=fake,
+    save=save,
+    backward=backward,
+    backends=[
+        Backend("cpu", _forward_cpu, dtypes=FLOATING),
+        Backend("reference", reference.cross_entropy),
+    ],
+)
+
+_cross_entropy_with_gradient = Op(
+    "cross_entropy_with_gradient",
+    f"({_INPUTS}, {_OPTIONS}) -> (Tensor loss, Tensor denominator, Tensor gradient)",
+    check=check,
+    fake=_fake_with_gradient,
+    save=save,
+    backward=backward,
+    backends=[
+        Backend("cpu", _with_gradient_cpu, dtypes=FLOATING),
+        Backend("reference", _with_gradient_reference),
+    ],
+)
+
+cross_entropy_backward = Op(
+    "cross_entropy_backward",
+    f"({_INPUTS}, Tensor grad_output, Tensor denominator, {_OPTIONS}) -> Tensor grad_input",
+    check=_check_backward,
+    fake=_fake_backward,
+    differentiable=True,
+    backends=[
+        Backend("cpu", _backward_cpu, dtypes=FLOATING),
+        Backend("reference", _backward_reference),
+    ],
+)
+
+
+# --- public functions ---
+
+
+def _gradient_in_forward(input: Tensor, reduction: int) -> bool:
+    """Whether to compute the gradient with the loss: two sweeps over the logits' size instead of three.
+
+    Not in fp16, where the gradient must be multiplied by the loss scale before it is rounded, and not in a compiled
+    graph, which cannot know that grad_output is 1.
+    """
+    wanted = torch.is_grad_enabled() and input.requires_grad
+    return wanted and reduction != NONE and input.dtype != torch.float16 and not torch.compiler.is_compiling()
+
+
+def _run(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty, backend):
+    arguments = (input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty)
+    if _gradient_in_forward(input, reduction):
+        return _cross_entropy_with_gradient(*arguments, backend=backend)[0]
+    return _cross_entropy(*arguments, backend=backend)[0]
+
+
+def _result_dtype(input: Tensor) -> torch.dtype:
+    """The input's, as stock's; under autocast stock computes and returns fp32."""
+    autocast = torch.is_autocast_enabled(input.device.type)
+    return accumulator(input.dtype) if autocast else input.dtype
+
+
+def _reduction_of(op: str, reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> int:
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    _check.one_of(op, "reduction", reduction, tuple(_REDUCTIONS))
+    return _REDUCTIONS[reduction]
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    pixel_weight: Tensor | None = None,
+    zero_if_empty: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Softmax cross entropy, drop-in for `torch.nn.functional.cross_entropy`.
+
+    Args:
+        input: logits (C,), (N, C) or (N, C, d1, ..., dk), contiguous or channels_last without a copy; float32, float16,
+            bfloat16, or float64 on CPU. Half types are accumulated in fp32.
+        target: labels (), (N,) or (N, d1, ..., dk) of dtype int64, int32 or uint8; or probabilities in the shape of
+            input, floating, which then may require grad.
+        weight: (C,) weight of each class, of the input's dtype or fp32.
+        size_average, reduce: deprecated, as in the stock function.
+        ignore_index: label that contributes nothing; inside or outside [0, C). Not for probabilities, as in stock.
+        reduction: "none", "mean" or "sum". A mean divides by the sum of weight[label] * pixel_weight over the pixels not
+            ignored; for probabilities by the number of pixels (with pixel_weight: their sum).
+        label_smoothing: in [0, 1].
+        pixel_weight: (N, d1, ..., dk) constant that multiplies each pixel's loss, such as U-Net's border weights.
+        zero_if_empty: a mean over nothing is 0 with zero gradient; by default NaN with zero gradient, as in stock.
+        backend: "auto", "cpu", "triton" or "reference".
+
+    Returns:
+        The loss in the input's dtype (fp32 under autocast): a scalar, or the target's shape for reduction "none".
+        The gradient has the memory format of the input. Twice differentiable.
+
+    Raises:
+        IndexError: on CPU, a label neither in [0, C) nor ignore_index. On GPU such a pixel contributes nothing.
+        RuntimeError, ValueError, TypeError: shapes, dtypes, devices or options that do not fit.
+    """
+    op = "cross_entropy"
+    _check.tensor(op, "input", input)
+    _check.tensor(op, "target", target)
+    reduced = _reduction_of(op, reduction, size_average, reduce)
+    single = input.dim() == 1
+    probabilities = target.is_floating_point() and target.shape == input.shape
+    if single:
+        input = input.unsqueeze(0)
+        if not probabilities and target.numel() != 1:
+            raise RuntimeError(f"fastseg.ops.{op}: target has shape {tuple(target.shape)}; allowed: () for input (C,)")
+        target = target.unsqueeze(0) if probabilities else target.reshape(1)
+        pixel_weight = None if pixel_weight is None else pixel_weight.reshape(1)
+    if probabilities:
+        if ignore_index >= 0:
+            raise RuntimeError(f"fastseg.ops.{op}: ignore_index={ignore_index} with probabilities as target; allowed: none")
+        loss = _probabilities(input, target, weight, pixel_weight, reduced, label_smoothing, zero_if_empty, backend)
+        result = torch.promote_types(input.dtype, target.dtype)
+        result = accumulator(result) if torch.is_autocast_enabled(input.device.type) else result
+    else:
+        options = (ignore_index, reduced, float(label_smoothing), 0.0, zero_if_empty, backend)
+        loss = _run(input, target, weight, pixel_weight, *options)
+        result = _result_dtype(input)
+    loss = loss.to(result)
+    return loss.squeeze(0) if single and reduced == NONE else loss
+
+
+def _probabilities(input, target, weight, pixel_weight, reduction, label_smoothing, zero_if_empty, backend):
+    op = "cross_entropy"
+    _check.dtype(op, "input", input, FLOATING)
+    _check.dtype(op, "target", target, FLOATING)
+    _check_common(op, input, weight, pixel_weight, label_smoothing)
+    _check.same_device(op, "target", target, "input", input)
+    return reference.cross_entropy_probabilities(
+        input, target, weight, pixel_weight, reduction, float(label_smoothing), zero_if_empty
+    )
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: Tensor | None = None,
+    gamma: float = 2.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    pixel_weight: Tensor | None = None,
+    zero_if_empty: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Softmax focal loss: alpha[y] (1 - p_y)^gamma (-log p_y) at every pixel (Lin et al. 2017, over softmax).
+
+    Args:
+        input: logits (N, C) or (N, C, d1, ..., dk); float32, float16, bfloat16, or float64 on CPU.
+        target: labels (N,) or (N, d1, ..., dk), int64, int32 or uint8.
+        alpha: (C,) weight of each class, or None for 1.
+        gamma: 0 or more; 0 is cross entropy.
+        ignore_index: label that contributes nothing.
+        reduction: "none", "mean" or "sum". A mean divides by the number of pixels not ignored (by the sum of their
+            pixel_weight, if given); alpha scales the loss and is not divided out, unlike cross_entropy's weight.
+        pixel_weight: (N, d1, ..., dk) constant that multiplies each pixel's loss.
+        zero_if_empty: a mean over nothing is 0 instead of NaN.
+        backend: "auto", "cpu", "triton" or "reference".
+
+    Returns:
+        The loss in the input's dtype (fp32 under autocast): a scalar, or the target's shape for reduction "none".
+
+    Raises:
+        IndexError: on CPU, a label neither in [0, C) nor ignore_index. On GPU such a pixel contributes nothing.
+        RuntimeError, ValueError, TypeError: shapes, dtypes, devices or options that do not fit.
+    """
+    op = "focal_loss"
+    _check.tensor(op, "input", input)
+    _check.tensor(op, "target", target)
+    reduced = _reduction_of(op, reduction)
+    reduced = MEAN_OF_COUNT if reduced == MEAN else reduced
+    loss = _run(input, target, alpha, pixel_weight, ignore_index, reduced, 0.0, float(gamma), zero_if_empty, backend)
+    return loss.to(_result_dtype(input))

@@ -1,0 +1,143 @@
+"""Definition of softmax cross entropy and focal loss in plain PyTorch: formulas in README.md.
+
+Shapes: input [N, C, *spatial], target [N, *spatial] (labels) or like input (probabilities), weight [C],
+pixel_weight [N, *spatial]. Everything is computed in fp32, in fp64 for fp64 input.
+"""
+
+import torch
+from torch import Tensor
+
+NONE, MEAN, SUM, MEAN_OF_COUNT = range(4)  # MEAN divides by the weights of the labels, MEAN_OF_COUNT does not
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _labels(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """(labels as indices, which of them count). A label out of range counts as ignored."""
+    valid = (target != ignore_index) & (target >= 0) & (target < classes)
+    return torch.where(valid, target, 0).long(), valid
+
+
+def _weights(input: Tensor, label: Tensor, valid: Tensor, weight: Tensor | None, pixel_weight: Tensor | None):
+    """(class weights [C], weight of each pixel's label, weight of each pixel), zero where the pixel is ignored."""
+    dtype = accumulator(input.dtype)
+    class_weight = torch.ones(input.shape[1], dtype=dtype, device=input.device) if weight is None else weight.to(dtype)
+    each = torch.ones_like(label, dtype=dtype) if pixel_weight is None else pixel_weight.to(dtype)
+    zero = torch.zeros((), dtype=dtype, device=input.device)
+    return class_weight, torch.where(valid, class_weight[label], zero), torch.where(valid, each, zero)
+
+
+def _broadcast(class_weight: Tensor, input: Tensor) -> Tensor:
+    return class_weight.view(1, -1, *[1] * (input.dim() - 2))
+
+
+def _scale(denominator: Tensor, reduction: int, zero_if_empty: bool) -> Tensor:
+    if reduction in (NONE, SUM):
+        return torch.ones_like(denominator)
+    scale = 1 / denominator
+    return torch.where(denominator == 0, torch.zeros_like(scale), scale) if zero_if_empty else scale
+
+
+def reject_bad_labels(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raises IndexError as stock PyTorch does on CPU. Looks at data."""
+    bad = (target != ignore_index) & ((target < 0) | (target >= classes))
+    if bad.any():
+        raise IndexError(
+            f"Target {target[bad][0].item()} is out of bounds: labels must be in [0, {classes}) "
+            f"or equal to ignore_index={ignore_index}"
+        )
+
+
+def cross_entropy(
+    input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty
+) -> tuple[Tensor, Tensor]:
+    """(loss, denominator): see `fastseg.ops.cross_entropy`; gamma > 0 is the focal loss."""
+    if target.device.type == "cpu":
+        reject_bad_labels(target, input.shape[1], ignore_index)
+    label, valid = _labels(target, input.shape[1], ignore_index)
+    class_weight, label_weight, each = _weights(input, label, valid, weight, pixel_weight)
+    log_p = input.to(accumulator(input.dtype)).log_softmax(1)
+    surprise = -log_p.gather(1, label.unsqueeze(1)).squeeze(1)
+    loss = label_weight * surprise
+    if gamma > 0:
+        loss = loss * (-torch.expm1(-surprise)) ** gamma
+    elif label_smoothing > 0:
+        uniform = -(log_p * _broadcast(class_weight, input)).sum(1)
+        loss = (1 - label_smoothing) * loss + label_smoothing / input.shape[1] * uniform
+    loss = torch.where(valid, loss * each, torch.zeros_like(loss))
+    denominator = (label_weight * each if reduction == MEAN else each).sum()
+    if reduction == NONE:
+        return loss, denominator
+    total = loss.sum()
+    if reduction == SUM:
+        return total, denominator
+    mean = total / denominator
+    if zero_if_empty:
+        mean = torch.where(denominator == 0, torch.zeros_like(mean), mean)
+    return mean, denominator
+
+
+def _focal_factor(surprise: Tensor, gamma: float) -> Tensor:
+    """f in dloss/dlogit_c = f (p_c - [c = label]): (1 - p)^gamma + gamma p (1 - p)^(gamma - 1) (-log p)."""
+    p, miss = torch.exp(-surprise), -torch.expm1(-surprise)
+    safe = torch.where(miss > 0, miss, torch.ones_like(miss))
+    ratio = torch.where(miss > 0, surprise / safe, torch.ones_like(miss))  # -log p / (1 - p) -> 1 as p -> 1
+    bounded = torch.where(p > 0, p * ratio, torch.zeros_like(p))
+    return miss**gamma * (1 + gamma * bounded)
+
+
+def cross_entropy_backward(
+    input, target, weight, pixel_weight, grad_output, denominator,
+    ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
+) -> Tensor:  # fmt: skip
+    """Gradient of the loss with respect to `input`, written so that autograd can differentiate it once more."""
+    classes = input.shape[1]
+    label, valid = _labels(target, classes, ignore_index)
+    class_weight, label_weight, each = _weights(input, label, valid, weight, pixel_weight)
+    log_p = input.to(accumulator(input.dtype)).log_softmax(1)
+    factor = label_weight
+    if gamma > 0:
+        surprise = -log_p.gather(1, label.unsqueeze(1)).squeeze(1)
+        factor = factor * _focal_factor(surprise, gamma)
+    one_hot = torch.zeros_like(log_p).scatter(1, label.unsqueeze(1), 1)
+    scale = each * grad_output * _scale(denominator, reduction, zero_if_empty)
+    scale = torch.where(valid, scale, torch.zeros_like(scale)).unsqueeze(1)
+    towards_label = (1 - label_smoothing) * factor.unsqueeze(1)
+    uniform = label_smoothing / classes * _broadcast(class_weight, input)
+    total = towards_label + label_smoothing / classes * class_weight.sum()
+    gradient = torch.where(valid.unsqueeze(1), scale * total, torch.zeros_like(scale)) * log_p.exp()
+    gradient = gradient - torch.where(valid.unsqueeze(1), scale * towards_label, torch.zeros_like(scale)) * one_hot
+    if label_smoothing > 0:
+        gradient = gradient - scale * uniform
+    return gradient.to(input.dtype)
+
+
+def cross_entropy_with_gradient(
+    input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, denominator, gradient of the loss with respect to `input`)."""
+    options = (ignore_index, reduction, label_smoothing, gamma, zero_if_empty)
+    loss, denominator = cross_entropy(input, target, weight, pixel_weight, *options)
+    one = torch.ones_like(loss)
+    gradient = cross_entropy_backward(input, target, weight, pixel_weight, one, denominator, *options)
+    return loss, denominator, gradient
+
+
+def cross_entropy_probabilities(input, target, weight, pixel_weight, reduction, label_smoothing, zero_if_empty) -> Tensor:
+    """Loss for a distribution over the classes at every pixel; autograd gives every gradient."""
+    log_p = input.to(accumulator(input.dtype)).log_softmax(1)
+    distribution = target.to(log_p.dtype) * (1 - label_smoothing) + label_smoothing / input.shape[1]
+    if weight is not None:
+        distribution = distribution * _broadcast(weight.to(log_p.dtype), input)
+    loss = -(log_p * distribution).sum(1)
+    each = torch.ones_like(loss) if pixel_weight is None else pixel_weight.to(loss.dtype)
+    loss = loss * each
+    if reduction == NONE:
+        return loss
+    if reduction == SUM:
+        return loss.sum()
+    denominator = each.sum()
+    mean = loss.sum() / denominator
+    return torch.where(denominator == 0, torch.zeros_like(mean), mean) if zero_if_empty else mean

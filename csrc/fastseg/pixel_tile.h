@@ -378,6 +378,8 @@ FASTSEG_INLINE void tile_maximum(const tile_t& tile, int64_t classes, int pixels
   });
 }
 
+constexpr int64_t kSumBlock = 32;  // sums over many classes go in two levels, so that their error does not grow with C
+
 // rows[c][i] = e^(logit - maximum[i]); sum[i] = their sum over c. each(c, v, i, shifted logits, exponentials) sees every
 // vector as it passes: v counts vectors in the group, i pixels in the tile.
 template <typename tile_t, typename Each>
@@ -391,15 +393,20 @@ FASTSEG_INLINE void tile_softmax(const tile_t& tile, int64_t classes, int pixels
       largest[v] = simd::load(maximum + first + v * kLanes);
       total[v] = vector_t{};
     }
-    for (int64_t c = 0; c < classes; ++c) {
-      for (int v = 0; v < vectors; ++v) {
-        const int i = first + v * kLanes;
-        const vector_t shifted = tile.load(c, i) - largest[v];
-        const vector_t exponential = simd::exp(shifted);
-        total[v] += exponential;
-        simd::store(rows + c * row_stride + i, exponential);
-        each(c, i, shifted, exponential);
+    for (int64_t begin = 0; begin < classes; begin += kSumBlock) {
+      const int64_t end = std::min(begin + kSumBlock, classes);
+      vector_t block[vectors]{};
+      for (int64_t c = begin; c < end; ++c) {
+        for (int v = 0; v < vectors; ++v) {
+          const int i = first + v * kLanes;
+          const vector_t shifted = tile.load(c, i) - largest[v];
+          const vector_t exponential = simd::exp(shifted);
+          block[v] += exponential;
+          simd::store(rows + c * row_stride + i, exponential);
+          each(c, i, shifted, exponential);
+        }
       }
+      for (int v = 0; v < vectors; ++v) total[v] += block[v];
     }
     for (int v = 0; v < vectors; ++v) simd::store(sum + first + v * kLanes, total[v]);
   });

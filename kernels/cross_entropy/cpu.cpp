@@ -158,7 +158,7 @@ class Sweep {
   void pixel_formulas(int64_t position, int count) {
     const bool focal = problem_.options.gamma != 0;
     const accumulate_t smoothed = static_cast<accumulate_t>(1 - problem_.options.label_smoothing);
-    vector_t loss_sum{}, denominator_sum{};
+    simd::f64x16 loss_sum{}, denominator_sum{};
     for (int i = 0; i < tile_; i += kLanes) {
       const mask_t valid = __builtin_convertvector(simd::load(numbers_.labels + i) >= simd::i32x16{}, mask_t);
       const vector_t weight = simd::load(numbers_.target_weight + i);
@@ -179,8 +179,9 @@ class Sweep {
         probability_scale = smoothed * weight + smoothing_ * weight_total_;
       }
       loss = valid ? loss * pixel_weight : vector_t{};
-      loss_sum += loss;
-      denominator_sum += problem_.options.reduction == kMean ? weight * pixel_weight : pixel_weight;
+      const vector_t share = problem_.options.reduction == kMean ? weight * pixel_weight : pixel_weight;
+      loss_sum += __builtin_convertvector(loss, simd::f64x16);
+      denominator_sum += __builtin_convertvector(share, simd::f64x16);
       if (problem_.pixel_loss && i < count) {
         simd::store_partial(problem_.pixel_loss + position + i, loss, std::min(kLanes, count - i));
       }

@@ -3,5 +3,15 @@ from fastseg.ops.binary_cross_entropy_dice import binary_cross_entropy_dice
 from fastseg.ops.cross_entropy import cross_entropy, focal_loss
 from fastseg.ops.cross_entropy_dice import cross_entropy_dice, dice_loss
 from fastseg.ops.sigmoid_focal_loss import sigmoid_focal_loss
+from fastseg.ops.upsample_cross_entropy import upsample_cross_entropy, upsample_cross_entropy_dice
 
-__all__ = ["binary_cross_entropy_dice", "cross_entropy", "cross_entropy_dice", "dice_loss", "focal_loss", "sigmoid_focal_loss"]
+__all__ = [
+    "binary_cross_entropy_dice",
+    "cross_entropy",
+    "cross_entropy_dice",
+    "dice_loss",
+    "focal_loss",
+    "sigmoid_focal_loss",
+    "upsample_cross_entropy",
+    "upsample_cross_entropy_dice",
+]

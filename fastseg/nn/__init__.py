@@ -1,0 +1,14 @@
+"""Modules: drop-ins for those of ``torch.nn``, and the other losses, thin over `fastseg.ops`."""
+
+from fastseg.nn.cross_entropy import CrossEntropyLoss
+from fastseg.nn.cross_entropy_dice import CrossEntropyDiceLoss, DiceLoss
+from fastseg.nn.focal_loss import FocalLoss
+from fastseg.nn.upsample_cross_entropy import UpsampleCrossEntropyLoss
+
+__all__ = [
+    "CrossEntropyDiceLoss",
+    "CrossEntropyLoss",
+    "DiceLoss",
+    "FocalLoss",
+    "UpsampleCrossEntropyLoss",
+]

@@ -1,0 +1,24 @@
+"""What the loss modules without a stock counterpart share."""
+
+from torch import nn
+
+
+class Loss(nn.Module):
+    """A loss whose class weights are the buffer ``weight_name`` and whose other arguments are plain
+    attributes.
+
+    `options` gives those attributes back as keyword arguments of the functional op.
+    """
+
+    def __init__(self, weight_name, weight, **options):
+        super().__init__()
+        self.register_buffer(weight_name, weight)
+        self._option_names = tuple(options)
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    def options(self):
+        return {name: getattr(self, name) for name in self._option_names}
+
+    def extra_repr(self):
+        return ", ".join(f"{name}={value}" for name, value in self.options().items() if value is not None)

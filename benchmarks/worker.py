@@ -62,7 +62,7 @@ def warm_up(case: harness.Case, running: dict[str, harness.Contestant]) -> dict[
 
 
 def backends_used(call: Callable) -> dict[str, str]:
-    """Which backend ran each op of ours during the call: a figure of the plain-PyTorch reference must say so."""
+    """Which backend ran each op of ours during the call: a figure of the reference must say so."""
     used = {}
     choose = Op.choose
 

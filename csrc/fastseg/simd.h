@@ -28,6 +28,7 @@ using i32x16 = int32_t __attribute__((vector_size(64)));
 using u32x16 = uint32_t __attribute__((vector_size(64)));
 using u16x16 = uint16_t __attribute__((vector_size(32)));
 using f64x16 = double __attribute__((vector_size(128)));
+using i64x16 = int64_t __attribute__((vector_size(128)));
 
 #define FASTSEG_INLINE inline __attribute__((always_inline))
 
@@ -204,6 +205,11 @@ FASTSEG_INLINE void stream_half(half_t* to, f32x16 lanes) {
 FASTSEG_INLINE void stream(BFloat16* to, f32x16 lanes) { stream_half(to, lanes); }
 FASTSEG_INLINE void stream(Half* to, f32x16 lanes) { stream_half(to, lanes); }
 FASTSEG_INLINE void stream(double* to, f64x16 lanes) { store(to, lanes); }
+FASTSEG_INLINE void stream(int64_t* to, i64x16 lanes) {
+  f32x16 lines[2];
+  std::memcpy(lines, &lanes, sizeof lines);
+  for (int line = 0; line < 2; ++line) stream(reinterpret_cast<float*>(to) + line * kLanes, lines[line]);
+}
 
 FASTSEG_INLINE void stream_fence() {
 #if defined(__SSE2__)
@@ -224,6 +230,27 @@ FASTSEG_INLINE f32x16 gather(const float* base, i32x16 index) {
 #endif
 }
 
+// base[index[lane]] where every index is in [0, 16) and 16 elements are readable: shuffles instead of 16 loads.
+FASTSEG_INLINE f32x16 permute(const float* base, i32x16 index) {
+#if defined(__AVX512F__)
+  return bit_cast<f32x16>(_mm512_permutexvar_ps(bit_cast<__m512i>(index), _mm512_loadu_ps(base)));
+#elif defined(__AVX2__)
+  const __m256 low = _mm256_loadu_ps(base), high = _mm256_loadu_ps(base + 8);
+  f32x16 lanes;
+  for (int part = 0; part < 2; ++part) {
+    __m256i position;
+    std::memcpy(&position, reinterpret_cast<const char*>(&index) + 32 * part, sizeof position);
+    const __m256 in_high = _mm256_castsi256_ps(_mm256_slli_epi32(position, 28));  // bit 3 into the sign
+    const __m256 eight = _mm256_blendv_ps(
+        _mm256_permutevar8x32_ps(low, position), _mm256_permutevar8x32_ps(high, position), in_high);
+    std::memcpy(reinterpret_cast<char*>(&lanes) + 32 * part, &eight, sizeof eight);
+  }
+  return lanes;
+#else
+  return gather(base, index);
+#endif
+}
+
 // --- arithmetic ---
 
 template <typename vector_t>
@@ -239,6 +266,23 @@ FASTSEG_INLINE bool any(mask_t mask) {
   auto bits = mask[0];
   for (int i = 1; i < kLanes; ++i) bits |= mask[i];
   return bits != 0;
+}
+
+// One bit per lane of a comparison's result, lane 0 lowest.
+template <typename mask_t>
+FASTSEG_INLINE uint32_t mask_bits(mask_t mask) {
+#if defined(__AVX512DQ__)
+  if constexpr (sizeof(mask_t) == 64) return _mm512_movepi32_mask(bit_cast<__m512i>(mask));
+#elif defined(__AVX__)
+  if constexpr (sizeof(mask_t) == 64) {
+    __m256 parts[2];
+    std::memcpy(parts, &mask, sizeof parts);
+    return _mm256_movemask_ps(parts[0]) | (_mm256_movemask_ps(parts[1]) << 8);
+  }
+#endif
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
+  return bits;
 }
 
 // e^x within 2 ulp: 0 below -87.3 (no denormals), inf above 88.3, NaN kept.

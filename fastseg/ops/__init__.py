@@ -3,6 +3,7 @@ from fastseg.ops.binary_cross_entropy_dice import binary_cross_entropy_dice
 from fastseg.ops.cross_entropy import cross_entropy, focal_loss
 from fastseg.ops.cross_entropy_dice import cross_entropy_dice, dice_loss
 from fastseg.ops.sigmoid_focal_loss import sigmoid_focal_loss
+from fastseg.ops.upsample_argmax import upsample_argmax
 from fastseg.ops.upsample_cross_entropy import upsample_cross_entropy, upsample_cross_entropy_dice
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "dice_loss",
     "focal_loss",
     "sigmoid_focal_loss",
+    "upsample_argmax",
     "upsample_cross_entropy",
     "upsample_cross_entropy_dice",
 ]

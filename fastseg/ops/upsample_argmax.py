@@ -1,0 +1,114 @@
+"""Bilinear upsampling fused with argmax over the classes: low-resolution logits straight to a label map.
+
+    label[n, Y, X] = argmax_c sum over the four neighbours (y, x) of weight(Y, y) weight(X, x) input[n, c, y, x]
+
+with PyTorch's sampling rule; the first maximum wins and NaN is the maximum, as for torch.argmax. Neither values nor
+ties of classes that cannot win are computed, and the upsampled logits never exist: see kernels/upsample_argmax/README.md.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastseg import _check
+from fastseg._bilinear import output_size_and_scales
+from fastseg._op import FLOATING, Backend, Op, native
+from fastseg.kernels.upsample_argmax import reference
+
+_ARGUMENTS = "(Tensor input, SymInt[] size, float[]? scales, bool align_corners, ScalarType dtype)"
+_CPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+_native = native(f"_upsample_argmax{_ARGUMENTS} -> Tensor")
+_native_probability = native(f"_upsample_argmax_probability{_ARGUMENTS} -> (Tensor, Tensor)")
+
+
+def check(input: Tensor, size, scales, align_corners, dtype) -> None:
+    _check.dtype("upsample_argmax", "input", input, FLOATING)
+    _check.one_of("upsample_argmax", "dtype", dtype, (torch.int64, torch.uint8))
+    if input.dim() != 4 or 0 in input.shape[1:]:
+        raise RuntimeError(
+            f"fastseg.ops.upsample_argmax: input has shape {tuple(input.shape)}; "
+            "allowed: (N, C, h, w) with C, h and w of at least 1"
+        )
+    if dtype == torch.uint8 and input.shape[1] > 256:
+        raise ValueError(
+            f"fastseg.ops.upsample_argmax: dtype=torch.uint8 for {input.shape[1]} classes; allowed: up to 256, else int64"
+        )
+
+
+def fake(input: Tensor, size, scales, align_corners, dtype) -> Tensor:
+    return input.new_empty((input.shape[0], *size), dtype=dtype)
+
+
+def fake_probability(input: Tensor, size, scales, align_corners, dtype) -> tuple[Tensor, Tensor]:
+    shape = (input.shape[0], *size)
+    return input.new_empty(shape, dtype=dtype), input.new_empty(shape, dtype=torch.float32)
+
+
+_upsample_argmax = Op(
+    "upsample_argmax",
+    f"{_ARGUMENTS} -> Tensor",
+    check=check,
+    fake=fake,
+    backends=[
+        Backend("cpu", _native, dtypes=_CPU_DTYPES),
+        Backend("reference", reference.upsample_argmax),
+    ],
+)
+
+_upsample_argmax_probability = Op(
+    "upsample_argmax_probability",
+    f"{_ARGUMENTS} -> (Tensor, Tensor)",
+    check=check,
+    fake=fake_probability,
+    backends=[
+        Backend("cpu", _native_probability, dtypes=_CPU_DTYPES),
+        Backend("reference", reference.upsample_argmax_probability),
+    ],
+)
+
+
+def upsample_argmax(
+    input: Tensor,
+    size: int | Sequence[int] | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    align_corners: bool = False,
+    *,
+    dtype: torch.dtype = torch.int64,
+    return_probability: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`F.interpolate(input, size, scale_factor, mode="bilinear", align_corners=align_corners).argmax(1)` in one pass.
+
+    The upsampled logits never exist: beside the results only a few source rows per thread are held. Half inputs are
+    interpolated in fp32, so the labels are those of the fp32 computation. Nothing is differentiated: the results carry
+    no gradient.
+
+    Args:
+        input: logits (N, C, h, w), contiguous, channels_last or any other strides; float32, float16, bfloat16
+            (float64 through the plain PyTorch reference, which does hold the upsampled logits).
+        size: output size, one integer or (H, W).
+        scale_factor: instead of size, one number or one each for height and width; sampling then uses 1/scale_factor
+            as torch.nn.functional.interpolate does.
+        align_corners: whether the corner pixels' centres of input and output coincide.
+        dtype: of the labels, torch.int64 or torch.uint8 (at most 256 classes).
+        return_probability: also return the softmax probability of the label.
+        backend: "auto" or one backend's name.
+
+    Returns:
+        Labels (N, H, W) of `dtype`; the first maximum wins, and the first NaN is the maximum, as for torch.argmax.
+        With return_probability the pair of labels and probabilities (N, H, W), float32; NaN where a class is NaN.
+
+    Raises:
+        TypeError: input is not a tensor.
+        ValueError: size and scale_factor are both or neither given or not positive; dtype is not one of the two, or is
+            uint8 for more than 256 classes.
+        RuntimeError: input is not four-dimensional, has no classes or pixels, or has another dtype.
+    """
+    _check.tensor("upsample_argmax", "input", input)
+    out_size, scales = output_size_and_scales("upsample_argmax", input, size, scale_factor)
+    if out_size is None:
+        raise ValueError("fastseg.ops.upsample_argmax: size and scale_factor: neither given; allowed: one of them")
+    op = _upsample_argmax_probability if return_probability else _upsample_argmax
+    return op(input.detach(), out_size, scales, align_corners, dtype, backend=backend)

@@ -1,0 +1,520 @@
+// Bilinear upsampling fused with argmax over the classes (and the maximum softmax probability), without the upsampled
+// logits. README.md derives the method and proves that the classes left out can never win.
+//
+// Work is cut into tiles of 16-column output blocks and bands of output rows. A band is a run of output rows between
+// the same two source rows, so a class is interpolated horizontally once per block and band, and each row of the band
+// then costs one multiply-add, one comparison and two selections per 16 pixels and class.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "fastseg/bilinear.h"
+#include "fastseg/parallel.h"
+#include "fastseg/simd.h"
+
+namespace fastseg {
+namespace {
+
+using simd::f32x16;
+using simd::i32x16;
+using simd::i64x16;
+using simd::kLanes;
+using u8x16 = uint8_t __attribute__((vector_size(16)));
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Output rows labelled together: their maxima and labels should stay in registers.
+#if defined(__AVX512F__)
+constexpr int kRows = 8;
+#else
+constexpr int kRows = 4;
+#endif
+constexpr int64_t kStagedBytes = 512 << 10;   // two staged source rows of a tile: half of the second-level cache
+constexpr int64_t kStreamedBytes = 8 << 20;   // label maps from here on bypass the cache
+constexpr int64_t kSmallestPrunedCell = 6;    // output pixels per source cell from which pruning pays
+constexpr float kTame = 1e37f;                // up to here differences of logits are finite
+
+// 16 neighbouring output columns.
+struct Block {
+  int64_t column;    // leftmost source column they read
+  int64_t cells;     // source cells column .. column + cells - 1 hold them; cell j lies between columns j and j + 1
+  bool narrow;       // they read columns column .. column + 15 only
+  i32x16 low, high;  // [16] source columns left and right of each output column, counted from `column`
+  f32x16 fraction;   // [16] weight of the right one
+};
+
+// Output rows begin .. end - 1 lie between source rows `top` and `bottom`.
+struct Band {
+  int64_t top, bottom, begin, end;
+};
+
+// Blocks begin .. end - 1 read source columns column .. column + columns - 1.
+struct Tile {
+  int64_t begin, end, column, columns;
+};
+
+struct Problem {
+  const void* input;  // [N, C, h, w] of `dtype`, any strides
+  ScalarType dtype;
+  int64_t images, classes, height, width;
+  int64_t image_stride, class_stride, row_stride, column_stride;
+  int64_t out_height, out_width;
+  std::vector<float> row_fraction;  // [H] weight of the lower source row
+  std::vector<Band> bands;
+  std::vector<Block> blocks;
+  std::vector<Tile> tiles;
+  int64_t pitch;  // staged elements per class: every tile's columns and at least 17 more, whole vectors
+  bool prune;     // worth its cost, and the softmax is not wanted (it needs every class)
+  bool stream;
+  uint8_t* byte_labels;   // [N, H, W], or null
+  int64_t* long_labels;   // [N, H, W], or null
+  float* probability;         // [N, H, W], or null
+};
+
+// The two source elements an output pixel reads and the weight of the second, in the terms of PyTorch's own rule: where
+// the coordinate is clamped to 0 the first two elements are read with weights 1 and 0, and an axis that keeps its size
+// is read element by element. That matters where an element is infinite or NaN, since 0 times it is NaN.
+struct Sample {
+  int64_t low, high;
+  float fraction;
+};
+
+Sample sample(const BilinearAxis& axis, int64_t o) {
+  const int64_t cell = axis.cell[o];
+  if (axis.source_size == axis.output_size) return {o, o, 0.0f};
+  if (cell == 0) return {0, std::min<int64_t>(1, axis.source_size - 1), 0.0f};
+  return {axis.left(cell), axis.right(cell), axis.fraction[o]};
+}
+
+std::vector<Band> find_bands(const BilinearAxis& rows) {
+  std::vector<Band> bands;
+  for (int64_t y = 0; y < rows.output_size; ++y) {
+    const Sample row = sample(rows, y);
+    if (bands.empty() || bands.back().top != row.low || bands.back().bottom != row.high) {
+      bands.push_back({row.low, row.high, y, y});
+    }
+    bands.back().end = y + 1;
+  }
+  return bands;
+}
+
+// The last block repeats the last output column in the lanes beyond it.
+std::vector<Block> find_blocks(const BilinearAxis& columns) {
+  std::vector<Block> blocks(ceil_divide(columns.output_size, kLanes));
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    Block& block = blocks[i];
+    block.column = sample(columns, i * kLanes).low;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const Sample column = sample(columns, std::min<int64_t>(i * kLanes + lane, columns.output_size - 1));
+      block.low[lane] = static_cast<int32_t>(column.low - block.column);
+      block.high[lane] = static_cast<int32_t>(column.high - block.column);
+      block.fraction[lane] = column.fraction;
+    }
+    block.cells = block.low[kLanes - 1] + 1;
+    block.narrow = block.high[kLanes - 1] < kLanes;
+  }
+  return blocks;
+}
+
+std::vector<Tile> find_tiles(const std::vector<Block>& blocks, int64_t classes) {
+  const int64_t most = std::max<int64_t>(4 * kLanes, kStagedBytes / (2 * classes * sizeof(float)) - 2 * kLanes);
+  std::vector<Tile> tiles;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const int64_t end = blocks[i].column + blocks[i].high[kLanes - 1] + 1;
+    if (tiles.empty() || end - tiles.back().column > most) {
+      const int64_t begin = i;
+      tiles.push_back({begin, begin, blocks[i].column, 0});
+    }
+    tiles.back().end = i + 1;
+    tiles.back().columns = end - tiles.back().column;
+  }
+  return tiles;
+}
+
+// One source row of a tile in the accumulator type, contiguous per class.
+struct StagedRow {
+  std::vector<f32x16> storage;  // [C, pitch]
+  int64_t row = -1;
+  bool tame = false;  // every value is finite and no larger than kTame
+
+  const float* of_class(int64_t c, int64_t pitch) const { return reinterpret_cast<const float*>(storage.data()) + c * pitch; }
+};
+
+// Labels the bands of one tile of one image at a time; one object per thread.
+class Labeller {
+ public:
+  explicit Labeller(const Problem& problem)
+      : problem_(problem),
+        live_((problem.pitch / kLanes + 1) * problem.classes),
+        all_(problem.classes),
+        chosen_(problem.classes),
+        expanded_(2 * problem.classes) {
+    upper_.storage.resize(problem.classes * problem.pitch / kLanes);
+    lower_.storage.resize(problem.classes * problem.pitch / kLanes);
+    std::iota(all_.begin(), all_.end(), 0);
+  }
+
+  void label(int64_t image, const Tile& tile, int64_t band_begin, int64_t band_end) {
+    upper_.row = lower_.row = -1;
+    for (int64_t i = band_begin; i < band_end; ++i) {
+      const Band& band = problem_.bands[i];
+      if (upper_.row != band.top && lower_.row == band.top) std::swap(upper_, lower_);
+      if (upper_.row != band.top) stage(upper_, image, band.top, tile);
+      if (lower_.row != band.bottom) stage(lower_, image, band.bottom, tile);
+      const bool tame = upper_.tame && lower_.tame;
+      const bool prune = problem_.prune && tame;
+      if (prune) find_live(tile.columns);
+      for (int64_t b = tile.begin; b < tile.end; ++b) {
+        const Block& block = problem_.blocks[b];
+        const int64_t column = block.column - tile.column;
+        const int32_t* classes = all_.data();
+        int64_t count = problem_.classes;
+        if (prune) {
+          count = choose_live(column, block.cells);
+          classes = chosen_.data();
+        }
+        if (count == 1 && problem_.probability == nullptr) {
+          const i32x16 label = simd::splat(classes[0]);
+          for (int64_t y = band.begin; y < band.end; ++y) write_labels(image, y, b * kLanes, label);
+        } else if (tame) {
+          label_block<true>(image, band, block, b * kLanes, column, classes, count);
+        } else {
+          label_block<false>(image, band, block, b * kLanes, column, classes, count);
+        }
+      }
+    }
+  }
+
+ private:
+  // --- source rows ---
+
+  void stage(StagedRow& staged, int64_t image, int64_t row, const Tile& tile) {
+    staged.row = row;
+    const int64_t offset =
+        image * problem_.image_stride + row * problem_.row_stride + tile.column * problem_.column_stride;
+    float* to = reinterpret_cast<float*>(staged.storage.data());
+    switch (problem_.dtype) {
+      case ScalarType::Half:
+        copy_row(static_cast<const simd::Half*>(problem_.input) + offset, tile.columns, to);
+        break;
+      case ScalarType::BFloat16:
+        copy_row(static_cast<const simd::BFloat16*>(problem_.input) + offset, tile.columns, to);
+        break;
+      default:
+        copy_row(static_cast<const float*>(problem_.input) + offset, tile.columns, to);
+    }
+    i32x16 wild{};
+    for (const f32x16& lanes : staged.storage) {
+      const f32x16 magnitude = lanes < 0.0f ? -lanes : lanes;
+      wild |= ~(magnitude <= kTame);
+    }
+    staged.tame = !simd::any(wild);
+  }
+
+  // from: [C, columns] by class_stride and column_stride; to: [C, pitch], the last column repeated to the end.
+  template <typename scalar_t>
+  void copy_row(const scalar_t* from, int64_t columns, float* to) const {
+    const int64_t pitch = problem_.pitch;
+    if (problem_.column_stride == 1) {
+      for (int64_t c = 0; c < problem_.classes; ++c) {
+        const scalar_t* source = from + c * problem_.class_stride;
+        int64_t j = 0;
+        for (; j + kLanes <= columns; j += kLanes) simd::store(to + c * pitch + j, simd::load(source + j));
+        for (; j < columns; ++j) to[c * pitch + j] = static_cast<float>(source[j]);
+      }
+    } else {
+      for (int64_t j = 0; j < columns; ++j) {
+        const scalar_t* source = from + j * problem_.column_stride;
+        for (int64_t c = 0; c < problem_.classes; ++c) {
+          to[c * pitch + j] = static_cast<float>(source[c * problem_.class_stride]);
+        }
+      }
+    }
+    for (int64_t c = 0; c < problem_.classes; ++c) {
+      std::fill(to + c * pitch + columns, to + (c + 1) * pitch, to[c * pitch + columns - 1]);
+    }
+  }
+
+  // --- pruning ---
+
+  // Marks, for every cell and class, whether the class reaches the cell's champion (the class that is largest in the
+  // middle of the cell) at one of the four corners at least. One that is smaller at all four is smaller everywhere.
+  void find_live(int64_t columns) {
+    const int64_t classes = problem_.classes, pitch = problem_.pitch;
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      f32x16 best = simd::splat(-INFINITY), best_corner[4] = {best, best, best, best};
+      for (int64_t c = 0; c < classes; ++c) {
+        f32x16 corner[4];
+        load_corners(c, j, corner);
+        const f32x16 middle = (corner[0] + corner[1]) + (corner[2] + corner[3]);
+        const i32x16 above = middle > best;
+        best = above ? middle : best;
+        for (int i = 0; i < 4; ++i) best_corner[i] = above ? corner[i] : best_corner[i];
+      }
+      uint16_t* live = live_.data() + j / kLanes * classes;
+      for (int64_t c = 0; c < classes; ++c) {
+        const float* upper = upper_.of_class(c, pitch) + j;
+        const float* lower = lower_.of_class(c, pitch) + j;
+        const i32x16 reaches = (simd::load(upper) >= best_corner[0]) | (simd::load(upper + 1) >= best_corner[1]) |
+                             (simd::load(lower) >= best_corner[2]) | (simd::load(lower + 1) >= best_corner[3]);
+        live[c] = static_cast<uint16_t>(simd::mask_bits(reaches));
+      }
+    }
+  }
+
+  void load_corners(int64_t c, int64_t j, f32x16* corner) const {
+    const float* upper = upper_.of_class(c, problem_.pitch) + j;
+    const float* lower = lower_.of_class(c, problem_.pitch) + j;
+    corner[0] = simd::load(upper);
+    corner[1] = simd::load(upper + 1);
+    corner[2] = simd::load(lower);
+    corner[3] = simd::load(lower + 1);
+  }
+
+  // Writes to chosen_ the classes live in any of the cells (at most 16), ascending, and returns their number.
+  int64_t choose_live(int64_t column, int64_t cells) {
+    const uint32_t wanted = ((1u << cells) - 1) << (column % kLanes);
+    const uint32_t wanted_here = wanted & 0xffffu, wanted_next = wanted >> kLanes;
+    const uint16_t* here = live_.data() + column / kLanes * problem_.classes;
+    const uint16_t* next = here + problem_.classes;
+    int64_t count = 0;
+    for (int64_t c = 0; c < problem_.classes; ++c) {
+      chosen_[count] = static_cast<int32_t>(c);
+      count += ((here[c] & wanted_here) | (next[c] & wanted_next)) != 0;
+    }
+    return count;
+  }
+
+  // --- one block of one band ---
+
+  // tame: interpolate as top + fraction * (bottom - top). Otherwise with two weights and NaN winning, as PyTorch does,
+  // since the difference of infinities is not a number.
+  template <bool tame>
+  void label_block(int64_t image, const Band& band, const Block& block, int64_t x, int64_t column,
+                   const int32_t* classes, int64_t count) {
+    if (block.narrow) {
+      expand<tame, true>(block, column, classes, count);
+    } else {
+      expand<tame, false>(block, column, classes, count);
+    }
+    int64_t y = band.begin;
+    while (y < band.end) {
+      const int64_t left = band.end - y;
+      if (left > kRows / 2) {
+        y += label_rows<tame, kRows>(image, y, std::min<int64_t>(left, kRows), x, classes, count);
+      } else if (left > 1) {
+        y += label_rows<tame, kRows / 2>(image, y, left, x, classes, count);
+      } else {
+        y += label_rows<tame, 1>(image, y, left, x, classes, count);
+      }
+    }
+  }
+
+  // Interpolates the two source rows horizontally: expanded_[2 i] is the upper one of classes[i], expanded_[2 i + 1]
+  // the lower one (its difference to the upper one if tame).
+  template <bool tame, bool narrow>
+  void expand(const Block& block, int64_t column, const int32_t* classes, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const f32x16 upper = interpolate<tame, narrow>(upper_.of_class(classes[i], problem_.pitch) + column, block);
+      const f32x16 lower = interpolate<tame, narrow>(lower_.of_class(classes[i], problem_.pitch) + column, block);
+      expanded_[2 * i] = upper;
+      expanded_[2 * i + 1] = tame ? lower - upper : lower;
+    }
+  }
+
+  template <bool tame, bool narrow>
+  static f32x16 interpolate(const float* row, const Block& block) {
+    const f32x16 left = narrow ? simd::permute(row, block.low) : simd::gather(row, block.low);
+    const f32x16 right = narrow ? simd::permute(row, block.high) : simd::gather(row, block.high);
+    return blend<tame>(left, tame ? right - left : right, block.fraction);
+  }
+
+  template <bool tame, typename fraction_t>
+  static f32x16 blend(f32x16 first, f32x16 second, fraction_t fraction) {
+    if constexpr (tame) return first + second * fraction;
+    return first * (1.0f - fraction) + second * fraction;
+  }
+
+  // Labels rows y .. y + used - 1 (used <= rows) of a block; returns `used`.
+  template <bool tame, int rows>
+  int64_t label_rows(int64_t image, int64_t y, int64_t used, int64_t x, const int32_t* classes, int64_t count) {
+    float fraction[rows];
+    f32x16 best[rows];
+    i32x16 label[rows];
+    for (int k = 0; k < rows; ++k) {
+      fraction[k] = problem_.row_fraction[y + std::min<int64_t>(k, used - 1)];
+      best[k] = simd::splat(-INFINITY);
+      label[k] = simd::splat(classes[0]);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const f32x16 first = expanded_[2 * i], second = expanded_[2 * i + 1];
+      const i32x16 candidate = simd::splat(classes[i]);
+#pragma GCC unroll 8
+      for (int k = 0; k < rows; ++k) {
+        const f32x16 value = blend<tame>(first, second, fraction[k]);
+        i32x16 above = value > best[k];
+        if constexpr (!tame) above |= (value != value) & (best[k] == best[k]);
+        best[k] = above ? value : best[k];
+        label[k] = above ? candidate : label[k];
+      }
+    }
+    for (int k = 0; k < used; ++k) write_labels(image, y + k, x, label[k]);
+    if (problem_.probability != nullptr) {
+      for (int k = 0; k < used; ++k) write_probability<tame>(image, y + k, x, best[k], fraction[k], count);
+    }
+    return used;
+  }
+
+  // The softmax of the largest logit: 1 / sum over the classes of exp(logit - largest).
+  template <bool tame>
+  void write_probability(int64_t image, int64_t y, int64_t x, f32x16 largest, float fraction, int64_t count) const {
+    f32x16 sum{};
+    for (int64_t i = 0; i < count; ++i) {
+      sum += simd::exp(blend<tame>(expanded_[2 * i], expanded_[2 * i + 1], fraction) - largest);
+    }
+    const int64_t offset = (image * problem_.out_height + y) * problem_.out_width + x;
+    write_lanes(problem_.probability + offset, 1.0f / sum, problem_.out_width - x);
+  }
+
+  void write_labels(int64_t image, int64_t y, int64_t x, i32x16 label) const {
+    const int64_t offset = (image * problem_.out_height + y) * problem_.out_width + x;
+    const int64_t lanes = problem_.out_width - x;
+    if (problem_.byte_labels != nullptr) {
+      write_lanes(problem_.byte_labels + offset, __builtin_convertvector(label, u8x16), lanes);
+    } else if (problem_.stream && lanes >= kLanes && simd::is_aligned(problem_.long_labels + offset)) {
+      simd::stream(problem_.long_labels + offset, __builtin_convertvector(label, i64x16));
+    } else {
+      write_lanes(problem_.long_labels + offset, __builtin_convertvector(label, i64x16), lanes);
+    }
+  }
+
+  template <typename output_t, typename lanes_t>
+  static void write_lanes(output_t* to, lanes_t lanes, int64_t count) {
+    if (count >= kLanes) {
+      std::memcpy(to, &lanes, sizeof lanes);
+    } else {
+      std::memcpy(to, &lanes, count * sizeof(output_t));
+    }
+  }
+
+  const Problem& problem_;
+  StagedRow upper_, lower_;
+  std::vector<uint16_t> live_;     // [pitch / 16 + 1, C] bit j: the class is live in the j-th of 16 cells
+  std::vector<int32_t> all_;       // [C] 0, 1, 2, ...
+  std::vector<int32_t> chosen_;    // [C] classes live in the block
+  std::vector<f32x16> expanded_;   // [C, 2] horizontally interpolated source rows of a block
+};
+
+void run(const Problem& problem) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t bands = problem.bands.size(), tiles = problem.tiles.size();
+  // Slices of bands, so that every thread finds work even where one part of the image is pruned and another is not.
+  const int64_t wanted_slices = ceil_divide(8 * threads, problem.images * tiles);
+  const int64_t slices = std::clamp<int64_t>(wanted_slices, 1, std::max<int64_t>(1, bands / 4));
+  const int64_t items = problem.images * tiles * slices;
+  const int64_t workers = slice_count(items);
+  std::vector<Labeller> labellers;
+  for (int64_t i = 0; i < workers; ++i) labellers.emplace_back(problem);
+  std::atomic<int64_t> next{0};
+  parallel_slices(workers, workers, [&](int64_t worker, int64_t, int64_t) {
+    for (int64_t item = next++; item < items; item = next++) {
+      const int64_t slice = item % slices, tile = item / slices % tiles, image = item / slices / tiles;
+      labellers[worker].label(image, problem.tiles[tile], bands * slice / slices, bands * (slice + 1) / slices);
+    }
+    simd::stream_fence();
+  });
+}
+
+// Fills in everything but the outputs.
+Problem describe(const Tensor& input, const std::vector<int64_t>& size,
+                 const std::optional<std::vector<double>>& scales, bool align_corners) {
+  Problem problem{};
+  problem.input = input.const_data_ptr();
+  problem.dtype = input.scalar_type();
+  problem.images = input.size(0);
+  problem.classes = input.size(1);
+  problem.image_stride = input.stride(0);
+  problem.class_stride = input.stride(1);
+  problem.row_stride = input.stride(2);
+  problem.column_stride = input.stride(3);
+  problem.out_height = size[0];
+  problem.out_width = size[1];
+  const BilinearAxis rows(input.size(2), size[0], align_corners, scales.has_value() ? scales->at(0) : 0.0);
+  const BilinearAxis columns(input.size(3), size[1], align_corners, scales.has_value() ? scales->at(1) : 0.0);
+  problem.row_fraction.resize(size[0]);
+  for (int64_t y = 0; y < size[0]; ++y) problem.row_fraction[y] = sample(rows, y).fraction;
+  problem.bands = find_bands(rows);
+  problem.blocks = find_blocks(columns);
+  problem.tiles = find_tiles(problem.blocks, problem.classes);
+  int64_t most_columns = 0, most_cells = 0;
+  for (const Tile& tile : problem.tiles) most_columns = std::max(most_columns, tile.columns);
+  for (const Block& block : problem.blocks) most_cells = std::max(most_cells, block.cells);
+  problem.pitch = ceil_divide(most_columns, kLanes) * kLanes + kLanes;
+  problem.prune = most_cells <= kLanes &&
+                  size[0] * size[1] >= kSmallestPrunedCell * input.size(2) * input.size(3);
+  return problem;
+}
+
+void check(const Tensor& input, const std::vector<int64_t>& size, const std::optional<std::vector<double>>& scales,
+           ScalarType dtype) {
+  STD_TORCH_CHECK(input.dim() == 4 && input.numel() > 0, "upsample_argmax: input must be a non-empty [N, C, h, w]");
+  STD_TORCH_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0, "upsample_argmax: size must be two positive numbers");
+  STD_TORCH_CHECK(!scales.has_value() || scales->size() == 2, "upsample_argmax: scales must be two numbers");
+  const int64_t longest = std::max({input.size(1), input.size(2), input.size(3), size[0], size[1]});
+  STD_TORCH_CHECK(longest < (int64_t{1} << 30), "upsample_argmax: a dimension is 2^30 or longer");
+  const bool bytes = dtype == ScalarType::Byte && input.size(1) <= 256;
+  STD_TORCH_CHECK(bytes || dtype == ScalarType::Long, "upsample_argmax: dtype must be int64, or uint8 for C <= 256");
+}
+
+Tensor empty_labels(const Tensor& input, const std::vector<int64_t>& size, ScalarType dtype) {
+  return torch::stable::new_empty(input, std::vector<int64_t>{input.size(0), size[0], size[1]}, dtype);
+}
+
+void set_labels(Problem& problem, Tensor& labels) {
+  if (labels.scalar_type() == ScalarType::Byte) {
+    problem.byte_labels = labels.mutable_data_ptr<uint8_t>();
+  } else {
+    problem.long_labels = labels.mutable_data_ptr<int64_t>();
+  }
+  problem.stream = labels.numel() * labels.element_size() >= kStreamedBytes;
+}
+
+Tensor upsample_argmax(Tensor input, std::vector<int64_t> size, std::optional<std::vector<double>> scales,
+                       bool align_corners, ScalarType dtype) {
+  check(input, size, scales, dtype);
+  Tensor labels = empty_labels(input, size, dtype);
+  Problem problem = describe(input, size, scales, align_corners);
+  set_labels(problem, labels);
+  run(problem);
+  return labels;
+}
+
+std::tuple<Tensor, Tensor> upsample_argmax_probability(Tensor input, std::vector<int64_t> size,
+                                                       std::optional<std::vector<double>> scales, bool align_corners,
+                                                       ScalarType dtype) {
+  check(input, size, scales, dtype);
+  Tensor labels = empty_labels(input, size, dtype);
+  Tensor probability = empty_labels(input, size, ScalarType::Float);
+  Problem problem = describe(input, size, scales, align_corners);
+  set_labels(problem, labels);
+  problem.probability = probability.mutable_data_ptr<float>();
+  problem.prune = false;
+  run(problem);
+  return {labels, probability};
+}
+
+}  // namespace
+}  // namespace fastseg
+
+STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
+  m.impl("_upsample_argmax", TORCH_BOX(&fastseg::upsample_argmax));
+  m.impl("_upsample_argmax_probability", TORCH_BOX(&fastseg::upsample_argmax_probability));
+}

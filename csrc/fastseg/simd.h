@@ -233,7 +233,7 @@ FASTSEG_INLINE f32x16 gather(const float* base, i32x16 index) {
 // base[index[lane]] where every index is in [0, 16) and 16 elements are readable: shuffles instead of 16 loads.
 FASTSEG_INLINE f32x16 permute(const float* base, i32x16 index) {
 #if defined(__AVX512F__)
-  return bit_cast<f32x16>(_mm512_permutexvar_ps(bit_cast<__m512i>(index), _mm512_loadu_ps(base)));
+  return bit_cast<f32x16>(_mm512_maskz_permutexvar_ps(0xffff, bit_cast<__m512i>(index), _mm512_loadu_ps(base)));
 #elif defined(__AVX2__)
   const __m256 low = _mm256_loadu_ps(base), high = _mm256_loadu_ps(base + 8);
   f32x16 lanes;

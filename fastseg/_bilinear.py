@@ -27,11 +27,14 @@ def output_size_and_scales(
     if scale_factor is None:
         return None, None
     scales = _pair(op, "scale_factor", scale_factor, float)
+    allowed = "positive finite factors that leave at least one pixel"
+    if not all(0 < scale < float("inf") for scale in scales):
+        raise ValueError(f"fastseg.ops.{op}: scale_factor={scale_factor!r}; allowed: {allowed}")
     height, width = (int(length * scale) for length, scale in zip(input.shape[-2:], scales))
-    if not all(scale > 0 for scale in scales) or height < 1 or width < 1:
+    if height < 1 or width < 1:
         raise ValueError(
             f"fastseg.ops.{op}: scale_factor={scale_factor!r} makes {tuple(input.shape[-2:])} into {(height, width)}; "
-            "allowed: positive factors that leave at least one pixel"
+            f"allowed: {allowed}"
         )
     return (height, width), scales
 

@@ -222,7 +222,8 @@ FASTSEG_INLINE bool is_aligned(const void* pointer) { return (reinterpret_cast<u
 // base[index[lane]] for 16 lanes.
 FASTSEG_INLINE f32x16 gather(const float* base, i32x16 index) {
 #if defined(__AVX512F__)
-  return bit_cast<f32x16>(_mm512_i32gather_ps(bit_cast<__m512i>(index), base, 4));
+  const __m512i lanes = bit_cast<__m512i>(index);
+  return bit_cast<f32x16>(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, lanes, base, 4));
 #else
   f32x16 lanes;
   for (int i = 0; i < kLanes; ++i) lanes[i] = base[index[i]];

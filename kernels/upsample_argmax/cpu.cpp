@@ -19,14 +19,12 @@
 #include "fastseg/bilinear.h"
 #include "fastseg/parallel.h"
 #include "fastseg/simd.h"
+#include "upsample_argmax/geometry.h"
 
-namespace fastseg {
+namespace fastseg::upsample_argmax {
 namespace {
 
-using simd::f32x16;
-using simd::i32x16;
 using simd::i64x16;
-using simd::kLanes;
 using u8x16 = uint8_t __attribute__((vector_size(16)));
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -37,29 +35,9 @@ constexpr int kRows = 8;
 #else
 constexpr int kRows = 4;
 #endif
-constexpr int64_t kStagedBytes = 512 << 10;   // two staged source rows of a tile: half of the second-level cache
 constexpr int64_t kStreamedBytes = 8 << 20;   // label maps from here on bypass the cache
 constexpr int64_t kSmallestPrunedCell = 6;    // output pixels per source cell from which pruning pays
 constexpr float kTame = 1e37f;                // up to here differences of logits are finite
-
-// 16 neighbouring output columns.
-struct Block {
-  int64_t column;    // leftmost source column they read
-  int64_t cells;     // source cells column .. column + cells - 1 hold them; cell j lies between columns j and j + 1
-  bool narrow;       // they read columns column .. column + 15 only
-  i32x16 low, high;  // [16] source columns left and right of each output column, counted from `column`
-  f32x16 fraction;   // [16] weight of the right one
-};
-
-// Output rows begin .. end - 1 lie between source rows `top` and `bottom`.
-struct Band {
-  int64_t top, bottom, begin, end;
-};
-
-// Blocks begin .. end - 1 read source columns column .. column + columns - 1.
-struct Tile {
-  int64_t begin, end, column, columns;
-};
 
 struct Problem {
   const void* input;  // [N, C, h, w] of `dtype`, any strides
@@ -78,66 +56,6 @@ struct Problem {
   int64_t* long_labels;   // [N, H, W], or null
   float* probability;         // [N, H, W], or null
 };
-
-// The two source elements an output pixel reads and the weight of the second, in the terms of PyTorch's own rule: where
-// the coordinate is clamped to 0 the first two elements are read with weights 1 and 0, and an axis that keeps its size
-// is read element by element. That matters where an element is infinite or NaN, since 0 times it is NaN.
-struct Sample {
-  int64_t low, high;
-  float fraction;
-};
-
-Sample sample(const BilinearAxis& axis, int64_t o) {
-  const int64_t cell = axis.cell[o];
-  if (axis.source_size == axis.output_size) return {o, o, 0.0f};
-  if (cell == 0) return {0, std::min<int64_t>(1, axis.source_size - 1), 0.0f};
-  return {axis.left(cell), axis.right(cell), axis.fraction[o]};
-}
-
-std::vector<Band> find_bands(const BilinearAxis& rows) {
-  std::vector<Band> bands;
-  for (int64_t y = 0; y < rows.output_size; ++y) {
-    const Sample row = sample(rows, y);
-    if (bands.empty() || bands.back().top != row.low || bands.back().bottom != row.high) {
-      bands.push_back({row.low, row.high, y, y});
-    }
-    bands.back().end = y + 1;
-  }
-  return bands;
-}
-
-// The last block repeats the last output column in the lanes beyond it.
-std::vector<Block> find_blocks(const BilinearAxis& columns) {
-  std::vector<Block> blocks(ceil_divide(columns.output_size, kLanes));
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    Block& block = blocks[i];
-    block.column = sample(columns, i * kLanes).low;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const Sample column = sample(columns, std::min<int64_t>(i * kLanes + lane, columns.output_size - 1));
-      block.low[lane] = static_cast<int32_t>(column.low - block.column);
-      block.high[lane] = static_cast<int32_t>(column.high - block.column);
-      block.fraction[lane] = column.fraction;
-    }
-    block.cells = block.low[kLanes - 1] + 1;
-    block.narrow = block.high[kLanes - 1] < kLanes;
-  }
-  return blocks;
-}
-
-std::vector<Tile> find_tiles(const std::vector<Block>& blocks, int64_t classes) {
-  const int64_t most = std::max<int64_t>(4 * kLanes, kStagedBytes / (2 * classes * sizeof(float)) - 2 * kLanes);
-  std::vector<Tile> tiles;
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    const int64_t end = blocks[i].column + blocks[i].high[kLanes - 1] + 1;
-    if (tiles.empty() || end - tiles.back().column > most) {
-      const int64_t begin = i;
-      tiles.push_back({begin, begin, blocks[i].column, 0});
-    }
-    tiles.back().end = i + 1;
-    tiles.back().columns = end - tiles.back().column;
-  }
-  return tiles;
-}
 
 // One source row of a tile in the accumulator type, contiguous per class.
 struct StagedRow {
@@ -417,9 +335,10 @@ void run(const Problem& problem) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t bands = problem.bands.size(), tiles = problem.tiles.size();
   // Slices of bands, so that every thread finds work even where one part of the image is pruned and another is not.
-  const int64_t wanted_slices = ceil_divide(8 * threads, problem.images * tiles);
+  const int64_t wanted_slices = ceil_divide(8 * threads, std::max<int64_t>(1, problem.images * tiles));
   const int64_t slices = std::clamp<int64_t>(wanted_slices, 1, std::max<int64_t>(1, bands / 4));
   const int64_t items = problem.images * tiles * slices;
+  if (items == 0) return;
   const int64_t workers = slice_count(items);
   std::vector<Labeller> labellers;
   for (int64_t i = 0; i < workers; ++i) labellers.emplace_back(problem);
@@ -465,7 +384,8 @@ Problem describe(const Tensor& input, const std::vector<int64_t>& size,
 
 void check(const Tensor& input, const std::vector<int64_t>& size, const std::optional<std::vector<double>>& scales,
            ScalarType dtype) {
-  STD_TORCH_CHECK(input.dim() == 4 && input.numel() > 0, "upsample_argmax: input must be a non-empty [N, C, h, w]");
+  STD_TORCH_CHECK(input.dim() == 4 && input.size(1) > 0 && input.size(2) > 0 && input.size(3) > 0,
+                  "upsample_argmax: input must be [N, C, h, w] with classes and pixels");
   STD_TORCH_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0, "upsample_argmax: size must be two positive numbers");
   STD_TORCH_CHECK(!scales.has_value() || scales->size() == 2, "upsample_argmax: scales must be two numbers");
   const int64_t longest = std::max({input.size(1), input.size(2), input.size(3), size[0], size[1]});
@@ -487,8 +407,8 @@ void set_labels(Problem& problem, Tensor& labels) {
   problem.stream = labels.numel() * labels.element_size() >= kStreamedBytes;
 }
 
-Tensor upsample_argmax(Tensor input, std::vector<int64_t> size, std::optional<std::vector<double>> scales,
-                       bool align_corners, ScalarType dtype) {
+Tensor labels_only(Tensor input, std::vector<int64_t> size, std::optional<std::vector<double>> scales,
+                   bool align_corners, ScalarType dtype) {
   check(input, size, scales, dtype);
   Tensor labels = empty_labels(input, size, dtype);
   Problem problem = describe(input, size, scales, align_corners);
@@ -497,9 +417,9 @@ Tensor upsample_argmax(Tensor input, std::vector<int64_t> size, std::optional<st
   return labels;
 }
 
-std::tuple<Tensor, Tensor> upsample_argmax_probability(Tensor input, std::vector<int64_t> size,
-                                                       std::optional<std::vector<double>> scales, bool align_corners,
-                                                       ScalarType dtype) {
+std::tuple<Tensor, Tensor> labels_and_probability(Tensor input, std::vector<int64_t> size,
+                                                  std::optional<std::vector<double>> scales, bool align_corners,
+                                                  ScalarType dtype) {
   check(input, size, scales, dtype);
   Tensor labels = empty_labels(input, size, dtype);
   Tensor probability = empty_labels(input, size, ScalarType::Float);
@@ -512,9 +432,9 @@ std::tuple<Tensor, Tensor> upsample_argmax_probability(Tensor input, std::vector
 }
 
 }  // namespace
-}  // namespace fastseg
+}  // namespace fastseg::upsample_argmax
 
 STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
-  m.impl("_upsample_argmax", TORCH_BOX(&fastseg::upsample_argmax));
-  m.impl("_upsample_argmax_probability", TORCH_BOX(&fastseg::upsample_argmax_probability));
+  m.impl("_upsample_argmax", TORCH_BOX(&fastseg::upsample_argmax::labels_only));
+  m.impl("_upsample_argmax_probability", TORCH_BOX(&fastseg::upsample_argmax::labels_and_probability));
 }

@@ -310,6 +310,30 @@ FASTSEG_INLINE f32x16 exp(f32x16 x) {
   return x > high ? splat(INFINITY) : floored;
 }
 
+// e^x for x <= 0, the exponential of a softmax: absolute error below 1e-7, e^0 = 1 exactly, 0 below -87 and for -inf,
+// NaN kept. Half the work of exp(): no upper end, and x log2(e) is reduced in one step, whose relative error grows with
+// |x| only where e^x is small.
+FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
+  constexpr float kLowest = -87.0f, kLog2e = 1.44269504f;
+  constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
+  const f32x16 shifted = x * kLog2e + kRoundMagic;
+  const f32x16 r = x * kLog2e - (shifted - kRoundMagic);
+  // 2^r on [-1/2, 1/2] by a polynomial of least relative error (2e-9), fitted with constant term 1
+  f32x16 p = r * 1.5345812e-4f + 1.3399931e-3f;
+  p = p * r + 9.6184891e-3f;
+  p = p * r + 5.5503286e-2f;
+  p = p * r + 2.4022646e-1f;
+  p = p * r + 6.9314718e-1f;
+  p = p * r + 1.0f;
+  const u32x16 exponent = (bit_cast<u32x16>(shifted) << 23) + (127u << 23);
+  const f32x16 result = p * bit_cast<f32x16>(exponent);
+  return x < splat(kLowest) ? f32x16{} : result;
+}
+FASTSEG_INLINE f64x16 exp_nonpositive(f64x16 x) {
+  for (int i = 0; i < kLanes; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
 // ln(x) within 2 ulp for normal positive x; other x: 0 -> -inf, +inf -> +inf, negative or NaN -> NaN.
 FASTSEG_INLINE f32x16 log(f32x16 x) {
   constexpr uint32_t kSqrtHalf = 0x3f3504f3u;  // bits of sqrt(1/2): the mantissa is taken in [sqrt(1/2), sqrt(2))

@@ -54,8 +54,8 @@ struct PixelNumbers {
   explicit PixelNumbers(int tile)
       : values(kArrays * tile), label_values(tile) {
     accumulate_t* next = values.get();
-    for (accumulate_t** array : {&maximum, &sum, &target_logit, &target_weight, &pixel_weight, &extra, &probability_scale,
-                                 &target_scale, &smoothing_scale}) {
+    for (accumulate_t** array : {&maximum, &sum, &target_logit, &target_weight, &pixel_weight, &extra, &scale,
+                                 &label_excess, &smoothing_scale}) {
       *array = next;
       next += tile;
     }
@@ -71,7 +71,8 @@ struct PixelNumbers {
   accumulate_t* target_weight;  // class weight of the label, 0 where ignored
   accumulate_t* pixel_weight;   // pixel weight, 0 where ignored
   accumulate_t* extra;          // smoothing: sum of w_c (logit_c - maximum); focal: sum of the exponentials of the others
-  accumulate_t* probability_scale, *target_scale, *smoothing_scale;  // gradient = e_c * first - [c = label] * second - w_c * third
+  // gradient = (e_c - [c = label] label_excess) scale - w_c smoothing_scale
+  accumulate_t *scale, *label_excess, *smoothing_scale;
 };
 
 // Sweeps a slice of the tiles: loss, gradient or both.
@@ -106,15 +107,24 @@ class Sweep {
   accumulate_t weight_of(int64_t c) const { return problem_.class_weight ? problem_.class_weight[c] : accumulate_t(1); }
 
   void load_weights(int64_t position, int count) {
-    for (int i = 0; i < tile_; ++i) {
-      const bool valid = numbers_.labels[i] >= 0;
-      numbers_.target_weight[i] = valid ? weight_of(numbers_.labels[i]) : accumulate_t(0);
-      numbers_.pixel_weight[i] = valid ? accumulate_t(1) : accumulate_t(0);
+    const vector_t one = simd::splat(accumulate_t(1));
+    for (int i = 0; i < tile_; i += kLanes) {
+      const mask_t valid = is_valid(i);
+      vector_t weight = one, pixel_weight = one;
+      if (problem_.class_weight) {
+        for (int lane = 0; lane < kLanes; ++lane) weight[lane] = problem_.class_weight[std::max(numbers_.labels[i + lane], 0)];
+      }
+      if (problem_.pixel_weight && i < count) {
+        const int here = std::min(kLanes, count - i);
+        pixel_weight = simd::load_partial(problem_.pixel_weight + position + i, here, accumulate_t(0));
+      }
+      simd::store(numbers_.target_weight + i, valid ? weight : vector_t{});
+      simd::store(numbers_.pixel_weight + i, valid ? pixel_weight : vector_t{});
     }
-    if (!problem_.pixel_weight) return;
-    for (int i = 0; i < count; ++i) {
-      if (numbers_.labels[i] >= 0) numbers_.pixel_weight[i] = problem_.pixel_weight[position + i];
-    }
+  }
+
+  FASTSEG_INLINE mask_t is_valid(int i) const {
+    return __builtin_convertvector(simd::load(numbers_.labels + i) >= simd::i32x16{}, mask_t);
   }
 
   template <typename tile_t>
@@ -160,23 +170,24 @@ class Sweep {
     const accumulate_t smoothed = static_cast<accumulate_t>(1 - problem_.options.label_smoothing);
     simd::f64x16 loss_sum{}, denominator_sum{};
     for (int i = 0; i < tile_; i += kLanes) {
-      const mask_t valid = __builtin_convertvector(simd::load(numbers_.labels + i) >= simd::i32x16{}, mask_t);
+      const mask_t valid = is_valid(i);
       const vector_t weight = simd::load(numbers_.target_weight + i);
       const vector_t pixel_weight = simd::load(numbers_.pixel_weight + i);
       const vector_t sum = simd::load(numbers_.sum + i);
       const vector_t behind = simd::load(numbers_.maximum + i) - simd::load(numbers_.target_logit + i);
       const vector_t log_sum = simd::log(sum);
-      vector_t loss = weight * (behind + log_sum), target_scale = weight, probability_scale = weight;
+      vector_t loss = weight * (behind + log_sum);
+      vector_t slope = weight;         // gradient = slope p_c - label_slope [c = label] - ...
+      vector_t label_excess = sum;     // sum * label_slope / slope
       if (focal) {
         const vector_t factor = focal_factors(i, behind, loss);
         loss *= weight;
-        target_scale *= factor;
-        probability_scale *= factor;
+        slope *= factor;
       } else if (smoothing_ != 0) {
         const vector_t uniform = weight_total_ * log_sum - simd::load(numbers_.extra + i);
         loss = smoothed * loss + smoothing_ * uniform;
-        target_scale *= smoothed;
-        probability_scale = smoothed * weight + smoothing_ * weight_total_;
+        slope = smoothed * weight + smoothing_ * weight_total_;
+        label_excess = slope == vector_t{} ? sum : sum * (smoothed * weight / slope);
       }
       loss = valid ? loss * pixel_weight : vector_t{};
       const vector_t share = problem_.options.reduction == kMean ? weight * pixel_weight : pixel_weight;
@@ -186,10 +197,10 @@ class Sweep {
         simd::store_partial(problem_.pixel_loss + position + i, loss, std::min(kLanes, count - i));
       }
       if (problem_.gradient.data) {
+        // An ignored pixel has scale 0 and not "no gradient": NaN logits give NaN there, as in stock PyTorch.
         const vector_t scale = valid ? gradient_scale(position, i, count) * pixel_weight : vector_t{};
-        // An ignored pixel has factor 0 and not "no gradient": NaN logits give NaN there, as in stock PyTorch.
-        simd::store(numbers_.probability_scale + i, (valid ? scale * probability_scale : vector_t{}) / sum);
-        simd::store(numbers_.target_scale + i, valid ? scale * target_scale : vector_t{});
+        simd::store(numbers_.scale + i, (valid ? scale * slope : vector_t{}) / sum);
+        simd::store(numbers_.label_excess + i, label_excess);
         simd::store(numbers_.smoothing_scale + i, scale * smoothing_);
       }
     }
@@ -211,7 +222,7 @@ class Sweep {
     const accumulate_t gamma = static_cast<accumulate_t>(problem_.options.gamma);
     const vector_t one = simd::splat(accumulate_t(1));
     const vector_t others = simd::load(numbers_.extra + i);
-    const vector_t target = simd::exp(-behind);
+    const vector_t target = simd::exp_nonpositive(-behind);
     const vector_t sum = target + others;
     const vector_t miss = others / sum;
     const vector_t p = target / sum;
@@ -233,17 +244,19 @@ class Sweep {
 
   template <typename tile_t>
   void write_gradient(const tile_t& tile) const {
-    const accumulate_t* rows = access_.rows();
+    accumulate_t* rows = access_.rows();
     const int64_t stride = access_.row_stride();
+    for (int i = 0; i < tile_; ++i) {
+      if (numbers_.labels[i] >= 0) rows[numbers_.labels[i] * stride + i] -= numbers_.label_excess[i];
+    }
     for_each_group(tile_, [&](int first, auto vectors) {
-      vector_t probability_scale[vectors];
-      for (int v = 0; v < vectors; ++v) probability_scale[v] = simd::load(numbers_.probability_scale + first + v * kLanes);
+      vector_t scale[vectors];
+      for (int v = 0; v < vectors; ++v) scale[v] = simd::load(numbers_.scale + first + v * kLanes);
       for (int64_t c = 0; c < problem_.classes; ++c) {
         const accumulate_t weight = weight_of(c);
         for (int v = 0; v < vectors; ++v) {
           const int i = first + v * kLanes;
-          vector_t gradient = simd::load(rows + c * stride + i) * probability_scale[v];
-          gradient -= is_label(c, i) ? simd::load(numbers_.target_scale + i) : vector_t{};
+          vector_t gradient = simd::load(rows + c * stride + i) * scale[v];
           if (smoothing_ != 0) gradient -= weight * simd::load(numbers_.smoothing_scale + i);
           tile.store(c, i, gradient);
         }
@@ -372,6 +385,7 @@ Problem<scalar_t> problem_of(const Tensor& input, const Tensor& target, const st
   problem.pixel_weight = dense<accumulate_t>(pixel_weight, count, "pixel_weight");
   problem.scale = 1;
   problem.options = options;
+  if (problem.classes == 1) problem.options.label_smoothing = 0;  // nothing to spread; the gradient stays exactly 0
   return problem;
 }
 

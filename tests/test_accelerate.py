@@ -71,7 +71,7 @@ def test_report_names_what_was_replaced_and_why_the_rest_was_not():
     lines = str(report).splitlines()
     assert lines[0] == "fastseg.accelerate: 1 replaced, 1 skipped"
     assert lines[1] == "  loss, criteria.0  CrossEntropyLoss -> fastseg.nn.CrossEntropyLoss"
-    assert lines[2].startswith("  net.3             Upsample skipped: whether its output")
+    assert lines[2].startswith("  net.3             Upsample skipped: modules do not show")
     assert lines[3] == "  no replacement yet for: 2 Conv2d, 1 ReLU"
 
 

@@ -50,8 +50,8 @@ def _why_not_fused(upsample):
     if upsample.mode != "bilinear":
         return None
     return (
-        "whether its output goes to a cross-entropy and nowhere else cannot be seen from the modules; "
-        "if it does, leave it out and use fastseg.nn.UpsampleCrossEntropyLoss"
+        "modules do not show whether it feeds a cross-entropy and nothing else; "
+        "if it does, use fastseg.nn.UpsampleCrossEntropyLoss for both"
     )
 
 

@@ -70,7 +70,7 @@ def _load_cuda() -> str | None:
 
 
 CPU_LEVEL, _cpu_missing = _load_cpu()
-_cuda_missing = _load_cuda()
+_cuda_library_missing = _load_cuda()
 if _cpu_missing is not None and os.environ.get("FASTSEG_CPU_LEVEL") != "none":
     warnings.warn(f"fastseg: {_cpu_missing}. Until then every op runs through its slow plain-PyTorch reference.", stacklevel=2)
 
@@ -81,14 +81,20 @@ def interpreting() -> bool:
 
 
 @functools.cache
-def _triton_missing() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    if torch.version.cuda is None and not interpreting():
-        return f"this torch ({torch.__version__}) has no CUDA"
+def missing(backend: str) -> str | None:
+    """None if `backend` ("cpu", "cuda", "triton" or "reference") can run on this machine at all, else the reason."""
+    if backend == "cpu":
+        return _cpu_missing
+    if backend == "cuda":
+        return _cuda_library_missing or _no_device()
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton is not installed"
+        return None if interpreting() else _no_device()
     return None
 
 
-def missing(backend: str) -> str | None:
-    """None if `backend` ("cpu", "cuda", "triton" or "reference") can run on this machine at all, else the reason."""
-    return {"cpu": _cpu_missing, "cuda": _cuda_missing, "triton": _triton_missing(), "reference": None}[backend]
+def _no_device() -> str | None:
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) has no CUDA"
+    return None if torch.cuda.is_available() else "torch finds no CUDA device"

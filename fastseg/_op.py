@@ -74,7 +74,8 @@ class Backend:
 
     def why_not(self, lead: Tensor, args: tuple) -> str | None:
         """None if this backend can run the call, else the reason."""
-        reason = _library.missing(self.name) or self._wrong_device(lead)
+        # The device first: asking for a GPU initialises CUDA, which a process that uses none (and forks) must not do.
+        reason = self._wrong_device(lead) or _library.missing(self.name)
         if reason is None and isinstance(self.run, NativeOp):
             reason = self.run.missing("CUDA" if self.name == "cuda" else "CPU")
         if reason is None and self.dtypes is not None and lead.dtype not in self.dtypes:

@@ -1,14 +1,18 @@
 // One kernel source, two meanings.
 //
-// Every kernels/<op>/cuda.cu includes this header first and nothing from CUDA itself. With nvcc it is real CUDA. With
-// g++ and -DFASTSEG_EMULATOR (tests only) the same text becomes ordinary C++ that csrc/emulator runs on the CPU, one
-// fiber per CUDA thread, so that AddressSanitizer and ThreadSanitizer can look at the kernel without a GPU.
+// Every kernels/<op>/cuda.cu includes this header first and nothing from CUDA itself. With nvcc it is real
+// CUDA. With g++ and -DFASTSEG_EMULATOR (tests only) the same text becomes ordinary C++ that csrc/emulator
+// runs on the CPU, one fiber per CUDA thread, so that AddressSanitizer and ThreadSanitizer can look at the
+// kernel without a GPU.
 //
 // Three things have no spelling that both compilers accept and are therefore macros:
-//   FASTSEG_LAUNCH(kernel, grid, block, dynamic_shared_bytes, stream, arguments...)    kernel<<<...>>>(arguments...)
-//   FASTSEG_SHARED(float, tile, [16][17]);      __shared__ float tile[16][17];
-//   FASTSEG_DYNAMIC_SHARED(float, buffer);      extern __shared__ seen as `float* buffer`
-// A templated kernel with a comma in its argument list goes in parentheses: FASTSEG_LAUNCH((kernel<T, 128>), ...).
+//   FASTSEG_LAUNCH(kernel, grid, block, dynamic_shared_bytes, stream, arguments...)
+//       kernel<<<grid, block, dynamic_shared_bytes, stream>>>(arguments...)
+//   FASTSEG_SHARED(float, tile, [16][17]);
+//       __shared__ float tile[16][17];
+//   FASTSEG_DYNAMIC_SHARED(float, buffer);
+//       extern __shared__ ..., seen as `float* buffer`
+// A kernel with a comma in its template arguments goes in parentheses: FASTSEG_LAUNCH((kernel<T, 128>), ...).
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // What every kernels/<op>/cuda_register.cpp needs to call its torch-free launchers on tensors.
 //
-// Compiled by the C++ compiler against torch's stable ABI. With -DFASTSEG_EMULATOR the same host code takes CPU
-// tensors and registers under torch.ops.fastseg_emulator, where the tests find it.
+// Compiled by the C++ compiler against torch's stable ABI. With -DFASTSEG_EMULATOR the same host code takes
+// CPU tensors and registers under torch.ops.fastseg_emulator, where the tests find it.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -16,8 +16,9 @@
 #else
 #define FASTSEG_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(fastseg, CUDA, m)
 
-// Defined by libtorch_cuda.so only. Weak, so that the library can be built and loaded beside a torch without CUDA.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+// Defined by libtorch_cuda.so only. Weak, so that the library can be built and loaded without it.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
+                                                                                   void** stream);
 #endif
 
 namespace fastseg::cuda {
@@ -64,7 +65,8 @@ inline void check_launch(cudaError_t error, const char* op) {
 }
 
 inline void check_device(const Tensor& tensor, const char* op, const char* name) {
-  STD_TORCH_CHECK(tensor.device().type() == device_type, "fastseg::", op, ": ", name, " is not on a CUDA device");
+  STD_TORCH_CHECK(tensor.device().type() == device_type, "fastseg::", op, ": ", name,
+                  " is not on a CUDA device");
 }
 
 }  // namespace fastseg::cuda

@@ -23,12 +23,13 @@ constexpr int max_warps = max_threads / warpSize;
 
 enum class State : unsigned char { ready, at_block_barrier, at_warp_collective, finished };
 
-const char* const operation_names[] = {"__syncwarp",       "__shfl_sync",   "__shfl_xor_sync",  "__shfl_up_sync",
-                                       "__shfl_down_sync", "__ballot_sync", "__match_any_sync", "__reduce_add_sync"};
+const char* const operation_names[] = {"__syncwarp",       "__shfl_sync",      "__shfl_xor_sync",
+                                       "__shfl_up_sync",   "__shfl_down_sync", "__ballot_sync",
+                                       "__match_any_sync", "__reduce_add_sync"};
 
-// What ThreadSanitizer orders: everything before a barrier with everything after it. Each barrier takes a tag of
-// its own from a ring, since a fast thread already releasing the next barrier must not be acquired by a slow
-// thread that is still leaving this one.
+// What ThreadSanitizer orders: everything before a barrier with everything after it. Each barrier takes a tag
+// of its own from a ring, since a fast thread already releasing the next barrier must not be acquired by a
+// slow thread that is still leaving this one.
 using SyncTag = std::uint64_t;
 
 struct Thread {
@@ -43,7 +44,7 @@ struct Thread {
   std::uint64_t value = 0, result = 0;
 };
 
-// A collective that some lanes of its mask have reached. Lanes of one warp may be in several with disjoint masks.
+// A collective that some lanes of its mask have reached. A warp may have several, with disjoint masks.
 struct Collective {
   WarpOperation operation;
   unsigned mask, arrived;
@@ -57,12 +58,13 @@ struct Warp {
 };
 
 struct Block {
-  std::uint64_t number = 0;  // counts every block ever run, so that a SharedSlot knows whose memory it points to
+  std::uint64_t number = 0;  // of all blocks ever run: tells whether a SharedSlot is this block's
   int threads = 0, alive = 0;
   // the barrier that threads are now gathering at
   int arrived = 0, line = 0, predicates = 0, last_predicates = 0;
   SyncTag* barrier_tag = nullptr;
-  std::size_t shared_used = 0;
+  std::size_t shared_bytes = 0, shared_limit = 0;
+  std::size_t arena_used = 0;  // shared_bytes and the gaps between the variables
 };
 
 Thread threads[max_threads];
@@ -75,12 +77,13 @@ SyncTag block_start_tag, block_end_tag;  // two, or a thread that ends would be 
 SyncTag tag_ring[1024];
 unsigned next_tag_index = 0;
 
-alignas(128) unsigned char shared_memory[max_shared_bytes + 64 * 1024];  // room for the gaps between variables
+constexpr std::size_t arena_bytes = max_shared_bytes + 64 * 1024;  // with room for gaps between variables
+alignas(128) unsigned char shared_memory[arena_bytes];
 std::size_t dynamic_shared_offset = 0;
 
 [[noreturn]] void fail(const char* message) {
-  std::fprintf(stderr, "cuda emulator: %s (block %u,%u,%u thread %d)\n", message, blockIdx.x, blockIdx.y, blockIdx.z,
-               current ? current->linear : -1);
+  std::fprintf(stderr, "cuda emulator: %s (block %u,%u,%u thread %d)\n", message, blockIdx.x, blockIdx.y,
+               blockIdx.z, current ? current->linear : -1);
   int shown = 0;
   for (int i = 0; i < block.threads && shown < 8; ++i) {
     const Thread& thread = threads[i];
@@ -114,15 +117,19 @@ void allow_access([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t by
 }
 
 unsigned char* allocate_shared(std::size_t bytes, std::size_t alignment) {
-  constexpr std::size_t gap = 128;  // stays poisoned: an overrun is reported instead of reaching the next variable
+  constexpr std::size_t gap = 128;  // stays poisoned: an overrun does not reach the next variable unseen
   alignment = alignment < 16 ? 16 : alignment;
-  const std::size_t begin = (block.shared_used + gap + alignment - 1) / alignment * alignment;
-  if (begin + bytes > sizeof shared_memory) fail("more shared memory than a block can have");
-  block.shared_used = begin + bytes;
+  const std::size_t begin = (block.arena_used + gap + alignment - 1) / alignment * alignment;
+  block.shared_bytes += bytes;
+  if (block.shared_bytes > block.shared_limit || begin + bytes + gap > sizeof shared_memory) {
+    fail("more static and dynamic shared memory than the launch may have");
+  }
+  block.arena_used = begin + bytes;
   allow_access(shared_memory + begin, bytes);
   // volatile: a memset would be intercepted by ThreadSanitizer and count as a write of the calling thread
   auto* words = reinterpret_cast<volatile std::uint64_t*>(shared_memory + begin);
-  for (std::size_t i = 0; i < (bytes + 7) / 8; ++i) words[i] = ~std::uint64_t{0};  // the rounding falls into the gap
+  const std::size_t count = (bytes + 7) / 8;  // what this rounds up falls into the gap
+  for (std::size_t i = 0; i < count; ++i) words[i] = ~std::uint64_t{0};
   return shared_memory + begin;
 }
 
@@ -152,8 +159,9 @@ void open_barrier_if_complete() {
   }
 }
 
-// CUDA lets a mask name lanes that have returned, but what a shuffle reads from them is undefined: refused here.
-constexpr char returned_lane[] = "the mask of a warp operation names a lane that has returned or never existed";
+// CUDA lets a mask name lanes that have returned, but what is read from them is undefined: refused here.
+constexpr char returned_lane[] =
+    "the mask of a warp operation names a lane that has returned or never existed";
 
 void leave_warp() {
   Warp& warp = warps[current->linear / warpSize];
@@ -183,8 +191,7 @@ void thread_main() {
 std::uint64_t result_for(const Thread& thread, const Thread* lanes, unsigned mask) {
   std::uint64_t result = 0;
   switch (thread.operation) {
-    case WarpOperation::syncwarp:
-      return 0;
+    case WarpOperation::syncwarp: return 0;
     case WarpOperation::shuffle:
     case WarpOperation::shuffle_xor:
     case WarpOperation::shuffle_up:
@@ -210,7 +217,7 @@ std::uint64_t result_for(const Thread& thread, const Thread* lanes, unsigned mas
 Collective& join_collective(Warp& warp, WarpOperation operation, unsigned mask) {
   for (int i = 0; i < warp.pending_count; ++i) {
     Collective& pending = warp.pending[i];
-    if (pending.mask != mask) continue;  // other lanes, busy elsewhere; overlapping masks end in the deadlock report
+    if (pending.mask != mask) continue;  // other lanes; masks that overlap end in the deadlock report
     if (pending.operation != operation) fail("lanes of one mask execute different warp operations");
     return pending;
   }
@@ -316,7 +323,7 @@ void start_block(std::size_t dynamic_shared_bytes) {
   block.arrived = block.predicates = 0;
   block.barrier_tag = next_tag();
   forbid_access(shared_memory, sizeof shared_memory);
-  block.shared_used = 0;
+  block.shared_bytes = block.arena_used = 0;
   dynamic_shared_offset = allocate_shared(dynamic_shared_bytes, 16) - shared_memory;
   for (int i = 0; i < block.threads; ++i) {
     const unsigned position = static_cast<unsigned>(i);
@@ -353,7 +360,7 @@ void run_block(VisitingOrder& order) {
 void run_grid(dim3 grid, dim3 block_size, std::size_t dynamic_shared_bytes, const void* kernel,
               void (*thread_body)(void*), void* context) {
   if (current) fail("launch from inside a kernel, or from two host threads at once");
-  if (!accept_launch(grid, block_size, dynamic_shared_bytes, kernel)) return;
+  if (!accept_launch(grid, block_size, dynamic_shared_bytes, kernel, block.shared_limit)) return;
   body = thread_body;
   body_context = context;
   blockDim = block_size;

@@ -1,11 +1,12 @@
 // The CUDA dialect as C++ for the CPU: what csrc/cuda/cuda_compat.h means when g++ compiles a .cu file.
 //
-// Faithful: block and warp barriers, warp collectives with any mask, static and dynamic shared memory (filled with
-// 0xFF bytes, i.e. NaN, at the start of each block), atomics, launch limits. Wrong use aborts with a message.
-// Not modelled: blocks running at the same time (they run one after another), memory ordering between blocks,
-// inline PTX, tensor cores, cp.async/TMA, __half (use torch/headeronly/util/{Half,BFloat16}.h), speed.
+// Faithful: block and warp barriers, warp collectives with any mask, static and dynamic shared memory (filled
+// with 0xFF bytes, i.e. NaN, at the start of each block), atomics, launch limits. Wrong use aborts with a
+// message. Not modelled: blocks running at the same time (they run one after another), memory ordering
+// between blocks, inline PTX, tensor cores, cp.async, TMA, speed. For __half and __nv_bfloat16 take c10::Half
+// and c10::BFloat16 from torch/headeronly/util, which nvcc compiles too.
 //
-// FASTSEG_EMULATOR_ORDER = forward (default) | reverse | <seed>: the order in which ready threads of a block run.
+// FASTSEG_EMULATOR_ORDER = forward (default) | reverse | <seed>: the order in which a block's threads run.
 #pragma once
 
 #include <cmath>
@@ -34,10 +35,10 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-#define FASTSEG_VECTOR_TYPES(scalar, name)                                                       \
-  struct alignas(2 * sizeof(scalar)) name##2 { scalar x, y; };                                   \
-  struct alignas(4 * sizeof(scalar)) name##4 { scalar x, y, z, w; };                             \
-  inline name##2 make_##name##2(scalar x, scalar y) { return {x, y}; }                           \
+#define FASTSEG_VECTOR_TYPES(scalar, name)                             \
+  struct alignas(2 * sizeof(scalar)) name##2 { scalar x, y; };         \
+  struct alignas(4 * sizeof(scalar)) name##4 { scalar x, y, z, w; };   \
+  inline name##2 make_##name##2(scalar x, scalar y) { return {x, y}; } \
   inline name##4 make_##name##4(scalar x, scalar y, scalar z, scalar w) { return {x, y, z, w}; }
 FASTSEG_VECTOR_TYPES(float, float)
 FASTSEG_VECTOR_TYPES(int, int)
@@ -59,11 +60,15 @@ constexpr int max_threads = 1024;
 constexpr std::size_t max_shared_bytes = 227 * 1024;
 
 enum class WarpOperation : unsigned char {
-  syncwarp, shuffle, shuffle_xor, shuffle_up, shuffle_down, ballot, match_any, reduce_add,
+  // clang-format off
+  syncwarp, shuffle, shuffle_xor, shuffle_up, shuffle_down, ballot, match_any, reduce_add
+  // clang-format on
 };
 
-// False, with the error recorded for cudaGetLastError, where a GPU would refuse the launch.
-bool accept_launch(dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, const void* kernel);
+// False, with the error recorded for cudaGetLastError, where a GPU would refuse the launch. `shared_limit`
+// becomes the shared memory, static and dynamic together, that a block of this launch may have.
+bool accept_launch(dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, const void* kernel,
+                   std::size_t& shared_limit);
 
 // Runs every block of the grid to its end.
 void run_grid(dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, const void* kernel,
@@ -72,10 +77,10 @@ void run_grid(dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, const voi
 // __syncthreads; `line` tells barriers apart. Returns how many threads came with predicate != 0.
 int block_barrier(int predicate, int line);
 
-// All lanes of `mask` meet; returns what `operation` hands to this lane (for a shuffle: the value of source_lane).
+// All lanes of `mask` meet; returns this lane's result (of a shuffle: the value of source_lane).
 std::uint64_t warp_collective(WarpOperation operation, unsigned mask, std::uint64_t value, int source_lane);
 
-// The block's copy of one __shared__ variable, identified by its slot; made by the first thread that reaches it.
+// The block's copy of one __shared__ variable, known by its slot, made by the first thread that reaches it.
 struct SharedSlot {
   std::uint64_t block = 0;
   unsigned char* memory = nullptr;
@@ -100,7 +105,7 @@ T from_bits(std::uint64_t bits) {
   return value;
 }
 
-// Arguments are converted to the kernel's parameter types once and copied for every thread, as by a real launch.
+// Arguments are converted to the kernel's parameter types once and copied for every thread, as by CUDA.
 template <class... Parameters, class... Arguments>
 void launch(dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, void (*kernel)(Parameters...),
             Arguments... arguments) {
@@ -150,10 +155,10 @@ T shuffle(WarpOperation operation, unsigned mask, T value, int source_lane) {
   (static_cast<void>(stream),                                                  \
    ::fastseg::emulator::launch((grid), (block), (dynamic_shared_bytes), kernel, __VA_ARGS__))
 
-#define FASTSEG_SHARED(type, name, dimensions)                                                        \
-  using name##_type = type dimensions;                                                                \
-  static ::fastseg::emulator::SharedSlot name##_slot;                                                 \
-  name##_type& name = *static_cast<name##_type*>(                                                     \
+#define FASTSEG_SHARED(type, name, dimensions)        \
+  using name##_type = type dimensions;                \
+  static ::fastseg::emulator::SharedSlot name##_slot; \
+  name##_type& name = *static_cast<name##_type*>(     \
       ::fastseg::emulator::shared_variable(name##_slot, sizeof(name##_type), alignof(name##_type)))
 
 #define FASTSEG_DYNAMIC_SHARED(type, name) \
@@ -274,16 +279,24 @@ inline int __ffs(int value) { return __builtin_ffs(value); }
 inline int __ffsll(long long value) { return __builtin_ffsll(value); }
 inline int __clz(int value) { return value ? __builtin_clz(static_cast<unsigned>(value)) : 32; }
 template <class T>
-T __ldg(const T* address) { return *address; }
+T __ldg(const T* address) {
+  return *address;
+}
 
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float numerator, float denominator) { return numerator / denominator; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline float __int_as_float(int bits) { return fastseg::emulator::from_bits<float>(static_cast<unsigned>(bits)); }
+inline float __int_as_float(int bits) {
+  return fastseg::emulator::from_bits<float>(static_cast<unsigned>(bits));
+}
 inline int __float_as_int(float value) { return static_cast<int>(fastseg::emulator::to_bits(value)); }
 
 template <class T>
-T min(T a, T b) { return b < a ? b : a; }
+T min(T a, T b) {
+  return b < a ? b : a;
+}
 template <class T>
-T max(T a, T b) { return a < b ? b : a; }
+T max(T a, T b) {
+  return a < b ? b : a;
+}

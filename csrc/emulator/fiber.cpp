@@ -14,7 +14,7 @@
 namespace fastseg::emulator {
 namespace {
 
-constexpr std::size_t stack_bytes = 128 * 1024;  // generous: instrumented frames are several times the plain size
+constexpr std::size_t stack_bytes = 128 * 1024;  // generous: instrumented frames are several times as large
 constexpr std::size_t guard_bytes = 64 * 1024;   // a multiple of every page size in use
 
 // The scheduler's side of a switch.
@@ -31,8 +31,8 @@ struct Scheduler {
 
 #if defined(__x86_64__)
 
-// Saves the callee-saved registers on the current stack, its stack pointer in *from, and continues on stack `to`.
-// swapcontext would do the same with a system call per switch, fifty times slower.
+// Saves the callee-saved registers on the current stack, its stack pointer in *from, and continues on stack
+// `to`. swapcontext would do the same with a system call per switch, fifty times slower.
 __attribute__((naked, noinline)) void switch_stack(void** /*from: rdi*/, void* /*to: rsi*/) {
   asm volatile(
       "pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
@@ -58,8 +58,8 @@ void Fiber::create(void (*entry)()) {
   stack_ = static_cast<char*>(memory) + guard_bytes;
 
 #if defined(__x86_64__)
-  // The first switch_stack pops six zero registers and returns into `entry`, which then finds the alignment of a
-  // freshly called function (rsp % 16 == 8) and a null return address, where stack traces end.
+  // The first switch_stack pops six zero registers and returns into `entry`, which then finds the alignment
+  // of a freshly called function (rsp % 16 == 8) and a null return address, where stack traces end.
   void** top = reinterpret_cast<void**>(stack_ + stack_bytes);
   top[-1] = nullptr;
   top[-2] = reinterpret_cast<void*>(entry);

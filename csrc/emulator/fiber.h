@@ -3,9 +3,9 @@
 // There is one scheduler (the host thread that launched the kernel) and many fibers; control only ever passes
 // scheduler -> fiber (resume) and fiber -> scheduler (suspend). Every switch is announced to the sanitizers:
 //   FASTSEG_EMULATOR_ASAN  AddressSanitizer must know which stack is in use;
-//   FASTSEG_EMULATOR_TSAN  ThreadSanitizer treats each fiber as a thread of its own, with no ordering implied by a
-//                          switch. Order exists only where synchronize_release/acquire say so, that is where CUDA
-//                          promises it, and a missing barrier is therefore reported as a data race.
+//   FASTSEG_EMULATOR_TSAN  ThreadSanitizer treats each fiber as a thread of its own. A switch orders nothing,
+//                          only synchronize_release/acquire do, called where CUDA promises order: a missing
+//                          barrier is therefore reported as a data race.
 // The files of this folder are compiled WITHOUT -fsanitize: their own bookkeeping crosses fibers.
 #pragma once
 

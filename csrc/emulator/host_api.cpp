@@ -1,4 +1,5 @@
-// The few functions of the CUDA runtime API that launchers call, and the limits that a launch is checked against.
+// The few functions of the CUDA runtime API that launchers call, and the limits that a launch is checked
+// against.
 #include "emulator/cuda_emulator.h"
 
 namespace fastseg::emulator {
@@ -7,7 +8,7 @@ namespace {
 cudaError_t last_error = cudaSuccess;
 
 // Kernels allowed to use more than 48 KiB of dynamic shared memory, by cudaFuncSetAttribute.
-constexpr std::size_t default_dynamic_shared_bytes = 48 * 1024;
+constexpr std::size_t default_shared_bytes = 48 * 1024;
 struct DynamicSharedLimit {
   const void* kernel;
   std::size_t bytes;
@@ -25,18 +26,20 @@ DynamicSharedLimit* find_dynamic_shared_limit(const void* kernel) {
 cudaError_t check_launch(dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, const void* kernel) {
   const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
   const bool block_fits = threads >= 1 && threads <= max_threads && block.z <= 64;
-  const bool grid_fits = grid.x >= 1 && grid.x <= 0x7fffffffu && grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 &&
-                         grid.z <= 65535;
+  const bool grid_fits = grid.x >= 1 && grid.x <= 0x7fffffffu && grid.y >= 1 && grid.y <= 65535 &&
+                         grid.z >= 1 && grid.z <= 65535;
   if (!block_fits || !grid_fits) return cudaErrorInvalidConfiguration;
   const DynamicSharedLimit* limit = find_dynamic_shared_limit(kernel);
-  const std::size_t allowed = limit ? limit->bytes : default_dynamic_shared_bytes;
+  const std::size_t allowed = limit ? limit->bytes : default_shared_bytes;
   return dynamic_shared_bytes > allowed ? cudaErrorInvalidValue : cudaSuccess;
 }
 
 }  // namespace
 
-bool accept_launch(dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, const void* kernel) {
+bool accept_launch(dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, const void* kernel,
+                   std::size_t& shared_limit) {
   last_error = check_launch(grid, block, dynamic_shared_bytes, kernel);
+  shared_limit = find_dynamic_shared_limit(kernel) ? max_shared_bytes : default_shared_bytes;
   return last_error == cudaSuccess;
 }
 
@@ -76,7 +79,8 @@ cudaError_t cudaGetDevice(int* device) {
 
 // Few multiprocessors, so that grid-stride loops sized by them go round more than once even on small inputs.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 2 : static_cast<int>(fastseg::emulator::max_shared_bytes);
+  *value =
+      attribute == cudaDevAttrMultiProcessorCount ? 2 : static_cast<int>(fastseg::emulator::max_shared_bytes);
   return cudaSuccess;
 }
 

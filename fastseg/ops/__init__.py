@@ -1,5 +1,6 @@
 """The functional ops, one line each."""
 from fastseg.ops.binary_cross_entropy_dice import binary_cross_entropy_dice
+from fastseg.ops.confusion_matrix import confusion_matrix
 from fastseg.ops.cross_entropy import cross_entropy, focal_loss
 from fastseg.ops.cross_entropy_dice import cross_entropy_dice, dice_loss
 from fastseg.ops.sigmoid_focal_loss import sigmoid_focal_loss
@@ -8,6 +9,7 @@ from fastseg.ops.upsample_cross_entropy import upsample_cross_entropy, upsample_
 
 __all__ = [
     "binary_cross_entropy_dice",
+    "confusion_matrix",
     "cross_entropy",
     "cross_entropy_dice",
     "dice_loss",

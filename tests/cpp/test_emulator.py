@@ -31,6 +31,7 @@ PLANTED = {
     "missing_barrier": ("thread", "data race"),
     "write_after_read": ("thread", "data race"),
     "missing_syncwarp": ("thread", "data race"),
+    "too_much_shared": ("plain", "more static and dynamic shared memory"),
     "barrier_in_one_branch": ("plain", "deadlock"),
     "different_barriers": ("plain", "different __syncthreads"),
     "mask_names_returned_lane": ("plain", "has returned or never existed"),

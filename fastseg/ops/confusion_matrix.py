@@ -1,0 +1,86 @@
+"""confusion_matrix: how often class i was predicted as class j, from labels or straight from logits.
+
+    result[i, j] = #{pixels p : target[p] = i, prediction[p] = j, target[p] != ignore_index}
+
+The prediction is `input` itself where it holds integer labels, its arg max over dim 1 where it holds logits; the label
+map of the latter never exists in memory. The metrics of spec section 16 follow from the matrix: see fastseg.metrics.
+"""
+
+import torch
+from torch import Tensor
+
+from fastseg import _check
+from fastseg._op import FLOATING, Backend, Op, native
+from fastseg.kernels.confusion_matrix import reference
+
+LABELS = (torch.int64, torch.int32, torch.uint8)
+MOST_CLASSES = 32767  # pairs of classes are counted through 32-bit indices
+
+_native = native("_confusion_matrix(Tensor input, Tensor target, int num_classes, int ignore_index) -> Tensor")
+
+
+def check(input: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> None:
+    op = "confusion_matrix"
+    _check.dtype(op, "input", input, (*LABELS, *FLOATING))
+    _check.dtype(op, "target", target, LABELS)
+    _check.same_device(op, "target", target, "input", input)
+    _check.in_range(op, "num_classes", num_classes, 1, MOST_CLASSES)
+    if not input.is_floating_point():
+        _check.shape(op, "target", target, input.shape, "the shape of input, which holds labels")
+        return
+    if input.dim() < 2:
+        raise RuntimeError(f"fastseg.ops.{op}: input has shape {tuple(input.shape)}; allowed: (N, C, *spatial) logits")
+    _check.shape(op, "input", input, ("N", num_classes, *input.shape[2:]), "logits, C is num_classes")
+    _check.shape(op, "target", target, (input.shape[0], *input.shape[2:]), "input's without the class dimension")
+
+
+def fake(input: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    return input.new_empty((num_classes, num_classes), dtype=torch.int64)
+
+
+_op = Op(
+    "confusion_matrix",
+    "(Tensor input, Tensor target, int num_classes, int ignore_index) -> Tensor",
+    check=check,
+    fake=fake,
+    backends=[
+        Backend("cpu", _native, dtypes=(*FLOATING, *LABELS)),
+        Backend("cuda", _native, dtypes=(*FLOATING, *LABELS)),
+        Backend("reference", reference.confusion_matrix),
+    ],
+)
+
+
+def confusion_matrix(
+    input: Tensor, target: Tensor, num_classes: int | None = None, ignore_index: int = -100, *, backend: str = "auto"
+) -> Tensor:
+    """Counts pixels by true class (row) and predicted class (column).
+
+    Equals `sklearn.metrics.confusion_matrix(target, prediction, labels=range(C))` over the pixels that are not ignored.
+
+    Args:
+        input: predicted labels of target's shape (int64, int32 or uint8), or logits (N, C, *spatial) of dtype float32,
+            float16, bfloat16 or float64, contiguous or channels_last, whose arg max over dim 1 is the prediction, as
+            `torch.argmax` has it: the first of equal maxima, NaN above every number.
+        target: true labels (int64, int32 or uint8), of input's shape without the class dimension.
+        num_classes: C, 1 to 32767. Must be given with labels; with logits it is input.size(1).
+        ignore_index: pixels with this true label are not counted; any integer, also one inside [0, C).
+        backend: "auto", "cpu", "cuda" or "reference".
+
+    Returns:
+        int64 (C, C). Integer counts: the same on every run; 64-bit, so more than 2^31 pixels are counted right.
+
+    Raises:
+        IndexError: on CPU, a label outside [0, C) in target that is not ignore_index, or in input at a pixel that is not
+            ignored. On GPU, where checking would stall the stream, such a pixel is not counted.
+        RuntimeError: shapes, dtypes or devices that do not fit.
+        ValueError: num_classes missing or out of range.
+    """
+    _check.tensor("confusion_matrix", "input", input)
+    _check.tensor("confusion_matrix", "target", target)
+    if num_classes is None:
+        _check.dtype("confusion_matrix", "input", input, (*LABELS, *FLOATING))
+        if not input.is_floating_point() or input.dim() < 2:
+            raise ValueError("fastseg.ops.confusion_matrix: num_classes=None; allowed: an int (None only with logits)")
+        num_classes = input.size(1)
+    return _op(input.detach(), target, num_classes, ignore_index, backend=backend)

@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 #include "fastseg/parallel.h"
 #include "fastseg/simd.h"
@@ -302,18 +303,25 @@ struct LabelView {
 
 namespace detail {
 
-// A plain loop: compilers vectorise it, where they take vectors of 16 int64 apart.
+// classes: 1 to 2^31 - 1. A plain loop with its flags in the labels' own width: compilers vectorise it, where they take
+// vectors of 16 int64 apart.
 template <typename label_t>
-bool load_labels(const label_t* from, int count, int64_t ignore_index, int64_t classes, int32_t* to) {
-  uint64_t bad = 0;
+bool load_labels(const label_t* __restrict__ from, int count, int64_t ignore_index, int64_t classes,
+                 int32_t* __restrict__ to) {
+  using unsigned_t = std::make_unsigned_t<label_t>;
+  constexpr uint64_t kLargest = static_cast<unsigned_t>(-1);
+  const unsigned_t last = static_cast<unsigned_t>(std::min<uint64_t>(classes - 1, kLargest));
+  const label_t ignored = static_cast<label_t>(ignore_index);
+  const unsigned_t ignores = static_cast<int64_t>(ignored) == ignore_index;  // else no such label is ignored
+  unsigned_t out_of_range = 0;
   for (int i = 0; i < count; ++i) {
-    const int64_t label = from[i];
-    const uint64_t outside = static_cast<uint64_t>(label) < static_cast<uint64_t>(classes) ? 0 : 1;
-    const uint64_t ignored = label == ignore_index ? 1 : 0;
-    bad |= outside & ~ignored;
-    to[i] = static_cast<int32_t>(outside | ignored ? -1 : label);
+    const label_t label = from[i];
+    const unsigned_t skipped = (label == ignored) & ignores;
+    const unsigned_t valid = static_cast<unsigned_t>(label) <= last;
+    to[i] = valid > skipped ? static_cast<int32_t>(label) : -1;
+    out_of_range |= !(valid | skipped);
   }
-  return bad == 0;
+  return out_of_range == 0;
 }
 
 // fn(pointer to the labels in their own type)

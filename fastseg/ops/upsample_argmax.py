@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg._bilinear import output_size_and_scales
-from fastseg._op import FLOATING, Backend, Op, native
+from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
+from fastseg._triton import lazy
 from fastseg.kernels.upsample_argmax import reference
 
 _ARGUMENTS = "(Tensor input, SymInt[] size, float[]? scales, bool align_corners, ScalarType dtype)"
-_CPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _native = native(f"_upsample_argmax{_ARGUMENTS} -> Tensor")
 _native_probability = native(f"_upsample_argmax_probability{_ARGUMENTS} -> (Tensor, Tensor)")
@@ -52,7 +52,8 @@ _upsample_argmax = Op(
     check=check,
     fake=fake,
     backends=[
-        Backend("cpu", _native, dtypes=_CPU_DTYPES),
+        Backend("cpu", _native, dtypes=FLOATING_GPU),
+        Backend("triton", lazy("upsample_argmax.triton", "upsample_argmax"), dtypes=FLOATING_GPU),
         Backend("reference", reference.upsample_argmax),
     ],
 )
@@ -63,7 +64,8 @@ _upsample_argmax_probability = Op(
     check=check,
     fake=fake_probability,
     backends=[
-        Backend("cpu", _native_probability, dtypes=_CPU_DTYPES),
+        Backend("cpu", _native_probability, dtypes=FLOATING_GPU),
+        Backend("triton", lazy("upsample_argmax.triton", "upsample_argmax_probability"), dtypes=FLOATING_GPU),
         Backend("reference", reference.upsample_argmax_probability),
     ],
 )

@@ -1,0 +1,418 @@
+"""Softmax cross entropy and focal loss in Triton: formulas and byte counts in README.md, columns in ../_columns.py."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastseg._triton import DEBUG, AotCase, on_device_of
+from fastseg.kernels._columns import (
+    LOG2_E,
+    chunk_classes,
+    chunk_weights,
+    column_max,
+    column_sum,
+    exponentials,
+    online_softmax,
+    pixel_weights,
+    read_column,
+    valid_labels,
+    weight_sum,
+)
+from fastseg.kernels.cross_entropy.reference import MEAN, MEAN_OF_COUNT, NONE
+
+
+class Config(NamedTuple):
+    """How a block of pixels is cut: CHUNK classes per tile, STEP classes in registers at a time, BLOCK_P pixels."""
+
+    chunk: int
+    step: int
+    block: int
+    warps: int
+
+
+# (rows?, most classes) -> Config, the first that fits. While all C classes fit in STEP they are read once and stay in
+# registers; beyond, a first sweep takes the softmax online and the gradient reads the logits again (from L2).
+CONFIGS = {
+    (False, 8): Config(1, 8, 1024, 4),
+    (False, 32): Config(1, 32, 512, 4),
+    (False, 64): Config(2, 64, 256, 4),
+    (False, 256): Config(8, 256, 128, 8),
+    (False, None): Config(8, 128, 128, 8),
+    (True, 64): Config(8, 64, 64, 4),
+    (True, 256): Config(32, 256, 32, 4),
+    (True, 1024): Config(128, 1024, 8, 4),
+    (True, None): Config(512, 4096, 4, 8),
+}
+COUNT_BLOCK = 4096  # labels per program of denominator_kernel
+SCALE_BLOCK = 4096  # elements per turn of a program of scale_kernel
+SCALE_PROGRAMS = 512  # so few that they start and stop in microseconds when there is nothing to do
+FINISH_BLOCK = 2048  # partial sums per turn of finish_kernel
+
+
+def config_of(rows: bool, classes: int) -> Config:
+    return next(config for (for_rows, most), config in CONFIGS.items()
+                if for_rows == rows and (most is None or classes <= most))
+
+
+@triton.jit
+def weighted_logits(column, start, class_weight, origin, C: tl.constexpr, CHUNK: tl.constexpr):
+    """Sum over a column of w_c (logit_c - origin): (BLOCK_P,)."""
+    terms = ()
+    for k in tl.static_range(len(column)):
+        classes = chunk_classes(start, k, CHUNK)
+        shifted = tl.where(classes < C, column[k] - origin[None, :], 0.0)  # not 0 times the -inf of a missing class
+        terms = terms + (shifted * chunk_weights(class_weight, classes, C),)
+    return column_sum(terms)
+
+
+@triton.jit
+def other_exponentials(column, start, label, largest, CHUNK: tl.constexpr):
+    """Sum over a column of e^(logit - largest) without the label's own: (BLOCK_P,)."""
+    values = exponentials(column, largest)
+    terms = ()
+    for k in tl.static_range(len(column)):
+        classes = chunk_classes(start, k, CHUNK)
+        terms = terms + (tl.where(classes == label[None, :], 0.0, values[k]),)
+    return column_sum(terms)
+
+
+@triton.jit
+def focal(behind, others, gamma):
+    """(loss, f) of a pixel: (1 - p)^gamma (-log p), and f in dloss/dlogit_c = f (p_c - [c = label]).
+
+    behind: largest logit minus the label's; others: sum of the other e^(logit - largest). 1 - p is taken from `others`,
+    so it keeps its digits as p goes to 1; so does -log p = log(1 + others) where the label leads.
+    """
+    target = tl.exp2(-behind * LOG2_E)
+    total = target + others
+    miss = others / total
+    grown = 1.0 + others
+    log1p = tl.where(grown == 1.0, others, tl.log(grown) * others / (grown - 1.0))
+    surprise = tl.where(behind == 0.0, log1p, behind + tl.log(total))
+    modulation = tl.exp2(gamma * tl.log2(miss))
+    ratio = tl.where(miss > 0.0, surprise / miss, 1.0)  # -log p / (1 - p) -> 1 as p -> 1
+    bounded = tl.where(target > 0.0, target / total * ratio, 0.0)
+    return modulation * surprise, modulation * (1.0 + gamma * bounded)
+
+
+@triton.jit
+def write_gradient(
+    column, start, pointers, inside, plane, class_weight, label, largest, probability_scale, target_scale, uniform_scale,
+    C: tl.constexpr, CHUNK: tl.constexpr, SMOOTHING: tl.constexpr,
+):  # fmt: skip
+    """Stores e^(logit_c - largest) probability_scale - [c = label] target_scale - w_c uniform_scale."""
+    values = exponentials(column, largest)
+    for k in tl.static_range(len(column)):
+        classes = chunk_classes(start, k, CHUNK)
+        gradient = values[k] * probability_scale[None, :]
+        gradient -= tl.where(classes == label[None, :], target_scale[None, :], 0.0)
+        if SMOOTHING:
+            gradient -= chunk_weights(class_weight, classes, C) * uniform_scale[None, :]
+        addresses = pointers[None, :] + classes.to(tl.int64) * plane
+        tl.store(addresses, gradient.to(pointers.dtype.element_ty), mask=inside[None, :] & (classes < C))
+
+
+@triton.jit
+def cross_entropy_kernel(
+    logits,  # [N, C, P], element (n, c, p) at n * image + c * plane + p * PIXEL
+    target,  # [N, P] int64, int32 or uint8
+    class_weight,  # [C] or None
+    pixel_weight,  # [N, P] or None
+    pixel_loss,  # [N, P] fp32, or None: not wanted
+    partial_sums,  # [2, programs] fp32: loss, weights; or None
+    gradient,  # [N, C, P], strides gradient_image, gradient_plane, GRADIENT_PIXEL; or None
+    grad_output,  # [N, P] fp32 without reduction, [] with one, None for 1
+    denominator,  # [] fp32 under a mean, else None
+    pixels, blocks, image, plane, gradient_image, gradient_plane,
+    ignore_index, label_smoothing, gamma,
+    C: tl.constexpr, PIXEL: tl.constexpr, GRADIENT_PIXEL: tl.constexpr,
+    CHUNK: tl.constexpr, STEP: tl.constexpr, BLOCK_P: tl.constexpr,
+    PER_PIXEL: tl.constexpr, SMOOTHING: tl.constexpr, FOCAL: tl.constexpr, COUNT_ONLY: tl.constexpr, ZERO_IF_EMPTY: tl.constexpr,
+    DEBUG: tl.constexpr,
+):  # fmt: skip
+    """Loss, gradient, or both, of BLOCK_P pixels of one image. Grid: (images * blocks,)."""
+    program = tl.program_id(0)
+    n = (program // blocks).to(tl.int64)
+    first = (program % blocks).to(tl.int64) * BLOCK_P
+    p = tl.arange(0, BLOCK_P)
+    inside = p < pixels - first
+    position = n * pixels + first + p
+    label, valid = valid_labels(tl.load(target + position, mask=inside, other=0), inside, ignore_index, C, DEBUG)
+    pointers = logits + n * image + first * PIXEL + p * PIXEL
+
+    HELD: tl.constexpr = C <= STEP
+    if HELD:
+        column = read_column(pointers, inside, plane, 0, C, C, CHUNK)
+        largest = column_max(column)
+        total = column_sum(exponentials(column, largest))
+    else:
+        largest, total = online_softmax(pointers, inside, plane, C, STEP, CHUNK)
+    own = tl.load(pointers + label.to(tl.int64) * plane, mask=valid, other=0.0).to(tl.float32)
+    label_weight, each = pixel_weights(class_weight, pixel_weight, label, position, valid)
+    log_total = tl.log(total)
+    loss = label_weight * ((largest - own) + log_total)
+    target_share = label_weight
+    probability_share = label_weight
+    uniform_share = 0.0
+    if FOCAL:
+        others = tl.zeros_like(total)
+        if HELD:
+            others = other_exponentials(column, 0, label, largest, CHUNK)
+        else:
+            for start in range(0, C, STEP):
+                column = read_column(pointers, inside, plane, start, C, STEP, CHUNK)
+                others += other_exponentials(column, start, label, largest, CHUNK)
+        focal_loss, factor = focal(largest - own, others, gamma)
+        loss = label_weight * focal_loss
+        target_share = label_weight * factor
+        probability_share = target_share
+    if SMOOTHING:
+        uniform = tl.zeros_like(total)
+        if HELD:
+            uniform = weighted_logits(column, 0, class_weight, largest, C, CHUNK)
+        else:
+            for start in range(0, C, STEP):
+                column = read_column(pointers, inside, plane, start, C, STEP, CHUNK)
+                uniform += weighted_logits(column, start, class_weight, largest, C, CHUNK)
+        all_weights = weight_sum(class_weight, C)
+        uniform_share = label_smoothing / C
+        loss = (1.0 - label_smoothing) * loss + uniform_share * (all_weights * log_total - uniform)
+        target_share = (1.0 - label_smoothing) * label_weight
+        probability_share = target_share + uniform_share * all_weights
+
+    if pixel_loss is not None:
+        tl.store(pixel_loss + position, tl.where(valid, loss * each, 0.0), mask=inside)
+    if partial_sums is not None:
+        counted = each if COUNT_ONLY else each * label_weight
+        tl.store(partial_sums + program, tl.sum(tl.where(valid, loss * each, 0.0), 0))
+        tl.store(partial_sums + tl.num_programs(0) + program, tl.sum(counted, 0))
+    if gradient is not None:
+        scale = each
+        if denominator is not None:
+            divisor = tl.load(denominator)
+            if ZERO_IF_EMPTY:
+                divisor = tl.where(divisor == 0.0, 1.0, divisor)
+            scale /= divisor
+        if grad_output is not None:
+            if PER_PIXEL:
+                scale *= tl.load(grad_output + position, mask=inside, other=0.0)
+            else:
+                scale *= tl.load(grad_output)
+        probability_scale = tl.where(valid, scale * probability_share, 0.0) / total
+        target_scale = tl.where(valid, scale * target_share, 0.0)
+        uniform_scale = tl.where(valid, scale * uniform_share, 0.0)
+        targets = gradient + n * gradient_image + first * GRADIENT_PIXEL + p * GRADIENT_PIXEL
+        if HELD:
+            write_gradient(column, 0, targets, inside, gradient_plane, class_weight, label, largest, probability_scale,
+                           target_scale, uniform_scale, C, CHUNK, SMOOTHING)
+        else:
+            for start in range(0, C, STEP):
+                column = read_column(pointers, inside, plane, start, C, STEP, CHUNK)
+                write_gradient(column, start, targets, inside, gradient_plane, class_weight, label, largest,
+                               probability_scale, target_scale, uniform_scale, C, CHUNK, SMOOTHING)
+
+
+@triton.jit
+def denominator_kernel(
+    target,  # [count] int64, int32 or uint8
+    class_weight,  # [C] or None
+    pixel_weight,  # [count] or None
+    weight_sums,  # [programs] fp32
+    count, ignore_index,
+    C: tl.constexpr, COUNT_ONLY: tl.constexpr, BLOCK: tl.constexpr, DEBUG: tl.constexpr,
+):  # fmt: skip
+    """What a mean divides by, from the labels alone."""
+    position = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = position < count
+    label, valid = valid_labels(tl.load(target + position, mask=inside, other=0), inside, ignore_index, C, DEBUG)
+    label_weight, each = pixel_weights(class_weight, pixel_weight, label, position, valid)
+    tl.store(weight_sums + tl.program_id(0), tl.sum(each if COUNT_ONLY else each * label_weight, 0))
+
+
+@triton.jit
+def finish_kernel(
+    loss_sums,  # [count] fp32 or None
+    weight_sums,  # [count] fp32
+    loss,  # [] fp32 or None
+    denominator,  # [] fp32
+    count, MEAN: tl.constexpr, ZERO_IF_EMPTY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Adds up the partial sums of all programs, always in the same order."""
+    losses = tl.zeros((BLOCK,), tl.float32)
+    weights = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, count, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        weights += tl.load(weight_sums + place, mask=place < count, other=0.0)
+        if loss_sums is not None:
+            losses += tl.load(loss_sums + place, mask=place < count, other=0.0)
+    divisor = tl.sum(weights, 0)
+    tl.store(denominator, divisor)
+    if loss is not None:
+        total = tl.sum(losses, 0)
+        if MEAN:
+            mean = total / divisor
+            if ZERO_IF_EMPTY:
+                mean = tl.where(divisor == 0.0, 0.0, mean)
+            total = mean
+        tl.store(loss, total)
+
+
+@triton.jit
+def scale_kernel(values, factor, count, BLOCK: tl.constexpr):
+    """values[0:count] *= factor[0], without touching them if it is 1. Any number of programs."""
+    scale = tl.load(factor).to(tl.float32)
+    if scale != 1.0:
+        for start in range(tl.program_id(0).to(tl.int64) * BLOCK, count, tl.num_programs(0) * BLOCK):
+            place = start + tl.arange(0, BLOCK)
+            scaled = tl.load(values + place, mask=place < count, other=0.0).to(tl.float32) * scale
+            tl.store(values + place, scaled.to(values.dtype.element_ty), mask=place < count)
+
+
+# --- launchers: input and gradient are [N, C, P] views with unit class or pixel stride, the rest contiguous fp32 ---
+
+
+def _constexprs(classes: int, pixel: int, gradient_pixel: int, reduction: int, label_smoothing: float, gamma: float,
+                zero_if_empty: bool) -> tuple[dict, int]:
+    """(compile-time arguments of cross_entropy_kernel, number of warps)."""
+    chunk, step, block, warps = config_of(pixel != 1, classes)
+    constexprs = dict(
+        C=classes, PIXEL=pixel, GRADIENT_PIXEL=gradient_pixel, CHUNK=chunk, STEP=step, BLOCK_P=block,
+        PER_PIXEL=reduction == NONE, SMOOTHING=gamma == 0 and label_smoothing > 0, FOCAL=gamma > 0,
+        COUNT_ONLY=reduction != MEAN, ZERO_IF_EMPTY=zero_if_empty,
+    )  # fmt: skip
+    return constexprs, warps
+
+
+def _launch(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty, *,
+            pixel_loss=None, partial_sums=None, gradient=None, grad_output=None, denominator=None) -> None:
+    images, classes, pixels = input.shape
+    image, plane, pixel = input.stride()
+    gradient_image, gradient_plane, gradient_pixel = (0, 0, 1) if gradient is None else gradient.stride()
+    constexprs, warps = _constexprs(classes, pixel, gradient_pixel, reduction, label_smoothing, gamma, zero_if_empty)
+    blocks = triton.cdiv(pixels, constexprs["BLOCK_P"])
+    if images * blocks == 0:
+        return
+    with on_device_of(input):
+        cross_entropy_kernel[(images * blocks,)](
+            input, target, weight, pixel_weight, pixel_loss, partial_sums, gradient, grad_output, denominator,
+            pixels, blocks, image, plane, gradient_image, gradient_plane, ignore_index, label_smoothing, gamma,
+            **constexprs, DEBUG=DEBUG, num_warps=warps, debug=DEBUG,
+        )  # fmt: skip
+
+
+def _partial_sums(input: Tensor) -> Tensor:
+    """[2, programs] fp32 for the sums of every program of cross_entropy_kernel."""
+    images, classes, pixels = input.shape
+    blocks = triton.cdiv(pixels, config_of(input.stride(2) != 1, classes).block)
+    return input.new_empty((2, images * blocks), dtype=torch.float32)
+
+
+def _finish(sums: Tensor, loss: Tensor | None, denominator: Tensor, reduction: int, zero_if_empty: bool) -> None:
+    loss_sums, weight_sums = sums if loss is not None else (None, sums[0])
+    with on_device_of(sums):
+        finish_kernel[(1,)](
+            loss_sums, weight_sums, loss, denominator, weight_sums.numel(), MEAN=takes_mean(reduction),
+            ZERO_IF_EMPTY=zero_if_empty, BLOCK=FINISH_BLOCK, num_warps=8,
+        )  # fmt: skip
+
+
+def takes_mean(reduction: int) -> bool:
+    return reduction in (MEAN, MEAN_OF_COUNT)
+
+
+def forward(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
+            loss, denominator) -> None:
+    """Writes loss, [N, P] or [], and denominator []."""
+    sums = _partial_sums(input)
+    _launch(
+        input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
+        pixel_loss=loss if reduction == NONE else None, partial_sums=sums,
+    )  # fmt: skip
+    _finish(sums, None if reduction == NONE else loss, denominator, reduction, zero_if_empty)
+
+
+def with_gradient(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
+                  loss, denominator, grad_input) -> None:
+    """Writes loss [], denominator [] and the gradient of the loss from one read of the logits. Not without reduction."""
+    if takes_mean(reduction):
+        _count(target, weight, pixel_weight, ignore_index, reduction, input.size(1), denominator)
+    sums = _partial_sums(input)
+    _launch(
+        input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
+        partial_sums=sums, gradient=grad_input, denominator=denominator if takes_mean(reduction) else None,
+    )  # fmt: skip
+    _finish(sums, loss, denominator, reduction, zero_if_empty)
+
+
+def _count(target, weight, pixel_weight, ignore_index, reduction, classes, denominator) -> None:
+    programs = triton.cdiv(target.numel(), COUNT_BLOCK)
+    sums = denominator.new_empty((1, programs))
+    if programs:
+        with on_device_of(target):
+            denominator_kernel[(programs,)](
+                target, weight, pixel_weight, sums, target.numel(), ignore_index,
+                C=classes, COUNT_ONLY=reduction != MEAN, BLOCK=COUNT_BLOCK, DEBUG=DEBUG, num_warps=8, debug=DEBUG,
+            )  # fmt: skip
+    _finish(sums, None, denominator, reduction, False)
+
+
+def backward(input, target, weight, pixel_weight, grad_output, denominator, ignore_index, reduction, label_smoothing,
+             gamma, zero_if_empty, grad_input) -> None:
+    """Writes the gradient. grad_output is [N, P] without reduction, else []."""
+    _launch(
+        input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
+        gradient=grad_input, grad_output=grad_output, denominator=denominator if takes_mean(reduction) else None,
+    )  # fmt: skip
+
+
+def scale_in_place(gradient: Tensor, factor: Tensor) -> None:
+    """gradient *= factor [], for a dense gradient of any layout; free if factor is 1, and without asking the host."""
+    if gradient.numel():
+        with on_device_of(gradient):
+            programs = min(triton.cdiv(gradient.numel(), SCALE_BLOCK), SCALE_PROGRAMS)
+            scale_kernel[(programs,)](gradient, factor, gradient.numel(), BLOCK=SCALE_BLOCK, num_warps=8)
+
+
+# --- ahead-of-time cases ---
+
+_WHAT = {  # which outputs a launch asks for
+    "forward": dict(partial_sums="*fp32"),
+    "with_gradient": dict(partial_sums="*fp32", gradient="*{dtype}", denominator="*fp32"),
+    "backward": dict(gradient="*{dtype}", grad_output="*fp32", denominator="*fp32"),
+}
+_OPTIONAL = ("class_weight", "pixel_weight", "pixel_loss", "partial_sums", "gradient", "grad_output", "denominator")
+
+
+def _case(what: str, dtype: str, classes: int, rows: bool = False, weights: bool = False, label_smoothing: float = 0.0,
+          gamma: float = 0.0, **limits) -> AotCase:
+    pixel = classes if rows else 1
+    constexprs, warps = _constexprs(classes, pixel, pixel, MEAN, label_smoothing, gamma, False)
+    pointers = {name: kind.format(dtype=dtype) for name, kind in _WHAT[what].items()}
+    pointers |= dict(logits=f"*{dtype}", target="*i64")
+    if weights:
+        pointers |= dict(class_weight="*fp32", pixel_weight="*fp32")
+    sizes = dict(pixels="i32", blocks="i32", image="i32", gradient_image="i32")
+    planes = dict(plane=1, gradient_plane=1) if rows else {}
+    sizes |= {} if rows else dict(plane="i32", gradient_plane="i32")
+    absent = {name: None for name in _OPTIONAL if name not in pointers}
+    return AotCase(
+        name=f"{what}-{dtype}-{classes}{'-rows' if rows else ''}{'-weights' if weights else ''}",
+        kernel=cross_entropy_kernel,
+        signature={**pointers, **sizes, "ignore_index": "i32", "label_smoothing": "fp32", "gamma": "fp32"},
+        constexprs={**constexprs, **planes, **absent, "DEBUG": False},
+        num_warps=warps,
+        divisible=(*pointers, *(name for name in sizes if name != "blocks")),
+        **limits,
+    )
+
+
+def aot_cases() -> list[AotCase]:
+    cases = [
+        _case(what, dtype, 19, max_registers=128, load_bits=128 if dtype == "fp32" else 64,
+              store_bits=0 if what == "forward" else 128 if dtype == "fp32" else 64)
+        for what in _WHAT for dtype in ("fp32", "bf16")
+    ]
+    return cases

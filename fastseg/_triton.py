@@ -31,6 +31,7 @@ class AotCase:
     divisible: names of run-time arguments that are multiples of 16 (pointers from torch are; sizes often are).
     max_registers: per thread; 255 is the hardware's limit, a lower one keeps more warps resident.
     load_bits, store_bits: most global loads (stores) move at least this many bits per thread at once.
+    debug: compiled as with FASTSEG_DEBUG=1; the device-side assertion must then be in the code.
     """
 
     name: str
@@ -44,6 +45,7 @@ class AotCase:
     max_shared: int = MAX_SHARED
     load_bits: int = 0
     store_bits: int = 0
+    debug: bool = False
 
 
 def lazy(module: str, function: str) -> Callable[..., Any]:

@@ -68,7 +68,7 @@ def compile_case(case: AotCase, capability: int) -> MachineCode:
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options=dict(num_warps=case.num_warps, num_stages=case.num_stages),
+        options=dict(num_warps=case.num_warps, num_stages=case.num_stages, debug=case.debug),
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
@@ -101,6 +101,8 @@ def violations(case: AotCase, code: MachineCode) -> list[str]:
         found.append(f"{code.registers} registers; allowed {case.max_registers}")
     if code.shared > case.max_shared:
         found.append(f"{code.shared} bytes of shared memory; allowed {case.max_shared}")
+    if case.debug != ("__assertfail" in code.ptx):
+        found.append("no device-side assertion" if case.debug else "a device-side assertion without debug")
     for name, bits in (("LDG", case.load_bits), ("STG", case.store_bits)):
         widths = code.widths(name)
         wide = sum(number for width, number in widths.items() if width >= bits)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction
 
-from fastseg import _check
-from fastseg._op import FLOATING, Backend, Op, native
+from fastseg import _check, _library
+from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
+from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy import reference
 from fastseg.kernels.cross_entropy.reference import MEAN, MEAN_OF_COUNT, NONE, SUM, accumulator
 
@@ -24,7 +25,7 @@ _LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
 _OPTIONS = "int ignore_index, int reduction, float label_smoothing, float gamma, bool zero_if_empty"
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
 
-# What C++ sees: input and gradient as [N, C, P] views with unit class or pixel stride, the rest contiguous and in the
+# What C++ and Triton see: input and gradient as [N, C, P] views with unit class or pixel stride, the rest contiguous and in the
 # accumulator's dtype, outputs allocated here.
 _forward_native = native(f"_cross_entropy_forward({_INPUTS}, {_OPTIONS}, Tensor(a!) loss, Tensor(b!) denominator) -> ()")
 _with_gradient_native = native(
@@ -104,7 +105,7 @@ def _fake_with_gradient(input, *args):
     return *fake(input, *args), _empty_gradient(input)
 
 
-# --- the C++ backend ---
+# --- the C++ and the Triton backend ---
 
 
 def _pixels(tensor: Tensor) -> Tensor:
@@ -128,24 +129,35 @@ def _native_inputs(input, target, weight, pixel_weight):
     return _pixels(input), target.contiguous(), _plain(weight, dtype), _plain(pixel_weight, dtype)
 
 
-def _forward_cpu(input, target, weight, pixel_weight, *options):
-    loss, denominator = fake(input, target, weight, pixel_weight, *options)
-    _forward_native(*_native_inputs(input, target, weight, pixel_weight), *options, loss, denominator)
-    return loss, denominator
+def _forward_by(kernel):
+    """A backend's forward around a kernel that writes into its last arguments, C++ or Triton."""
+
+    def run(input, target, weight, pixel_weight, *options):
+        loss, denominator = fake(input, target, weight, pixel_weight, *options)
+        kernel(*_native_inputs(input, target, weight, pixel_weight), *options, loss, denominator)
+        return loss, denominator
+
+    return run
 
 
-def _with_gradient_cpu(input, target, weight, pixel_weight, *options):
-    loss, denominator, gradient = _fake_with_gradient(input, target, weight, pixel_weight, *options)
-    inputs = _native_inputs(input, target, weight, pixel_weight)
-    _with_gradient_native(*inputs, *options, loss, denominator, _pixels(gradient))
-    return loss, denominator, gradient
+def _with_gradient_by(kernel):
+    def run(input, target, weight, pixel_weight, *options):
+        loss, denominator, gradient = _fake_with_gradient(input, target, weight, pixel_weight, *options)
+        inputs = _native_inputs(input, target, weight, pixel_weight)
+        kernel(*inputs, *options, loss, denominator, _pixels(gradient))
+        return loss, denominator, gradient
+
+    return run
 
 
-def _backward_cpu(input, target, weight, pixel_weight, grad_output, denominator, *options):
-    gradient = _empty_gradient(input)
-    inputs = _native_inputs(input, target, weight, pixel_weight)
-    _backward_native(*inputs, grad_output.contiguous(), denominator, *options, _pixels(gradient))
-    return gradient
+def _backward_by(kernel):
+    def run(input, target, weight, pixel_weight, grad_output, denominator, *options):
+        gradient = _empty_gradient(input)
+        inputs = _native_inputs(input, target, weight, pixel_weight)
+        kernel(*inputs, grad_output.contiguous(), denominator, *options, _pixels(gradient))
+        return gradient
+
+    return run
 
 
 def _in_layout_of(input: Tensor, gradient: Tensor) -> Tensor:
@@ -161,6 +173,9 @@ def _backward_reference(input, *args):
 def _with_gradient_reference(input, *args):
     loss, denominator, gradient = reference.cross_entropy_with_gradient(input, *args)
     return loss, denominator, _in_layout_of(input, gradient)
+
+
+_scale_on_gpu = lazy("cross_entropy.triton", "scale_in_place")
 
 
 # --- autograd ---
@@ -193,7 +208,12 @@ def _scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
     again = torch._C._autograd._get_current_graph_task_keep_graph()
     if gradient.device.type == "cpu" and grad_loss.item() == 1:
         return gradient.clone() if again else gradient
-    return gradient * grad_loss if again else gradient.mul_(grad_loss)
+    if again:
+        return gradient * grad_loss
+    if gradient.device.type == "cuda" and _library.missing("triton") is None:
+        _scale_on_gpu(gradient, grad_loss)
+        return gradient
+    return gradient.mul_(grad_loss)
 
 
 _cross_entropy = Op(
@@ -204,7 +224,8 @@ _cross_entropy = Op(
     save=save,
     backward=backward,
     backends=[
-        Backend("cpu", _forward_cpu, dtypes=FLOATING),
+        Backend("cpu", _forward_by(_forward_native), dtypes=FLOATING),
+        Backend("triton", _forward_by(lazy("cross_entropy.triton", "forward")), dtypes=FLOATING_GPU),
         Backend("reference", reference.cross_entropy),
     ],
 )
@@ -217,7 +238,8 @@ _cross_entropy_with_gradient = Op(
     save=save,
     backward=backward,
     backends=[
-        Backend("cpu", _with_gradient_cpu, dtypes=FLOATING),
+        Backend("cpu", _with_gradient_by(_with_gradient_native), dtypes=FLOATING),
+        Backend("triton", _with_gradient_by(lazy("cross_entropy.triton", "with_gradient")), dtypes=FLOATING_GPU),
         Backend("reference", _with_gradient_reference),
     ],
 )
@@ -229,7 +251,8 @@ cross_entropy_backward = Op(
     fake=_fake_backward,
     differentiable=True,
     backends=[
-        Backend("cpu", _backward_cpu, dtypes=FLOATING),
+        Backend("cpu", _backward_by(_backward_native), dtypes=FLOATING),
+        Backend("triton", _backward_by(lazy("cross_entropy.triton", "backward")), dtypes=FLOATING_GPU),
         Backend("reference", _backward_reference),
     ],
 )

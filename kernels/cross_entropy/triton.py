@@ -21,7 +21,16 @@ from fastseg.kernels._columns import (
     valid_labels,
     weight_sum,
 )
-from fastseg.kernels.cross_entropy.reference import MEAN, MEAN_OF_COUNT, NONE
+from fastseg.kernels.cross_entropy.reference import MEAN, NONE
+from fastseg.kernels.cross_entropy.triton_sums import (
+    count_denominator,
+    finish,
+    scale_in_place,
+    small_aot_cases,
+    takes_mean,
+)
+
+__all__ = ["CONFIGS", "aot_cases", "backward", "forward", "scale_in_place", "with_gradient"]
 
 
 class Config(NamedTuple):
@@ -33,28 +42,27 @@ class Config(NamedTuple):
     warps: int
 
 
-# (rows?, most classes) -> Config, the first that fits. While all C classes fit in STEP they are read once and stay in
+# (layout, most classes) -> Config, the first that fits. While all C classes fit in STEP they are read once and stay in
 # registers; beyond, a first sweep takes the softmax online and the gradient reads the logits again (from L2).
 CONFIGS = {
-    (False, 8): Config(1, 8, 1024, 4),
-    (False, 32): Config(1, 32, 512, 4),
-    (False, 64): Config(2, 64, 256, 4),
-    (False, 256): Config(8, 256, 128, 8),
-    (False, None): Config(8, 128, 128, 8),
-    (True, 64): Config(8, 64, 64, 4),
-    (True, 256): Config(32, 256, 32, 4),
-    (True, 1024): Config(128, 1024, 8, 4),
-    (True, None): Config(512, 4096, 4, 8),
+    ("planes", 8): Config(1, 8, 1024, 4),
+    ("planes", 32): Config(1, 32, 512, 4),
+    ("planes", 64): Config(4, 64, 128, 4),
+    ("planes", 256): Config(16, 256, 64, 8),
+    ("planes", None): Config(16, 128, 64, 8),
+    ("aligned rows", 64): Config(16, 64, 128, 4),  # rows that 16-byte accesses can walk
+    ("rows", 64): Config(4, 64, 128, 4),
+    ("rows", 256): Config(32, 256, 32, 4),
+    ("rows", 1024): Config(128, 1024, 8, 4),
+    ("rows", None): Config(512, 4096, 4, 8),
 }
-COUNT_BLOCK = 4096  # labels per program of denominator_kernel
-SCALE_BLOCK = 4096  # elements per turn of a program of scale_kernel
-SCALE_PROGRAMS = 512  # so few that they start and stop in microseconds when there is nothing to do
-FINISH_BLOCK = 2048  # partial sums per turn of finish_kernel
 
 
-def config_of(rows: bool, classes: int) -> Config:
-    return next(config for (for_rows, most), config in CONFIGS.items()
-                if for_rows == rows and (most is None or classes <= most))
+def config_of(pixel: int, classes: int) -> Config:
+    """For logits whose neighbouring pixels lie `pixel` elements apart: 1 in planes (NCHW), more in rows (channels_last)."""
+    names = ("planes",) if pixel == 1 else ("rows",) if pixel % 4 else ("aligned rows", "rows")
+    return next(config for (layout, most), config in CONFIGS.items()
+                if layout in names and (most is None or classes <= most))
 
 
 @triton.jit
@@ -130,8 +138,8 @@ def cross_entropy_kernel(
     ignore_index, label_smoothing, gamma,
     C: tl.constexpr, PIXEL: tl.constexpr, GRADIENT_PIXEL: tl.constexpr,
     CHUNK: tl.constexpr, STEP: tl.constexpr, BLOCK_P: tl.constexpr,
-    PER_PIXEL: tl.constexpr, SMOOTHING: tl.constexpr, FOCAL: tl.constexpr, COUNT_ONLY: tl.constexpr, ZERO_IF_EMPTY: tl.constexpr,
-    DEBUG: tl.constexpr,
+    PER_PIXEL: tl.constexpr, SMOOTHING: tl.constexpr, FOCAL: tl.constexpr, COUNT_ONLY: tl.constexpr,
+    ZERO_IF_EMPTY: tl.constexpr, DEBUG: tl.constexpr,
 ):  # fmt: skip
     """Loss, gradient, or both, of BLOCK_P pixels of one image. Grid: (images * blocks,)."""
     program = tl.program_id(0)
@@ -215,69 +223,13 @@ def cross_entropy_kernel(
                                probability_scale, target_scale, uniform_scale, C, CHUNK, SMOOTHING)
 
 
-@triton.jit
-def denominator_kernel(
-    target,  # [count] int64, int32 or uint8
-    class_weight,  # [C] or None
-    pixel_weight,  # [count] or None
-    weight_sums,  # [programs] fp32
-    count, ignore_index,
-    C: tl.constexpr, COUNT_ONLY: tl.constexpr, BLOCK: tl.constexpr, DEBUG: tl.constexpr,
-):  # fmt: skip
-    """What a mean divides by, from the labels alone."""
-    position = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = position < count
-    label, valid = valid_labels(tl.load(target + position, mask=inside, other=0), inside, ignore_index, C, DEBUG)
-    label_weight, each = pixel_weights(class_weight, pixel_weight, label, position, valid)
-    tl.store(weight_sums + tl.program_id(0), tl.sum(each if COUNT_ONLY else each * label_weight, 0))
-
-
-@triton.jit
-def finish_kernel(
-    loss_sums,  # [count] fp32 or None
-    weight_sums,  # [count] fp32
-    loss,  # [] fp32 or None
-    denominator,  # [] fp32
-    count, MEAN: tl.constexpr, ZERO_IF_EMPTY: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Adds up the partial sums of all programs, always in the same order."""
-    losses = tl.zeros((BLOCK,), tl.float32)
-    weights = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, count, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        weights += tl.load(weight_sums + place, mask=place < count, other=0.0)
-        if loss_sums is not None:
-            losses += tl.load(loss_sums + place, mask=place < count, other=0.0)
-    divisor = tl.sum(weights, 0)
-    tl.store(denominator, divisor)
-    if loss is not None:
-        total = tl.sum(losses, 0)
-        if MEAN:
-            mean = total / divisor
-            if ZERO_IF_EMPTY:
-                mean = tl.where(divisor == 0.0, 0.0, mean)
-            total = mean
-        tl.store(loss, total)
-
-
-@triton.jit
-def scale_kernel(values, factor, count, BLOCK: tl.constexpr):
-    """values[0:count] *= factor[0], without touching them if it is 1. Any number of programs."""
-    scale = tl.load(factor).to(tl.float32)
-    if scale != 1.0:
-        for start in range(tl.program_id(0).to(tl.int64) * BLOCK, count, tl.num_programs(0) * BLOCK):
-            place = start + tl.arange(0, BLOCK)
-            scaled = tl.load(values + place, mask=place < count, other=0.0).to(tl.float32) * scale
-            tl.store(values + place, scaled.to(values.dtype.element_ty), mask=place < count)
-
-
 # --- launchers: input and gradient are [N, C, P] views with unit class or pixel stride, the rest contiguous fp32 ---
 
 
 def _constexprs(classes: int, pixel: int, gradient_pixel: int, reduction: int, label_smoothing: float, gamma: float,
                 zero_if_empty: bool) -> tuple[dict, int]:
     """(compile-time arguments of cross_entropy_kernel, number of warps)."""
-    chunk, step, block, warps = config_of(pixel != 1, classes)
+    chunk, step, block, warps = config_of(pixel, classes)
     constexprs = dict(
         C=classes, PIXEL=pixel, GRADIENT_PIXEL=gradient_pixel, CHUNK=chunk, STEP=step, BLOCK_P=block,
         PER_PIXEL=reduction == NONE, SMOOTHING=gamma == 0 and label_smoothing > 0, FOCAL=gamma > 0,
@@ -306,21 +258,8 @@ def _launch(input, target, weight, pixel_weight, ignore_index, reduction, label_
 def _partial_sums(input: Tensor) -> Tensor:
     """[2, programs] fp32 for the sums of every program of cross_entropy_kernel."""
     images, classes, pixels = input.shape
-    blocks = triton.cdiv(pixels, config_of(input.stride(2) != 1, classes).block)
+    blocks = triton.cdiv(pixels, config_of(input.stride(2), classes).block)
     return input.new_empty((2, images * blocks), dtype=torch.float32)
-
-
-def _finish(sums: Tensor, loss: Tensor | None, denominator: Tensor, reduction: int, zero_if_empty: bool) -> None:
-    loss_sums, weight_sums = sums if loss is not None else (None, sums[0])
-    with on_device_of(sums):
-        finish_kernel[(1,)](
-            loss_sums, weight_sums, loss, denominator, weight_sums.numel(), MEAN=takes_mean(reduction),
-            ZERO_IF_EMPTY=zero_if_empty, BLOCK=FINISH_BLOCK, num_warps=8,
-        )  # fmt: skip
-
-
-def takes_mean(reduction: int) -> bool:
-    return reduction in (MEAN, MEAN_OF_COUNT)
 
 
 def forward(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
@@ -331,32 +270,20 @@ def forward(input, target, weight, pixel_weight, ignore_index, reduction, label_
         input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
         pixel_loss=loss if reduction == NONE else None, partial_sums=sums,
     )  # fmt: skip
-    _finish(sums, None if reduction == NONE else loss, denominator, reduction, zero_if_empty)
+    finish(sums, None if reduction == NONE else loss, denominator, reduction, zero_if_empty)
 
 
 def with_gradient(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
                   loss, denominator, grad_input) -> None:
     """Writes loss [], denominator [] and the gradient of the loss from one read of the logits. Not without reduction."""
     if takes_mean(reduction):
-        _count(target, weight, pixel_weight, ignore_index, reduction, input.size(1), denominator)
+        count_denominator(target, weight, pixel_weight, ignore_index, reduction, input.size(1), denominator)
     sums = _partial_sums(input)
     _launch(
         input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
         partial_sums=sums, gradient=grad_input, denominator=denominator if takes_mean(reduction) else None,
     )  # fmt: skip
-    _finish(sums, loss, denominator, reduction, zero_if_empty)
-
-
-def _count(target, weight, pixel_weight, ignore_index, reduction, classes, denominator) -> None:
-    programs = triton.cdiv(target.numel(), COUNT_BLOCK)
-    sums = denominator.new_empty((1, programs))
-    if programs:
-        with on_device_of(target):
-            denominator_kernel[(programs,)](
-                target, weight, pixel_weight, sums, target.numel(), ignore_index,
-                C=classes, COUNT_ONLY=reduction != MEAN, BLOCK=COUNT_BLOCK, DEBUG=DEBUG, num_warps=8, debug=DEBUG,
-            )  # fmt: skip
-    _finish(sums, None, denominator, reduction, False)
+    finish(sums, loss, denominator, reduction, zero_if_empty)
 
 
 def backward(input, target, weight, pixel_weight, grad_output, denominator, ignore_index, reduction, label_smoothing,
@@ -366,14 +293,6 @@ def backward(input, target, weight, pixel_weight, grad_output, denominator, igno
         input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
         gradient=grad_input, grad_output=grad_output, denominator=denominator if takes_mean(reduction) else None,
     )  # fmt: skip
-
-
-def scale_in_place(gradient: Tensor, factor: Tensor) -> None:
-    """gradient *= factor [], for a dense gradient of any layout; free if factor is 1, and without asking the host."""
-    if gradient.numel():
-        with on_device_of(gradient):
-            programs = min(triton.cdiv(gradient.numel(), SCALE_BLOCK), SCALE_PROGRAMS)
-            scale_kernel[(programs,)](gradient, factor, gradient.numel(), BLOCK=SCALE_BLOCK, num_warps=8)
 
 
 # --- ahead-of-time cases ---
@@ -387,32 +306,45 @@ _OPTIONAL = ("class_weight", "pixel_weight", "pixel_loss", "partial_sums", "grad
 
 
 def _case(what: str, dtype: str, classes: int, rows: bool = False, weights: bool = False, label_smoothing: float = 0.0,
-          gamma: float = 0.0, **limits) -> AotCase:
+          gamma: float = 0.0, target: str = "i64", debug: bool = False, **limits) -> AotCase:
     pixel = classes if rows else 1
     constexprs, warps = _constexprs(classes, pixel, pixel, MEAN, label_smoothing, gamma, False)
     pointers = {name: kind.format(dtype=dtype) for name, kind in _WHAT[what].items()}
-    pointers |= dict(logits=f"*{dtype}", target="*i64")
+    pointers |= dict(logits=f"*{dtype}", target=f"*{target}")
     if weights:
         pointers |= dict(class_weight="*fp32", pixel_weight="*fp32")
     sizes = dict(pixels="i32", blocks="i32", image="i32", gradient_image="i32")
-    planes = dict(plane=1, gradient_plane=1) if rows else {}
     sizes |= {} if rows else dict(plane="i32", gradient_plane="i32")
     absent = {name: None for name in _OPTIONAL if name not in pointers}
+    flags = dict(rows=rows, weights=weights, smoothing=label_smoothing, focal=gamma, debug=debug)
+    options = [flag for flag, value in flags.items() if value]
     return AotCase(
-        name=f"{what}-{dtype}-{classes}{'-rows' if rows else ''}{'-weights' if weights else ''}",
+        name="-".join([what, dtype, target, str(classes), *options]),
         kernel=cross_entropy_kernel,
         signature={**pointers, **sizes, "ignore_index": "i32", "label_smoothing": "fp32", "gamma": "fp32"},
-        constexprs={**constexprs, **planes, **absent, "DEBUG": False},
+        constexprs={**constexprs, **(dict(plane=1, gradient_plane=1) if rows else {}), **absent, "DEBUG": debug},
         num_warps=warps,
         divisible=(*pointers, *(name for name in sizes if name != "blocks")),
+        debug=debug,
         **limits,
     )
 
 
 def aot_cases() -> list[AotCase]:
-    cases = [
-        _case(what, dtype, 19, max_registers=128, load_bits=128 if dtype == "fp32" else 64,
-              store_bits=0 if what == "forward" else 128 if dtype == "fp32" else 64)
-        for what in _WHAT for dtype in ("fp32", "bf16")
-    ]
-    return cases
+    wide = dict(load_bits=128, store_bits=128, max_registers=128)
+    half = dict(load_bits=64, store_bits=64, max_registers=128)  # 8 bytes of a plane: 16 would double the registers
+    return [
+        _case("forward", "fp32", 19, max_registers=128, load_bits=128),
+        _case("forward", "bf16", 19, max_registers=128, load_bits=64),
+        _case("backward", "fp32", 19, **wide),
+        _case("backward", "fp16", 19, **half),
+        _case("with_gradient", "fp32", 2, max_registers=128, store_bits=128),
+        *(_case("with_gradient", "fp32", classes, **wide) for classes in (19, 21, 64, 150, 300)),
+        _case("with_gradient", "bf16", 19, **half),
+        *(_case("with_gradient", "fp32", classes, rows=True, max_registers=168) for classes in (19, 150, 5000)),
+        *(_case("with_gradient", "bf16", classes, rows=True, **wide) for classes in (64, 1000)),
+        _case("with_gradient", "fp32", 19, weights=True, label_smoothing=0.1, target="u8", max_registers=168),
+        _case("with_gradient", "fp32", 19, weights=True, gamma=2.0, target="i32", max_registers=168),
+        _case("forward", "fp32", 19, debug=True, load_bits=128),
+        *small_aot_cases(),
+    ]  # fmt: skip

@@ -108,7 +108,7 @@ def benchmark_step(ops: list[str], device: str, quick: bool, out: Path, reason: 
 
     def command(limit: float) -> list[str]:
         options = ["--device", device, "--json", str(out / "benchmarks.json")]
-        options += ["--time-limit", f"{limit - 5:.0f}", *(["--quick"] if quick else [])]
+        options += ["--time-limit", f"{limit - 25:.0f}", *(["--quick"] if quick else [])]
         return [sys.executable, "-m", "benchmarks.run", *ops, *options]
 
     return Step("benchmarks", command, TIME_LIMIT, None, (), reason)

@@ -77,6 +77,7 @@ CASES = [
     cross_entropy_case((2, 21, 513, 513)),
     cross_entropy_case((4, 2, 512, 512)),
     cross_entropy_case((1, 1000, 256, 256)),
+    cross_entropy_case((1, 19, 64, 128)),
     focal_loss_case((2, 19, 512, 1024)),
     focal_loss_case((2, 150, 512, 512)),
 ]

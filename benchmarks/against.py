@@ -1,14 +1,16 @@
 """`python -m benchmarks.run --against REV`: the same cases here and on another git revision.
 
-The revision is checked out and built under `build/against/<commit>`; its `fastseg` runs under the benchmark
+The revision is unpacked and built under `build/against/<commit>`; its `fastseg` runs under the benchmark
 files of this checkout, so both sides do the same work. The processes of the two sides alternate, and the
 ratio is taken pair by pair.
 """
 
 import argparse
+import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -34,11 +36,12 @@ def build(revision: str) -> Path:
     installed = folder / "site"
     if not installed.exists():
         source, unfinished = folder / "source", folder / "unfinished"
-        if not source.exists():
-            subprocess.run(
-                ["git", "worktree", "add", "--quiet", "--detach", "--force", str(source), commit],
-                cwd=results.ROOT, check=True,
-            )
+        shutil.rmtree(folder, ignore_errors=True)
+        source.mkdir(parents=True)
+        archive = folder / "source.tar"
+        subprocess.run(["git", "archive", "--output", str(archive), commit], cwd=results.ROOT, check=True)
+        with tarfile.open(archive) as files:
+            files.extractall(source, filter="data")
         install(unfinished, source)
         unfinished.rename(installed)
     return installed

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastseg.ops
-from benchmarks import checks, harness, measure, memory, peers, plot, report, results, run, table, worker
+from benchmarks import against, checks, harness, measure, memory, peers, plot, report, results, run, table, worker
 
 SHAPE = (2, 3, 16, 16)
 ALL_CASES = [case for op in harness.op_names() for case in harness.cases_of(op)]
@@ -297,3 +297,19 @@ def test_committed_tables_and_plots_are_what_the_results_say():
 
 def test_the_readme_shows_the_cpu_results():
     assert "<!-- benchmarks:cpu -->" in (results.ROOT / "README.md").read_text()
+
+
+def test_revisions_are_compared_pair_by_pair(monkeypatch, capsys):
+    times = iter([1.0, 3.0, 2.0, 4.0, 1.0, 2.0, "exit status 1: broken", 1.0, 1.0, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(harness, "cases_of", lambda op: [example()])
+    monkeypatch.setattr(against, "build", lambda revision: results.ROOT / "elsewhere")
+    monkeypatch.setattr(against, "time_once", lambda job, options, path: next(times))
+    assert against.compare(run.parse(["cross_entropy", "--device", "cpu", "--against", "HEAD"])) == 1
+    printed = capsys.readouterr().out
+    assert "default allocator: 1.000 ms, 3.000 ms there, x2.00 (2.00 to 3.00)" in printed
+    assert "tuned allocator: NOT COMPARED: exit status 1: broken" in printed
+
+
+def test_an_unknown_revision_is_refused():
+    with pytest.raises(SystemExit, match="git knows no revision 'no-such-revision'"):
+        against.build("no-such-revision")

@@ -2,8 +2,8 @@
 
 __version__ = "0.1.0"
 
-from fastseg import models, nn, ops
+from fastseg import metrics, models, nn, ops
 from fastseg._allocator import tune_allocator
 from fastseg.accelerate import accelerate
 
-__all__ = ["accelerate", "models", "nn", "ops", "tune_allocator"]
+__all__ = ["accelerate", "metrics", "models", "nn", "ops", "tune_allocator"]

@@ -1,0 +1,1 @@
+"""The main job of fastseg on real images: find and read handwritten digits in photographs."""

@@ -1,0 +1,94 @@
+"""A stock network and loss before and after `fastseg.accelerate`: equal results, less time and memory."""
+
+import copy
+import statistics
+import time
+from functools import partial
+
+import torch
+from torch import nn
+
+import fastseg
+from benchmarks.memory import peak_extra
+from examples.digits.scenes import CLASSES, IGNORE, Scenes, normalised
+from fastseg.testing import allowed_error, assert_within_policy, max_error
+
+
+class StockTraining(nn.Module):
+    """A small segmentation network and its loss as anybody would write them in ``torch.nn``."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, classes, 1),
+            nn.Upsample(scale_factor=8, mode="bilinear"),
+        )
+        self.loss = nn.CrossEntropyLoss(ignore_index=IGNORE)
+
+    def forward(self, images, labels):
+        return self.loss(self.net(images), labels)
+
+
+def fuse_by_hand(model):
+    """What the report of `fastseg.accelerate` proposes for the Upsample at the end of the network."""
+    model.net = model.net[:-1]
+    model.loss = fastseg.nn.UpsampleCrossEntropyLoss(ignore_index=IGNORE)
+    return model
+
+
+def loss_and_gradients(model, images, labels):
+    model.zero_grad()
+    loss = model(images, labels)
+    loss.backward()
+    return {"loss": loss.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def prove_equal(name, ours, stock, exact):
+    """Print the largest error of all values relative to what the policy of `fastseg.testing` allows."""
+    shares = []
+    for what, value in ours.items():
+        assert_within_policy(value, stock[what], exact[what], what)
+        shares.append(max_error(value, exact[what]) / allowed_error(stock[what], exact[what]))
+    print(f"  {name}: the loss and {len(ours) - 1} gradients are within the policy;")
+    print(f"    the largest error is {max(shares):.0%} of what it allows")
+
+
+def compare(batch, side, repetitions):
+    """Stock, accelerated and fused training steps on the same scenes: proof, time and peak memory."""
+    images, labels = Scenes(training=True, seed=0).make(batch, side, side)
+    images, labels = normalised(images), labels.long()
+    torch.manual_seed(0)
+    stock = StockTraining(len(CLASSES)).to(memory_format=torch.channels_last)
+    accelerated = copy.deepcopy(stock)
+    print(fastseg.accelerate(accelerated))
+    models = {
+        "stock torch.nn": stock,
+        "fastseg.accelerate": accelerated,
+        "and upsampling fused": fuse_by_hand(copy.deepcopy(accelerated)),
+    }
+
+    print("\nEqual to stock, measured against fp64 (at most twice stock's own error plus one rounding):")
+    results = {name: loss_and_gradients(model, images, labels) for name, model in models.items()}
+    exact = loss_and_gradients(copy.deepcopy(stock).double(), images.double(), labels)
+    for name in list(models)[1:]:
+        prove_equal(name, results[name], results["stock torch.nn"], exact)
+
+    times = {name: [] for name in models}
+    for _ in range(repetitions):  # interleaved, so that a disturbance hits all of them
+        for name, model in models.items():
+            begin = time.perf_counter()
+            loss_and_gradients(model, images, labels)
+            times[name].append(time.perf_counter() - begin)
+    print(f"\nOne training step of the whole network on {batch} scenes of {side} x {side}, medians:")
+    stock_time = statistics.median(times["stock torch.nn"])
+    for name, model in models.items():
+        median = statistics.median(times[name])
+        peak = peak_extra(partial(loss_and_gradients, model, images, labels), "cpu")
+        memory = "unknown here" if peak is None else f"{peak / 2**20:6.1f} MiB"
+        print(f"  {name:<21} {median * 1e3:7.1f} ms ({stock_time / median:.2f}x), peak extra memory {memory}")

@@ -84,8 +84,9 @@ def check_backward(input, target, weight, pixel_weight, grad_intersection, grad_
 
 
 def fake_backward(input, *others):
-    dense = input.is_contiguous() or input.transpose(1, 2).is_contiguous()
-    return torch.empty_like(input) if dense else torch.empty_like(input, memory_format=torch.contiguous_format)
+    """Pixels or classes contiguous: the layout of the input; anything else is copied to (N, C, P) first."""
+    walkable = input.stride(1) == 1 or input.stride(2) == 1
+    return torch.empty_like(input, memory_format=torch.preserve_format if walkable else torch.contiguous_format)
 
 
 softmax_statistics = Op(

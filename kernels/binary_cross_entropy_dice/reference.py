@@ -18,6 +18,7 @@ def sigmoid_statistics(
     squared: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(intersection, prediction, truth): (N,) fp64; (numerator, denominator) of the cross-entropy: () fp64."""
+    _check_mask(target, ignore_index)
     logits, y, valid, pos_weight, share = _prepare(input, target, pos_weight, pixel_weight, ignore_index)
     p = logits.sigmoid() * valid
     sums = p * y, p**2 if squared else p, y**2 if squared else y
@@ -50,16 +51,22 @@ def sigmoid_statistics_backward(
     return torch.where(valid, gradient, 0).to(input.dtype)
 
 
+def _check_mask(target: Tensor, ignore_index: float | None) -> None:
+    """On the CPU; on a GPU any number is taken as it is, since raising would need a host sync."""
+    if target.device.type == "cpu" and not target.is_floating_point():
+        wrong = (target != 0) & (target != 1)
+        if ignore_index is not None:
+            wrong &= target != ignore_index
+        if wrong.any():
+            raise IndexError(f"Target {target[wrong][0].item()} is out of bounds.")
+
+
 def _prepare(input, target, pos_weight, pixel_weight, ignore_index):
     """Logits and truth y (N, P) in the accumulator dtype, 0 where ignored; valid (N, P) bool; pos_weight ();
     pixel weights (N, P), 0 where ignored."""
     dtype = torch.promote_types(input.dtype, torch.float32)
     ones = torch.ones((), dtype=dtype, device=input.device)
     valid = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
-    if input.device.type == "cpu" and not target.is_floating_point() and target.dtype != torch.bool:
-        wrong = valid & (target != 0) & (target != 1)
-        if wrong.any():
-            raise IndexError(f"Target {target[wrong][0].item()} is out of bounds.")
     y = torch.where(valid, target.to(dtype), 0)
     logits = torch.where(valid, input.to(dtype), 0)
     share = torch.where(valid, ones if pixel_weight is None else pixel_weight.to(dtype), 0)

@@ -18,6 +18,7 @@ def softmax_statistics(
     squared: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(intersection, prediction, truth): (N, C) fp64; (numerator, denominator): () fp64."""
+    _check_labels(target, ignore_index, input.size(1))
     logits, valid, truth, class_weight, share = _prepare(input, target, weight, pixel_weight, ignore_index)
     log_probability = logits.log_softmax(1)
     probability = torch.where(valid, log_probability.exp(), 0)  # (N, C, P)
@@ -66,6 +67,14 @@ def softmax_statistics_backward(
     return torch.where(valid, gradient, 0).to(input.dtype)
 
 
+def _check_labels(target: Tensor, ignore_index: int, classes: int) -> None:
+    """On the CPU; on a GPU a label out of range counts for nothing, since raising would need a host sync."""
+    if target.device.type == "cpu":
+        wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
+        if wrong.any():
+            raise IndexError(f"Target {target[wrong][0].item()} is out of bounds.")
+
+
 def _prepare(input: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, ignore_index: int):
     """Logits (N, C, P) in the accumulator dtype, 0 where ignored; valid (N, 1, P) and one-hot truth (N, C, P), bool;
     class weights (1, C, 1) and pixel weights (N, 1, P), 0 where ignored."""
@@ -73,9 +82,7 @@ def _prepare(input: Tensor, target: Tensor, weight: Tensor | None, pixel_weight:
     label = target.long().unsqueeze(1)
     valid = label != ignore_index
     known = (label >= 0) & (label < classes)
-    if input.device.type == "cpu" and (valid & ~known).any():
-        raise IndexError(f"Target {label[valid & ~known][0].item()} is out of bounds.")
-    valid = valid & known  # on a GPU a label out of range counts for nothing: raising would need a host sync
+    valid = valid & known
     truth = valid & (label == torch.arange(classes, device=input.device).view(1, classes, 1))
     logits = input.to(torch.promote_types(input.dtype, torch.float32))
     logits = torch.where(valid, logits, 0)

@@ -1,0 +1,95 @@
+// From stable-ABI tensors to the pointers of pixel_tile.h. Only what memory safety needs is checked: everything else was
+// checked in Python.
+#pragma once
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include "fastseg/pixel_tile.h"
+
+namespace fastseg {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename value_t>
+constexpr ScalarType scalar_type_of() {
+  if (std::is_same_v<value_t, float>) return ScalarType::Float;
+  if (std::is_same_v<value_t, double>) return ScalarType::Double;
+  if (std::is_same_v<value_t, simd::Half>) return ScalarType::Half;
+  return ScalarType::BFloat16;
+}
+
+// fn(scalar_t{}) for the four storage types.
+template <typename Function>
+auto with_floating_type(const Tensor& tensor, const char* name, const Function& fn) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return fn(float{});
+    case ScalarType::Double:
+      return fn(double{});
+    case ScalarType::Half:
+      return fn(simd::Half{});
+    default:
+      STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::BFloat16, name, " must be float32, float64, float16 or bfloat16");
+      return fn(simd::BFloat16{});
+  }
+}
+
+// The values of a contiguous CPU tensor of `count` elements.
+template <typename value_t>
+const value_t* dense_values(const Tensor& tensor, int64_t count, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == scalar_type_of<value_t>() && tensor.is_contiguous() &&
+                      tensor.numel() == count,
+                  name, " must be a contiguous CPU tensor of the accumulator's dtype with ", count, " elements");
+  return tensor.const_data_ptr<value_t>();
+}
+
+template <typename value_t>
+const value_t* dense_values(const std::optional<Tensor>& tensor, int64_t count, const char* name) {
+  return tensor ? dense_values<value_t>(*tensor, count, name) : nullptr;
+}
+
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+// A [N, C, P] tensor that can be walked in tiles.
+inline bool is_pixel_view(const Tensor& tensor) {
+  return tensor.dim() == 3 && (tensor.stride(1) == 1 || tensor.stride(2) == 1);
+}
+
+template <typename scalar_t>
+PixelView<scalar_t> pixel_view(const Tensor& tensor, scalar_t* data) {
+  STD_TORCH_CHECK(tensor.is_cpu() && is_pixel_view(tensor), "not a [N, C, P] view of pixels on the CPU");
+  return {data, tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+// `target` is contiguous, [N, P].
+inline LabelView label_view(const Tensor& target, int64_t count, int64_t classes, int64_t ignore_index) {
+  STD_TORCH_CHECK(target.is_cpu() && target.is_contiguous() && target.numel() == count,
+                  "target must be a contiguous CPU tensor with ", count, " labels");
+  STD_TORCH_CHECK(classes >= 1 && classes <= INT32_MAX, "input must have 1 to 2^31 - 1 classes");
+  LabelView::Type type = LabelView::Type::int64;
+  if (target.scalar_type() == ScalarType::Int) {
+    type = LabelView::Type::int32;
+  } else if (target.scalar_type() == ScalarType::Byte) {
+    type = LabelView::Type::uint8;
+  } else {
+    STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long, "target must be int64, int32 or uint8");
+  }
+  return {target.const_data_ptr(), type, ignore_index, classes};
+}
+
+[[noreturn]] inline void throw_bad_label(const LabelView& labels, int64_t count) {
+  throw std::out_of_range("Target " + std::to_string(first_bad_label(labels, count)) +
+                          " is out of bounds: labels must be in [0, " + std::to_string(labels.classes) +
+                          ") or equal to ignore_index=" + std::to_string(labels.ignore_index));
+}
+
+}  // namespace fastseg

@@ -1,0 +1,262 @@
+// Sigmoid statistics (Dice sums and weighted cross-entropy of a mask) and their backward on the CPU: see README.md.
+#include <atomic>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "fastseg/arguments.h"
+#include "fastseg/elementwise.h"
+
+namespace {
+
+using namespace fastseg;
+
+struct Problem {
+  int64_t images, pixels;                // N, P
+  FlatView logits, target, pixel_weight;  // [N, P]; pixel_weight may be null
+  double pos_weight;
+  std::optional<double> ignore_index;
+  bool squared;
+  bool must_be_binary;  // an integer target: 0, 1 or ignore_index
+
+  int64_t chunks_per_image() const { return ceil_divide(pixels, kChunk); }
+  int64_t slices() const { return chunk_slices(images * chunks_per_image()); }
+};
+
+// A chunk of at most kChunk pixels in the accumulator type. Padding lanes are not valid.
+template <typename accumulate_t>
+struct Chunk {
+  using vector_t = simd::vec<accumulate_t>;
+  using mask_t = typename simd::vector_of<accumulate_t>::mask;
+
+  Chunk(const Problem& problem, int64_t offset, int count)
+      : count(count),
+        z_(read_chunk(problem.logits, offset, count, accumulate_t(0), buffers_[0])),
+        y_(read_chunk(problem.target, offset, count, accumulate_t(0), buffers_[1])),
+        weight_(problem.pixel_weight ? read_chunk(problem.pixel_weight, offset, count, accumulate_t(0), buffers_[2])
+                                     : nullptr),
+        ignored_(static_cast<accumulate_t>(problem.ignore_index.value_or(0))),
+        ignores_(problem.ignore_index.has_value()) {}
+
+  FASTSEG_INLINE mask_t valid(int i) const {
+    const mask_t inside = __builtin_convertvector(simd::lane_index() < simd::splat(int32_t(count - i)), mask_t);
+    return ignores_ ? inside & (simd::load(y_ + i) != ignored_) : inside;
+  }
+  // Logits and truth, 0 where not valid.
+  FASTSEG_INLINE vector_t z(int i) const { return valid(i) ? simd::load(z_ + i) : vector_t{}; }
+  FASTSEG_INLINE vector_t y(int i) const { return valid(i) ? simd::load(y_ + i) : vector_t{}; }
+  // Pixel weight, 0 where not valid.
+  FASTSEG_INLINE vector_t share(int i) const {
+    return valid(i) ? (weight_ ? simd::load(weight_ + i) : simd::splat(accumulate_t(1))) : vector_t{};
+  }
+
+  const int count;
+
+ private:
+  alignas(64) accumulate_t buffers_[3][kChunk];
+  const accumulate_t* z_;
+  const accumulate_t* y_;
+  const accumulate_t* weight_;
+  accumulate_t ignored_;
+  bool ignores_;
+};
+
+// body(slice, image, chunk) over all chunks, slices in parallel, each in order.
+template <typename accumulate_t, typename Body>
+void for_each_image_chunk(const Problem& problem, const Body& body) {
+  const int64_t per_image = problem.chunks_per_image();
+  parallel_slices(problem.images * per_image, problem.slices(), [&](int64_t slice, int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t image = index / per_image, first = index % per_image * kChunk;
+      const int count = static_cast<int>(std::min<int64_t>(kChunk, problem.pixels - first));
+      body(slice, image, image * problem.pixels + first, Chunk<accumulate_t>(problem, image * problem.pixels + first, count));
+    }
+    simd::stream_fence();
+  });
+}
+
+struct ImageSums {
+  int64_t image;
+  double intersection = 0, prediction = 0, truth = 0;
+};
+
+// What a slice of the chunks adds up: the images it touches in order, and the cross-entropy.
+struct Sums {
+  std::vector<ImageSums> images;
+  double numerator = 0, denominator = 0;
+  bool binary = true;
+};
+
+template <typename accumulate_t>
+std::vector<Sums> run_forward(const Problem& problem) {
+  using vector_t = simd::vec<accumulate_t>;
+  std::vector<Sums> partial(problem.slices());
+  for_each_image_chunk<accumulate_t>(problem, [&](int64_t slice, int64_t image, int64_t, const Chunk<accumulate_t>& chunk) {
+    const accumulate_t pos_weight = static_cast<accumulate_t>(problem.pos_weight);
+    constexpr int kFew = 4 * kLanes;
+    LongSum<vector_t> intersections, predictions, truths, numerators, denominators;
+    typename Chunk<accumulate_t>::mask_t odd{};
+    for (int first = 0; first < chunk.count; first += kFew) {
+      vector_t intersection{}, prediction{}, truth{}, numerator{}, denominator{};
+      for (int i = first; i < std::min(first + kFew, chunk.count); i += kLanes) {
+        const vector_t y = chunk.y(i), z = chunk.z(i), share = chunk.share(i);
+        const Sigmoid<vector_t> sigmoid(z);
+        const vector_t p = chunk.valid(i) ? sigmoid.p : vector_t{};
+        intersection += p * y;
+        prediction += problem.squared ? p * p : p;
+        truth += problem.squared ? y * y : y;
+        const vector_t of_y = 1 + (pos_weight - 1) * y;
+        const vector_t loss = ((1 - y) * z + of_y * sigmoid.below) + of_y * sigmoid.rest;
+        numerator += chunk.valid(i) ? share * loss : vector_t{};
+        denominator += share;
+        odd |= (y != vector_t{}) & (y != accumulate_t(1));
+      }
+      intersections.add(intersection);
+      predictions.add(prediction);
+      truths.add(truth);
+      numerators.add(numerator);
+      denominators.add(denominator);
+    }
+    Sums& sums = partial[slice];
+    if (sums.images.empty() || sums.images.back().image != image) sums.images.push_back({image});
+    sums.images.back().intersection += intersections.total();
+    sums.images.back().prediction += predictions.total();
+    sums.images.back().truth += truths.total();
+    sums.numerator += numerators.total();
+    sums.denominator += denominators.total();
+    sums.binary &= !problem.must_be_binary || !simd::any(odd);
+  });
+  return partial;
+}
+
+// The gradients of the statistics.
+struct Coefficients {
+  const double* intersection;  // [N]
+  const double* prediction;    // [N]
+  double numerator;
+};
+
+template <typename accumulate_t>
+void run_backward(const Problem& problem, const Coefficients& coefficients, FlatView gradient) {
+  using vector_t = simd::vec<accumulate_t>;
+  for_each_image_chunk<accumulate_t>(problem, [&](int64_t, int64_t image, int64_t offset, const Chunk<accumulate_t>& chunk) {
+    const accumulate_t pos_weight = static_cast<accumulate_t>(problem.pos_weight);
+    const accumulate_t grad_intersection = static_cast<accumulate_t>(coefficients.intersection[image]);
+    const accumulate_t grad_prediction = static_cast<accumulate_t>(coefficients.prediction[image]);
+    const accumulate_t grad_numerator = static_cast<accumulate_t>(coefficients.numerator);
+    alignas(64) accumulate_t result[kChunk];
+    for (int i = 0; i < chunk.count; i += kLanes) {
+      const vector_t y = chunk.y(i);
+      const Sigmoid<vector_t> sigmoid(chunk.z(i));
+      const vector_t p = sigmoid.p, q = sigmoid.q;
+      const vector_t of_prediction = problem.squared ? 2 * grad_prediction * p : simd::splat(grad_prediction);
+      const vector_t dice = p * q * (grad_intersection * y + of_prediction);
+      const vector_t cross_entropy = (1 - y) * p - pos_weight * y * q;  // for pos_weight 1 this is p - y
+      const vector_t total = dice + grad_numerator * chunk.share(i) * cross_entropy;
+      simd::store(result + i, chunk.valid(i) ? total : vector_t{});
+    }
+    write_chunk(result, chunk.count, gradient, offset);
+  });
+}
+
+// --- entry points ---
+
+[[noreturn]] void throw_not_binary(const Problem& problem) {
+  double value = 0;
+  for (int64_t i = 0; i < problem.images * problem.pixels; ++i) {
+    double buffer[kLanes];
+    value = *read_chunk(problem.target, i, 1, 0.0, buffer);
+    if (value != 0 && value != 1 && value != problem.ignore_index) break;
+  }
+  throw std::out_of_range("Target " + std::to_string(static_cast<int64_t>(value)) +
+                          " is out of bounds: an integer mask holds 0, 1 and, if given, ignore_index");
+}
+
+double one_value(const Tensor& tensor, const char* name) {
+  const FlatView view = flat_view(tensor, 1, name);
+  with_floating_type(tensor, name, [](auto) {});
+  double buffer[kLanes];
+  return *read_chunk(view, 0, 1, 0.0, buffer);
+}
+
+Problem problem_of(const Tensor& input, const Tensor& target, const std::optional<Tensor>& pos_weight,
+                   const std::optional<Tensor>& pixel_weight, std::optional<double> ignore_index, bool squared) {
+  const int64_t images = input.size(0), pixels = input.size(1), count = images * pixels;
+  with_floating_type(input, "input", [](auto) {});
+  const ScalarType mask = target.scalar_type();
+  const bool integer = mask == ScalarType::Bool || mask == ScalarType::Byte || mask == ScalarType::Int || mask == ScalarType::Long;
+  if (!integer) with_floating_type(target, "target", [](auto) {});
+  if (pixel_weight) with_floating_type(*pixel_weight, "pixel_weight", [](auto) {});
+  return {images,
+          pixels,
+          flat_view(input, count, "input"),
+          flat_view(target, count, "target"),
+          pixel_weight ? flat_view(*pixel_weight, count, "pixel_weight") : FlatView{},
+          pos_weight ? one_value(*pos_weight, "pos_weight") : 1.0,
+          ignore_index,
+          squared,
+          integer};
+}
+
+using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Statistics forward(const Tensor& input, const Tensor& target, std::optional<Tensor> pos_weight,
+                   std::optional<Tensor> pixel_weight, std::optional<double> ignore_index, bool squared) {
+  STD_TORCH_CHECK(input.dim() == 2, "input must be [N, P]");
+  const Tensor logits = torch::stable::contiguous(input), mask = torch::stable::contiguous(target);
+  pixel_weight = contiguous(pixel_weight);
+  const Problem problem = problem_of(logits, mask, pos_weight, pixel_weight, ignore_index, squared);
+  const auto zeros = [&](std::vector<int64_t> shape) { return torch::stable::new_zeros(input, shape, ScalarType::Double); };
+  Tensor intersection = zeros({problem.images}), prediction = zeros({problem.images}), truth = zeros({problem.images});
+  Tensor numerator = zeros({}), denominator = zeros({});
+  if (problem.images * problem.pixels == 0) return {intersection, prediction, truth, numerator, denominator};
+  const bool fp64 = input.scalar_type() == ScalarType::Double;
+  bool binary = true;
+  for (const Sums& sums : fp64 ? run_forward<double>(problem) : run_forward<float>(problem)) {
+    for (const ImageSums& image : sums.images) {
+      intersection.mutable_data_ptr<double>()[image.image] += image.intersection;
+      prediction.mutable_data_ptr<double>()[image.image] += image.prediction;
+      truth.mutable_data_ptr<double>()[image.image] += image.truth;
+    }
+    *numerator.mutable_data_ptr<double>() += sums.numerator;
+    *denominator.mutable_data_ptr<double>() += sums.denominator;
+    binary &= sums.binary;
+  }
+  if (!binary) throw_not_binary(problem);
+  return {intersection, prediction, truth, numerator, denominator};
+}
+
+Tensor backward(const Tensor& input, const Tensor& target, std::optional<Tensor> pos_weight,
+                std::optional<Tensor> pixel_weight, const Tensor& grad_intersection, const Tensor& grad_prediction,
+                const Tensor& grad_numerator, std::optional<double> ignore_index, bool squared) {
+  STD_TORCH_CHECK(input.dim() == 2, "input must be [N, P]");
+  const Tensor logits = torch::stable::contiguous(input), mask = torch::stable::contiguous(target);
+  pixel_weight = contiguous(pixel_weight);
+  const Problem problem = problem_of(logits, mask, pos_weight, pixel_weight, ignore_index, squared);
+  Tensor gradient = torch::stable::empty_like(logits);
+  if (problem.images * problem.pixels == 0) return gradient;
+  const Tensor of_intersection = torch::stable::contiguous(grad_intersection);
+  const Tensor of_prediction = torch::stable::contiguous(grad_prediction);
+  const Coefficients coefficients{dense_values<double>(of_intersection, problem.images, "grad_intersection"),
+                                  dense_values<double>(of_prediction, problem.images, "grad_prediction"),
+                                  *dense_values<double>(grad_numerator, 1, "grad_numerator")};
+  const FlatView to{gradient.data_ptr(), gradient.scalar_type()};
+  if (input.scalar_type() == ScalarType::Double) {
+    run_backward<double>(problem, coefficients, to);
+  } else {
+    run_backward<float>(problem, coefficients, to);
+  }
+  return gradient;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
+  m.impl("_sigmoid_statistics_forward", TORCH_BOX(&forward));
+  m.impl("_sigmoid_statistics_backward", TORCH_BOX(&backward));
+}

@@ -37,7 +37,7 @@ def copies(inputs: harness.Inputs, count: int) -> list[harness.Inputs]:
 def run_timings(case: harness.Case, running: dict, device: str, quick: bool) -> dict[str, measure.Timing]:
     if device == "cpu":
         calls = {name: contestant.step(case.backward) for name, contestant in running.items()}
-        return measure.measure_cpu(calls, budget=0.2 if quick else 1.5)
+        return measure.measure_cpu(calls, budget=0.2 if quick else 1.0)
     rotations = {}
     for name, contestant in running.items():
         count = measure.copies_for_cold_cache(contestant.inputs)

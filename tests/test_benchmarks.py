@@ -1,12 +1,14 @@
 """The benchmark machinery: what it counts, refuses and judges, and that the README shows what it measured."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
 
 import fastseg.ops
-from benchmarks import against, checks, harness, measure, memory, peers, plot, report, results, run, table, worker
+from benchmarks import against, checks, harness, measure, memory, peers, plot, report, results
+from benchmarks import run, table, worker
 
 SHAPE = (2, 3, 16, 16)
 ALL_CASES = [case for op in harness.op_names() for case in harness.cases_of(op)]
@@ -313,3 +315,39 @@ def test_revisions_are_compared_pair_by_pair(monkeypatch, capsys):
 def test_an_unknown_revision_is_refused():
     with pytest.raises(SystemExit, match="git knows no revision 'no-such-revision'"):
         against.build("no-such-revision")
+
+
+def test_cuda_timings_rotate_through_the_copies(monkeypatch):
+    clock = [0.0]  # milliseconds of a device that is not there
+    calls = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.time = clock[0]
+
+        def elapsed_time(self, later):
+            return later.time - self.time
+
+    def work(index):
+        calls.append(index)
+        clock[0] += 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    rotation = [functools.partial(work, index) for index in range(3)]
+    timing = measure.measure_cuda({"ours": rotation}, budget=0.01)["ours"]
+    assert timing.median == pytest.approx(0.002)
+    assert calls[:2] == [0, 1], "warm-up"
+    assert calls[2:11] == [0, 1, 2] * 3
+
+
+def test_cold_cache_copies():
+    small = torch.zeros(2**20, dtype=torch.uint8)
+    large = torch.zeros(300 * 2**20, dtype=torch.uint8, device="meta")
+    assert measure.copies_for_cold_cache((small, 3)) == 64
+    assert measure.copies_for_cold_cache((torch.zeros(16 * 2**20, dtype=torch.uint8), small)) == 16
+    assert measure.copies_for_cold_cache((large,)) == 2

@@ -56,6 +56,17 @@ def test_a_step_is_stopped_at_its_limit_with_its_children(tmp_path):
     assert "stopped after its 5 s" in outcome.detail
 
 
+def test_a_stopped_step_may_still_report(tmp_path):
+    code = (
+        "import time\n"
+        "try:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('3 failed, 4 passed until then')"
+    )
+    outcome = gpu_check.run_step(step("slow", code, limit=5.0), tmp_path, 100.0)
+    assert outcome.result == "failed"
+    assert "3 failed, 4 passed until then" in outcome.detail
+
+
 def test_no_step_starts_when_the_time_is_spent(tmp_path):
     assert gpu_check.run_steps([step("late", "print(1)")], tmp_path, time_limit=1.0) == 1
     assert "no time was left" in (tmp_path / "summary.txt").read_text()

@@ -81,7 +81,7 @@ def _check_backward(input, target, weight, pixel_weight, grad_output, denominato
 
 def _classes_innermost(input: Tensor) -> bool:
     """channels_last and its relatives in any number of dimensions."""
-    return input.dim() > 2 and input.stride(1) == 1 and not input.is_contiguous()
+    return input.dim() > 2 and input.shape[1] > 1 and input.stride(1) == 1 and not input.is_contiguous()
 
 
 def _empty_gradient(input: Tensor) -> Tensor:
@@ -108,15 +108,16 @@ def _fake_with_gradient(input, *args):
 # --- the C++ and the Triton backend ---
 
 
-def _pixels(tensor: Tensor) -> Tensor:
-    """A [N, C, P] view with unit class or pixel stride; a copy where the strides allow no such view."""
+def _one_image(input: Tensor) -> bool:
+    """Whether all N * P pixels lie as those of a single image: classes are side by side, or images have one pixel."""
+    return input.dim() == 2 or _classes_innermost(input) or (input.numel() > 0 and input[0, 0].numel() == 1)
+
+
+def _pixels(tensor: Tensor, one_image: bool) -> Tensor:
+    """A [N, C, P] or [1, C, N * P] view with unit class or pixel stride; a copy where the strides allow no such view."""
     if tensor.numel() == 0:
         return tensor.new_empty((1, tensor.shape[1], 0))
-    single = tensor.dim() == 2 or tensor[0, 0].numel() == 1
-    if single or _classes_innermost(tensor):
-        view = tensor.movedim(1, 0).flatten(1).unsqueeze(0)  # one image of N * P pixels
-    else:
-        view = tensor.flatten(2)
+    view = tensor.movedim(1, 0).flatten(1).unsqueeze(0) if one_image else tensor.flatten(2)
     return view if 1 in view.stride()[1:] else view.contiguous()
 
 
@@ -126,7 +127,7 @@ def _plain(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _native_inputs(input, target, weight, pixel_weight):
     dtype = accumulator(input.dtype)
-    return _pixels(input), target.contiguous(), _plain(weight, dtype), _plain(pixel_weight, dtype)
+    return _pixels(input, _one_image(input)), target.contiguous(), _plain(weight, dtype), _plain(pixel_weight, dtype)
 
 
 def _forward_by(kernel):
@@ -144,7 +145,7 @@ def _with_gradient_by(kernel):
     def run(input, target, weight, pixel_weight, *options):
         loss, denominator, gradient = _fake_with_gradient(input, target, weight, pixel_weight, *options)
         inputs = _native_inputs(input, target, weight, pixel_weight)
-        kernel(*inputs, *options, loss, denominator, _pixels(gradient))
+        kernel(*inputs, *options, loss, denominator, _pixels(gradient, _one_image(input)))
         return loss, denominator, gradient
 
     return run
@@ -154,7 +155,7 @@ def _backward_by(kernel):
     def run(input, target, weight, pixel_weight, grad_output, denominator, *options):
         gradient = _empty_gradient(input)
         inputs = _native_inputs(input, target, weight, pixel_weight)
-        kernel(*inputs, grad_output.contiguous(), denominator, *options, _pixels(gradient))
+        kernel(*inputs, grad_output.contiguous(), denominator, *options, _pixels(gradient, _one_image(input)))
         return gradient
 
     return run

@@ -344,8 +344,11 @@ constexpr ScalarType type_of() {
 
 template <typename scalar_t>
 PixelView<scalar_t> pixel_view(const Tensor& tensor, scalar_t* data) {
-  STD_TORCH_CHECK(tensor.dim() == 3 && (tensor.stride(1) == 1 || tensor.stride(2) == 1), "not a [N, C, P] view of pixels");
-  return {data, tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+  STD_TORCH_CHECK(tensor.dim() == 3, "not a [N, C, P] view of pixels");
+  const int64_t class_stride = tensor.size(1) == 1 ? 1 : tensor.stride(1);  // of one element a stride means nothing
+  const int64_t pixel_stride = tensor.size(2) == 1 ? 1 : tensor.stride(2);
+  STD_TORCH_CHECK(class_stride == 1 || pixel_stride == 1, "neither classes nor pixels lie side by side");
+  return {data, tensor.stride(0), class_stride, pixel_stride};
 }
 
 template <typename value_t>

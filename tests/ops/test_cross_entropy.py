@@ -1,32 +1,387 @@
-"""cross_entropy and focal_loss: contract cases, golden values, hostile input, strides, levels."""
+"""cross_entropy and focal_loss: contract cases, golden values, hostile input, strides, autograd, levels."""
 
+import mmap
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-import fastseg
+from fastseg import _library
+from fastseg.ops import cross_entropy, focal_loss
+from fastseg.testing import assert_within_policy
 from tests.contract import Case, Contract
 
+IGNORE = -100
+# In fp64 stock is its own reference and the policy would ask for its very bits; gradcheck and a test below hold fp64.
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-def focal_definition(input, target, alpha=None, gamma=2.0, ignore_index=-100, reduction="mean"):
+
+def weighted_definition(input, target, weight=None, pixel_weight=None, reduction="mean"):
+    """What pixel_weight means, by stock operations."""
+    loss = F.cross_entropy(input, target, weight, reduction="none")
+    each = pixel_weight.to(loss.dtype)
+    if reduction == "none":
+        return loss * each
+    label_weight = torch.ones_like(each) if weight is None else weight[target.clamp(min=0)]
+    return (loss * each).sum() / torch.where(target != IGNORE, label_weight * each, 0).sum()
+
+
+def focal_definition(input, target, alpha=None, gamma=2.0, ignore_index=IGNORE, reduction="mean"):
     """Spec 15.8, straight from the formula."""
     valid = target != ignore_index
-    label = torch.where(valid, target, 0).long()
-    log_p = input.log_softmax(1).gather(1, label.unsqueeze(1)).squeeze(1)
-    loss = -((1 - log_p.exp()) ** gamma) * log_p
-    if alpha is not None:
-        loss = loss * alpha[label]
+    label = torch.where(valid, target, 0)
+    surprise = F.cross_entropy(input, label, reduction="none")
+    loss = (1 - torch.exp(-surprise)) ** gamma * surprise
+    loss = loss if alpha is None else loss * alpha[label]
     loss = torch.where(valid, loss, 0)
-    return {"none": loss, "sum": loss.sum(), "mean": loss.sum() / valid.sum()}[reduction]
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.sum() / valid.sum()
+
+
+def maps(make, classes=5, ignored=IGNORE, **options):
+    """Arguments of a call on (2, classes, 4, 6) maps."""
+    target = make.labels(2, 4, 6, classes=classes, ignored=ignored)
+    return dict(input=make.floating(2, classes, 4, 6), target=target, **options)
 
 
 CONTRACTS = [
     Contract(
-        function=fastseg.ops.cross_entropy,
+        function=cross_entropy,
         stock=F.cross_entropy,
+        dtypes=DTYPES,
         cases=[
-            Case("maps", lambda make: dict(input=make.floating(2, 5, 4, 6), target=make.labels(2, 4, 6, classes=5, ignored=-100))),
+            Case("maps", maps),
+            Case("sum", lambda make: maps(make, reduction="sum")),
+            Case("none", lambda make: maps(make, reduction="none")),
+            Case("one_class", lambda make: maps(make, classes=1)),
+            Case("ignored_class", lambda make: maps(make, ignored=None, ignore_index=2)),
+            Case("uint8_255", lambda make: {
+                "input": make.floating(9, 4),
+                "target": make.labels(9, classes=4, ignored=255, dtype=torch.uint8),
+                "ignore_index": 255,
+            }),
+            Case("weight", lambda make: maps(make, weight=make.constant(5))),
+            Case("smoothing", lambda make: maps(make, label_smoothing=0.1)),
+            Case("weight_smoothing", lambda make: maps(make, weight=make.constant(5), label_smoothing=0.3)),
             Case("rows", lambda make: dict(input=make.floating(7, 11), target=make.labels(7, classes=11))),
             Case("one_row", lambda make: dict(input=make.floating(6), target=make.labels(classes=6))),
+            Case("volume", lambda make: dict(
+                input=make.floating(2, 3, 2, 3, 4), target=make.labels(2, 2, 3, 4, classes=3))),
+            Case("empty_batch", lambda make: dict(input=make.floating(0, 3, 2), target=make.labels(0, 2, classes=3))),
+            Case("probabilities", lambda make: dict(input=make.floating(3, 5, 4), target=make.probabilities(3, 5, 4))),
+            Case("many_tiles", lambda make: dict(
+                input=make.floating(2, 19, 17, 31), target=make.labels(2, 17, 31, classes=19)), small=False),
+            Case("many_classes", lambda make: dict(
+                input=make.floating(2, 600, 33), target=make.labels(2, 33, classes=600)), small=False),
         ],
     ),
-]
+    Contract(
+        function=cross_entropy,
+        stock=weighted_definition,
+        dtypes=DTYPES,
+        name="cross_entropy_pixel_weight",
+        cases=[
+            Case("mean", lambda make: maps(make, pixel_weight=make.constant(2, 4, 6))),
+            Case("weight", lambda make: maps(make, weight=make.constant(5), pixel_weight=make.constant(2, 4, 6))),
+            Case("none", lambda make: maps(make, pixel_weight=make.constant(2, 4, 6), reduction="none")),
+        ],
+    ),
+    Contract(
+        function=focal_loss,
+        stock=focal_definition,
+        dtypes=DTYPES,
+        cases=[
+            Case("maps", maps),
+            Case("alpha", lambda make: maps(make, alpha=make.constant(5), reduction="sum")),
+            Case("gamma", lambda make: maps(make, gamma=0.7, reduction="none")),
+            Case("cross_entropy", lambda make: maps(make, gamma=0.0)),
+        ],
+    ),
+]  # fmt: skip
+
+
+# --- golden values of spec 18.2 ---
+
+
+def test_golden_cross_entropy():
+    loss = cross_entropy(torch.tensor([2.0, 1.0, 0.0]), torch.tensor(0))
+    assert loss.item() == pytest.approx(0.4076060, abs=1e-7)
+    logits, weight = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]]), torch.tensor([1.0, 3.0, 1.0])
+    target = torch.tensor([0, 1])
+    assert cross_entropy(logits, target, weight).item() == pytest.approx(1.1576060, abs=2e-7)
+    assert cross_entropy(logits, target, weight, reduction="sum").item() / 2 == pytest.approx(2.3152119, abs=2e-7)
+
+
+def test_golden_focal():
+    foreground = torch.tensor([0.9, 0.2, 0.6, 0.1])
+    logits = torch.stack([torch.zeros(4), foreground.logit()], dim=1)
+    target = torch.tensor([1, 0, 1, 0])
+    assert focal_loss(logits, target, reduction="sum").item() == pytest.approx(0.0927651, abs=1e-7)
+    alpha = torch.tensor([0.75, 0.25])
+    assert focal_loss(logits, target, alpha, reduction="sum").item() == pytest.approx(0.0281809, abs=1e-7)
+
+
+# --- values that hurt ---
+
+
+def both(input, target, **options):
+    """((loss, gradient) of ours, of stock)."""
+    results = []
+    for function in (cross_entropy, F.cross_entropy):
+        leaf = input.detach().requires_grad_()
+        loss = function(leaf, target, **options)
+        results.append((loss.detach(), torch.autograd.grad(loss, leaf, torch.ones_like(loss))[0]))
+    return results
+
+
+HOSTILE = {
+    "nan": [float("nan"), 1.0, 2.0],
+    "inf": [1.0, float("inf"), 2.0],
+    "minus_inf": [-float("inf"), 1.0, 2.0],
+    "all_minus_inf": [-float("inf")] * 3,
+    "huge": [3e38, -3e38, 0.0],
+    "large": [1e4, 1e4 - 1, -1e4],
+    "far": [0.0, -200.0, -90.0],
+}
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("label", [0, 1, IGNORE])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_logits_as_stock(name, label, smoothing, reduction):
+    input = torch.randn(40, 3)
+    input[17] = torch.tensor(HOSTILE[name])
+    target = torch.randint(3, (40,))
+    target[17] = label
+    (loss, gradient), (stock_loss, stock_gradient) = both(input, target, label_smoothing=smoothing, reduction=reduction)
+    torch.testing.assert_close(loss, stock_loss, equal_nan=True)
+    torch.testing.assert_close(gradient, stock_gradient, equal_nan=True)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_mean_over_nothing_is_nan_with_zero_gradient_as_in_stock(smoothing):
+    input, target = torch.randn(2, 3, 5), torch.full((2, 5), IGNORE)
+    (loss, gradient), (stock_loss, stock_gradient) = both(input, target, label_smoothing=smoothing)
+    assert loss.isnan() and stock_loss.isnan()
+    assert torch.equal(gradient, stock_gradient) and not gradient.any()
+
+
+def test_zero_weights_as_stock():
+    input, target = torch.randn(4, 3), torch.tensor([0, 0, IGNORE, 0])
+    ours, stock = both(input, target, weight=torch.tensor([0.0, 1.0, 1.0]))
+    torch.testing.assert_close(ours, stock, equal_nan=True)
+
+
+@pytest.mark.parametrize("function", [cross_entropy, focal_loss])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_zero_if_empty(function, reduction):
+    input, target = torch.randn(2, 3, 5, requires_grad=True), torch.full((2, 5), IGNORE)
+    loss = function(input, target, reduction=reduction, zero_if_empty=True)
+    assert not loss.any()
+    assert not torch.autograd.grad(loss.sum(), input)[0].any()
+
+
+def test_focal_keeps_its_digits_as_p_goes_to_one():
+    gap = torch.tensor([5.0, 12.0, 20.0, 60.0, 90.0], dtype=torch.float64)
+    logits = torch.stack([gap, torch.zeros_like(gap)], dim=1)
+    exact = torch.sigmoid(-gap) ** 2 * F.softplus(-gap)
+    loss = focal_loss(logits.float(), torch.zeros(5, dtype=torch.int64), reduction="none")
+    assert ((loss - exact).abs() <= 1e-6 * exact + 1e-37).all()
+    input = logits.float().requires_grad_()
+    gradient = torch.autograd.grad(focal_loss(input, torch.zeros(5, dtype=torch.int64), gamma=0.5, reduction="sum"), input)[0]
+    assert gradient.isfinite().all()
+
+
+# --- labels and arguments that must be refused ---
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("label", [-1, 3, 255, 2**31, 2**40, -(2**63)])
+def test_labels_out_of_range_raise_as_stock(label, smoothing, grad):
+    input, target = torch.randn(2, 3, 70, requires_grad=grad), torch.zeros(2, 70, dtype=torch.int64)
+    target[1, 69] = label
+    for function in (cross_entropy, F.cross_entropy):
+        with pytest.raises(IndexError, match=f"Target {label} is out of bounds"):
+            function(input, target, label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("arguments, error, message", [
+    (dict(target=torch.zeros(3, dtype=torch.int64)), ValueError, "batch size 3"),
+    (dict(target=torch.zeros(2, 5, dtype=torch.int64)), RuntimeError, r"target has shape \(2, 5\)"),
+    (dict(target=torch.zeros(2, 4, dtype=torch.int16)), RuntimeError, "target has dtype int16; allowed: int64, int32, uint8"),
+    (dict(target=torch.zeros(2, 4)), RuntimeError, "target has dtype float32"),
+    (dict(weight=torch.ones(4)), RuntimeError, r"weight has shape \(4,\); allowed: \(3\)"),
+    (dict(weight=torch.ones(3, requires_grad=True)), RuntimeError, "weight requires grad"),
+    (dict(pixel_weight=torch.ones(2, 3)), RuntimeError, "pixel_weight has shape"),
+    (dict(label_smoothing=1.5), RuntimeError, "label_smoothing=1.5"),
+    (dict(reduction="median"), ValueError, "reduction='median'"),
+    (dict(target=torch.rand(2, 3, 4), ignore_index=1), RuntimeError, "ignore_index=1"),
+    (dict(input=[1.0]), TypeError, "input is list"),
+    (dict(input=torch.randn(2, 0, 4)), RuntimeError, "C > 0"),
+])  # fmt: skip
+def test_bad_arguments_are_named(arguments, error, message):
+    call = dict(input=torch.randn(2, 3, 4), target=torch.zeros(2, 4, dtype=torch.int64)) | arguments
+    with pytest.raises(error, match=message):
+        cross_entropy(**call)
+
+
+def test_deprecated_reduction_arguments_mean_what_they_meant():
+    input, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for options in (dict(size_average=False), dict(reduce=False), dict(size_average=True, reduce=True)):
+            torch.testing.assert_close(cross_entropy(input, target, **options), F.cross_entropy(input, target, **options))
+
+
+# --- any shape, stride and dtype ---
+
+
+@st.composite
+def calls(draw):
+    """(input, target, options) with strides that a view can have."""
+    classes = draw(st.integers(1, 40))
+    spatial = draw(st.lists(st.integers(0, 23), max_size=3))
+    shape = [draw(st.integers(0, 3)), classes, *spatial]
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    order = draw(st.permutations(range(len(shape))))
+    steps = [draw(st.integers(1, 2)) for _ in shape]
+    stored = torch.randn([shape[axis] * steps[axis] for axis in order], generator=generator, dtype=torch.float64)
+    input = stored.to(dtype).permute([order.index(axis) for axis in range(len(shape))])
+    input = input[tuple(slice(None, None, step) for step in steps)]
+    target = torch.randint(classes, [shape[0], *spatial], generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.3] = IGNORE
+    options = dict(reduction=draw(st.sampled_from(["none", "sum"])), label_smoothing=draw(st.sampled_from([0.0, 0.25])))
+    return input, target.to(draw(st.sampled_from([torch.int64, torch.int32]))), options
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_double_precision_as_stock(channels_last, reduction):
+    input, target = torch.randn(2, 19, 17, 31, dtype=torch.float64), torch.randint(19, (2, 17, 31))
+    input = input.to(memory_format=torch.channels_last) if channels_last else input
+    weight = torch.rand(19, dtype=torch.float64)
+    ours, stock = both(input, target, weight=weight, label_smoothing=0.1, reduction=reduction)
+    torch.testing.assert_close(ours, stock, rtol=1e-12, atol=1e-15)
+
+
+@settings(max_examples=120, deadline=None)
+@given(calls())
+def test_any_view_as_stock(call):
+    input, target, options = call
+    before = input.clone()
+    results = []
+    for function, dtype in ((cross_entropy, input.dtype), (F.cross_entropy, input.dtype), (F.cross_entropy, torch.float64)):
+        leaf = input.to(dtype).detach().requires_grad_()
+        labels = target if function is cross_entropy else target.long()
+        loss = function(leaf, labels, **options)
+        results.append((loss, torch.autograd.grad(loss.sum(), leaf)[0]))
+    for ours, stock, exact in zip(*results):
+        assert_within_policy(ours, stock, exact)
+    assert torch.equal(input, before)
+
+
+def test_offsets_beyond_31_bits():
+    """A class stride of 2^30 elements over memory that is reserved and hardly touched."""
+    stride, pixels = 1 << 30, 160
+    count = 2 * stride + pixels
+    memory = mmap.mmap(-1, 2 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # 0x4000: MAP_NORESERVE
+    input = torch.frombuffer(memory, dtype=torch.bfloat16, count=count).as_strided((1, 3, pixels), (count, stride, 1))
+    values = torch.randn(1, 3, pixels).bfloat16()
+    input.copy_(values)
+    target = torch.randint(3, (1, pixels))
+    leaf, small = input.detach().requires_grad_(), values.requires_grad_()
+    losses = [cross_entropy(logits, target, reduction="none") for logits in (leaf, small)]
+    assert torch.equal(*losses)
+    gradients = [torch.autograd.grad(loss.sum(), logits)[0] for loss, logits in zip(losses, (leaf, small))]
+    assert torch.equal(*gradients)
+
+
+# --- the gradient that was computed in the forward ---
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.4])
+def test_backward_twice_over_a_retained_graph(factor):
+    input, target = torch.randn(2, 5, 9, requires_grad=True), torch.randint(5, (2, 9))
+    expected = torch.autograd.grad(F.cross_entropy(input, target) * factor, input)[0]
+    loss = cross_entropy(input, target) * factor
+    first = torch.autograd.grad(loss, input, retain_graph=True)[0]
+    torch.testing.assert_close(first, expected)
+    first.zero_()  # what the caller does with a gradient must not reach the next one
+    torch.testing.assert_close(torch.autograd.grad(loss, input)[0], expected)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, input)
+
+
+def test_gradients_add_up_over_two_losses_of_one_input():
+    input, target = torch.randn(2, 5, 9, requires_grad=True), torch.randint(5, (2, 9))
+    (cross_entropy(input, target) + 0.4 * cross_entropy(input, target)).backward()
+    expected = torch.autograd.grad(1.4 * F.cross_entropy(input, target), input)[0]
+    torch.testing.assert_close(input.grad, expected)
+
+
+def test_half_precision_gradient_is_scaled_before_it_is_rounded():
+    """The gradient of a mean over many pixels underflows in fp16 unless GradScaler's factor comes first."""
+    input, target = torch.randn(1, 4, 128, 512).half().requires_grad_(), torch.randint(4, (1, 128, 512))
+    gradient = torch.autograd.grad(cross_entropy(input, target).float() * 32768, input)[0]
+    exact_input = input.detach().double().requires_grad_()
+    exact = torch.autograd.grad(F.cross_entropy(exact_input, target) * 32768, exact_input)[0]
+    torch.testing.assert_close(gradient.double(), exact, rtol=2**-9, atol=1e-6)
+
+
+def test_gradient_of_the_target_where_it_is_probabilities():
+    input, target = torch.randn(3, 4, 5), torch.rand(3, 4, 5)
+    gradients = []
+    for function in (cross_entropy, F.cross_entropy):
+        leaves = input.detach().requires_grad_(), target.detach().requires_grad_()
+        loss = function(*leaves, weight=torch.tensor([1.0, 2.0, 0.5, 1.0]), label_smoothing=0.1)
+        gradients.append(torch.autograd.grad(loss, leaves))
+    torch.testing.assert_close(*gradients)
+
+
+# --- instruction levels ---
+
+LEVEL_SCRIPT = """
+import torch, torch.nn.functional as F
+from fastseg import _library
+from fastseg.ops import cross_entropy, focal_loss
+from fastseg.testing import assert_within_policy
+assert _library.CPU_LEVEL == {level!r}, _library.CPU_LEVEL
+torch.manual_seed(0)
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for shape in ((2, 19, 17, 31), (3, 150, 40), (2, 600, 9), (50, 3)):
+        for layout in (0, 1):
+            for smoothing in (0.0, 0.1):
+                input = torch.randn(shape, dtype=torch.float64).to(dtype)
+                input = input.movedim(1, -1).contiguous().movedim(-1, 1) if layout else input
+                target = torch.randint(shape[1], (shape[0], *shape[2:]))
+                results = []
+                for function, kind in ((cross_entropy, dtype), (F.cross_entropy, dtype), (F.cross_entropy, torch.float64)):
+                    leaf = input.to(kind).detach().requires_grad_()
+                    loss = function(leaf, target, label_smoothing=smoothing, reduction="sum")
+                    results.append((loss, torch.autograd.grad(loss, leaf)[0]))
+                for ours, stock, exact in zip(*results):
+                    assert_within_policy(ours, stock, exact)
+print("agrees")
+"""
+
+
+@pytest.mark.parametrize("level", _library.LEVELS)
+def test_instruction_levels(level):
+    if not (_library.LIBRARY_DIR / f"libfastseg_{level}.so").exists():
+        pytest.skip(f"libfastseg_{level}.so is not built")
+    if _library.LEVELS.index(level) < _library.LEVELS.index(_library.CPU_LEVEL or "base"):
+        pytest.skip(f"this machine does not run {level}")
+    environment = {**os.environ, "FASTSEG_CPU_LEVEL": level}
+    command = [sys.executable, "-c", LEVEL_SCRIPT.format(level=level)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0 and "agrees" in result.stdout, result.stderr

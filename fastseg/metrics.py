@@ -1,19 +1,19 @@
 """Segmentation metrics from a confusion matrix that is accumulated over batches and ranks.
 
-Rows of a matrix n are true classes, columns predicted ones (`fastseg.ops.confusion_matrix`); n_ij counts the pixels of
-class i predicted as j over the whole data set, t_i = sum_j n_ij, q_i = sum_j n_ji. The functions take such a matrix
-(C, C) of any integer or floating dtype and compute in float64:
+Rows of a matrix n are true classes, columns predicted ones (`fastseg.ops.confusion_matrix`); n_ij counts the
+pixels of class i predicted as j over the whole data set, t_i = sum_j n_ij, q_i = sum_j n_ji. The functions
+take such a matrix (C, C) of any integer or floating dtype and compute in float64:
 
     pixel_accuracy           sum_i n_ii / sum_i t_i
     class_accuracy           n_ii / t_i, NaN where t_i = 0
     mean_accuracy            mean of class_accuracy over the classes with t_i > 0
-    iou                      n_ii / (t_i + q_i - n_ii), NaN where the class is neither true nor predicted anywhere
+    iou                      n_ii / (t_i + q_i - n_ii), NaN where the class is neither true nor predicted
     mean_iou                 mean of iou without the NaN: a class that is predicted but never true counts as 0
     frequency_weighted_iou   sum_i t_i iou_i / sum_i t_i over the classes with t_i > 0
     dice                     2 n_ii / (t_i + q_i) = 2 iou / (1 + iou), NaN like iou
     mean_dice                mean of dice without the NaN
 
-These are the conventions of Long, Shelhamer and Darrell (FCN), with NaN for what has no value; an empty matrix gives NaN.
+These are the conventions of Long, Shelhamer and Darrell (FCN). An empty matrix gives NaN everywhere.
 """
 
 import torch
@@ -30,7 +30,7 @@ def pixel_accuracy(matrix: Tensor) -> Tensor:
 
 
 def class_accuracy(matrix: Tensor) -> Tensor:
-    """Share of each true class that was predicted as such (recall): (C,), NaN where the class is never true."""
+    """Share of each true class that was predicted as such (recall): (C,), NaN where it is never true."""
     hits, true, _ = _counts(matrix)
     return hits / true
 
@@ -77,7 +77,7 @@ def _counts(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class SegmentationMetrics:
-    """Accumulates a confusion matrix over batches, and over the ranks of a process group, and computes the metrics.
+    """Accumulates a confusion matrix over batches and ranks, and computes the metrics from it.
 
         metrics = SegmentationMetrics(num_classes=19, ignore_index=255)
         for images, labels in loader:
@@ -87,8 +87,8 @@ class SegmentationMetrics:
     Args:
         num_classes: C.
         ignore_index: true label of the pixels that are not counted; any integer.
-        device: where the matrix is kept. `update` stays asynchronous on a GPU only if it is that GPU; default: the
-            device of the first batch.
+        device: where the matrix is kept. `update` stays asynchronous on a GPU only if it is that GPU; by
+            default the device of the first batch.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = -100, device: torch.device | str | None = None):
@@ -107,7 +107,7 @@ class SegmentationMetrics:
         return self._matrix
 
     def update(self, input: Tensor, target: Tensor) -> None:
-        """Counts a batch: predicted labels or logits, and true labels, as `fastseg.ops.confusion_matrix` takes them.
+        """Counts a batch: predicted labels or logits, and true labels (as `fastseg.ops.confusion_matrix`).
 
         Raises: what confusion_matrix raises; the counts are then unchanged.
         """
@@ -115,11 +115,13 @@ class SegmentationMetrics:
         counts = counts.to(self.device or counts.device)
         self._matrix = counts if self._matrix is None else self._matrix + counts.to(self._matrix.device)
 
-    def all_reduce(self, process_group: torch.distributed.ProcessGroup | None = None) -> "SegmentationMetrics":
+    def all_reduce(
+        self, process_group: torch.distributed.ProcessGroup | None = None
+    ) -> "SegmentationMetrics":
         """The metrics of all ranks together, as a new object: this one keeps counting its own rank.
 
-        Every rank of the group must call it, also one that saw no batch. Without an initialised process group there is
-        one rank. With the nccl backend the sum is taken on the current CUDA device.
+        Every rank of the group must call it, also one that saw no batch. Without an initialised process group
+        there is one rank. With the nccl backend the sum is taken on the current CUDA device.
         """
         total = SegmentationMetrics(self.num_classes, self.ignore_index, self.device)
         summed = self.matrix.clone()
@@ -135,4 +137,13 @@ class SegmentationMetrics:
         return {function.__name__: function(self.matrix) for function in METRICS}
 
 
-METRICS = (pixel_accuracy, class_accuracy, mean_accuracy, iou, mean_iou, frequency_weighted_iou, dice, mean_dice)
+METRICS = (
+    pixel_accuracy,
+    class_accuracy,
+    mean_accuracy,
+    iou,
+    mean_iou,
+    frequency_weighted_iou,
+    dice,
+    mean_dice,
+)

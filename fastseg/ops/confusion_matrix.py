@@ -2,8 +2,8 @@
 
     result[i, j] = #{pixels p : target[p] = i, prediction[p] = j, target[p] != ignore_index}
 
-The prediction is `input` itself where it holds integer labels, its arg max over dim 1 where it holds logits; the label
-map of the latter never exists in memory. The metrics of spec section 16 follow from the matrix: see fastseg.metrics.
+The prediction is `input` itself where it holds integer labels, its arg max over dim 1 where it holds logits;
+the label map of the latter never exists in memory. `fastseg.metrics` computes accuracy, IoU and Dice from it.
 """
 
 import torch
@@ -16,7 +16,9 @@ from fastseg.kernels.confusion_matrix import reference
 LABELS = (torch.int64, torch.int32, torch.uint8)
 MOST_CLASSES = 32767  # pairs of classes are counted through 32-bit indices
 
-_native = native("_confusion_matrix(Tensor input, Tensor target, int num_classes, int ignore_index) -> Tensor")
+_native = native(
+    "_confusion_matrix(Tensor input, Tensor target, int num_classes, int ignore_index) -> Tensor"
+)
 
 
 def check(input: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> None:
@@ -29,9 +31,13 @@ def check(input: Tensor, target: Tensor, num_classes: int, ignore_index: int) ->
         _check.shape(op, "target", target, input.shape, "the shape of input, which holds labels")
         return
     if input.dim() < 2:
-        raise RuntimeError(f"fastseg.ops.{op}: input has shape {tuple(input.shape)}; allowed: (N, C, *spatial) logits")
+        raise RuntimeError(
+            f"fastseg.ops.{op}: input has shape {tuple(input.shape)}; allowed: (N, C, *spatial) logits"
+        )
     _check.shape(op, "input", input, ("N", num_classes, *input.shape[2:]), "logits, C is num_classes")
-    _check.shape(op, "target", target, (input.shape[0], *input.shape[2:]), "input's without the class dimension")
+    _check.shape(
+        op, "target", target, (input.shape[0], *input.shape[2:]), "input's without the class dimension"
+    )
 
 
 def fake(input: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
@@ -52,27 +58,32 @@ _op = Op(
 
 
 def confusion_matrix(
-    input: Tensor, target: Tensor, num_classes: int | None = None, ignore_index: int = -100, *, backend: str = "auto"
+    input: Tensor,
+    target: Tensor,
+    num_classes: int | None = None,
+    ignore_index: int = -100,
+    *,
+    backend: str = "auto",
 ) -> Tensor:
     """Counts pixels by true class (row) and predicted class (column).
 
-    Equals `sklearn.metrics.confusion_matrix(target, prediction, labels=range(C))` over the pixels that are not ignored.
+    Equals `sklearn.metrics.confusion_matrix(target, prediction, labels=range(C))` over the counted pixels.
 
     Args:
-        input: predicted labels of target's shape (int64, int32 or uint8), or logits (N, C, *spatial) of dtype float32,
-            float16, bfloat16 or float64, contiguous or channels_last, whose arg max over dim 1 is the prediction, as
-            `torch.argmax` has it: the first of equal maxima, NaN above every number.
+        input: predicted labels of target's shape (int64, int32 or uint8), or logits (N, C, *spatial) of dtype
+            float32, float16, bfloat16 or float64, contiguous or channels_last, whose arg max over dim 1 is
+            the prediction, as `torch.argmax` has it: the first of equal maxima, NaN above every number.
         target: true labels (int64, int32 or uint8), of input's shape without the class dimension.
         num_classes: C, 1 to 32767. Must be given with labels; with logits it is input.size(1).
         ignore_index: pixels with this true label are not counted; any integer, also one inside [0, C).
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
-        int64 (C, C). Integer counts: the same on every run; 64-bit, so more than 2^31 pixels are counted right.
+        int64 (C, C). Integer counts: the same on every run, and right beyond 2^31 pixels.
 
     Raises:
-        IndexError: on CPU, a label outside [0, C) in target that is not ignore_index, or in input at a pixel that is not
-            ignored. On GPU, where checking would stall the stream, such a pixel is not counted.
+        IndexError: on CPU, a label outside [0, C) in target that is not ignore_index, or in input at a pixel
+            that is not ignored. On GPU, where checking would stall the stream, it is not counted.
         RuntimeError: shapes, dtypes or devices that do not fit.
         ValueError: num_classes missing or out of range.
     """
@@ -81,6 +92,8 @@ def confusion_matrix(
     if num_classes is None:
         _check.dtype("confusion_matrix", "input", input, (*LABELS, *FLOATING))
         if not input.is_floating_point() or input.dim() < 2:
-            raise ValueError("fastseg.ops.confusion_matrix: num_classes=None; allowed: an int (None only with logits)")
+            raise ValueError(
+                "fastseg.ops.confusion_matrix: num_classes=None; allowed: an int (None only with logits)"
+            )
         num_classes = input.size(1)
     return _op(input.detach(), target, num_classes, ignore_index, backend=backend)

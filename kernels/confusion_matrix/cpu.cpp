@@ -1,5 +1,6 @@
-// Confusion matrix on the CPU, from labels or logits: the predicted and the true labels of a few hundred pixels
-// pass through small buffers that stay in the first-level cache, then into the slice's own histogram. See README.md.
+// Confusion matrix on the CPU, from labels or logits: the predicted and the true labels of a few hundred
+// pixels pass through small buffers that stay in the first-level cache, then into the slice's own histogram.
+// See README.md.
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -24,8 +25,8 @@ using torch::stable::Tensor;
 
 constexpr int kBlock = 512;  // pixels of two label maps handled at a time
 
-// Counts pairs of labels. Neighbouring pixels mostly fall into one bin, and an increment must wait for the one
-// before it to reach memory: several copies of the counters, used in turn, break that chain.
+// Counts pairs of labels. Neighbouring pixels mostly fall into one bin, and an increment must wait for the
+// one before it to reach memory: several copies of the counters, used in turn, break that chain.
 class Histogram {
  public:
   explicit Histogram(int classes) : classes_(classes), bins_(classes * classes) {
@@ -34,8 +35,8 @@ class Histogram {
     counts_.resize(static_cast<size_t>(bins_ + 1) << copies_log2_);  // one bin more, for what is not counted
   }
 
-  // truth, prediction: [count], -1 where there is no class; count is a multiple of 16. Pixels without true class are
-  // not counted. False if a pixel with a true class had no predicted one.
+  // truth, prediction: [count], -1 where there is no class; count is a multiple of 16. Pixels without true
+  // class are not counted. False if a pixel with a true class had no predicted one.
   bool add(const int32_t* truth, const int32_t* prediction, int count) {
     if (pixels_ > kMostPixels) spill();
     pixels_ += count;
@@ -89,28 +90,28 @@ struct Slice {
   bool truth_in_range = true, prediction_in_range = true;
 };
 
-// Cuts `items` of `pixels_per_item` pixels into slices, at least as large as their histograms, and adds these up.
-// Throws IndexError for a label out of range.
+// Cuts `items` of `pixels_per_item` pixels into slices, at least as large as their histograms, and adds these
+// up. Throws IndexError for a label out of range.
 template <typename Body>
 void count_in_slices(int64_t items, int64_t pixels_per_item, int classes, int64_t* totals, const Body& body) {
   const int64_t fewest_pixels = std::max<int64_t>(16384, int64_t{classes} * classes);
   const int64_t slices = fastseg::slice_count(items, fastseg::ceil_divide(fewest_pixels, pixels_per_item));
   std::vector<Slice> partial(slices, Slice(classes));
-  fastseg::parallel_slices(items, slices, [&](int64_t slice, int64_t begin, int64_t end) {
-    body(partial[slice], begin, end);
-  });
+  fastseg::parallel_slices(
+      items, slices, [&](int64_t slice, int64_t begin, int64_t end) { body(partial[slice], begin, end); });
   for (const Slice& slice : partial) {
     if (!slice.truth_in_range || !slice.prediction_in_range) {
       const std::string name = slice.truth_in_range ? "input" : "target";
-      throw std::out_of_range("fastseg.ops.confusion_matrix: " + name + " holds a label out of range; allowed: 0 to " +
-                              std::to_string(classes - 1) + (slice.truth_in_range ? "" : " and ignore_index"));
+      throw std::out_of_range("fastseg.ops.confusion_matrix: " + name +
+                              " holds a label out of range; allowed: 0 to " + std::to_string(classes - 1) +
+                              (slice.truth_in_range ? "" : " and ignore_index"));
     }
     slice.histogram.add_to(totals);
   }
 }
 
 void count_labels(LabelView prediction, const LabelView& truth, int64_t pixels, int64_t* totals) {
-  prediction.ignore_index = -1;  // out of range in any case: what is predicted at an ignored pixel does not matter
+  prediction.ignore_index = -1;  // nothing is ignored here: a prediction only matters where the truth counts
   const int classes = static_cast<int>(truth.classes);
   const int64_t blocks = fastseg::ceil_divide(pixels, kBlock);
   count_in_slices(blocks, kBlock, classes, totals, [&](Slice& slice, int64_t begin, int64_t end) {
@@ -158,7 +159,8 @@ void count_logits(PixelView<const scalar_t> logits, const LabelView& truth, int6
     fastseg::Scratch<int32_t> predicted(tile), real(tile);
     fastseg::for_each_tile(begin, end, plane, tile, [&](int64_t image, int64_t first, int count) {
       slice.truth_in_range &= fastseg::load_labels(truth, image * plane + first, count, tile, real.get());
-      access.visit(image, first, count, [&](const auto& rows) { tile_argmax(rows, classes, tile, predicted.get()); });
+      access.visit(image, first, count,
+                   [&](const auto& rows) { tile_argmax(rows, classes, tile, predicted.get()); });
       slice.histogram.add(real.get(), predicted.get(), tile);
     });
   });
@@ -181,7 +183,8 @@ LabelView label_view(const Tensor& labels, int64_t ignore_index, int64_t classes
 
 // logits: contiguous or channels_last
 void count_logits(const Tensor& logits, const LabelView& truth, int64_t* totals) {
-  const int64_t images = logits.size(0), classes = logits.size(1), plane = logits.numel() / (images * classes);
+  const int64_t images = logits.size(0), classes = logits.size(1);
+  const int64_t plane = logits.numel() / (images * classes);
   const bool planar = logits.is_contiguous();
   const auto run = [&](const auto* data) {
     using scalar_t = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def confusion_matrix(input: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """input: labels of target's shape, or logits (N, C, *spatial). Gives int64 (C, C), rows truth, columns prediction."""
+    """input: labels of target's shape, or logits (N, C, *spatial). Gives int64 (C, C), rows are target's."""
     prediction = (input.argmax(1) if input.is_floating_point() else input).long()
     truth = target.long()
     counted = truth != ignore_index
@@ -23,6 +23,7 @@ def confusion_matrix(input: Tensor, target: Tensor, num_classes: int, ignore_ind
 
 def _refuse(name: str, labels: Tensor, wrong: Tensor, num_classes: int) -> None:
     if wrong.any():
+        found = labels[wrong][0].item()
         raise IndexError(
-            f"fastseg.ops.confusion_matrix: {name} holds label {labels[wrong][0].item()}; allowed: 0 to {num_classes - 1}"
+            f"fastseg.ops.confusion_matrix: {name} holds label {found}; allowed: 0 to {num_classes - 1}"
         )

@@ -18,7 +18,12 @@ VARIANTS = {
     "thread": (["-fsanitize=thread"], ["-DFASTSEG_EMULATOR_TSAN"]),
 }
 CORRECT = [
-    "row_sum", "reverse_tiles", "exchange_in_warp", "partial_masks", "histogram", "unset_shared_is_nan",
+    "row_sum",
+    "reverse_tiles",
+    "exchange_in_warp",
+    "partial_masks",
+    "histogram",
+    "unset_shared_is_nan",
     "launch_limits",
 ]
 # planted bug: (variant that sees it, what its report says)
@@ -42,8 +47,8 @@ PLANTED = {
 
 def compile_and_link(folder, variant):
     sanitize, define = VARIANTS[variant]
-    common = ["g++", "-std=c++17", "-g", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DFASTSEG_EMULATOR",
-              f"-I{ROOT / 'csrc'}"]
+    common = ["g++", *"-std=c++17 -g -O1 -Wall -Wextra -Wno-unknown-pragmas -DFASTSEG_EMULATOR".split()]
+    common += ["-I", ROOT / "csrc"]
     objects = []
     for source in [CASES, *RUNTIME]:
         flags = sanitize if source == CASES else define
@@ -97,7 +102,9 @@ def test_sanitizer_reports_name_the_kernel_line(programs):
 
 
 def test_thread_order_exposes_a_missing_barrier_without_a_sanitizer(programs):
-    outcomes = {order: run(programs("plain"), "missing_barrier", order).stdout for order in ["forward", "reverse"]}
+    outcomes = {
+        order: run(programs("plain"), "missing_barrier", order).stdout for order in ["forward", "reverse"]
+    }
     # in reverse order the first warp, which adds up, happens to run last
     assert outcomes == {"forward": "wrong\n", "reverse": "ok\n"}
 
@@ -106,6 +113,7 @@ def test_nvcc_accepts_the_same_source(tmp_path):
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")
-    command = [nvcc, "-std=c++17", "-arch=sm_90", f"-I{ROOT / 'csrc'}", "-c", CASES, "-o", tmp_path / "cases.o"]
+    include, output = ["-I", ROOT / "csrc"], ["-o", tmp_path / "cases.o"]
+    command = [nvcc, "-std=c++17", "-arch=sm_90", *include, "-c", CASES, *output]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -31,7 +31,9 @@ def brute_force(input, target, num_classes=None, ignore_index=-100):
 def logits_case(*shape, ignored=None):
     def arguments(make):
         target = make.labels(shape[0], *shape[2:], classes=shape[1], ignored=ignored)
-        return dict(input=make.floating(*shape), target=target, ignore_index=-100 if ignored is None else ignored)
+        return dict(
+            input=make.floating(*shape), target=target, ignore_index=-100 if ignored is None else ignored
+        )
 
     return arguments
 
@@ -78,7 +80,9 @@ def test_labels_of_every_dtype(input_dtype, target_dtype, backend, device):
 def test_class_counts_and_sizes(classes, pixels, device):
     prediction = random_labels((pixels,), classes, torch.int64, seed=1)
     target = random_labels((pixels,), classes, torch.int64, seed=2)
-    expected = torch.bincount(target * classes + prediction, minlength=classes * classes).view(classes, classes)
+    expected = torch.bincount(target * classes + prediction, minlength=classes * classes).view(
+        classes, classes
+    )
     assert torch.equal(confusion_matrix(prediction.to(device), target.to(device), classes).cpu(), expected)
 
 
@@ -104,10 +108,20 @@ def test_logits_in_every_layout(classes, layout, dtype, backend, device):
 def test_nan_is_the_maximum_and_the_first_maximum_wins(layout, dtype, device):
     nan, inf = float("nan"), float("inf")
     pixels = [
-        [0.0, -0.0, 0.0], [-0.0, 0.0, 1.0], [1.0, nan, inf], [nan, 2.0, nan], [-inf, -inf, -inf], [-inf, nan, nan],
-        [inf, inf, nan], [inf, 1.0, inf],
+        [0.0, -0.0, 0.0],
+        [-0.0, 0.0, 1.0],
+        [1.0, nan, inf],
+        [nan, 2.0, nan],
+        [-inf, -inf, -inf],
+        [-inf, nan, nan],
+        [inf, inf, nan],
+        [inf, 1.0, inf],
     ]
-    logits = torch.tensor(pixels, dtype=dtype, device=device).T.reshape(1, 3, 2, 4).contiguous(memory_format=layout)
+    logits = (
+        torch.tensor(pixels, dtype=dtype, device=device)
+        .T.reshape(1, 3, 2, 4)
+        .contiguous(memory_format=layout)
+    )
     target = torch.zeros(1, 2, 4, dtype=torch.int64, device=device)
     for pixel, values in enumerate(pixels):
         target.view(-1)[pixel] = int(torch.tensor(values).argmax())
@@ -125,7 +139,21 @@ def test_ignore_index_outside_the_labels_dtype_ignores_nothing(dtype, backend):
         assert result.sum() == 2
 
 
-HOSTILE = [-(2**63), -(2**31) - 1, -(2**31), -101, -2, -1, 19, 255, 2**31 - 1, 2**31, 2**32, 2**32 + 3, 2**63 - 1]
+HOSTILE = [
+    -(2**63),
+    -(2**31) - 1,
+    -(2**31),
+    -101,
+    -2,
+    -1,
+    19,
+    255,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**32 + 3,
+    2**63 - 1,
+]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -149,8 +177,10 @@ def test_label_out_of_range_is_an_index_error(label, where, backend):
 def test_any_labels_equal_the_count_or_raise(data):
     classes = data.draw(st.integers(1, 40), "classes")
     size = data.draw(st.integers(0, 70), "size")
-    label = st.integers(0, classes - 1) | st.sampled_from(HOSTILE + [-100]) if data.draw(st.booleans()) else st.integers(
-        0, classes - 1
+    label = (
+        st.integers(0, classes - 1) | st.sampled_from(HOSTILE + [-100])
+        if data.draw(st.booleans())
+        else st.integers(0, classes - 1)
     )
     make = lambda: torch.tensor(data.draw(st.lists(label, min_size=size, max_size=size)), dtype=torch.int64)  # noqa: E731
     prediction, target = make(), make()
@@ -163,7 +193,9 @@ def test_any_labels_equal_the_count_or_raise(data):
                 confusion_matrix(prediction, target, classes, ignore_index, backend=backend)
         return
     for backend in BACKENDS:
-        assert torch.equal(confusion_matrix(prediction, target, classes, ignore_index, backend=backend), expected)
+        assert torch.equal(
+            confusion_matrix(prediction, target, classes, ignore_index, backend=backend), expected
+        )
 
 
 @pytest.mark.parametrize(
@@ -171,13 +203,37 @@ def test_any_labels_equal_the_count_or_raise(data):
     [
         (dict(input=torch.zeros(3), target=torch.zeros(3).long()), ValueError, "num_classes=None"),
         (dict(input=torch.zeros(3).long(), target=torch.zeros(3).long()), ValueError, "num_classes=None"),
-        (dict(input=torch.zeros(3).long(), target=torch.zeros(4).long(), num_classes=2), RuntimeError, "target has shape"),
-        (dict(input=torch.zeros(3).long(), target=torch.zeros(3), num_classes=2), RuntimeError, "target has dtype float32"),
-        (dict(input=torch.zeros(3).bool(), target=torch.zeros(3).long(), num_classes=2), RuntimeError, "input has dtype"),
+        (
+            dict(input=torch.zeros(3).long(), target=torch.zeros(4).long(), num_classes=2),
+            RuntimeError,
+            "target has shape",
+        ),
+        (
+            dict(input=torch.zeros(3).long(), target=torch.zeros(3), num_classes=2),
+            RuntimeError,
+            "target has dtype float32",
+        ),
+        (
+            dict(input=torch.zeros(3).bool(), target=torch.zeros(3).long(), num_classes=2),
+            RuntimeError,
+            "input has dtype",
+        ),
         (dict(input=torch.zeros(2, 3, 4), target=torch.zeros(2, 5).long()), RuntimeError, "target has shape"),
-        (dict(input=torch.zeros(2, 3, 4), target=torch.zeros(2, 4).long(), num_classes=4), RuntimeError, "input has shape"),
-        (dict(input=torch.zeros(3).long(), target=torch.zeros(3).long(), num_classes=0), ValueError, "num_classes=0"),
-        (dict(input=torch.zeros(3).long(), target=torch.zeros(3).long(), num_classes=40000), ValueError, "1 to 32767"),
+        (
+            dict(input=torch.zeros(2, 3, 4), target=torch.zeros(2, 4).long(), num_classes=4),
+            RuntimeError,
+            "input has shape",
+        ),
+        (
+            dict(input=torch.zeros(3).long(), target=torch.zeros(3).long(), num_classes=0),
+            ValueError,
+            "num_classes=0",
+        ),
+        (
+            dict(input=torch.zeros(3).long(), target=torch.zeros(3).long(), num_classes=40000),
+            ValueError,
+            "1 to 32767",
+        ),
         (dict(input=[1], target=torch.zeros(1).long(), num_classes=2), TypeError, "input is list"),
     ],
 )

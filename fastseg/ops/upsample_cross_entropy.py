@@ -19,6 +19,7 @@ from torch import Tensor
 from fastseg import _check
 from fastseg._bilinear import output_size_and_scales
 from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
+from fastseg._triton import lazy
 from fastseg.kernels.upsample_cross_entropy import reference
 from fastseg.ops._dice import cross_entropy_dice_of, loss_dtype
 from fastseg.ops.cross_entropy_dice import _check_dice, _counted, accumulator
@@ -194,6 +195,7 @@ upsample_cross_entropy_sums = Op(
     backward=backward_sums,
     backends=[
         Backend("cpu", _sums_native, dtypes=CPU_DTYPES),
+        Backend("triton", lazy("upsample_cross_entropy.triton", "sums"), dtypes=FLOATING_GPU),
         Backend("reference", reference.upsample_cross_entropy_sums),
     ],
 )
@@ -205,6 +207,7 @@ upsample_cross_entropy_sums_backward = Op(
     differentiable=True,
     backends=[
         Backend("cpu", _scale_gradient, dtypes=CPU_DTYPES, refuses=_refuse_unless_built),
+        Backend("triton", lazy("upsample_cross_entropy.triton", "sums_backward"), dtypes=FLOATING_GPU),
         Backend("reference", reference.upsample_cross_entropy_sums_backward),
     ],
 )
@@ -217,6 +220,7 @@ upsample_cross_entropy_pixels = Op(
     backward=backward_pixels,
     backends=[
         Backend("cpu", _pixels_native, dtypes=CPU_DTYPES),
+        Backend("triton", lazy("upsample_cross_entropy.triton", "pixels"), dtypes=FLOATING_GPU),
         Backend("reference", reference.upsample_cross_entropy_pixels),
     ],
 )
@@ -228,6 +232,7 @@ upsample_cross_entropy_pixels_backward = Op(
     differentiable=True,
     backends=[
         Backend("cpu", _pixels_backward_cpu, dtypes=CPU_DTYPES, refuses=_refuse_unless_built),
+        Backend("triton", lazy("upsample_cross_entropy.triton", "pixels_backward"), dtypes=FLOATING_GPU),
         Backend("reference", reference.upsample_cross_entropy_pixels_backward),
     ],
 )
@@ -240,6 +245,7 @@ upsample_softmax_statistics = Op(
     backward=backward_statistics,
     backends=[
         Backend("cpu", _statistics_native, dtypes=CPU_DTYPES),
+        Backend("triton", lazy("upsample_cross_entropy.triton", "statistics"), dtypes=FLOATING_GPU),
         Backend("reference", reference.upsample_softmax_statistics),
     ],
 )
@@ -252,6 +258,7 @@ upsample_softmax_statistics_backward = Op(
     differentiable=True,
     backends=[
         Backend("cpu", _statistics_backward_cpu, dtypes=CPU_DTYPES, refuses=_refuse_unless_built),
+        Backend("triton", lazy("upsample_cross_entropy.triton", "statistics_backward"), dtypes=FLOATING_GPU),
         Backend("reference", reference.upsample_softmax_statistics_backward),
     ],
 )

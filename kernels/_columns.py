@@ -108,6 +108,17 @@ def exponentials(column, shift):
 
 
 @triton.jit
+def weighted_logits(column, start, class_weight, origin, C: tl.constexpr, CHUNK: tl.constexpr):
+    """Sum over a column of w_c (logit_c - origin): (BLOCK_P,)."""
+    terms = ()
+    for k in tl.static_range(len(column)):
+        classes = chunk_classes(start, k, CHUNK)
+        shifted = tl.where(classes < C, column[k] - origin[None, :], 0.0)  # not 0 times the -inf of a missing class
+        terms = terms + (shifted * chunk_weights(class_weight, classes, C),)
+    return column_sum(terms)
+
+
+@triton.jit
 def online_softmax(pointers, inside, plane, C: tl.constexpr, STEP: tl.constexpr, CHUNK: tl.constexpr):
     """Maximum and sum of e^(logit - maximum) over any number of classes, from one read of them: (BLOCK_P,) each."""
     largest = tl.where(inside, -float("inf"), 0.0)

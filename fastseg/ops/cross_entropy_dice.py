@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._op import FLOATING, Backend, Op, native
+from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
+from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy_dice import reference
 from fastseg.ops._dice import cross_entropy_dice_of, dice_per_class, loss_dtype, sum_over_ranks
 
@@ -29,6 +30,15 @@ _backward_native = native(
     " Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator, int ignore_index, float label_smoothing,"
     " bool squared) -> Tensor"
 )
+
+_forward_triton = lazy("cross_entropy_dice.triton", "softmax_statistics")
+_backward_triton = lazy("cross_entropy_dice.triton", "softmax_statistics_backward")
+_MOST_CLASSES_TRITON = 4096  # that fit in the registers of a block
+
+
+def _refuses_triton(input, *others):
+    too_many = input.size(1) > _MOST_CLASSES_TRITON
+    return f"{input.size(1)} classes; at most {_MOST_CLASSES_TRITON} fit in the registers of a block" if too_many else None
 
 
 def accumulator(input: Tensor) -> torch.dtype:
@@ -99,6 +109,7 @@ softmax_statistics = Op(
     backward=backward,
     backends=[
         Backend("cpu", _forward_native, dtypes=FLOATING),
+        Backend("triton", _forward_triton, dtypes=FLOATING_GPU, refuses=_refuses_triton),
         Backend("reference", reference.softmax_statistics),
     ],
 )
@@ -111,6 +122,7 @@ softmax_statistics_backward = Op(
     differentiable=True,
     backends=[
         Backend("cpu", _backward_native, dtypes=FLOATING),
+        Backend("triton", _backward_triton, dtypes=FLOATING_GPU, refuses=_refuses_triton),
         Backend("reference", reference.softmax_statistics_backward),
     ],
 )

@@ -20,6 +20,7 @@ from fastseg.kernels._columns import (
     read_column,
     valid_labels,
     weight_sum,
+    weighted_logits,
 )
 from fastseg.kernels.cross_entropy.reference import MEAN, NONE
 from fastseg.kernels.cross_entropy.triton_sums import (
@@ -63,17 +64,6 @@ def config_of(pixel: int, classes: int) -> Config:
     names = ("planes",) if pixel == 1 else ("rows",) if pixel % 4 else ("aligned rows", "rows")
     return next(config for (layout, most), config in CONFIGS.items()
                 if layout in names and (most is None or classes <= most))
-
-
-@triton.jit
-def weighted_logits(column, start, class_weight, origin, C: tl.constexpr, CHUNK: tl.constexpr):
-    """Sum over a column of w_c (logit_c - origin): (BLOCK_P,)."""
-    terms = ()
-    for k in tl.static_range(len(column)):
-        classes = chunk_classes(start, k, CHUNK)
-        shifted = tl.where(classes < C, column[k] - origin[None, :], 0.0)  # not 0 times the -inf of a missing class
-        terms = terms + (shifted * chunk_weights(class_weight, classes, C),)
-    return column_sum(terms)
 
 
 @triton.jit

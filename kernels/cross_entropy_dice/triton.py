@@ -324,7 +324,7 @@ def softmax_statistics_backward(input, target, weight, pixel_weight, grad_inters
                                 ignore_index, label_smoothing, squared):
     """Gradient of `input`, [N, C, P]."""
     input, images, classes, pixels = _readable(input), *input.shape
-    gradient = torch.empty_like(input)
+    gradient = torch.empty_like(input)  # _readable has already made it plain where its layout is not kept
     constexprs, config = _constexprs(classes, input.stride(2), input.element_size(), label_smoothing, squared)
     blocks = triton.cdiv(pixels, config.block)
     if images * blocks:

@@ -192,7 +192,7 @@ def _case(kernel, dtype: str, target: str, weights: bool, squared: bool, debug: 
     flags = [flag for flag, value in dict(weights=weights, linear=not squared, debug=debug).items() if value]
     return AotCase(
         "-".join([kernel.__name__, dtype, target, *flags]), kernel, {**pointers, **scalars}, constexprs,
-        num_warps=config.warps, divisible=(*pointers, "pixels"), debug=debug, max_registers=112, **limits,
+        num_warps=config.warps, divisible=(*pointers, "pixels"), debug=debug, max_registers=128, **limits,
     )  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def aot_cases() -> list[AotCase]:
     for dtype in ("fp32", "bf16"):
         pointers = dict(inputs=f"*{dtype}", targets=f"*{dtype}")
         scalars = dict(n="i32", alpha="fp32", gamma="fp32")
-        wide = dict(num_warps=config.warps, load_bits=128, max_registers=80)
+        wide = dict(num_warps=config.warps, load_bits=128, max_registers=96)
         for gamma in (2.0, 0.5):
             constexprs = dict(_constexprs(0.25, gamma), BLOCK=config.block)
             cases += [

@@ -24,7 +24,7 @@ def heading(text):
 
 def arguments():
     parser = argparse.ArgumentParser(prog="python -m examples.digits", description=__doc__)
-    parser.add_argument("--steps", type=int, default=700, help="training steps")
+    parser.add_argument("--steps", type=int, default=800, help="training steps")
     parser.add_argument("--batch", type=int, default=16, help="scenes per training step")
     parser.add_argument("--scenes", type=int, default=2000, help="training scenes")
     parser.add_argument("--test-scenes", type=int, default=150, help="held-out scenes")

@@ -195,10 +195,10 @@ def finish_statistics_kernel(
         numerators = tl.zeros((ROWS * COLUMNS,), tl.float64)
         denominators = tl.zeros((ROWS * COLUMNS,), tl.float64)
         for start in range(0, images * groups, ROWS * COLUMNS):
-            place = start + tl.arange(0, ROWS * COLUMNS)
-            inside = place < images * groups
-            numerators += tl.load(pixel_sums + 2 * place, mask=inside, other=0.0).to(tl.float64)
-            denominators += tl.load(pixel_sums + 2 * place + 1, mask=inside, other=0.0).to(tl.float64)
+            program = start + tl.arange(0, ROWS * COLUMNS)
+            inside = program < images * groups
+            numerators += tl.load(pixel_sums + 2 * program, mask=inside, other=0.0).to(tl.float64)
+            denominators += tl.load(pixel_sums + 2 * program + 1, mask=inside, other=0.0).to(tl.float64)
         tl.store(numerator, tl.sum(numerators, 0))
         tl.store(denominator, tl.sum(denominators, 0))
 

@@ -7,18 +7,15 @@ PYTHON ?= $(VENV)/bin/python
 PACKAGES := torch triton numpy setuptools wheel cmake ninja pytest pytest-benchmark pytest-xdist hypothesis \
 	scikit-learn scikit-image pillow tqdm
 
-.PHONY: demo test build build-all bench gpu-check info clean
+.PHONY: demo test build bench gpu-check info clean
 
 demo: build
 	$(PYTHON) -m examples.digits $(ARGS)
 
-test: build-all
+test: build
 	bash tests/run_all.sh $(PYTHON)
 
-# build: the instruction level of this machine; build-all: every level, as `pip install` builds them.
-build: $(VENV)/.built-native
-
-build-all: $(VENV)/.built-all
+build: $(VENV)/.built
 
 info: build
 	$(PYTHON) -m fastseg.info
@@ -36,16 +33,10 @@ $(VENV)/.packages: constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt $(PACKAGES)
 	touch $@
 
-SOURCES := setup.py CMakeLists.txt pyproject.toml $(wildcard kernels/*/*.cpp kernels/*/*.h kernels/*/*.cu csrc/*/*)
-INSTALL = $(VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
-
-$(VENV)/.built-native: $(VENV)/.packages $(SOURCES)
-	FASTSEG_LEVELS=native $(INSTALL)
+$(VENV)/.built: $(VENV)/.packages setup.py CMakeLists.txt pyproject.toml $(wildcard kernels/*/*.cpp kernels/*/*.h kernels/*/*.cu) \
+		$(wildcard csrc/*/*)
+	$(VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
-
-$(VENV)/.built-all: $(VENV)/.packages $(SOURCES)
-	$(INSTALL)
-	touch $@ $(VENV)/.built-native
 
 clean:
 	rm -rf build $(VENV) fastseg/*.so *.egg-info

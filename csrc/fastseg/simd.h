@@ -286,17 +286,13 @@ FASTSEG_INLINE uint32_t mask_bits(mask_t mask) {
   return bits;
 }
 
-// e^x within 2 ulp: 0 below -87.3 (no denormals), inf above 88.3, NaN kept.
+// e^x within 2 ulp for x in [-87.3, 88.3]; NaN kept; anything else gives garbage.
 // Cody-Waite reduction x = n ln2 + r with |r| <= ln2/2, degree-6 polynomial in r, exponent added as integer.
-FASTSEG_INLINE f32x16 exp(f32x16 x) {
-  constexpr float kLowest = -87.33f, kHighest = 88.37f;
+FASTSEG_INLINE f32x16 exp_in_range(f32x16 x) {
   constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
-  const f32x16 low = splat(kLowest), high = splat(kHighest);
-  f32x16 clamped = x < low ? low : x;
-  clamped = clamped > high ? high : clamped;
-  const f32x16 shifted = clamped * 1.44269504f + kRoundMagic;
+  const f32x16 shifted = x * 1.44269504f + kRoundMagic;
   const f32x16 n = shifted - kRoundMagic;
-  f32x16 r = clamped - n * 0.693359375f;
+  f32x16 r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
   f32x16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -305,7 +301,16 @@ FASTSEG_INLINE f32x16 exp(f32x16 x) {
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   const u32x16 exponent = (bit_cast<u32x16>(shifted) << 23) + (127u << 23);
-  const f32x16 scaled = p * bit_cast<f32x16>(exponent);
+  return p * bit_cast<f32x16>(exponent);
+}
+
+// e^x within 2 ulp: 0 below -87.3 (no denormals), inf above 88.3, NaN kept.
+FASTSEG_INLINE f32x16 exp(f32x16 x) {
+  constexpr float kLowest = -87.33f, kHighest = 88.37f;
+  const f32x16 low = splat(kLowest), high = splat(kHighest);
+  f32x16 clamped = x < low ? low : x;
+  clamped = clamped > high ? high : clamped;
+  const f32x16 scaled = exp_in_range(clamped);
   const f32x16 floored = x < low ? f32x16{} : scaled;
   return x > high ? splat(INFINITY) : floored;
 }

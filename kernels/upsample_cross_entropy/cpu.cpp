@@ -1,0 +1,240 @@
+// Upsampled cross-entropy and Dice statistics on the CPU: see README.md; the arithmetic is in block_row.h.
+#include <numeric>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "sweep.h"
+
+namespace upsample_cross_entropy {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Scales = std::optional<std::vector<double>>;
+
+// The arguments all entry points share.
+struct Arguments {
+  Tensor input;   // [N, C, h, w]
+  Tensor target;  // [N, H, W]
+  std::optional<Tensor> weight, pixel_weight;
+  Scales scale_factors;
+  bool align_corners;
+  int64_t ignore_index;
+  double label_smoothing;
+};
+
+// A contiguous tensor of type value_t, or null.
+template <typename value_t>
+const value_t* data_of(const std::optional<Tensor>& tensor, int64_t count, ScalarType type, const char* name) {
+  if (!tensor.has_value()) return nullptr;
+  STD_TORCH_CHECK(tensor->scalar_type() == type && tensor->numel() == count, "upsample_cross_entropy: bad ", name);
+  return static_cast<const value_t*>(tensor->const_data_ptr());
+}
+
+std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  if (!tensor.has_value()) return tensor;
+  return torch::stable::contiguous(*tensor);
+}
+
+Arguments checked(Arguments arguments) {
+  const Tensor& input = arguments.input;
+  STD_TORCH_CHECK(input.dim() == 4 && arguments.target.dim() == 3 && arguments.target.size(0) == input.size(0),
+                  "upsample_cross_entropy: input must be [N, C, h, w] and target [N, H, W]");
+  for (int64_t size : {input.size(1), input.size(2), input.size(3), arguments.target.size(1), arguments.target.size(2)}) {
+    STD_TORCH_CHECK(size > 0 && size < (int64_t{1} << 30), "upsample_cross_entropy: a dimension is 0 or above 2^30");
+  }
+  STD_TORCH_CHECK(!arguments.scale_factors || arguments.scale_factors->size() == 2,
+                  "upsample_cross_entropy: scale_factors must be two numbers");
+  arguments.target = torch::stable::contiguous(arguments.target);
+  arguments.weight = contiguous(arguments.weight);
+  arguments.pixel_weight = contiguous(arguments.pixel_weight);
+  return arguments;
+}
+
+LabelView labels_of(const Arguments& arguments) {
+  const Tensor& target = arguments.target;
+  LabelView::Type type = LabelView::Type::int64;
+  if (target.scalar_type() == ScalarType::Int) {
+    type = LabelView::Type::int32;
+  } else if (target.scalar_type() == ScalarType::Byte) {
+    type = LabelView::Type::uint8;
+  } else {
+    STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long, "upsample_cross_entropy: bad dtype of target");
+  }
+  return {target.const_data_ptr(), type, arguments.ignore_index, arguments.input.size(1)};
+}
+
+decltype(Problem::read_row) reader_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return &read_padded_row<float>;
+    case ScalarType::Half:
+      return &read_padded_row<c10::Half>;
+    default:
+      STD_TORCH_CHECK(type == ScalarType::BFloat16, "upsample_cross_entropy: bad dtype of input");
+      return &read_padded_row<c10::BFloat16>;
+  }
+}
+
+Strides strides_of(const Tensor& tensor) { return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)}; }
+
+Problem make_problem(const Arguments& arguments, Task task) {
+  const Tensor& input = arguments.input;
+  const Tensor& target = arguments.target;
+  const Scales& scales = arguments.scale_factors;
+  BilinearAxis vertical(input.size(2), target.size(1), arguments.align_corners, scales ? (*scales)[0] : 0.0);
+  BilinearAxis horizontal(input.size(3), target.size(2), arguments.align_corners, scales ? (*scales)[1] : 0.0);
+  Plan plan = make_plan(horizontal);
+  Problem problem{task, true, input.size(0), input.size(1), std::move(vertical), std::move(horizontal), std::move(plan),
+                  reader_of(input.scalar_type()), input.const_data_ptr(), strides_of(input), labels_of(arguments)};
+  problem.class_weight = data_of<float>(arguments.weight, problem.classes, ScalarType::Float, "weight");
+  problem.pixel_weight = data_of<float>(arguments.pixel_weight, target.numel(), ScalarType::Float, "pixel_weight");
+  problem.label_smoothing = static_cast<float>(arguments.label_smoothing);
+  double weights = static_cast<double>(problem.classes);
+  if (problem.class_weight) weights = std::accumulate(problem.class_weight, problem.class_weight + problem.classes, 0.0);
+  problem.class_weight_sum = static_cast<float>(weights);
+  return problem;
+}
+
+Totals run_checked(const Problem& problem, const Arguments& arguments) {
+  Totals totals = run(problem);
+  if (!totals.labels_in_range) {
+    const int64_t label = fastseg::first_bad_label(problem.labels, arguments.target.numel());
+    throw std::out_of_range("Target " + std::to_string(label) + " is out of bounds.");
+  }
+  return totals;
+}
+
+bool is_channels_last(const Tensor& tensor) {
+  if (tensor.is_contiguous()) return false;
+  int64_t expected = 1;
+  for (int64_t dim : {1, 3, 2, 0}) {
+    if (tensor.size(dim) == 1) continue;
+    if (tensor.stride(dim) != expected) return false;
+    expected *= tensor.size(dim);
+  }
+  return true;
+}
+
+// Zeros [N, C, h, w], channels_last if the input is, else contiguous.
+Tensor zero_gradient(const Tensor& input) {
+  const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
+  if (!is_channels_last(input)) return torch::stable::new_zeros(input, std::vector<int64_t>{n, c, h, w}, ScalarType::Float);
+  Tensor zeros = torch::stable::new_zeros(input, std::vector<int64_t>{n, h, w, c}, ScalarType::Float);
+  return torch::stable::transpose(torch::stable::transpose(zeros, 1, 3), 2, 3);
+}
+
+void want_gradient(Problem& problem, Tensor& gradient) {
+  problem.gradient = static_cast<float*>(gradient.mutable_data_ptr());
+  problem.gradient_strides = strides_of(gradient);
+}
+
+Tensor scalar(const Tensor& like, double value) {
+  Tensor tensor = torch::stable::new_empty(like, std::vector<int64_t>{}, ScalarType::Double);
+  *static_cast<double*>(tensor.mutable_data_ptr()) = value;
+  return tensor;
+}
+
+std::vector<float> to_float(const Tensor& tensor, int64_t count, double factor, const char* name) {
+  const Tensor dense = torch::stable::contiguous(tensor);
+  const double* values = data_of<double>(dense, count, ScalarType::Double, name);
+  std::vector<float> result(count);
+  for (int64_t i = 0; i < count; ++i) result[i] = static_cast<float>(factor * values[i]);
+  return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor> sums(Tensor input, Tensor target, std::optional<Tensor> weight,
+                                        std::optional<Tensor> pixel_weight, Scales scale_factors, bool align_corners,
+                                        int64_t ignore_index, double label_smoothing, bool with_gradient) {
+  const Arguments arguments =
+      checked({input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing});
+  Problem problem = make_problem(arguments, with_gradient ? Task::kGradient : Task::kLoss);
+  Tensor gradient = with_gradient ? zero_gradient(input)
+                                  : torch::stable::new_empty(input, std::vector<int64_t>{0}, ScalarType::Float);
+  if (with_gradient) want_gradient(problem, gradient);
+  const Totals totals = run_checked(problem, arguments);
+  return {scalar(input, totals.numerator), scalar(input, totals.denominator), gradient};
+}
+
+Tensor pixels(Tensor input, Tensor target, std::optional<Tensor> weight, std::optional<Tensor> pixel_weight,
+              Scales scale_factors, bool align_corners, int64_t ignore_index, double label_smoothing) {
+  const Arguments arguments =
+      checked({input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing});
+  Problem problem = make_problem(arguments, Task::kLoss);
+  const std::vector<int64_t> shape{target.size(0), target.size(1), target.size(2)};
+  Tensor losses = torch::stable::new_empty(input, shape, ScalarType::Float);
+  problem.losses = static_cast<float*>(losses.mutable_data_ptr());
+  run_checked(problem, arguments);
+  return losses;
+}
+
+Tensor pixels_backward(Tensor input, Tensor target, std::optional<Tensor> weight, std::optional<Tensor> pixel_weight,
+                       Tensor grad_losses, Scales scale_factors, bool align_corners, int64_t ignore_index,
+                       double label_smoothing) {
+  const Arguments arguments =
+      checked({input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing});
+  Problem problem = make_problem(arguments, Task::kGradient);
+  problem.grad_losses = data_of<float>(grad_losses, target.numel(), ScalarType::Float, "grad_losses");
+  for (int dim = 0; dim < 3; ++dim) problem.grad_losses_strides[dim] = grad_losses.stride(dim);
+  Tensor gradient = zero_gradient(input);
+  want_gradient(problem, gradient);
+  run_checked(problem, arguments);
+  return gradient;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
+    Tensor input, Tensor target, std::optional<Tensor> weight, std::optional<Tensor> pixel_weight, Scales scale_factors,
+    bool align_corners, int64_t ignore_index, double label_smoothing, bool squared) {
+  const Arguments arguments =
+      checked({input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing});
+  Problem problem = make_problem(arguments, Task::kStatistics);
+  problem.squared = squared;
+  const Totals totals = run_checked(problem, arguments);
+  std::vector<Tensor> sums;
+  for (int64_t statistic = 0; statistic < 3; ++statistic) {
+    const std::vector<int64_t> shape{problem.images, problem.classes};
+    sums.push_back(torch::stable::new_empty(input, shape, ScalarType::Double));
+    double* to = static_cast<double*>(sums.back().mutable_data_ptr());
+    for (int64_t image = 0; image < problem.images; ++image) {
+      const double* from = totals.statistics.data() + (image * 3 + statistic) * problem.classes;
+      std::copy_n(from, problem.classes, to + image * problem.classes);
+    }
+  }
+  return {sums[0], sums[1], sums[2], scalar(input, totals.numerator), scalar(input, totals.denominator)};
+}
+
+Tensor statistics_backward(Tensor input, Tensor target, std::optional<Tensor> weight, std::optional<Tensor> pixel_weight,
+                           Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator, Scales scale_factors,
+                           bool align_corners, int64_t ignore_index, double label_smoothing, bool squared) {
+  const Arguments arguments =
+      checked({input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing});
+  Problem problem = make_problem(arguments, Task::kStatisticsGradient);
+  const int64_t count = problem.images * problem.classes;
+  const std::vector<float> intersection = to_float(grad_intersection, count, 1.0, "grad_intersection");
+  const std::vector<float> prediction = to_float(grad_prediction, count, squared ? 2.0 : 1.0, "grad_prediction");
+  problem.squared = squared;
+  problem.grad_intersection = intersection.data();
+  problem.grad_prediction = prediction.data();
+  problem.grad_numerator = to_float(grad_numerator, 1, 1.0, "grad_numerator")[0];
+  Tensor gradient = zero_gradient(input);
+  want_gradient(problem, gradient);
+  run_checked(problem, arguments);
+  return gradient;
+}
+
+}  // namespace
+}  // namespace upsample_cross_entropy
+
+STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
+  m.impl("_upsample_cross_entropy_sums", TORCH_BOX(&upsample_cross_entropy::sums));
+  m.impl("_upsample_cross_entropy_pixels", TORCH_BOX(&upsample_cross_entropy::pixels));
+  m.impl("_upsample_cross_entropy_pixels_backward", TORCH_BOX(&upsample_cross_entropy::pixels_backward));
+  m.impl("_upsample_softmax_statistics", TORCH_BOX(&upsample_cross_entropy::statistics));
+  m.impl("_upsample_softmax_statistics_backward", TORCH_BOX(&upsample_cross_entropy::statistics_backward));
+}

@@ -1,0 +1,126 @@
+// One call of the op as plain pointers, and the scratch of one thread.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "fastseg/bilinear.h"
+#include "fastseg/pixel_tile.h"
+#include "plan.h"
+
+namespace upsample_cross_entropy {
+
+using fastseg::LabelView;
+using fastseg::Scratch;
+
+constexpr int kBandRows = 8;  // output rows of one source cell that are swept together
+
+enum class Task {
+  kLoss,                // the cross-entropy: its sums, or every pixel's loss
+  kGradient,            // d cross-entropy / d input, and the sums
+  kStatistics,          // Dice statistics and the sums of the cross-entropy
+  kStatisticsGradient,  // d (a function of all those) / d input
+};
+
+constexpr bool wants_gradient(Task task) { return task == Task::kGradient || task == Task::kStatisticsGradient; }
+constexpr bool wants_dice(Task task) { return task == Task::kStatistics || task == Task::kStatisticsGradient; }
+
+// Strides in elements of an [N, C, h, w] tensor.
+struct Strides {
+  int64_t image, channel, row, column;
+};
+
+struct Problem {
+  Task task;
+  bool squared = true;  // Dice: sum p^2 rather than sum p
+  int64_t images, classes;
+  BilinearAxis vertical, horizontal;
+  Plan plan;
+
+  // Writes row `row` of image `image`, all classes, to padded[c * stride + x].
+  void (*read_row)(const Problem& problem, int64_t image, int64_t row, float* padded, int64_t stride);
+  const void* input;  // [N, C, h, w]
+  Strides input_strides;
+
+  LabelView labels;                      // [N, H, W]
+  const float* class_weight = nullptr;   // [C] or null
+  const float* pixel_weight = nullptr;   // [N, H, W] or null
+  float label_smoothing = 0;
+  float class_weight_sum = 0;            // C where class_weight is null
+
+  const float* grad_losses = nullptr;    // [N, H, W] or null, which stands for grad_numerator everywhere
+  int64_t grad_losses_strides[3] = {};
+  float grad_numerator = 1;
+  const float* grad_intersection = nullptr;  // [N, C]
+  const float* grad_prediction = nullptr;    // [N, C], already times 2 when squared
+
+  float* losses = nullptr;    // [N, H, W] or null
+  float* gradient = nullptr;  // [N, C, h, w], zeros at first
+  Strides gradient_strides{};
+
+  int64_t source_height() const { return vertical.source_size; }
+  int64_t source_width() const { return horizontal.source_size; }
+  int64_t height() const { return vertical.output_size; }
+  int64_t width() const { return horizontal.output_size; }
+  bool plain() const { return !class_weight && !pixel_weight && !grad_losses && label_smoothing == 0; }
+
+  // Floats of one padded source row of one class: the row between copies of its ends, and room for the last block.
+  int64_t row_stride() const {
+    const int64_t vectors = ceil_divide(source_width() + 2, kLanes) + 2;
+    return (vectors | 1) * kLanes;  // odd: rows of different classes do not compete for the same cache sets
+  }
+};
+
+// What is known of the pixels of one block in one output row, all [steps][16].
+struct alignas(64) PixelTile {
+  f32x16 through[kMostSteps];  // gradient: coefficient of every probability, 0 where ignored
+  f32x16 target[kMostSteps];   // gradient: coefficient of the label's one
+  f32x16 target_right[kMostSteps];  // target times the fraction
+  f32x16 smooth[kMostSteps];   // gradient: coefficient of the class weights, label smoothing only
+  f32x16 sum[kMostSteps];      // of e^(logit - normaliser) over the classes
+  f32x16 picked[kMostSteps];   // logit of the label - normaliser
+  f32x16 norm[kMostSteps];     // normaliser: no smaller than any logit, or close below the largest
+  f32x16 dice[kMostSteps];     // sum_c h_c e_c, then the label's extra gradient
+  f32x16 inverse[kMostSteps];  // factor that makes exponentials into probabilities (or their gradients)
+  i32x16 label[kMostSteps];    // -1 where ignored or no pixel
+  int32_t lowest, highest;     // range of the labels; highest is -1 if there is none
+};
+
+// Scratch of one thread. Rows are padded: index q holds source column q - 1.
+struct Workspace {
+  explicit Workspace(const Problem& problem)
+      : stride(problem.row_stride()),
+        rows(4 * problem.classes * stride),
+        logits(2 * kLanes * problem.classes),
+        accumulators(wants_gradient(problem.task) ? 4 * kLanes * problem.classes : 0),
+        statistics(problem.task == Task::kStatistics ? 2 * kLanes * problem.classes : 0),
+        labels(kBandRows * (problem.width() + 1)) {
+    const int64_t size = problem.classes * stride;
+    std::fill_n(rows.get(), 4 * size, 0.0f);
+    upper = rows.get();
+    lower = upper + size;
+    gradient_upper = lower + size;
+    gradient_lower = gradient_upper + size;
+    intersection = statistics.get();
+    prediction = intersection + kLanes * problem.classes;
+  }
+
+  int64_t stride;
+  Scratch<float> rows;
+  Scratch<float> logits;        // [C][2][16]: ends of the cells, vertically interpolated; then start and ratio
+  Scratch<float> accumulators;  // [C][4][16]: gradients of the corners: upper left, upper right, lower left, lower right
+  Scratch<float> statistics;
+  Scratch<int32_t> labels;      // [kBandRows][W + 1], the last of a row is -1
+  PixelTile tile;
+
+  float* upper;           // [C][stride] source row above the output rows
+  float* lower;           // [C][stride] source row below them
+  float* gradient_upper;  // [C][stride]
+  float* gradient_lower;  // [C][stride]
+  float* intersection;    // [C][16] sum of p y
+  float* prediction;      // [C][16] sum of p^2 or p
+  double numerator = 0, denominator = 0;
+  std::vector<double> truth;  // [C] pixels of the current image, Dice only
+};
+
+}  // namespace upsample_cross_entropy

@@ -1,0 +1,110 @@
+// Source rows on their way in (padded, widened to float) and their gradients on the way out.
+#pragma once
+
+#include <utility>
+
+#include "problem.h"
+
+namespace upsample_cross_entropy {
+
+// Row `row` of every class to padded[c * stride + 0 ... w + 1].
+template <typename scalar_t>
+void read_padded_row(const Problem& problem, int64_t image, int64_t row, float* padded, int64_t stride) {
+  const Strides& strides = problem.input_strides;
+  const scalar_t* from = static_cast<const scalar_t*>(problem.input) + image * strides.image + row * strides.row;
+  const int64_t width = problem.source_width();
+  if (strides.column == 1) {
+    for (int64_t c = 0; c < problem.classes; ++c) {
+      fastseg::detail::widen(from + c * strides.channel, padded + c * stride + 1, width);
+    }
+  } else {
+    for (int64_t x = 0; x < width; ++x) {
+      for (int64_t c = 0; c < problem.classes; ++c) {
+        padded[c * stride + 1 + x] = static_cast<float>(from[c * strides.channel + x * strides.column]);
+      }
+    }
+  }
+  for (int64_t c = 0; c < problem.classes; ++c) {
+    float* line = padded + c * stride;
+    // Left of the first column torch takes 1 * column 0 + 0 * column 1: the same number, unless one is infinite or NaN.
+    line[0] = line[1] + 0.0f * line[width > 1 ? 2 : 1];
+    line[width + 1] = line[width];
+  }
+}
+
+// Reads the two source rows of vertical cell `cell`; `adjacent`: the cell before it is what `work` holds.
+inline void read_rows(const Problem& problem, Workspace& work, int64_t image, int64_t cell, bool adjacent) {
+  const BilinearAxis& axis = problem.vertical;
+  if (adjacent) {
+    std::swap(work.upper, work.lower);
+  } else {
+    problem.read_row(problem, image, axis.left(cell), work.upper, work.stride);
+  }
+  problem.read_row(problem, image, axis.right(cell), work.lower, work.stride);
+  if (cell > 0 || axis.source_size == 1) return;
+  // Above the first row, likewise 1 * row 0 + 0 * row 1.
+  problem.read_row(problem, image, 1, work.lower, work.stride);
+  for (int64_t i = 0; i < problem.classes * work.stride; ++i) work.upper[i] += 0.0f * work.lower[i];
+  problem.read_row(problem, image, 0, work.lower, work.stride);
+}
+
+// Where one thread's slice of the output rows sends the gradients of source rows. Rows that a neighbouring slice may
+// share, those of the slice's first and last cell, are kept apart and added at the end, slice after slice: the result
+// does not depend on which thread comes first.
+class GradientRows {
+ public:
+  void open(const Problem& problem, int64_t first_image, int64_t first_cell, int64_t last_image, int64_t last_cell) {
+    const BilinearAxis& axis = problem.vertical;
+    const int64_t height = problem.source_height();
+    for (int64_t row : {first_image * height + axis.left(first_cell), first_image * height + axis.right(first_cell),
+                        last_image * height + axis.left(last_cell), last_image * height + axis.right(last_cell)}) {
+      if (std::find(shared_.begin(), shared_.end(), row) == shared_.end()) shared_.push_back(row);
+    }
+    kept_.assign(shared_.size() * row_size(problem), 0.0f);
+  }
+
+  // Adds padded[C][stride] to the gradient of a source row.
+  void add(const Problem& problem, int64_t image, int64_t row, const float* padded, int64_t stride) {
+    const int64_t width = problem.source_width();
+    const auto found = std::find(shared_.begin(), shared_.end(), image * problem.source_height() + row);
+    float* to = problem.gradient + image * problem.gradient_strides.image + row * problem.gradient_strides.row;
+    int64_t channel = problem.gradient_strides.channel, column = problem.gradient_strides.column;
+    if (found != shared_.end()) {
+      to = kept_.data() + (found - shared_.begin()) * row_size(problem);
+      channel = width;
+      column = 1;
+    }
+    for (int64_t c = 0; c < problem.classes; ++c) {
+      const float* line = padded + c * stride;
+      float* target = to + c * channel;
+      if (column == 1) {
+        for (int64_t x = 0; x < width; ++x) target[x] += line[x + 1];
+      } else {
+        for (int64_t x = 0; x < width; ++x) target[x * column] += line[x + 1];
+      }
+      target[0] += line[0];
+      target[(width - 1) * column] += line[width + 1];
+    }
+  }
+
+  void add_kept(const Problem& problem) const {
+    const int64_t width = problem.source_width();
+    const Strides& strides = problem.gradient_strides;
+    const float* from = kept_.data();
+    for (int64_t shared : shared_) {
+      const int64_t image = shared / problem.source_height(), row = shared % problem.source_height();
+      for (int64_t c = 0; c < problem.classes; ++c) {
+        float* to = problem.gradient + image * strides.image + c * strides.channel + row * strides.row;
+        for (int64_t x = 0; x < width; ++x) to[x * strides.column] += *from++;
+      }
+    }
+  }
+
+ private:
+  static int64_t row_size(const Problem& problem) { return problem.classes * problem.source_width(); }
+
+  std::vector<int64_t> shared_;  // image * h + row
+  std::vector<float> kept_;      // [rows of shared_][C][w]
+};
+
+}  // namespace upsample_cross_entropy

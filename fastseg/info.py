@@ -1,14 +1,19 @@
-"""What is built, what runs where, and why anything is missing: `python -m fastseg.info`."""
+"""What is built, what runs where, and why anything is missing: `python -m fastseg.info`.
+
+`python -m fastseg.info --write README.md` renews the op x backend table of the README.
+"""
 
 import importlib.util
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
 import fastseg.ops  # noqa: F401  fills the registry
 from fastseg import _library
-from fastseg._op import BACKEND_NAMES, REGISTRY, NativeOp
+from fastseg._op import BACKEND_NAMES, REGISTRY, NativeOp, Op
 
 
 def explain(op: str, *args, backend: str = "auto") -> str:
@@ -43,9 +48,15 @@ def table() -> list[dict[str, str]]:
 
 
 def markdown_table() -> str:
-    """The op x backend table of the README."""
+    """The README's table: per module of `fastseg.ops` its public functions and the dtypes each backend takes."""
+    functions: dict[str, list[str]] = {}
+    for name in fastseg.ops.__all__:
+        functions.setdefault(getattr(fastseg.ops, name).__module__, []).append(f"`{name}`")
     lines = ["| op | " + " | ".join(BACKEND_NAMES) + " |", "|---" * (len(BACKEND_NAMES) + 1) + "|"]
-    lines += ["| " + " | ".join(f"`{cell}`" if i == 0 else cell for i, cell in enumerate(row.values())) + " |" for row in table()]
+    for module, names in functions.items():
+        ops = [op for op in vars(sys.modules[module]).values() if isinstance(op, Op) and not op.name.endswith("_backward")]
+        cells = [_dtypes(ops[0], name, built_only=False) for name in BACKEND_NAMES]
+        lines.append(f"| {', '.join(names)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -53,19 +64,33 @@ _SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", 
           torch.int64: "int64", torch.int32: "int32", torch.uint8: "uint8", torch.bool: "bool"}
 
 
-def _dtypes(op, name: str) -> str:
+def _dtypes(op, name: str, built_only: bool = True) -> str:
     entries = [backend for backend in op.backends if backend.name == name]
     if not entries:
         return "-"
     backend = entries[0]
-    if isinstance(backend.run, NativeOp) and _library.missing(name) is None:
+    if built_only and isinstance(backend.run, NativeOp) and _library.missing(name) is None:
         key = "CUDA" if name == "cuda" else "CPU"
         if backend.run.missing(key):
             return "not in the loaded library"
     return "any" if backend.dtypes is None else " ".join(_SHORT[dtype] for dtype in backend.dtypes)
 
 
+README_MARKERS = "<!-- ops -->\n", "<!-- /ops -->"
+
+
+def with_table(text: str) -> str:
+    """`text` with the op x backend table between its markers."""
+    start, end = README_MARKERS
+    before, _, rest = text.partition(start)
+    return before + start + markdown_table() + "\n" + end + rest.partition(end)[2]
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--write"]:
+        path = Path(sys.argv[2])
+        path.write_text(with_table(path.read_text()))
+        return
     for name, value in versions().items():
         print(f"{name:>12}  {value}")
     print(f"{'CPU library':>12}  {_library.CPU_LEVEL or 'none'}")

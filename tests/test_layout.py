@@ -52,6 +52,11 @@ def test_every_op_of_the_registry_has_a_reference():
         assert op.backends[-1].name == "reference", f"{op.name}: the last backend of the table must be the reference"
 
 
+def test_the_readme_shows_the_table_of_ops():
+    text = (ROOT / "README.md").read_text()
+    assert fastseg.info.with_table(text) == text, "run `python -m fastseg.info --write README.md`"
+
+
 def test_files_stay_short():
     endings = {".py", ".cpp", ".cu", ".h", ".cuh"}
     folders = ("fastseg", "kernels", "csrc", "benchmarks", "tests", "examples")

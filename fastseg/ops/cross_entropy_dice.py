@@ -4,10 +4,14 @@
     dice[n, c]     = (2 I + smooth) / (P + T + smooth),  I = sum_V p y,  P = sum_V p^2 or p,  T = sum_V y
     cross_entropy  = sum_V w_y (logsumexp(z) - z_y) / sum_V w_y                         (label smoothing as in torch)
 
-The op `softmax_statistics` reads the logits once and gives I, P, T and the two sums of the cross-entropy; the losses are
-arithmetic on those few numbers, which autograd differentiates. `softmax_statistics_backward` turns the gradients of the
-statistics into the gradient of the logits in one pass:  dz = p (h - sum_k p_k h_k) + cross-entropy part,
-h = 2 p dP (or dP) + y dI. It computes the softmax again: a stored fp32 logsumexp would lose digits of large logits. Sources: V-Net (squared Dice), torch.nn.functional.cross_entropy.
+The op `softmax_statistics` reads the logits once and gives I, P, T and the two sums of the cross-entropy; the losses
+are arithmetic on those few numbers, which autograd differentiates. `softmax_statistics_backward` turns the gradients
+of the statistics into the gradient of the logits in one pass:
+
+    dz = p (h - sum_k p_k h_k) + cross-entropy part,  h = 2 p dP (or dP) + y dI
+
+It computes the softmax again: a stored fp32 logsumexp would lose digits of large logits. Sources: V-Net (squared Dice),
+torch.nn.functional.cross_entropy.
 """
 
 import torch
@@ -55,7 +59,8 @@ def check(input, target, weight, pixel_weight, ignore_index, label_smoothing, sq
     images, classes, pixels = input.shape
     _check.shape(name, "target", target, (images, pixels))
     _check.same_device(name, "target", target, "input", input)
-    for argument, value, shape in (("weight", weight, (classes,)), ("pixel_weight", pixel_weight, (images, pixels))):
+    constants = ("weight", weight, (classes,)), ("pixel_weight", pixel_weight, (images, pixels))
+    for argument, value, shape in constants:
         if value is not None:
             _check.dtype(name, argument, value, (accumulator(input),))
             _check.shape(name, argument, value, shape)

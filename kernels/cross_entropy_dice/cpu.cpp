@@ -5,40 +5,14 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "cross_entropy_dice/gradient.h"
+#include "cross_entropy_dice/softmax_tile.h"
 #include "fastseg/arguments.h"
-#include "fastseg/pixel_tile.h"
 
 namespace {
 
 using namespace fastseg;
-
-// One call, its tensors as pointers. accumulate_t is float, double for fp64.
-template <typename scalar_t>
-struct Problem {
-  using accumulate_t = simd::accumulate<scalar_t>;
-  int64_t images, classes, pixels;   // N, C, P
-  PixelView<const scalar_t> logits;  // [N, C, P]
-  LabelView labels;                  // [N, P]
-  const accumulate_t* class_weight;  // [C] or null
-  const accumulate_t* pixel_weight;  // [N, P] or null
-  double label_smoothing;
-  bool squared;
-
-  accumulate_t weight_of(int64_t c) const { return class_weight ? class_weight[c] : accumulate_t(1); }
-  accumulate_t weight_total() const {
-    double total = 0;
-    for (int64_t c = 0; c < classes; ++c) total += weight_of(c);
-    return static_cast<accumulate_t>(total);
-  }
-};
-
-// The gradients of the statistics, in the accumulator type.
-template <typename accumulate_t>
-struct Coefficients {
-  std::vector<accumulate_t> intersection;  // [N, C]
-  std::vector<accumulate_t> prediction;    // [N, C]; twice the gradient for the squared form
-  accumulate_t numerator;
-};
+using namespace softmax_statistics;
 
 // What a slice of the tiles adds up. `first_image` is the image of row 0.
 struct Sums {
@@ -46,94 +20,6 @@ struct Sums {
   std::vector<double> intersection, prediction, truth;  // [images of the slice, C]
   double numerator = 0, denominator = 0;
   bool labels_in_range = true;
-};
-
-// The softmax of one tile at a time, with the numbers both passes need per pixel.
-template <typename scalar_t>
-class SoftmaxTile {
- public:
-  using accumulate_t = simd::accumulate<scalar_t>;
-  using vector_t = simd::vec<accumulate_t>;
-  using mask_t = typename simd::vector_of<accumulate_t>::mask;
-
-  SoftmaxTile(const Problem<scalar_t>& problem, PixelView<scalar_t> gradient)
-      : problem(problem),
-        access(problem.logits, gradient, problem.classes),
-        pixels(access.tile()),
-        rows(access.rows()),
-        stride(access.row_stride()),
-        values_(7 * pixels),
-        label_values_(pixels),
-        labels(label_values_.get()) {
-    accumulate_t* next = values_.get();
-    for (accumulate_t** array : {&maximum, &sum, &inverse, &extra, &share, &target_weight, &behind}) {
-      *array = next;
-      next += pixels;
-    }
-  }
-
-  // Labels and weights of the tile; false if a label is out of range.
-  bool load_pixels(int64_t position, int count) {
-    const bool in_range = load_labels(problem.labels, position, count, pixels, labels);
-    for (int i = 0; i < pixels; ++i) {
-      const bool valid = labels[i] >= 0;
-      share[i] = valid ? accumulate_t(1) : accumulate_t(0);
-      target_weight[i] = valid ? problem.weight_of(labels[i]) : accumulate_t(0);
-    }
-    for (int i = 0; problem.pixel_weight && i < count; ++i) {
-      if (labels[i] >= 0) share[i] = problem.pixel_weight[position + i];
-    }
-    return in_range;
-  }
-
-  // inverse[i] = 1 / sum[i]; 0 for ignored pixels, whose exponentials, should they be NaN, are wiped out.
-  void invert_sums() {
-    for (int i = 0; i < pixels; i += kLanes) {
-      const mask_t valid = is_valid(i);
-      const vector_t total = simd::load(sum + i);
-      simd::store(inverse + i, valid ? accumulate_t(1) / total : vector_t{});
-      if (!simd::any(~valid & (total != total))) continue;
-      for (int lane = i; lane < i + kLanes; ++lane) {
-        for (int64_t c = 0; labels[lane] < 0 && c < problem.classes; ++c) rows[c * stride + lane] = 0;
-      }
-    }
-  }
-
-  FASTSEG_INLINE mask_t is_valid(int i) const {
-    return __builtin_convertvector(simd::load(labels + i) >= simd::splat(int32_t(0)), mask_t);
-  }
-  FASTSEG_INLINE mask_t is_label(int64_t c, int i) const {
-    return __builtin_convertvector(simd::load(labels + i) == simd::splat(static_cast<int32_t>(c)), mask_t);
-  }
-
-  // The one class of 16 pixels (ignored ones apart), -1 if they are of several or all ignored.
-  FASTSEG_INLINE int32_t common_label(int i) const {
-    int32_t largest = -1;
-    for (int lane = i; lane < i + kLanes; ++lane) largest = std::max(largest, labels[lane]);
-    bool common = true;
-    for (int lane = i; lane < i + kLanes; ++lane) common &= (labels[lane] == largest) | (labels[lane] < 0);
-    return common ? largest : -1;
-  }
-
-  const Problem<scalar_t>& problem;
-  TileAccess<scalar_t> access;
-  const int pixels;         // T
-  accumulate_t* const rows;  // exponentials [C, T], rows `stride` apart
-  const int64_t stride;
-  accumulate_t* maximum;        // [T] largest logit
-  accumulate_t* sum;            // [T] of the exponentials
-  accumulate_t* inverse;        // [T] 1 / sum, 0 where ignored
-  accumulate_t* extra;          // [T] forward: sum of w_c (logit_c - maximum); backward: sum of p_c h_c
-  accumulate_t* share;          // [T] pixel weight, 0 where ignored
-  accumulate_t* target_weight;  // [T] class weight of the label, 0 where ignored
-  accumulate_t* behind;         // [T] maximum - logit of the label
-
- private:
-  Scratch<accumulate_t> values_;
-  Scratch<int32_t> label_values_;
-
- public:
-  int32_t* const labels;  // [T], -1 where ignored
 };
 
 // --- forward ---
@@ -176,7 +62,11 @@ class Forward {
   void add_tile(const tile_t& tile) {
     SoftmaxTile<scalar_t>& s = softmax_;
     tile_maximum(tile, problem_.classes, s.pixels, s.maximum);
-    for (int i = 0; i < s.pixels; ++i) s.behind[i] = s.maximum[i] - tile.at(std::max(s.labels[i], 0), i);
+    for (int i = 0; i < s.pixels; i += kLanes) {
+      const vector_t logit = s.of_label(
+          i, [&](int64_t c) { return tile.load(c, i); }, [&](int64_t c, int k) { return tile.at(c, k); });
+      simd::store(s.behind + i, simd::load(s.maximum + i) - logit);
+    }
     if (smoothing_ != 0) {
       std::fill(s.extra, s.extra + s.pixels, accumulate_t(0));
       tile_softmax(tile, problem_.classes, s.pixels, s.rows, s.stride, s.maximum, s.sum,
@@ -230,7 +120,7 @@ class Forward {
 
   void add_intersections() {
     for (int i = 0; i < softmax_.pixels; i += kLanes) {
-      const int32_t common = softmax_.common_label(i);
+      const int32_t common = softmax_.common_label[i / kLanes];
       if (common >= 0) {
         const vector_t p = simd::load(softmax_.rows + common * softmax_.stride + i) * simd::load(softmax_.inverse + i);
         add_lanes(intersection_, common, p);
@@ -269,145 +159,6 @@ class Forward {
   accumulate_t smoothing_;     // label_smoothing / C
   accumulate_t weight_total_;  // W, sum of the class weights
   Sums sums_;
-};
-
-// --- backward ---
-
-template <typename scalar_t>
-class Backward {
- public:
-  using accumulate_t = simd::accumulate<scalar_t>;
-  using vector_t = simd::vec<accumulate_t>;
-
-  using Wide = simd::f64x16;
-
-  Backward(const Problem<scalar_t>& problem, PixelView<scalar_t> gradient, const Coefficients<accumulate_t>& coefficients)
-      : problem_(problem),
-        coefficients_(coefficients),
-        softmax_(problem, gradient),
-        at_label_(softmax_.pixels),
-        target_(softmax_.pixels),
-        smoothing_(static_cast<accumulate_t>(problem.label_smoothing / problem.classes)),
-        weight_total_(problem.weight_total()) {}
-
-  bool run(int64_t begin, int64_t end) {
-    bool labels_in_range = true;
-    for_each_tile(begin, end, problem_.pixels, softmax_.pixels, [&](int64_t image, int64_t first, int count) {
-      labels_in_range &= softmax_.load_pixels(image * problem_.pixels + first, count);
-      const accumulate_t* prediction = coefficients_.prediction.data() + image * problem_.classes;
-      const accumulate_t* intersection = coefficients_.intersection.data() + image * problem_.classes;
-      softmax_.access.visit(image, first, count, [&](const auto& tile) {
-        tile_maximum(tile, problem_.classes, softmax_.pixels, softmax_.maximum);
-        if (problem_.squared) {
-          differentiate<true>(tile, prediction, intersection);
-        } else {
-          differentiate<false>(tile, prediction, intersection);
-        }
-      });
-    });
-    return labels_in_range;
-  }
-
- private:
-  template <bool squared, typename tile_t>
-  void differentiate(const tile_t& tile, const accumulate_t* prediction, const accumulate_t* intersection) {
-    exponentials<squared>(tile, prediction);
-    softmax_.invert_sums();
-    pixel_factors<squared>(intersection);
-    if (smoothing_ != 0) {
-      write_gradient<squared, true>(tile, prediction);
-    } else {
-      write_gradient<squared, false>(tile, prediction);
-    }
-  }
-
-  // rows = e^(z - maximum), sum = their sum, extra = sum_c dP_c e_c^2 (or e_c): all of one read of the tile.
-  template <bool squared, typename tile_t>
-  void exponentials(const tile_t& tile, const accumulate_t* prediction) {
-    for_each_group(softmax_.pixels, [&](int first, auto vectors) {
-      vector_t largest[vectors], total[vectors], dot[vectors];
-      for (int v = 0; v < vectors; ++v) {
-        largest[v] = simd::load(softmax_.maximum + first + v * kLanes);
-        total[v] = dot[v] = vector_t{};
-      }
-      for (int64_t c = 0; c < problem_.classes; ++c) {
-        const accumulate_t factor = prediction[c];
-        for (int v = 0; v < vectors; ++v) {
-          const int i = first + v * kLanes;
-          const vector_t e = simd::exp(tile.load(c, i) - largest[v]);
-          total[v] += e;
-          dot[v] += squared ? factor * e * e : factor * e;
-          simd::store(softmax_.rows + c * softmax_.stride + i, e);
-        }
-      }
-      for (int v = 0; v < vectors; ++v) {
-        simd::store(softmax_.sum + first + v * kLanes, total[v]);
-        simd::store(softmax_.extra + first + v * kLanes, dot[v]);
-      }
-    });
-  }
-
-  // gradient_c = p_c (dP_c p_c + (c = label ? at_label : extra)) + target (p_c - [c = label]) + behind (p_c W - w_c)
-  // for the four numbers set here; the terms are kept apart because each cancels within itself.
-  template <bool squared>
-  void pixel_factors(const accumulate_t* intersection) {
-    const accumulate_t plain = static_cast<accumulate_t>(1 - problem_.label_smoothing);
-    for (int i = 0; i < softmax_.pixels; ++i) {
-      const int32_t label = softmax_.labels[i];
-      target_.get()[i] = softmax_.rows[std::max(label, 0) * softmax_.stride + i];
-      at_label_.get()[i] = label < 0 ? accumulate_t(0) : intersection[label];
-    }
-    // In fp64, which costs little per pixel: the dot product cancels against the largest terms of the gradient.
-    for (int i = 0; i < softmax_.pixels; i += kLanes) {
-      const Wide rough = wide(simd::load(softmax_.inverse + i));
-      const Wide inverse = rough * (2.0 - wide(simd::load(softmax_.sum + i)) * rough);  // one Newton step
-      const Wide at_label = wide(simd::load(at_label_.get() + i));
-      Wide dot = wide(simd::load(softmax_.extra + i)) * inverse;
-      if (squared) dot *= inverse;
-      dot += wide(simd::load(target_.get() + i)) * inverse * at_label;
-      // (no 0 * inf when nothing is valid and the mean divides by 0)
-      const vector_t share = simd::load(softmax_.share + i);
-      const vector_t scale = softmax_.is_valid(i) ? share * coefficients_.numerator : vector_t{};
-      simd::store(at_label_.get() + i, __builtin_convertvector(at_label - dot, vector_t));
-      simd::store(softmax_.extra + i, softmax_.is_valid(i) ? __builtin_convertvector(-dot, vector_t) : vector_t{});
-      simd::store(target_.get() + i, plain * simd::load(softmax_.target_weight + i) * scale);
-      simd::store(softmax_.behind + i, smoothing_ * scale);
-    }
-  }
-
-  FASTSEG_INLINE static Wide wide(vector_t lanes) { return __builtin_convertvector(lanes, Wide); }
-
-  template <bool squared, bool smoothed, typename tile_t>
-  void write_gradient(const tile_t& tile, const accumulate_t* prediction) {
-    for_each_group(softmax_.pixels, [&](int first, auto vectors) {
-      vector_t inverse[vectors], minus_dot[vectors];
-      for (int v = 0; v < vectors; ++v) {
-        inverse[v] = simd::load(softmax_.inverse + first + v * kLanes);
-        minus_dot[v] = simd::load(softmax_.extra + first + v * kLanes);
-      }
-      for (int64_t c = 0; c < problem_.classes; ++c) {
-        const accumulate_t weight = smoothed ? problem_.weight_of(c) : accumulate_t(0);
-        for (int v = 0; v < vectors; ++v) {
-          const int i = first + v * kLanes;
-          const auto is_label = softmax_.is_label(c, i);
-          const vector_t p = simd::load(softmax_.rows + c * softmax_.stride + i) * inverse[v];
-          const vector_t base = is_label ? simd::load(at_label_.get() + i) : minus_dot[v];
-          const vector_t of_p = base + (squared ? prediction[c] * p : simd::splat(prediction[c]));
-          vector_t gradient = p * of_p + simd::load(target_.get() + i) * (is_label ? p - 1 : p);
-          if (smoothed) gradient += simd::load(softmax_.behind + i) * (p * weight_total_ - weight);
-          tile.store(c, i, gradient);
-        }
-      }
-    });
-  }
-
-  const Problem<scalar_t>& problem_;
-  const Coefficients<accumulate_t>& coefficients_;
-  SoftmaxTile<scalar_t> softmax_;
-  Scratch<accumulate_t> at_label_;  // [T] dI of the label, less the dot product
-  Scratch<accumulate_t> target_;    // [T] weight of the pixel's cross-entropy, 0 where ignored
-  accumulate_t smoothing_;          // label_smoothing / C
-  accumulate_t weight_total_;       // W, sum of the class weights
 };
 
 // --- entry points ---

@@ -49,7 +49,8 @@ CONTRACTS = [
             case("gamma_zero", 7, gamma=0, reduction="mean"),
             case("gamma_half", 7, gamma=0.5, alpha=1.0),
             case("gamma_three", 4, 30, gamma=3.0, reduction="sum"),
-            Case("soft_targets", lambda make: dict(inputs=make.floating(4, 30), targets=make.constant(4, 30, low=0, high=1))),
+            Case("soft_targets", lambda make: dict(inputs=make.floating(4, 30),
+                                                   targets=make.constant(4, 30, low=0, high=1))),
             case("long", 3, 577, small=False),
             case("scalar"),
         ],
@@ -90,7 +91,9 @@ def test_confident_logits_keep_their_digits():
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    values=st.lists(st.floats(-100, 100, width=32) | st.sampled_from([math.inf, -math.inf, math.nan, 0.0, -0.0]), max_size=70),
+    values=st.lists(
+        st.floats(-100, 100, width=32) | st.sampled_from([math.inf, -math.inf, math.nan, 0.0, -0.0]), max_size=70
+    ),
     gamma=st.sampled_from([0.0, 1.0, 2.0, 2.5]),
     alpha=st.sampled_from([-1.0, 0.0, 0.25]),
     positive=st.booleans(),

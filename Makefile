@@ -7,15 +7,18 @@ PYTHON ?= $(VENV)/bin/python
 PACKAGES := torch triton numpy setuptools wheel cmake ninja pytest pytest-benchmark pytest-xdist hypothesis \
 	scikit-learn scikit-image pillow tqdm
 
-.PHONY: demo test build bench gpu-check info clean
+.PHONY: demo test build build-all bench gpu-check info clean
 
 demo: build
 	$(PYTHON) -m examples.digits $(ARGS)
 
-test: build
+test: build-all
 	bash tests/run_all.sh $(PYTHON)
 
-build: $(VENV)/.built
+# build: the instruction level of this machine; build-all: every level, as `pip install` builds them.
+build: $(VENV)/.built-native
+
+build-all: $(VENV)/.built-all
 
 info: build
 	$(PYTHON) -m fastseg.info
@@ -33,10 +36,16 @@ $(VENV)/.packages: constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt $(PACKAGES)
 	touch $@
 
-$(VENV)/.built: $(VENV)/.packages setup.py CMakeLists.txt pyproject.toml $(wildcard kernels/*/*.cpp kernels/*/*.h kernels/*/*.cu) \
-		$(wildcard csrc/*/*)
-	$(VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+SOURCES := setup.py CMakeLists.txt pyproject.toml $(wildcard kernels/*/*.cpp kernels/*/*.h kernels/*/*.cu csrc/*/*)
+INSTALL = $(VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+
+$(VENV)/.built-native: $(VENV)/.packages $(SOURCES)
+	FASTSEG_LEVELS=native $(INSTALL)
 	touch $@
+
+$(VENV)/.built-all: $(VENV)/.packages $(SOURCES)
+	$(INSTALL)
+	touch $@ $(VENV)/.built-native
 
 clean:
 	rm -rf build $(VENV) fastseg/*.so *.egg-info

@@ -1,6 +1,7 @@
 """Builds every shared library of fastseg by one CMake + Ninja run; see CMakeLists.txt for what is built when.
 
-Environment: FASTSEG_CUDA=AUTO|ON|OFF, FASTSEG_CUDA_ARCHS, FASTSEG_LEVELS (";"-separated), FASTSEG_BUILD_DIR, MAX_JOBS.
+Environment: FASTSEG_CUDA=AUTO|ON|OFF, FASTSEG_CUDA_ARCHS, FASTSEG_LEVELS (";"-separated, or "native": the best one this
+machine runs, a third of the build time), FASTSEG_BUILD_DIR, MAX_JOBS.
 """
 
 import os
@@ -18,7 +19,18 @@ except ImportError:  # setuptools < 70.1
 
 ROOT = Path(__file__).resolve().parent
 LIBRARIES = ("libfastseg_v4", "libfastseg_v3", "libfastseg_base", "libfastseg_cuda")
-CMAKE_OPTIONS = ("FASTSEG_CUDA", "FASTSEG_CUDA_ARCHS", "FASTSEG_LEVELS")
+CMAKE_OPTIONS = ("FASTSEG_CUDA", "FASTSEG_CUDA_ARCHS")
+
+
+def levels_option() -> list[str]:
+    """-DFASTSEG_LEVELS; without the variable CMake builds every level of the platform."""
+    levels = os.environ.get("FASTSEG_LEVELS")
+    if levels == "native":
+        import torch  # not at the top: isolated builds of the sdist need no torch to read this file
+
+        levels = {"AVX512": "v4", "AVX2": "v3"}.get(torch.backends.cpu.get_cpu_capability(), "base")
+    # An earlier configuration of the same build folder must not stay in force: hence the -U.
+    return ["-UFASTSEG_LEVELS"] if levels is None else [f"-DFASTSEG_LEVELS={levels}"]
 
 
 class CMakeBuild(build_ext):
@@ -43,6 +55,7 @@ class CMakeBuild(build_ext):
         configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
                      f"-DPython3_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
         configure += [f"-D{name}={os.environ[name]}" for name in CMAKE_OPTIONS if name in os.environ]
+        configure += levels_option()
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         subprocess.check_call(configure)
         subprocess.check_call(["cmake", "--build", str(build), "-j", jobs])

@@ -110,15 +110,19 @@ class Scenes:
         label[where][opacity > 0.7] = int(self.meanings[pick]) + 1
 
     def _opacity(self, glyph):
-        """The glyph at a random size and angle, smoothly enlarged: ``(side, side)`` in [0, 1], side even."""
+        """The glyph smoothly enlarged, its size, angle, proportions and stroke chosen at random.
+
+        Returns ``(side, side)`` opacities in [0, 1]; side is even.
+        """
         half = CELL / 2 * self.random.uniform(0.75, 1.25)
         side = 2 * math.ceil(half)
         angle = self.random.uniform(-0.4, 0.4)
         cosine, sine = math.cos(angle) * side / 2 / half, math.sin(angle) * side / 2 / half
-        rotation = torch.tensor([[[cosine, sine, 0], [-sine, cosine, 0]]])
-        grid = F.affine_grid(rotation, (1, 1, side, side), align_corners=False)
+        narrower = self.random.uniform(0.9, 1.15)
+        to_glyph = torch.tensor([[[narrower * cosine, narrower * sine, 0], [-sine, cosine, 0]]])
+        grid = F.affine_grid(to_glyph, (1, 1, side, side), align_corners=False)
         enlarged = F.grid_sample(glyph, grid, mode="bicubic", align_corners=False)[0, 0]
-        return ((enlarged - 0.4) / 0.25).clamp(0, 1)
+        return ((enlarged - self.random.uniform(0.2, 0.4)) / 0.25).clamp(0, 1)
 
 
 def normalised(images):

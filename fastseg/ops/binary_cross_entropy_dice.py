@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._op import FLOATING, Backend, Op, native
+from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
+from fastseg._triton import lazy
 from fastseg.kernels.binary_cross_entropy_dice import reference
 from fastseg.ops._binary import in_memory_order
 from fastseg.ops._dice import cross_entropy_dice_of, loss_dtype
@@ -85,6 +86,7 @@ sigmoid_statistics = Op(
     backward=backward,
     backends=[
         Backend("cpu", _forward_native, dtypes=FLOATING),
+        Backend("triton", lazy("binary_cross_entropy_dice.triton", "sigmoid_statistics"), dtypes=FLOATING_GPU),
         Backend("reference", reference.sigmoid_statistics),
     ],
 )
@@ -97,6 +99,7 @@ sigmoid_statistics_backward = Op(
     differentiable=True,
     backends=[
         Backend("cpu", _backward_native, dtypes=FLOATING),
+        Backend("triton", lazy("binary_cross_entropy_dice.triton", "sigmoid_statistics_backward"), dtypes=FLOATING_GPU),
         Backend("reference", reference.sigmoid_statistics_backward),
     ],
 )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._op import FLOATING, Backend, Op, native
+from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
+from fastseg._triton import lazy
 from fastseg.kernels.sigmoid_focal_loss import reference
 from fastseg.ops._binary import in_memory_order, like_memory_order
 from fastseg.ops._dice import loss_dtype
@@ -64,6 +65,7 @@ elementwise = Op(
     backward=backward,
     backends=[
         Backend("cpu", _forward_native, dtypes=FLOATING),
+        Backend("triton", lazy("sigmoid_focal_loss.triton", "forward"), dtypes=FLOATING_GPU),
         Backend("reference", reference.sigmoid_focal_loss),
     ],
 )
@@ -75,6 +77,7 @@ sigmoid_focal_loss_backward = Op(
     differentiable=True,
     backends=[
         Backend("cpu", _backward_native, dtypes=FLOATING),
+        Backend("triton", lazy("sigmoid_focal_loss.triton", "backward"), dtypes=FLOATING_GPU),
         Backend("reference", reference.sigmoid_focal_loss_backward),
     ],
 )

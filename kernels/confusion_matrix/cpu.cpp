@@ -35,22 +35,26 @@ class Histogram {
     counts_.resize(static_cast<size_t>(bins_ + 1) << copies_log2_);  // one bin more, for what is not counted
   }
 
-  // truth, prediction: [count], -1 where there is no class; count is a multiple of 16. Pixels without true
-  // class are not counted. False if a pixel with a true class had no predicted one.
+  // truth, prediction: [count], -1 where there is no class; count is a multiple of 16, at most kBlock. Pixels
+  // without true class are not counted. False if a pixel with a true class had no predicted one.
   bool add(const int32_t* truth, const int32_t* prediction, int count) {
     if (pixels_ > kMostPixels) spill();
     pixels_ += count;
-    const int classes = classes_, copies_log2 = copies_log2_;  // locals, which the increments cannot alias
-    uint32_t* counts = counts_.data();
-    const i32x16 copy = simd::lane_index() & ((1 << copies_log2) - 1);
+    const i32x16 copy = simd::lane_index() & ((1 << copies_log2_) - 1);
+    alignas(64) int32_t slots[kBlock];
     i32x16 unpredicted{};
     for (int i = 0; i < count; i += kLanes) {
       const i32x16 row = simd::load(truth + i), column = simd::load(prediction + i);
       unpredicted |= (row >= 0) & (column < 0);
-      const i32x16 bin = (row | column) < 0 ? simd::splat(classes * classes) : row * classes + column;
-      alignas(64) int32_t slots[kLanes];
-      simd::store(slots, (bin << copies_log2) | copy);
-      for (const int32_t slot : slots) ++counts[slot];
+      const i32x16 bin = (row | column) < 0 ? simd::splat(bins_) : row * classes_ + column;
+      simd::store(slots + i, (bin << copies_log2_) | copy);
+    }
+    uint32_t* counts = counts_.data();
+    for (int i = 0; i < count; i += 2) {
+      uint64_t pair;  // two slots by one load, which with the counters' own loads are what limits this loop
+      std::memcpy(&pair, slots + i, sizeof pair);
+      ++counts[static_cast<uint32_t>(pair)];
+      ++counts[pair >> 32];
     }
     return !simd::any(unpredicted);
   }

@@ -173,7 +173,7 @@ def prediction_slope(slopes, classes, stride, probability, C: tl.constexpr, SQUA
 def finish_statistics_kernel(
     class_sums,  # [N, groups, 3, C] fp32
     pixel_sums,  # [N * groups, 2] fp32
-    statistics,  # [3, N, C] fp64
+    intersection, prediction, truth,  # [N, C] fp64
     numerator, denominator,  # [] fp64
     images, groups, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -187,15 +187,18 @@ def finish_statistics_kernel(
         places = class_sums + (n * groups + group[:, None]) * 3 * C + column[None, :]
         sums = tl.load(places, mask=(group < groups)[:, None] & wanted[None, :], other=0.0)
         totals += tl.sum(sums.to(tl.float64), 0)
-    tl.store(statistics + (column // C * images + n) * C + column % C, totals, mask=wanted)
+    place = n * C + column % C
+    tl.store(intersection + place, totals, mask=wanted & (column // C == 0))
+    tl.store(prediction + place, totals, mask=wanted & (column // C == 1))
+    tl.store(truth + place, totals, mask=wanted & (column // C == 2))
     if tl.program_id(0) + tl.program_id(1) == 0:
         numerators = tl.zeros((ROWS * COLUMNS,), tl.float64)
         denominators = tl.zeros((ROWS * COLUMNS,), tl.float64)
         for start in range(0, images * groups, ROWS * COLUMNS):
-            place = start + tl.arange(0, ROWS * COLUMNS)
-            inside = place < images * groups
-            numerators += tl.load(pixel_sums + 2 * place, mask=inside, other=0.0).to(tl.float64)
-            denominators += tl.load(pixel_sums + 2 * place + 1, mask=inside, other=0.0).to(tl.float64)
+            program = start + tl.arange(0, ROWS * COLUMNS)
+            inside = program < images * groups
+            numerators += tl.load(pixel_sums + 2 * program, mask=inside, other=0.0).to(tl.float64)
+            denominators += tl.load(pixel_sums + 2 * program + 1, mask=inside, other=0.0).to(tl.float64)
         tl.store(numerator, tl.sum(numerators, 0))
         tl.store(denominator, tl.sum(denominators, 0))
 
@@ -303,7 +306,7 @@ def softmax_statistics(input, target, weight, pixel_weight, ignore_index, label_
     groups = triton.cdiv(blocks, turns)
     class_sums = input.new_empty((images, groups, 3, classes), dtype=torch.float32)
     pixel_sums = input.new_empty((images * groups, 2), dtype=torch.float32)
-    statistics = input.new_empty((3, images, classes), dtype=torch.float64)
+    statistics = [input.new_empty((images, classes), dtype=torch.float64) for _ in range(3)]
     numerator, denominator = (input.new_zeros((), dtype=torch.float64) for _ in range(2))
     with on_device_of(input):
         if images * groups:
@@ -314,10 +317,10 @@ def softmax_statistics(input, target, weight, pixel_weight, ignore_index, label_
             )  # fmt: skip
         if images:
             finish_statistics_kernel[(images, triton.cdiv(3 * classes, FINISH_COLUMNS))](
-                class_sums, pixel_sums, statistics, numerator, denominator, images, groups, classes,
+                class_sums, pixel_sums, *statistics, numerator, denominator, images, groups, classes,
                 ROWS=FINISH_ROWS, COLUMNS=FINISH_COLUMNS,
             )  # fmt: skip
-    return *statistics.unbind(0), numerator, denominator
+    return *statistics, numerator, denominator
 
 
 def softmax_statistics_backward(input, target, weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator,
@@ -394,8 +397,8 @@ def aot_cases() -> list[AotCase]:
         _case(backward, "fp32", 19, weights=True, squared=False, label_smoothing=0.1, store_bits=64),
         AotCase(
             "finish", finish_statistics_kernel,
-            dict(class_sums="*fp32", pixel_sums="*fp32", statistics="*fp64", numerator="*fp64", denominator="*fp64",
-                 images="i32", groups="i32", C="i32"),
+            dict(class_sums="*fp32", pixel_sums="*fp32", intersection="*fp64", prediction="*fp64", truth="*fp64",
+                 numerator="*fp64", denominator="*fp64", images="i32", groups="i32", C="i32"),
             dict(ROWS=FINISH_ROWS, COLUMNS=FINISH_COLUMNS),
         ),
     ]  # fmt: skip

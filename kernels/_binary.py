@@ -1,0 +1,16 @@
+"""What the Triton kernels of the sigmoid losses share: the parts of a sigmoid and of its cross-entropy, free of cancellation."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sigmoid_parts(z):
+    """(p, q, below, rest) of logits z: p = sigmoid(z), q = 1 - p, max(-z, 0) and log(1 + e^-|z|); -log p = below + rest."""
+    small = tl.exp2(-tl.abs(z) * 1.4426950408889634)
+    one = 1.0 + small
+    larger = 1.0 / one
+    smaller = small * larger
+    log1p = tl.where(one == 1.0, small, tl.log(one) * small / (one - 1.0))
+    positive = z >= 0.0
+    return tl.where(positive, larger, smaller), tl.where(positive, smaller, larger), tl.maximum(-z, 0.0), log1p

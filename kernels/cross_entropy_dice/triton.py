@@ -383,7 +383,7 @@ def aot_cases() -> list[AotCase]:
     return [
         _case(forward, "fp32", 19, max_registers=144, load_bits=64),
         _case(forward, "bf16", 19, load_bits=64),
-        _case(forward, "fp32", 150, max_registers=128, load_bits=128),
+        _case(forward, "fp32", 150, max_registers=168, load_bits=128),
         _case(forward, "fp32", 1000, load_bits=128),
         _case(forward, "fp32", 19, rows=True, max_registers=168),
         _case(forward, "bf16", 64, rows=True, max_registers=168, load_bits=128),

@@ -1,12 +1,13 @@
 // The unit of work of the softmax losses: a tile of consecutive pixels times all classes.
 //
-// A loss sees rows of `tile_pixels(C)` pixels, one row per class, in the accumulator type; only this file knows how the
-// tensor lies in memory and which dtype it has:
+// A loss sees rows of `tile_pixels(C)` pixels, one row per class, in the accumulator type; only this file
+// knows how the tensor lies in memory and which dtype it has:
 //   for_each_tile(...)             cuts [N, P] into tiles
-//   TileAccess::visit(...)         hands a body one tile: `load(c, i)` 16 logits, `store(c, i, lanes)` 16 gradients
-//   load_labels(...)               the tile's labels as int32, -1 where the pixel is ignored
+//   TileAccess::visit(...)         hands a body one tile: `load(c, i)` 16 logits, `store(c, i, lanes)` 16
+//   gradients load_labels(...)               the tile's labels as int32, -1 where the pixel is ignored
 //   tile_maximum, tile_softmax     largest logit and exponentials of every pixel
-// Memory beyond the tensor is never touched: a partial tile is padded in scratch with zero logits and ignored labels.
+// Memory beyond the tensor is never touched: a partial tile is padded in scratch with zero logits and ignored
+// labels.
 #pragma once
 
 #include <algorithm>
@@ -23,29 +24,27 @@ namespace fastseg {
 
 using simd::kLanes;
 
-#if defined(__AVX512F__)
-constexpr int kGroup = 8;  // vectors of 16 pixels whose running maximum and sum stay in registers
-#else
-constexpr int kGroup = 2;
-#endif
-
 constexpr int kRowPadding = 16;  // keeps the scratch rows of one pixel out of the same cache set
 
-// Pixels in a tile: as many as keep two copies of the tile (logits and exponentials) in the second-level cache.
+// Pixels in a tile: as many as keep two copies of the tile (logits and exponentials) in the second-level
+// cache.
 inline int tile_pixels(int64_t classes) {
   constexpr int64_t kMostElements = 1 << 16;
   const int64_t fitting = kMostElements / std::max<int64_t>(1, classes) / kLanes * kLanes;
   return static_cast<int>(std::clamp<int64_t>(fitting, kLanes, 128));
 }
 
-// A [N, C, P] tensor, strides in elements. Planar (NCHW): pixel_stride is 1. Interleaved (channels_last): class_stride is 1.
+// A [N, C, P] tensor, strides in elements. Planar (NCHW): pixel_stride is 1. Interleaved (channels_last):
+// class_stride is 1.
 template <typename scalar_t>
 struct PixelView {
   scalar_t* data = nullptr;
   int64_t image_stride = 0, class_stride = 0, pixel_stride = 0;
 
   bool planar() const { return pixel_stride == 1; }
-  scalar_t* at(int64_t image, int64_t pixel) const { return data + image * image_stride + pixel * pixel_stride; }
+  scalar_t* at(int64_t image, int64_t pixel) const {
+    return data + image * image_stride + pixel * pixel_stride;
+  }
 };
 
 // A 64-byte aligned array of one thread.
@@ -53,7 +52,8 @@ template <typename value_t>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : values_(static_cast<value_t*>(std::aligned_alloc(64, (count * sizeof(value_t) + 63) / 64 * 64 + 64))) {
+      : values_(
+            static_cast<value_t*>(std::aligned_alloc(64, (count * sizeof(value_t) + 63) / 64 * 64 + 64))) {
     if (!values_) throw std::bad_alloc();
   }
   value_t* get() const { return values_.get(); }
@@ -65,7 +65,8 @@ class Scratch {
   std::unique_ptr<value_t, Free> values_;
 };
 
-// Calls body(image, first_pixel, count) for tiles [begin, end) of the ceil(P / T) tiles of each image, in order.
+// Calls body(image, first_pixel, count) for tiles [begin, end) of the ceil(P / T) tiles of each image, in
+// order.
 template <typename Body>
 void for_each_tile(int64_t begin, int64_t end, int64_t pixels, int tile, const Body& body) {
   const int64_t per_image = ceil_divide(pixels, tile);
@@ -80,9 +81,11 @@ void for_each_tile(int64_t begin, int64_t end, int64_t pixels, int tile, const B
 namespace detail {
 
 template <typename value_t>
-void transpose_block(const value_t* from, int64_t from_stride, value_t* to, int64_t to_stride, int64_t rows, int64_t columns) {
+void transpose_block(const value_t* from, int64_t from_stride, value_t* to, int64_t to_stride, int64_t rows,
+                     int64_t columns) {
   for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t column = 0; column < columns; ++column) to[column * to_stride + row] = from[row * from_stride + column];
+    for (int64_t column = 0; column < columns; ++column)
+      to[column * to_stride + row] = from[row * from_stride + column];
   }
 }
 
@@ -104,14 +107,16 @@ FASTSEG_INLINE void transpose_4x4(const float* from, int64_t from_stride, float*
 
 // to[column][row] = from[row][column]. A last block that does not fill 4 x 4 overlaps the block before it.
 template <typename value_t>
-void transpose(const value_t* from, int64_t from_stride, value_t* to, int64_t to_stride, int64_t rows, int64_t columns) {
+void transpose(const value_t* from, int64_t from_stride, value_t* to, int64_t to_stride, int64_t rows,
+               int64_t columns) {
   if constexpr (std::is_same_v<value_t, float>) {
     if (rows >= 4 && columns >= 4) {
       for (int64_t row = 0; row < rows; row += 4) {
         row = std::min(row, rows - 4);
         for (int64_t column = 0; column < columns; column += 4) {
           column = std::min(column, columns - 4);
-          transpose_4x4(from + row * from_stride + column, from_stride, to + column * to_stride + row, to_stride);
+          transpose_4x4(from + row * from_stride + column, from_stride, to + column * to_stride + row,
+                        to_stride);
         }
       }
       return;
@@ -173,7 +178,8 @@ struct TileInMemory {
   }
 };
 
-// Any other tile, widened (and transposed, when interleaved) into scratch; gradients replace the scratch rows.
+// Any other tile, widened (and transposed, when interleaved) into scratch; gradients replace the scratch
+// rows.
 template <typename accumulate>
 struct TileInScratch {
   using accumulate_t = accumulate;
@@ -232,7 +238,8 @@ class TileAccess {
  private:
   void read(const scalar_t* from, int count) {
     if (logits_.planar()) {
-      for (int64_t c = 0; c < classes_; ++c) detail::widen(from + c * logits_.class_stride, rows() + c * row_stride_, count);
+      for (int64_t c = 0; c < classes_; ++c)
+        detail::widen(from + c * logits_.class_stride, rows() + c * row_stride_, count);
     } else {
       for (int i = 0; i < count; i += kLanes) {
         read_pixels(from + i * logits_.pixel_stride, std::min(kLanes, count - i), rows() + i);
@@ -303,8 +310,8 @@ struct LabelView {
 
 namespace detail {
 
-// classes: 1 to 2^31 - 1. A plain loop with its flags in the labels' own width: compilers vectorise it, where they take
-// vectors of 16 int64 apart.
+// classes: 1 to 2^31 - 1. A plain loop with its flags in the labels' own width: compilers vectorise it, where
+// they take vectors of 16 int64 apart.
 template <typename label_t>
 bool load_labels(const label_t* __restrict__ from, int count, int64_t ignore_index, int64_t classes,
                  int32_t* __restrict__ to) {
@@ -339,8 +346,8 @@ auto with_label_type(const LabelView& labels, const Function& fn) {
 
 }  // namespace detail
 
-// Writes labels [first, first + count) of the flat map to `to` [tile], -1 where ignored, out of range or past `count`.
-// False if one was neither ignored nor in [0, classes).
+// Writes labels [first, first + count) of the flat map to `to` [tile], -1 where ignored, out of range or past
+// `count`. False if one was neither ignored nor in [0, classes).
 inline bool load_labels(const LabelView& labels, int64_t first, int count, int tile, int32_t* to) {
   std::fill(to + count, to + tile, -1);
   return detail::with_label_type(labels, [&](const auto* from) {
@@ -359,68 +366,6 @@ inline int64_t first_bad_label(const LabelView& labels, int64_t count) {
   });
 }
 
-// --- softmax of a tile ---
-
-// Calls body(first_pixel, constant<vectors>) over the tile's pixels, in groups that fit the registers.
-template <int vectors>
-using constant = std::integral_constant<int, vectors>;
-
-template <typename Body>
-FASTSEG_INLINE void for_each_group(int tile, const Body& body) {
-  int i = 0;
-  for (; i + kGroup * kLanes <= tile; i += kGroup * kLanes) body(i, constant<kGroup>());
-  for (; i < tile; i += kLanes) body(i, constant<1>());
-}
-
-// maximum[i] = largest logit of pixel i; NaN logits are passed over (they come back as NaN exponentials).
-template <typename tile_t>
-FASTSEG_INLINE void tile_maximum(const tile_t& tile, int64_t classes, int pixels, typename tile_t::accumulate_t* maximum) {
-  using vector_t = simd::vec<typename tile_t::accumulate_t>;
-  for_each_group(pixels, [&](int first, auto vectors) {
-    vector_t best[vectors];
-    for (int v = 0; v < vectors; ++v) best[v] = tile.load(0, first + v * kLanes);
-    for (int64_t c = 0; c < classes; ++c) {
-      for (int v = 0; v < vectors; ++v) {
-        tile.prefetch(c, first + v * kLanes, pixels);
-        best[v] = simd::maximum(best[v], tile.load(c, first + v * kLanes));
-      }
-    }
-    for (int v = 0; v < vectors; ++v) simd::store(maximum + first + v * kLanes, best[v]);
-  });
-}
-
-constexpr int64_t kSumBlock = 32;  // sums over many classes go in two levels, so that their error does not grow with C
-
-// rows[c][i] = e^(logit - maximum[i]); sum[i] = their sum over c. each(c, v, i, shifted logits, exponentials) sees every
-// vector as it passes: v counts vectors in the group, i pixels in the tile.
-template <typename tile_t, typename Each>
-FASTSEG_INLINE void tile_softmax(const tile_t& tile, int64_t classes, int pixels, typename tile_t::accumulate_t* rows,
-                                 int64_t row_stride, const typename tile_t::accumulate_t* maximum,
-                                 typename tile_t::accumulate_t* sum, const Each& each) {
-  using vector_t = simd::vec<typename tile_t::accumulate_t>;
-  for_each_group(pixels, [&](int first, auto vectors) {
-    vector_t largest[vectors], total[vectors];
-    for (int v = 0; v < vectors; ++v) {
-      largest[v] = simd::load(maximum + first + v * kLanes);
-      total[v] = vector_t{};
-    }
-    for (int64_t begin = 0; begin < classes; begin += kSumBlock) {
-      const int64_t end = std::min(begin + kSumBlock, classes);
-      vector_t block[vectors]{};
-      for (int64_t c = begin; c < end; ++c) {
-        for (int v = 0; v < vectors; ++v) {
-          const int i = first + v * kLanes;
-          const vector_t shifted = tile.load(c, i) - largest[v];
-          const vector_t exponential = simd::exp_nonpositive(shifted);
-          block[v] += exponential;
-          simd::store(rows + c * row_stride + i, exponential);
-          each(c, i, shifted, exponential);
-        }
-      }
-      for (int v = 0; v < vectors; ++v) total[v] += block[v];
-    }
-    for (int v = 0; v < vectors; ++v) simd::store(sum + first + v * kLanes, total[v]);
-  });
-}
-
 }  // namespace fastseg
+
+#include "fastseg/tile_softmax.h"

@@ -80,6 +80,13 @@ FASTSEG_INLINE vector_t maximum(vector_t best, vector_t candidate) {
   return candidate > best ? candidate : best;
 }
 
+// `lanes` where the mask is set, else 0. Bit by bit: below AVX-512, GCC 12 takes comparisons and `mask ? a : b` of 64-byte
+// vectors apart lane by lane, but not arithmetic and bit operations.
+template <typename mask_t, typename vector_t>
+FASTSEG_INLINE vector_t keep_where(mask_t mask, vector_t lanes) {
+  return bit_cast<vector_t>(bit_cast<mask_t>(lanes) & mask);
+}
+
 // --- loads: 16 consecutive elements of any storage type, widened to the accumulator ---
 
 FASTSEG_INLINE f32x16 load(const float* from) {
@@ -317,30 +324,34 @@ FASTSEG_INLINE f32x16 exp(f32x16 x) {
 
 // e^x for x <= 0, the exponential of a softmax: absolute error below 1e-7, e^0 = 1 exactly, 0 below -87 and for -inf,
 // NaN kept. Half the work of exp(): no upper end, and x log2(e) is reduced in one step, whose relative error grows with
-// |x| only where e^x is small.
-FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
+// |x| only where e^x is small. For vectors and, in loops that the compiler vectorises, for scalars.
+template <typename float_t, typename bits_t>
+FASTSEG_INLINE float_t exp_nonpositive_as(float_t x) {
   constexpr float kLowest = -87.0f, kLog2e = 1.44269504f;
   constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
-  const f32x16 shifted = x * kLog2e + kRoundMagic;
-  const f32x16 r = x * kLog2e - (shifted - kRoundMagic);
+  const float_t shifted = x * kLog2e + kRoundMagic;
+  const float_t r = x * kLog2e - (shifted - kRoundMagic);
   // 2^r on [-1/2, 1/2] by a polynomial of least relative error (2e-9), fitted with constant term 1
-  f32x16 p = r * 1.5345812e-4f + 1.3399931e-3f;
+  float_t p = r * 1.5345812e-4f + 1.3399931e-3f;
   p = p * r + 9.6184891e-3f;
   p = p * r + 5.5503286e-2f;
   p = p * r + 2.4022646e-1f;
   p = p * r + 6.9314718e-1f;
   p = p * r + 1.0f;
-  const u32x16 exponent = (bit_cast<u32x16>(shifted) << 23) + (127u << 23);
-  const f32x16 result = p * bit_cast<f32x16>(exponent);
-  return x < splat(kLowest) ? f32x16{} : result;
+  const bits_t exponent = (bit_cast<bits_t>(shifted) << 23) + (127u << 23);
+  const float_t result = p * bit_cast<float_t>(exponent);
+  return x < kLowest - float_t{} ? float_t{} : result;
 }
+FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) { return exp_nonpositive_as<f32x16, u32x16>(x); }
+FASTSEG_INLINE float exp_nonpositive(float x) { return exp_nonpositive_as<float, uint32_t>(x); }
+FASTSEG_INLINE double exp_nonpositive(double x) { return std::exp(x); }
 FASTSEG_INLINE f64x16 exp_nonpositive(f64x16 x) {
   for (int i = 0; i < kLanes; ++i) x[i] = std::exp(x[i]);
   return x;
 }
 
-// ln(x) within 2 ulp for normal positive x; other x: 0 -> -inf, +inf -> +inf, negative or NaN -> NaN.
-FASTSEG_INLINE f32x16 log(f32x16 x) {
+// ln(x) within 2 ulp for normal positive finite x, NaN for NaN and infinity; any other x gives garbage.
+FASTSEG_INLINE f32x16 log_finite(f32x16 x) {
   constexpr uint32_t kSqrtHalf = 0x3f3504f3u;  // bits of sqrt(1/2): the mantissa is taken in [sqrt(1/2), sqrt(2))
   const u32x16 bits = bit_cast<u32x16>(x) - kSqrtHalf;
   const f32x16 exponent = __builtin_convertvector(bit_cast<i32x16>(bits) >> 23, f32x16);
@@ -354,8 +365,13 @@ FASTSEG_INLINE f32x16 log(f32x16 x) {
   p = p * m - 2.4999993993e-1f;
   p = p * m + 3.3333331174e-1f;
   const f32x16 square = m * m;
-  f32x16 result = p * m * square + exponent * -2.12194440e-4f - 0.5f * square;
-  result = m + result + exponent * 0.693359375f;
+  const f32x16 tail = p * m * square + exponent * -2.12194440e-4f - 0.5f * square;
+  return m + tail + exponent * 0.693359375f + (x - x);
+}
+
+// ln(x) within 2 ulp for normal positive x; other x: 0 -> -inf, +inf -> +inf, negative or NaN -> NaN.
+FASTSEG_INLINE f32x16 log(f32x16 x) {
+  f32x16 result = log_finite(x);
   result = x == splat(INFINITY) ? x : result;
   result = x == f32x16{} ? splat(-INFINITY) : result;
   return x >= f32x16{} ? result : splat(NAN);
@@ -371,5 +387,6 @@ FASTSEG_INLINE f64x16 log(f64x16 x) {
   for (int i = 0; i < kLanes; ++i) x[i] = std::log(x[i]);
   return x;
 }
+FASTSEG_INLINE f64x16 log_finite(f64x16 x) { return log(x); }
 
 }  // namespace simd

@@ -116,7 +116,9 @@ def test_golden_cross_entropy():
     logits, weight = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]]), torch.tensor([1.0, 3.0, 1.0])
     target = torch.tensor([0, 1])
     assert cross_entropy(logits, target, weight).item() == pytest.approx(1.1576060, abs=2e-7)
-    assert cross_entropy(logits, target, weight, reduction="sum").item() / 2 == pytest.approx(2.3152119, abs=2e-7)
+    assert cross_entropy(logits, target, weight, reduction="sum").item() / 2 == pytest.approx(
+        2.3152119, abs=2e-7
+    )
 
 
 def test_golden_focal():
@@ -161,7 +163,9 @@ def test_hostile_logits_as_stock(name, label, smoothing, reduction):
     input[17] = torch.tensor(HOSTILE[name])
     target = torch.randint(3, (40,))
     target[17] = label
-    (loss, gradient), (stock_loss, stock_gradient) = both(input, target, label_smoothing=smoothing, reduction=reduction)
+    (loss, gradient), (stock_loss, stock_gradient) = both(
+        input, target, label_smoothing=smoothing, reduction=reduction
+    )
     torch.testing.assert_close(loss, stock_loss, equal_nan=True)
     torch.testing.assert_close(gradient, stock_gradient, equal_nan=True)
 
@@ -196,7 +200,9 @@ def test_focal_keeps_its_digits_as_p_goes_to_one():
     loss = focal_loss(logits.float(), torch.zeros(5, dtype=torch.int64), reduction="none")
     assert ((loss - exact).abs() <= 1e-6 * exact + 1e-37).all()
     input = logits.float().requires_grad_()
-    gradient = torch.autograd.grad(focal_loss(input, torch.zeros(5, dtype=torch.int64), gamma=0.5, reduction="sum"), input)[0]
+    gradient = torch.autograd.grad(
+        focal_loss(input, torch.zeros(5, dtype=torch.int64), gamma=0.5, reduction="sum"), input
+    )[0]
     assert gradient.isfinite().all()
 
 
@@ -239,7 +245,9 @@ def test_deprecated_reduction_arguments_mean_what_they_meant():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for options in (dict(size_average=False), dict(reduce=False), dict(size_average=True, reduce=True)):
-            torch.testing.assert_close(cross_entropy(input, target, **options), F.cross_entropy(input, target, **options))
+            torch.testing.assert_close(
+                cross_entropy(input, target, **options), F.cross_entropy(input, target, **options)
+            )
 
 
 # --- any shape, stride and dtype ---
@@ -255,12 +263,16 @@ def calls(draw):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     order = draw(st.permutations(range(len(shape))))
     steps = [draw(st.integers(1, 2)) for _ in shape]
-    stored = torch.randn([shape[axis] * steps[axis] for axis in order], generator=generator, dtype=torch.float64)
+    stored = torch.randn(
+        [shape[axis] * steps[axis] for axis in order], generator=generator, dtype=torch.float64
+    )
     input = stored.to(dtype).permute([order.index(axis) for axis in range(len(shape))])
     input = input[tuple(slice(None, None, step) for step in steps)]
     target = torch.randint(classes, [shape[0], *spatial], generator=generator)
     target[torch.rand(target.shape, generator=generator) < 0.3] = IGNORE
-    options = dict(reduction=draw(st.sampled_from(["none", "sum"])), label_smoothing=draw(st.sampled_from([0.0, 0.25])))
+    options = dict(
+        reduction=draw(st.sampled_from(["none", "sum"])), label_smoothing=draw(st.sampled_from([0.0, 0.25]))
+    )
     return input, target.to(draw(st.sampled_from([torch.int64, torch.int32]))), options
 
 
@@ -280,7 +292,11 @@ def test_any_view_as_stock(call):
     input, target, options = call
     before = input.clone()
     results = []
-    for function, dtype in ((cross_entropy, input.dtype), (F.cross_entropy, input.dtype), (F.cross_entropy, torch.float64)):
+    for function, dtype in (
+        (cross_entropy, input.dtype),
+        (F.cross_entropy, input.dtype),
+        (F.cross_entropy, torch.float64),
+    ):
         leaf = input.to(dtype).detach().requires_grad_()
         labels = target if function is cross_entropy else target.long()
         loss = function(leaf, labels, **options)
@@ -294,8 +310,12 @@ def test_offsets_beyond_31_bits():
     """A class stride of 2^30 elements over memory that is reserved and hardly touched."""
     stride, pixels = 1 << 30, 160
     count = 2 * stride + pixels
-    memory = mmap.mmap(-1, 2 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # 0x4000: MAP_NORESERVE
-    input = torch.frombuffer(memory, dtype=torch.bfloat16, count=count).as_strided((1, 3, pixels), (count, stride, 1))
+    memory = mmap.mmap(
+        -1, 2 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+    )  # 0x4000: MAP_NORESERVE
+    input = torch.frombuffer(memory, dtype=torch.bfloat16, count=count).as_strided(
+        (1, 3, pixels), (count, stride, 1)
+    )
     values = torch.randn(1, 3, pixels).bfloat16()
     input.copy_(values)
     target = torch.randint(3, (1, pixels))

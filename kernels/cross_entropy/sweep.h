@@ -1,0 +1,341 @@
+// One sweep over the logits: loss, gradient or both, for cross entropy and focal loss. Formulas in README.md.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "fastseg/pixel_tile.h"
+
+namespace fastseg::cross_entropy {
+
+enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2, kMeanOfCount = 3 };
+
+struct Options {
+  int64_t ignore_index;
+  int64_t reduction;
+  double label_smoothing;
+  double gamma;
+  bool zero_if_empty;
+};
+
+// One call, its tensors as pointers. accumulate_t is float, double for fp64.
+template <typename scalar_t>
+struct Problem {
+  using accumulate_t = simd::accumulate<scalar_t>;
+  int64_t images, classes, pixels;   // N, C, P
+  PixelView<const scalar_t> logits;  // [N, C, P]
+  PixelView<scalar_t> gradient;      // [N, C, P] or null: not wanted
+  LabelView labels;                  // [N, P]
+  const accumulate_t* class_weight;  // [C] or null
+  const accumulate_t* pixel_weight;  // [N, P] or null
+  const accumulate_t* grad_output;   // [N, P] without reduction, [1] with one; null stands for 1
+  accumulate_t* pixel_loss;          // [N, P] or null
+  double scale;                      // of every gradient: 1 / denominator under a mean
+  Options options;
+};
+
+struct Sums {
+  double loss = 0, denominator = 0;
+  bool labels_in_range = true;
+};
+
+// Per-pixel numbers of one tile, all [T].
+template <typename accumulate_t>
+struct PixelNumbers {
+  explicit PixelNumbers(int tile) : values(kArrays * tile), label_values(tile) {
+    accumulate_t* next = values.get();
+    for (accumulate_t** array : {&maximum, &sum, &target_logit, &target_weight, &pixel_weight, &extra, &scale,
+                                 &label_excess, &smoothing_scale}) {
+      *array = next;
+      next += tile;
+    }
+    labels = label_values.get();
+  }
+  static constexpr int kArrays = 9;
+  Scratch<accumulate_t> values;
+  Scratch<int32_t> label_values;
+  int32_t* labels;              // -1: ignored
+  accumulate_t* maximum;        // largest logit
+  accumulate_t* sum;            // of e^(logit - maximum) over the classes
+  accumulate_t* target_logit;   // logit of the label
+  accumulate_t* target_weight;  // class weight of the label, 0 where ignored
+  accumulate_t* pixel_weight;   // pixel weight, 0 where ignored
+  accumulate_t*
+      extra;  // smoothing: sum of w_c (logit_c - maximum); focal: sum of the exponentials of the others
+  // gradient = (e_c - [c = label] label_excess) scale - w_c smoothing_scale
+  accumulate_t *scale, *label_excess, *smoothing_scale;
+};
+
+// Sweeps a slice of the tiles: loss, gradient or both.
+template <typename scalar_t>
+class Sweep {
+ public:
+  using accumulate_t = simd::accumulate<scalar_t>;
+  using vector_t = simd::vec<accumulate_t>;
+  using mask_t = typename simd::vector_of<accumulate_t>::mask;
+
+  explicit Sweep(const Problem<scalar_t>& problem)
+      : problem_(problem),
+        access_(problem.logits, problem.gradient, problem.classes),
+        tile_(access_.tile()),
+        numbers_(tile_),
+        smoothing_(static_cast<accumulate_t>(problem.options.label_smoothing / problem.classes)),
+        weight_total_(0) {
+    for (int64_t c = 0; c < problem.classes; ++c) weight_total_ += weight_of(c);
+  }
+
+  Sums run(int64_t begin, int64_t end) {
+    for_each_tile(begin, end, problem_.pixels, tile_, [&](int64_t image, int64_t first, int count) {
+      const int64_t position = image * problem_.pixels + first;
+      sums_.labels_in_range &= load_labels(problem_.labels, position, count, tile_, numbers_.labels);
+      load_weights(position, count);
+      access_.visit(image, first, count, [&](const auto& tile) { one_tile(tile, position, count); });
+    });
+    return sums_;
+  }
+
+ private:
+  accumulate_t weight_of(int64_t c) const {
+    return problem_.class_weight ? problem_.class_weight[c] : accumulate_t(1);
+  }
+
+  void load_weights(int64_t position, int count) {
+    const vector_t one = simd::splat(accumulate_t(1));
+    for (int i = 0; i < tile_; i += kLanes) {
+      const mask_t valid = is_valid(i);
+      vector_t weight = one, pixel_weight = one;
+      if (problem_.class_weight) {
+        for (int lane = 0; lane < kLanes; ++lane)
+          weight[lane] = problem_.class_weight[std::max(numbers_.labels[i + lane], 0)];
+      }
+      if (problem_.pixel_weight && i < count) {
+        const int here = std::min(kLanes, count - i);
+        pixel_weight = simd::load_partial(problem_.pixel_weight + position + i, here, accumulate_t(0));
+      }
+      simd::store(numbers_.target_weight + i, simd::keep_where(valid, weight));
+      simd::store(numbers_.pixel_weight + i, simd::keep_where(valid, pixel_weight));
+    }
+  }
+
+  FASTSEG_INLINE mask_t is_valid(int i) const {
+    return __builtin_convertvector(~(simd::load(numbers_.labels + i) >> 31),
+                                   mask_t);  // all bits of those not negative
+  }
+
+  template <typename tile_t>
+  void one_tile(const tile_t& tile, int64_t position, int count) {
+    tile_maximum(tile, problem_.classes, tile_, numbers_.maximum);
+    for (int i = 0; i < tile_; ++i) numbers_.target_logit[i] = tile.at(std::max(numbers_.labels[i], 0), i);
+    exponentials(tile);
+    pixel_formulas(position, count);
+    if (problem_.gradient.data) write_gradient(tile);
+  }
+
+  template <typename tile_t>
+  void exponentials(const tile_t& tile) {
+    accumulate_t* extra = numbers_.extra;
+    const auto softmax = [&](const auto& each) {
+      tile_softmax(tile, problem_.classes, tile_, access_.rows(), access_.row_stride(), numbers_.maximum,
+                   numbers_.sum, each);
+    };
+    if (problem_.options.gamma == 0 && problem_.options.label_smoothing == 0) {
+      softmax([](int64_t, int, vector_t, vector_t) {});
+      return;
+    }
+    std::fill(extra, extra + tile_, accumulate_t(0));
+    if (problem_.options.gamma != 0) {
+      softmax([&](int64_t c, int i, vector_t, vector_t exponential) {
+        const vector_t others = is_label(c, i) ? vector_t{} : exponential;
+        simd::store(extra + i, simd::load(extra + i) + others);
+      });
+    } else {
+      softmax([&](int64_t c, int i, vector_t shifted, vector_t) {
+        simd::store(extra + i, simd::load(extra + i) + weight_of(c) * shifted);
+      });
+    }
+  }
+
+  FASTSEG_INLINE mask_t is_label(int64_t c, int i) const {
+    const simd::i32x16 same = simd::load(numbers_.labels + i) == simd::splat(static_cast<int32_t>(c));
+    return __builtin_convertvector(same, mask_t);
+  }
+
+  // From the sums of every pixel to its loss and to the three factors of its gradient.
+  void pixel_formulas(int64_t position, int count) {
+    const bool focal = problem_.options.gamma != 0;
+    const accumulate_t smoothed = static_cast<accumulate_t>(1 - problem_.options.label_smoothing);
+    simd::f64x16 loss_sum{}, denominator_sum{};
+    for (int i = 0; i < tile_; i += kLanes) {
+      const mask_t valid = is_valid(i);
+      const vector_t weight = simd::load(numbers_.target_weight + i);
+      const vector_t pixel_weight = simd::load(numbers_.pixel_weight + i);
+      const vector_t sum = simd::load(numbers_.sum + i);
+      const vector_t behind = simd::load(numbers_.maximum + i) - simd::load(numbers_.target_logit + i);
+      const vector_t log_sum = simd::log_finite(sum);
+      vector_t loss = weight * (behind + log_sum);
+      vector_t slope = weight;      // gradient = slope p_c - label_slope [c = label] - ...
+      vector_t label_excess = sum;  // sum * label_slope / slope
+      if (focal) {
+        const vector_t factor = focal_factors(i, behind, loss);
+        loss *= weight;
+        slope *= factor;
+      } else if (smoothing_ != 0) {
+        const vector_t uniform = weight_total_ * log_sum - simd::load(numbers_.extra + i);
+        loss = smoothed * loss + smoothing_ * uniform;
+        slope = smoothed * weight + smoothing_ * weight_total_;
+        label_excess = slope == vector_t{} ? sum : sum * (smoothed * weight / slope);
+      }
+      loss = simd::keep_where(valid, loss * pixel_weight);
+      const vector_t share = problem_.options.reduction == kMean ? weight * pixel_weight : pixel_weight;
+      loss_sum += __builtin_convertvector(loss, simd::f64x16);
+      denominator_sum += __builtin_convertvector(share, simd::f64x16);
+      if (problem_.pixel_loss && i < count) {
+        simd::store_partial(problem_.pixel_loss + position + i, loss, std::min(kLanes, count - i));
+      }
+      if (problem_.gradient.data) {
+        // An ignored pixel has scale 0 and not "no gradient": NaN logits give NaN there, as in stock PyTorch.
+        const vector_t scale = simd::keep_where(valid, gradient_scale(position, i, count) * pixel_weight);
+        simd::store(numbers_.scale + i, simd::keep_where(valid, scale * slope) / sum);
+        simd::store(numbers_.label_excess + i, label_excess);
+        simd::store(numbers_.smoothing_scale + i, scale * smoothing_);
+      }
+    }
+    sums_.loss += simd::reduce_add(loss_sum);
+    sums_.denominator += simd::reduce_add(denominator_sum);
+  }
+
+  vector_t gradient_scale(int64_t position, int i, int count) const {
+    const accumulate_t scale = static_cast<accumulate_t>(problem_.scale);
+    if (!problem_.grad_output) return simd::splat(scale);
+    if (problem_.options.reduction != kNone) return simd::splat(scale * problem_.grad_output[0]);
+    if (i >= count) return vector_t{};
+    return simd::load_partial(problem_.grad_output + position + i, std::min(kLanes, count - i),
+                              accumulate_t(0));
+  }
+
+  // loss = (1 - p)^gamma (-log p) of the label's probability p, and the factor f of dloss/dlogit_c = f (p_c -
+  // [c = label]). 1 - p is the sum of the other exponentials over the whole sum, so it keeps its digits as p
+  // goes to 1.
+  vector_t focal_factors(int i, vector_t behind, vector_t& loss) const {
+    const accumulate_t gamma = static_cast<accumulate_t>(problem_.options.gamma);
+    const vector_t one = simd::splat(accumulate_t(1));
+    const vector_t others = simd::load(numbers_.extra + i);
+    const vector_t target = simd::exp_nonpositive(-behind);
+    const vector_t sum = target + others;
+    const vector_t miss = others / sum;
+    const vector_t p = target / sum;
+    // log(1 + others) where the label leads (target = 1), without losing a small `others` in the sum
+    const vector_t grown = one + others;
+    const vector_t log1p = grown == one ? others : simd::log(grown) * others / (grown - one);
+    const vector_t surprise = target == one ? log1p : behind + simd::log(sum);
+    const vector_t modulation = power(miss, gamma);
+    const vector_t ratio = miss > vector_t{} ? p * surprise / miss : one;  // -> 1 as p -> 1
+    loss = modulation * surprise;
+    return modulation * (one + gamma * (p == vector_t{} ? vector_t{} : ratio));
+  }
+
+  static vector_t power(vector_t base, accumulate_t exponent) {
+    if (exponent == 1) return base;
+    if (exponent == 2) return base * base;
+    return simd::exp(exponent * simd::log(base));
+  }
+
+  template <typename tile_t>
+  void write_gradient(const tile_t& tile) const {
+    accumulate_t* rows = access_.rows();
+    const int64_t stride = access_.row_stride();
+    for (int i = 0; i < tile_; ++i) {
+      if (numbers_.labels[i] >= 0) rows[numbers_.labels[i] * stride + i] -= numbers_.label_excess[i];
+    }
+    for_each_group(tile_, [&](int first, auto vectors) {
+      TileLanes<accumulate_t> scale[vectors];
+      for (int v = 0; v < vectors; ++v) scale[v].read(numbers_.scale + first + v * kLanes);
+      for (int64_t c = 0; c < problem_.classes; ++c) {
+        for (int v = 0; v < vectors; ++v) {
+          const int i = first + v * kLanes;
+          TileLanes<accumulate_t> gradient;
+          gradient.read(rows + c * stride + i);
+          gradient.multiply(scale[v]);
+          if (smoothing_ == 0) {
+            tile.store(c, i, gradient.vector());
+          } else {
+            tile.store(c, i, gradient.vector() - weight_of(c) * simd::load(numbers_.smoothing_scale + i));
+          }
+        }
+      }
+    });
+  }
+
+  const Problem<scalar_t>& problem_;
+  TileAccess<scalar_t> access_;
+  int tile_;
+  PixelNumbers<accumulate_t> numbers_;
+  accumulate_t smoothing_;     // label_smoothing / C
+  accumulate_t weight_total_;  // sum of the class weights
+  Sums sums_;
+};
+
+[[noreturn]] inline void throw_bad_label(const LabelView& labels, int64_t count) {
+  throw std::out_of_range("Target " + std::to_string(first_bad_label(labels, count)) +
+                          " is out of bounds: labels must be in [0, " + std::to_string(labels.classes) +
+                          ") or equal to ignore_index=" + std::to_string(labels.ignore_index));
+}
+
+// Runs the whole problem. Throws IndexError for a label out of range.
+template <typename scalar_t>
+Sums sweep(const Problem<scalar_t>& problem) {
+  constexpr int64_t kFewestElements = 1 << 14;  // below that a second thread costs more than it brings
+  const int tile = tile_pixels(problem.classes);
+  const int64_t tiles = problem.images * ceil_divide(problem.pixels, tile);
+  const int64_t slices = slice_count(tiles, ceil_divide(kFewestElements, problem.classes * tile));
+  std::vector<Sums> partial(slices);
+  parallel_slices(tiles, slices, [&](int64_t slice, int64_t begin, int64_t end) {
+    partial[slice] = Sweep<scalar_t>(problem).run(begin, end);
+  });
+  Sums total;
+  for (const Sums& sums : partial) {
+    total.loss += sums.loss;
+    total.denominator += sums.denominator;
+    total.labels_in_range &= sums.labels_in_range;
+  }
+  if (!total.labels_in_range) throw_bad_label(problem.labels, problem.images * problem.pixels);
+  return total;
+}
+
+// What a mean divides by, from the labels alone.
+template <typename scalar_t>
+double count_denominator(const Problem<scalar_t>& problem) {
+  constexpr int64_t kChunk = 1 << 12;
+  const int64_t count = problem.images * problem.pixels;
+  const int64_t chunks = ceil_divide(count, kChunk);
+  const int64_t slices = slice_count(chunks, 4);
+  std::vector<Sums> partial(slices);
+  const bool weighted = problem.class_weight && problem.options.reduction == kMean;
+  parallel_slices(chunks, slices, [&](int64_t slice, int64_t begin, int64_t end) {
+    Scratch<int32_t> labels(kChunk);
+    Sums sums;
+    for (int64_t first = begin * kChunk; first < std::min(end * kChunk, count); first += kChunk) {
+      const int here = static_cast<int>(std::min(kChunk, count - first));
+      sums.labels_in_range &= load_labels(problem.labels, first, here, here, labels.get());
+      for (int i = 0; i < here; ++i) {
+        const int32_t label = labels.get()[i];
+        if (label < 0) continue;
+        sums.denominator += double(weighted ? problem.class_weight[label] : 1) *
+                            double(problem.pixel_weight ? problem.pixel_weight[first + i] : 1);
+      }
+    }
+    partial[slice] = sums;
+  });
+  Sums total;
+  for (const Sums& sums : partial) {
+    total.denominator += sums.denominator;
+    total.labels_in_range &= sums.labels_in_range;
+  }
+  if (!total.labels_in_range) throw_bad_label(problem.labels, count);
+  return total.denominator;
+}
+
+}  // namespace fastseg::cross_entropy

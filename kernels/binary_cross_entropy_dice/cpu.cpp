@@ -28,9 +28,11 @@ struct Problem {
   int64_t slices() const { return chunk_slices(images * chunks_per_image()); }
 };
 
-// A chunk of at most kChunk pixels in the accumulator type. Padding lanes are not valid.
-template <typename accumulate_t>
+// A chunk of at most kChunk pixels in the accumulator type. Padding lanes are not valid. `plain`: whole vectors, nothing
+// ignored and no pixel weights, the usual case.
+template <typename value_t, bool plain>
 struct Chunk {
+  using accumulate_t = value_t;
   using vector_t = simd::vec<accumulate_t>;
   using mask_t = typename simd::vector_of<accumulate_t>::mask;
 
@@ -44,6 +46,7 @@ struct Chunk {
         ignores_(problem.ignore_index.has_value()) {}
 
   FASTSEG_INLINE mask_t valid(int i) const {
+    if constexpr (plain) return ~mask_t{};
     const mask_t inside = __builtin_convertvector(simd::lane_index() < simd::splat(int32_t(count - i)), mask_t);
     return ignores_ ? inside & (simd::load(y_ + i) != ignored_) : inside;
   }
@@ -52,6 +55,7 @@ struct Chunk {
   FASTSEG_INLINE vector_t y(int i) const { return valid(i) ? simd::load(y_ + i) : vector_t{}; }
   // Pixel weight, 0 where not valid.
   FASTSEG_INLINE vector_t share(int i) const {
+    if constexpr (plain) return simd::splat(accumulate_t(1));
     return valid(i) ? (weight_ ? simd::load(weight_ + i) : simd::splat(accumulate_t(1))) : vector_t{};
   }
 
@@ -70,11 +74,17 @@ struct Chunk {
 template <typename accumulate_t, typename Body>
 void for_each_image_chunk(const Problem& problem, const Body& body) {
   const int64_t per_image = problem.chunks_per_image();
+  const bool plain = !problem.pixel_weight && !problem.ignore_index;
   parallel_slices(problem.images * per_image, problem.slices(), [&](int64_t slice, int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const int64_t image = index / per_image, first = index % per_image * kChunk;
       const int count = static_cast<int>(std::min<int64_t>(kChunk, problem.pixels - first));
-      body(slice, image, image * problem.pixels + first, Chunk<accumulate_t>(problem, image * problem.pixels + first, count));
+      const int64_t offset = image * problem.pixels + first;
+      if (plain && count % kLanes == 0) {
+        body(slice, image, offset, Chunk<accumulate_t, true>(problem, offset, count));
+      } else {
+        body(slice, image, offset, Chunk<accumulate_t, false>(problem, offset, count));
+      }
     }
     simd::stream_fence();
   });
@@ -96,11 +106,11 @@ template <typename accumulate_t>
 std::vector<Sums> run_forward(const Problem& problem) {
   using vector_t = simd::vec<accumulate_t>;
   std::vector<Sums> partial(problem.slices());
-  for_each_image_chunk<accumulate_t>(problem, [&](int64_t slice, int64_t image, int64_t, const Chunk<accumulate_t>& chunk) {
+  for_each_image_chunk<accumulate_t>(problem, [&](int64_t slice, int64_t image, int64_t, const auto& chunk) {
     const accumulate_t pos_weight = static_cast<accumulate_t>(problem.pos_weight);
     constexpr int kFew = 4 * kLanes;
     LongSum<vector_t> intersections, predictions, truths, numerators, denominators;
-    typename Chunk<accumulate_t>::mask_t odd{};
+    typename simd::vector_of<accumulate_t>::mask odd{};
     for (int first = 0; first < chunk.count; first += kFew) {
       vector_t intersection{}, prediction{}, truth{}, numerator{}, denominator{};
       for (int i = first; i < std::min(first + kFew, chunk.count); i += kLanes) {
@@ -144,7 +154,7 @@ struct Coefficients {
 template <typename accumulate_t>
 void run_backward(const Problem& problem, const Coefficients& coefficients, FlatView gradient) {
   using vector_t = simd::vec<accumulate_t>;
-  for_each_image_chunk<accumulate_t>(problem, [&](int64_t, int64_t image, int64_t offset, const Chunk<accumulate_t>& chunk) {
+  for_each_image_chunk<accumulate_t>(problem, [&](int64_t, int64_t image, int64_t offset, const auto& chunk) {
     const accumulate_t pos_weight = static_cast<accumulate_t>(problem.pos_weight);
     const accumulate_t grad_intersection = static_cast<accumulate_t>(coefficients.intersection[image]);
     const accumulate_t grad_prediction = static_cast<accumulate_t>(coefficients.prediction[image]);

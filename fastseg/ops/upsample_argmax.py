@@ -2,8 +2,8 @@
 
     label[n, Y, X] = argmax_c sum over the four neighbours (y, x) of weight(Y, y) weight(X, x) input[n, c, y, x]
 
-with PyTorch's sampling rule; the first maximum wins and NaN is the maximum, as for torch.argmax. Neither values nor
-ties of classes that cannot win are computed, and the upsampled logits never exist: see kernels/upsample_argmax/README.md.
+with PyTorch's sampling rule; the first maximum wins and NaN is the maximum, as for torch.argmax. The upsampled logits
+never exist, and classes that cannot win at a pixel are not computed there: see kernels/upsample_argmax/README.md.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,8 @@ def check(input: Tensor, size, scales, align_corners, dtype) -> None:
         )
     if dtype == torch.uint8 and input.shape[1] > 256:
         raise ValueError(
-            f"fastseg.ops.upsample_argmax: dtype=torch.uint8 for {input.shape[1]} classes; allowed: up to 256, else int64"
+            f"fastseg.ops.upsample_argmax: dtype=torch.uint8 for {input.shape[1]} classes; "
+            "allowed: up to 256, else int64"
         )
 
 

@@ -1,9 +1,7 @@
-// Bilinear upsampling fused with argmax over the classes (and the maximum softmax probability), without the upsampled
-// logits. README.md derives the method and proves that the classes left out can never win.
-//
-// Work is cut into tiles of 16-column output blocks and bands of output rows. A band is a run of output rows between
-// the same two source rows, so a class is interpolated horizontally once per block and band, and each row of the band
-// then costs one multiply-add, one comparison and two selections per 16 pixels and class.
+// Bilinear upsampling fused with argmax over the classes (and the maximum softmax probability): no upsampled logits.
+// README.md derives the method and proves that the classes left out can never win. A class is interpolated
+// horizontally once per block of 16 columns and band of rows (geometry.h); each row of the band then costs one
+// multiply-add, one comparison and two selections per 16 pixels and class.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -63,7 +61,9 @@ struct StagedRow {
   int64_t row = -1;
   bool tame = false;  // every value is finite and no larger than kTame
 
-  const float* of_class(int64_t c, int64_t pitch) const { return reinterpret_cast<const float*>(storage.data()) + c * pitch; }
+  const float* of_class(int64_t c, int64_t pitch) const {
+    return reinterpret_cast<const float*>(storage.data()) + c * pitch;
+  }
 };
 
 // Labels the bands of one tile of one image at a time; one object per thread.

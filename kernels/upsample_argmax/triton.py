@@ -1,4 +1,4 @@
-"""upsample_argmax in Triton: the label, and on request its probability, of ROWS x COLUMNS output pixels of one cell row.
+"""upsample_argmax in Triton: labels, and on request their probabilities, of ROWS x COLUMNS pixels of one cell row.
 
 Grid and byte counts in README.md; the sampling rule in ../_cells.py.
 """
@@ -23,7 +23,7 @@ class Config(NamedTuple):
     warps: int
 
 
-# Most output rows of a cell -> Config, the first that fits. A thread owns one column (two for single rows) and all its
+# Most output rows of a cell -> Config, the first that fits. A thread owns one column (two for single rows) and its
 # rows: what it reads and interpolates horizontally serves them all.
 CONFIGS = {
     1: Config(1, 256, 4, 4),
@@ -115,7 +115,8 @@ def _launch(input: Tensor, size, scales, align_corners: bool, labels: Tensor, pr
     with on_device_of(input):
         upsample_argmax_kernel[(programs,)](
             input, labels, probability, *input.stride(), rows.source, columns.source, rows.output, columns.output,
-            rows.numerator, rows.denominator_bits, columns.numerator, columns.denominator_bits, row_chunks, column_blocks,
+            rows.numerator, rows.denominator_bits, columns.numerator, columns.denominator_bits,
+            row_chunks, column_blocks,
             C=input.shape[1], HALF=0.0 if align_corners else 0.5, ROW_SPAN=rows.span, COLUMN_SPAN=columns.span,
             ROWS=config.rows, COLUMNS=config.columns, CHUNK=config.chunk, num_warps=config.warps,
         )  # fmt: skip
@@ -135,7 +136,9 @@ def upsample_argmax_probability(input: Tensor, size, scales, align_corners: bool
 
 
 def _aot_case(config: Config, dtype: str, classes: int, output: str, with_probability: bool) -> AotCase:
-    pointers = {"input": f"*{dtype}", "labels": f"*{output}", **({"probability": "*fp32"} if with_probability else {})}
+    pointers = {"input": f"*{dtype}", "labels": f"*{output}"}
+    if with_probability:
+        pointers["probability"] = "*fp32"
     return AotCase(
         f"{config.rows}x{config.columns}-{dtype}-{classes}-{output}{'-probability' if with_probability else ''}",
         upsample_argmax_kernel,

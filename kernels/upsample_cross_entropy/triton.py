@@ -1,7 +1,7 @@
 """Launchers, tables of configurations and ahead-of-time cases of the Triton kernels of the upsample losses.
 
-The functions take the arguments of the ops of fastseg/ops/upsample_cross_entropy.py, shapes as there. Nothing here reads
-data on the host; sums over programs are taken by torch in fp64, always in the same order.
+The functions take the arguments of the ops of fastseg/ops/upsample_cross_entropy.py, shapes as there. Nothing here
+reads data on the host; sums over programs are taken by torch in fp64, always in the same order.
 """
 
 from typing import NamedTuple
@@ -72,7 +72,9 @@ class Plan(NamedTuple):
     column_blocks: int
 
 
-def _plan(input: Tensor, target: Tensor, scale_factors, align_corners: bool, label_smoothing: float, squared: bool) -> Plan:
+def _plan(
+    input: Tensor, target: Tensor, scale_factors, align_corners: bool, label_smoothing: float, squared: bool
+) -> Plan:
     classes, source_height, source_width = input.shape[1:]
     scale_height, scale_width = scale_factors or (None, None)
     rows = axis(source_height, target.shape[1], scale_height, align_corners)
@@ -103,10 +105,10 @@ def _softmax(
     config = plan.softmax
     with on_device_of(input):
         upsample_softmax_kernel[(programs,)](
-            input, target, weight, pixel_weight, losses, sums, class_sums, log_total, grad_intersection, grad_prediction,
-            mean_gradient, *input.stride(), *plan.integers, plan.row_chunks, plan.column_blocks, ignore_index,
-            label_smoothing, **plan.constexprs, ROWS=config.rows, COLUMNS=config.columns, CHUNK=config.chunk, DEBUG=DEBUG,
-            num_warps=config.warps, debug=DEBUG,
+            input, target, weight, pixel_weight, losses, sums, class_sums, log_total, grad_intersection,
+            grad_prediction, mean_gradient, *input.stride(), *plan.integers, plan.row_chunks, plan.column_blocks,
+            ignore_index, label_smoothing, **plan.constexprs, ROWS=config.rows, COLUMNS=config.columns,
+            CHUNK=config.chunk, DEBUG=DEBUG, num_warps=config.warps, debug=DEBUG,
         )  # fmt: skip
 
 
@@ -137,8 +139,8 @@ def _gradient(
             input, target, weight, pixel_weight, grad_losses, grad_numerator, log_total, grad_intersection,
             grad_prediction, mean_gradient, gradient, *input.stride(), *gradient.stride(), *plan.integers,
             triton.cdiv(plan.rows.fullest, rows), triton.cdiv(plan.columns.fullest, config.lanes), strips, tiles,
-            ignore_index, label_smoothing, **plan.constexprs, ROWS=rows, CELLS=config.cells, LANES=config.lanes, CHUNK=config.chunk, STRIP=STRIP,
-            num_warps=config.warps,
+            ignore_index, label_smoothing, **plan.constexprs, ROWS=rows, CELLS=config.cells, LANES=config.lanes,
+            CHUNK=config.chunk, STRIP=STRIP, num_warps=config.warps,
         )  # fmt: skip
     return gradient
 

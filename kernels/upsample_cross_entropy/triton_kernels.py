@@ -1,7 +1,7 @@
-"""The two Triton kernels of the upsample losses; grids, formulas and byte counts in README.md, launchers in triton.py.
+"""The two Triton kernels of the upsample losses; grids, formulas, byte counts in README.md, launchers in triton.py.
 
-The sampling rule is in ../_cells.py, labels and weights in ../_columns.py. Logits are held in units of log 2, so that
-exponentials are powers of two. Tiles are (CHUNK classes, ROWS, lanes): a thread owns a lane with its rows and classes.
+The sampling rule is in ../_cells.py, labels and weights in ../_columns.py. Logits are held in units of log 2, so
+that exponentials are powers of two. Tiles are (CHUNK classes, ROWS, lanes): a thread owns a lane, all rows and classes.
 """
 
 import triton
@@ -51,7 +51,7 @@ def class_values(values, classes, C: tl.constexpr):
 
 @triton.jit
 def weights_of_pixels(class_weight, pixel_weight, label, origin, offset, valid):
-    """(weight of the label, weight of the pixel), 0 where the pixel does not count; int32 offsets from an int64 origin."""
+    """(weight of the label, weight of the pixel), 0 where the pixel does not count; offsets from a 64-bit origin."""
     if pixel_weight is not None:
         pixel_weight += origin
     return pixel_weights(class_weight, pixel_weight, label, offset, valid)
@@ -170,7 +170,7 @@ def upsample_softmax_kernel(
 def cell_weights(cell, fraction, source):
     """How much of an output goes to source element `cell` - 1, and how much to element `cell`.
 
-    The first cell has no element before it and gives all to the first, the last none after it and gives all to the last.
+    The first cell has no element before it and gives all to the first; the last gives all to the last.
     """
     to_next = tl.where(cell == 0, 1.0, tl.where(cell == source, 0.0, fraction))
     return 1.0 - to_next, to_next

@@ -25,8 +25,8 @@ def sampling_kernel(
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(
     "source, output, scale_factor",
-    [(5, 40, None), (5, 41, 8.3), (7, 21, 3.0), (1, 9, None), (9, 1, None), (30, 11, None), (30, 11, 0.37), (6, 6, None),
-     (12, 12, 1.05), (33, 97, None)],
+    [(5, 40, None), (5, 41, 8.3), (7, 21, 3.0), (1, 9, None), (9, 1, None), (30, 11, None), (30, 11, 0.37),
+     (6, 6, None), (12, 12, 1.05), (33, 97, None)],
 )  # fmt: skip
 def test_sampling_rule(source, output, scale_factor, align_corners):
     cells, fractions = torch.empty(128, dtype=torch.int32), torch.empty(128)

@@ -86,8 +86,9 @@ def upsample_softmax_statistics_backward(
         grad_intersection, grad_prediction, grad_numerator, ignore_index, label_smoothing, squared,
     )
     scales = (None, None) if scale_factors is None else scale_factors
+    source, output = ([int(size) for size in sizes] for sizes in (input.shape, logits.shape[2:]))  # takes no symbols
     transposed = torch.ops.aten.upsample_bilinear2d_backward(
-        gradient.reshape(logits.shape), logits.shape[2:], input.shape, align_corners, *scales
+        gradient.reshape(logits.shape), output, source, align_corners, *scales
     )
     return transposed.to(input.dtype)
 

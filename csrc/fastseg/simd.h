@@ -330,7 +330,13 @@ FASTSEG_INLINE float_t exp_nonpositive_as(float_t x) {
   constexpr float kLowest = -87.0f, kLog2e = 1.44269504f;
   constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
   const float_t shifted = x * kLog2e + kRoundMagic;
-  const float_t r = x * kLog2e - (shifted - kRoundMagic);
+  const float_t n = shifted - kRoundMagic;
+#if defined(__x86_64__) && !defined(__FMA__)
+  // Without fused multiply-add the product is rounded before n cancels most of it: take n ln2 off in two exact steps.
+  const float_t r = (x - n * 0.693359375f + n * 2.12194440e-4f) * kLog2e;
+#else
+  const float_t r = x * kLog2e - n;
+#endif
   // 2^r on [-1/2, 1/2] by a polynomial of least relative error (2e-9), fitted with constant term 1
   float_t p = r * 1.5345812e-4f + 1.3399931e-3f;
   p = p * r + 9.6184891e-3f;

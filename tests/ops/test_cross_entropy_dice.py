@@ -84,7 +84,7 @@ DICE_CASES = [
     case("none_per_image", 2, 3, 4, classes=3, reduction="none", per_image=True),
     case("sum", 2, 3, 4, classes=3, reduction="sum", per_image=True),
     Case("weighted", lambda make: maps(make, 2, 3, 4, classes=3, weight=make.constant(3))),
-    case("rows", 7, classes=3),
+    case("rows", 23, classes=3),
     case("volumes", 1, 2, 3, 2, classes=2, per_image=True),
     case("odd_size", 2, 33, 37, classes=19, ignored=255, small=False),
     case("many_classes", 1, 5, 31, classes=150, ignored=255, small=False),
@@ -98,7 +98,7 @@ BOTH_CASES = [
                                            weight=make.constant(3))),
     case("linear", 2, 3, 4, classes=3, squared=False, smooth=0.5, ce_weight=0.25, dice_weight=2.0),
     case("per_image", 3, 4, 2, classes=3, per_image=True, include_background=False),
-    case("rows", 7, classes=3),
+    case("rows", 23, classes=3),
     case("odd_size", 2, 33, 37, classes=19, ignored=255, small=False),
     case("many_classes", 1, 5, 31, classes=150, ignored=255, label_smoothing=0.1, small=False),
 ]

@@ -191,7 +191,8 @@ def test_wide_logits(spread, output):
     input, target = torch.randn(6, 6, 3, 5) * spread, torch.randint(6, (6, *output))
     for reduction in ("mean", "none"):
         _check(upsample_cross_entropy, stock_cross_entropy, input, target, reduction=reduction)
-    _check(upsample_cross_entropy, stock_cross_entropy, input[:2], target[:2], label_smoothing=0.2)
+    input, target = input[:2], target[:2]
+    _check(upsample_cross_entropy, stock_cross_entropy, input, target, label_smoothing=0.2)
     _check(upsample_cross_entropy_dice, stock_dice, input, target)
 
 

@@ -69,7 +69,12 @@ CASES = [
             Target("speedup", 3, "eager", "default"),
         ),
     ),
-    cross_entropy_case((2, 19, 512, 1024), (Target("speedup", 1.8),), layout="channels_last"),
+    cross_entropy_case(
+        (2, 19, 512, 1024),
+        # the issue measures channels_last logits against the best stock on channels_last logits
+        (Target("speedup", 1.8, "compile channels_last"),),
+        layout="channels_last",
+    ),
     cross_entropy_case((2, 150, 512, 512), (Target("speedup", 3.3),)),
     cross_entropy_case((16, 19, 512, 1024), (GPU_BANDWIDTH,), devices=("cuda",)),
     cross_entropy_case((2, 19, 512, 1024), HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16),

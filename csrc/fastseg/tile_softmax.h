@@ -31,6 +31,7 @@ struct TileLanes {
   FASTSEG_INLINE void read(const accumulate_t* from) { values = simd::load(from); }
   FASTSEG_INLINE void write(accumulate_t* to) const { simd::store(to, values); }
   FASTSEG_INLINE vector_t vector() const { return values; }
+  FASTSEG_INLINE void set(vector_t vector) { values = vector; }
   FASTSEG_INLINE void clear() { values = vector_t{}; }
   FASTSEG_INLINE void raise_to(const TileLanes& candidate) {
     values = simd::maximum(values, candidate.values);
@@ -56,6 +57,7 @@ struct TileLanes {
     for (int lane = 0; lane < kLanes; ++lane) to[lane] = values[lane];
   }
   FASTSEG_INLINE vector_t vector() const { return simd::load(values); }
+  FASTSEG_INLINE void set(vector_t vector) { simd::store(values, vector); }
   FASTSEG_INLINE void clear() {
     each([&](int) { return accumulate_t(0); });
   }

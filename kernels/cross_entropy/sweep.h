@@ -167,7 +167,8 @@ class Sweep {
   void pixel_formulas(int64_t position, int count) {
     const bool focal = problem_.options.gamma != 0;
     const accumulate_t smoothed = static_cast<accumulate_t>(1 - problem_.options.label_smoothing);
-    simd::f64x16 loss_sum{}, denominator_sum{};
+    // At most eight numbers a lane, so fp32 serves within a tile; across tiles the sums are double.
+    vector_t loss_sum{}, denominator_sum{};
     for (int i = 0; i < tile_; i += kLanes) {
       const mask_t valid = is_valid(i);
       const vector_t weight = simd::load(numbers_.target_weight + i);
@@ -190,8 +191,8 @@ class Sweep {
       }
       loss = simd::keep_where(valid, loss * pixel_weight);
       const vector_t share = problem_.options.reduction == kMean ? weight * pixel_weight : pixel_weight;
-      loss_sum += __builtin_convertvector(loss, simd::f64x16);
-      denominator_sum += __builtin_convertvector(share, simd::f64x16);
+      loss_sum += loss;
+      denominator_sum += share;
       if (problem_.pixel_loss && i < count) {
         simd::store_partial(problem_.pixel_loss + position + i, loss, std::min(kLanes, count - i));
       }
@@ -203,8 +204,10 @@ class Sweep {
         simd::store(numbers_.smoothing_scale + i, scale * smoothing_);
       }
     }
-    sums_.loss += simd::reduce_add(loss_sum);
-    sums_.denominator += simd::reduce_add(denominator_sum);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      sums_.loss += loss_sum[lane];
+      sums_.denominator += denominator_sum[lane];
+    }
   }
 
   vector_t gradient_scale(int64_t position, int i, int count) const {
@@ -247,7 +250,9 @@ class Sweep {
   void write_gradient(const tile_t& tile) const {
     accumulate_t* rows = access_.rows();
     const int64_t stride = access_.row_stride();
-    for (int i = 0; i < tile_; ++i) {
+    // The label's term: with few classes compared in passing, with many subtracted beforehand where it belongs.
+    const bool compare = kCompareLabels && problem_.classes <= kFewClasses;
+    for (int i = 0; i < tile_ && !compare; ++i) {
       if (numbers_.labels[i] >= 0) rows[numbers_.labels[i] * stride + i] -= numbers_.label_excess[i];
     }
     for_each_group(tile_, [&](int first, auto vectors) {
@@ -258,6 +263,7 @@ class Sweep {
           const int i = first + v * kLanes;
           TileLanes<accumulate_t> gradient;
           gradient.read(rows + c * stride + i);
+          if (compare) subtract_label(c, i, gradient);
           gradient.multiply(scale[v]);
           if (smoothing_ == 0) {
             tile.store(c, i, gradient.vector());
@@ -268,6 +274,19 @@ class Sweep {
       }
     });
   }
+
+  FASTSEG_INLINE void subtract_label(int64_t c, int i, TileLanes<accumulate_t>& exponential) const {
+    TileLanes<accumulate_t> term;
+    term.set(simd::keep_where(is_label(c, i), simd::load(numbers_.label_excess + i)));
+    exponential.subtract(term);
+  }
+
+#if defined(__AVX512F__)
+  static constexpr bool kCompareLabels = true;
+#else
+  static constexpr bool kCompareLabels = false;  // comparisons of vectors are slow there: see TileLanes
+#endif
+  static constexpr int64_t kFewClasses = 64;
 
   const Problem<scalar_t>& problem_;
   TileAccess<scalar_t> access_;
@@ -320,6 +339,12 @@ double count_denominator(const Problem<scalar_t>& problem) {
     for (int64_t first = begin * kChunk; first < std::min(end * kChunk, count); first += kChunk) {
       const int here = static_cast<int>(std::min(kChunk, count - first));
       sums.labels_in_range &= load_labels(problem.labels, first, here, here, labels.get());
+      if (!weighted && !problem.pixel_weight) {
+        int32_t valid = 0;
+        for (int i = 0; i < here; ++i) valid += labels.get()[i] >= 0;
+        sums.denominator += valid;
+        continue;
+      }
       for (int i = 0; i < here; ++i) {
         const int32_t label = labels.get()[i];
         if (label < 0) continue;

@@ -290,6 +290,11 @@ def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight)
     return (input, target, weight, pixel_weight), scale_factors
 
 
+def _smoothing(input: Tensor, label_smoothing: float) -> float:
+    """0 where there is one class: nothing to spread, and the loss and its gradient stay exactly 0."""
+    return 0.0 if input.size(1) == 1 else float(label_smoothing)
+
+
 def upsample_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -336,7 +341,7 @@ def upsample_cross_entropy(
     name = "upsample_cross_entropy"
     _check.one_of(name, "reduction", reduction, REDUCTIONS)
     tensors, scale_factors = _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight)
-    options = scale_factors, bool(align_corners), ignore_index, float(label_smoothing)
+    options = scale_factors, bool(align_corners), ignore_index, _smoothing(input, label_smoothing)
     if reduction == "none":
         losses = upsample_cross_entropy_pixels(*tensors, *options, backend=backend)
         return losses.to(loss_dtype(input))
@@ -394,7 +399,7 @@ def upsample_cross_entropy_dice(
     name = "upsample_cross_entropy_dice"
     tensors, scale_factors = _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight)
     _check_dice(name, input.size(1), include_background, smooth)
-    options = scale_factors, bool(align_corners), ignore_index, float(label_smoothing)
+    options = scale_factors, bool(align_corners), ignore_index, _smoothing(input, label_smoothing)
     statistics = upsample_softmax_statistics(*tensors, *options, bool(squared), backend=backend)
     loss = cross_entropy_dice_of(
         (*_counted(statistics, include_background), *statistics[3:]),

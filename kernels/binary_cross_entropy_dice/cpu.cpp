@@ -11,6 +11,7 @@
 
 #include "fastseg/arguments.h"
 #include "fastseg/elementwise.h"
+#include "fastseg/huge_pages.h"
 
 namespace {
 
@@ -249,6 +250,7 @@ Tensor backward(const Tensor& input, const Tensor& target, std::optional<Tensor>
   pixel_weight = contiguous(pixel_weight);
   const Problem problem = problem_of(logits, mask, pos_weight, pixel_weight, ignore_index, squared);
   Tensor gradient = torch::stable::empty_like(logits);
+  use_huge_pages(gradient);
   if (problem.images * problem.pixels == 0) return gradient;
   const Tensor of_intersection = torch::stable::contiguous(grad_intersection);
   const Tensor of_prediction = torch::stable::contiguous(grad_prediction);

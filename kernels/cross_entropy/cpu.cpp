@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "cross_entropy/sweep.h"
+#include "fastseg/huge_pages.h"
 
 namespace {
 
@@ -84,6 +85,7 @@ void want_gradient(Problem<scalar_t>& problem, const Tensor& grad_input) {
                       grad_input.size(0) == problem.images && grad_input.size(1) == problem.classes &&
                       grad_input.size(2) == problem.pixels,
                   "grad_input must be like input");
+  use_huge_pages(grad_input);
   problem.gradient = pixel_view(grad_input, grad_input.mutable_data_ptr<scalar_t>());
 }
 

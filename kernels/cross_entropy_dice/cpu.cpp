@@ -8,6 +8,7 @@
 #include "cross_entropy_dice/gradient.h"
 #include "cross_entropy_dice/softmax_tile.h"
 #include "fastseg/arguments.h"
+#include "fastseg/huge_pages.h"
 
 namespace {
 
@@ -253,6 +254,7 @@ Tensor backward(const Tensor& input, const Tensor& target, std::optional<Tensor>
   weight = contiguous(weight);
   pixel_weight = contiguous(pixel_weight);
   Tensor grad_input = torch::stable::empty_like(logits);
+  use_huge_pages(grad_input);
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
     using accumulate_t = simd::accumulate<scalar_t>;

@@ -6,6 +6,7 @@
 
 #include "fastseg/arguments.h"
 #include "fastseg/elementwise.h"
+#include "fastseg/huge_pages.h"
 
 namespace {
 
@@ -130,6 +131,7 @@ Tensor forward(const Tensor& inputs, const Tensor& targets, double alpha, double
   const ScalarType accumulator = fp64 ? ScalarType::Double : ScalarType::Float;
   const std::vector<int64_t> shape = summed ? std::vector<int64_t>{} : std::vector<int64_t>{problem.count};
   Tensor loss = torch::stable::new_empty(logits, shape, summed || wide ? accumulator : inputs.scalar_type());
+  use_huge_pages(loss);
   const FlatView losses = summed ? FlatView{} : FlatView{loss.data_ptr(), loss.scalar_type()};
   if (!summed && problem.count == 0) return loss;
   const double sum = fp64 ? run_forward<double>(problem, losses) : run_forward<float>(problem, losses);
@@ -142,6 +144,7 @@ Tensor backward(const Tensor& inputs, const Tensor& targets, const Tensor& grad_
   const Tensor logits = torch::stable::contiguous(inputs), truth = torch::stable::contiguous(targets);
   const Problem problem = problem_of(logits, truth, alpha, gamma);
   Tensor gradient = torch::stable::empty_like(logits);
+  use_huge_pages(gradient);
   if (problem.count == 0) return gradient;
   check_floating(grad_loss, "grad_loss");
   const bool one_number = grad_loss.dim() == 0 || grad_loss.stride(0) == 0;

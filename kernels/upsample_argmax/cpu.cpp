@@ -15,6 +15,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "fastseg/bilinear.h"
+#include "fastseg/huge_pages.h"
 #include "fastseg/parallel.h"
 #include "fastseg/simd.h"
 #include "upsample_argmax/geometry.h"
@@ -394,8 +395,10 @@ void check(const Tensor& input, const std::vector<int64_t>& size, const std::opt
   STD_TORCH_CHECK(bytes || dtype == ScalarType::Long, "upsample_argmax: dtype must be int64, or uint8 for C <= 256");
 }
 
-Tensor empty_labels(const Tensor& input, const std::vector<int64_t>& size, ScalarType dtype) {
-  return torch::stable::new_empty(input, std::vector<int64_t>{input.size(0), size[0], size[1]}, dtype);
+Tensor empty_output(const Tensor& input, const std::vector<int64_t>& size, ScalarType dtype) {
+  Tensor output = torch::stable::new_empty(input, std::vector<int64_t>{input.size(0), size[0], size[1]}, dtype);
+  use_huge_pages(output);
+  return output;
 }
 
 void set_labels(Problem& problem, Tensor& labels) {
@@ -410,7 +413,7 @@ void set_labels(Problem& problem, Tensor& labels) {
 Tensor labels_only(Tensor input, std::vector<int64_t> size, std::optional<std::vector<double>> scales,
                    bool align_corners, ScalarType dtype) {
   check(input, size, scales, dtype);
-  Tensor labels = empty_labels(input, size, dtype);
+  Tensor labels = empty_output(input, size, dtype);
   Problem problem = describe(input, size, scales, align_corners);
   set_labels(problem, labels);
   run(problem);
@@ -421,8 +424,8 @@ std::tuple<Tensor, Tensor> labels_and_probability(Tensor input, std::vector<int6
                                                   std::optional<std::vector<double>> scales, bool align_corners,
                                                   ScalarType dtype) {
   check(input, size, scales, dtype);
-  Tensor labels = empty_labels(input, size, dtype);
-  Tensor probability = empty_labels(input, size, ScalarType::Float);
+  Tensor labels = empty_output(input, size, dtype);
+  Tensor probability = empty_output(input, size, ScalarType::Float);
   Problem problem = describe(input, size, scales, align_corners);
   set_labels(problem, labels);
   problem.probability = probability.mutable_data_ptr<float>();

@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "fastseg/huge_pages.h"
 #include "sweep.h"
 
 namespace upsample_cross_entropy {
@@ -169,6 +170,7 @@ Tensor pixels(Tensor input, Tensor target, std::optional<Tensor> weight, std::op
   Problem problem = make_problem(arguments, Task::kLoss);
   const std::vector<int64_t> shape{target.size(0), target.size(1), target.size(2)};
   Tensor losses = torch::stable::new_empty(input, shape, ScalarType::Float);
+  fastseg::use_huge_pages(losses);
   problem.losses = static_cast<float*>(losses.mutable_data_ptr());
   run_checked(problem, arguments);
   return losses;

@@ -133,12 +133,12 @@ struct Sigmoid {
 
   FASTSEG_INLINE explicit Sigmoid(vector_t z) {
     const vector_t zero{};
-    const vector_t small = simd::exp(z < zero ? z : -z);
+    const vector_t small = simd::exp(simd::select(z < zero, z, -z));
     const vector_t grown = 1 + small;
     const vector_t inverse = 1 / grown;
-    p = z < zero ? small * inverse : inverse;
-    q = z < zero ? inverse : small * inverse;
-    below = z < zero ? -z : zero;
+    p = simd::select(z < zero, small * inverse, inverse);
+    q = simd::select(z < zero, inverse, small * inverse);
+    below = simd::select(z < zero, -z, zero);
     rest = simd::log(grown) + (small - (grown - 1)) * inverse;  // log(1 + small), with what the rounding of grown left out
   }
 };
@@ -147,7 +147,7 @@ struct Sigmoid {
 template <typename vector_t>
 class LongSum {
  public:
-  FASTSEG_INLINE void add(vector_t few) { lanes_ += __builtin_convertvector(few, simd::f64x16); }
+  FASTSEG_INLINE void add(vector_t few) { lanes_ += simd::convert<simd::f64x16>(few); }
   FASTSEG_INLINE double total() const { return simd::reduce_add(lanes_); }
 
  private:

@@ -1,7 +1,8 @@
 // 16-lane SIMD in GCC/Clang vector extensions.
 //
 // The same source serves every instruction level: a 64-byte vector is one register under AVX-512, two under AVX2, four
-// under SSE2. Lane-wise operators, comparisons (giving 0/-1 integer lanes) and `mask ? a : b` are the compiler's own.
+// under SSE2. Lane-wise operators and comparisons (giving 0/-1 integer lanes) are the compiler's own. Kernels write
+// select(mask, a, b), convert<to>(a) and load(array), never `?:`, __builtin_convertvector or lanes[i] = x on a vector.
 // Raw intrinsics stand here only, where the compilers have no spelling of their own: fp16, streaming stores, gathers.
 #pragma once
 
@@ -26,6 +27,7 @@ constexpr int kLanes = 16;
 using f32x16 = float __attribute__((vector_size(64)));
 using i32x16 = int32_t __attribute__((vector_size(64)));
 using u32x16 = uint32_t __attribute__((vector_size(64)));
+using u8x16 = uint8_t __attribute__((vector_size(16)));
 using u16x16 = uint16_t __attribute__((vector_size(32)));
 using f64x16 = double __attribute__((vector_size(128)));
 using i64x16 = int64_t __attribute__((vector_size(128)));
@@ -74,10 +76,26 @@ FASTSEG_INLINE to_t bit_cast(const from_t& from) {
   return to;
 }
 
+// Lane by lane a C++ conversion, e.g. convert<f64x16>(f32x16).
+template <typename to_t, typename from_t>
+FASTSEG_INLINE to_t convert(from_t from) {
+  return __builtin_convertvector(from, to_t);
+}
+
+// Lane by lane `mask ? chosen : other`, for a comparison's result of the same lane width.
+template <typename mask_t, typename vector_t>
+FASTSEG_INLINE vector_t select(mask_t mask, vector_t chosen, vector_t other) {
+  return mask ? chosen : other;
+}
+
 // NaN in `candidate` is passed over, as in `candidate > best ? candidate : best`.
 template <typename vector_t>
 FASTSEG_INLINE vector_t maximum(vector_t best, vector_t candidate) {
-  return candidate > best ? candidate : best;
+  return select(candidate > best, candidate, best);
+}
+template <typename vector_t>
+FASTSEG_INLINE vector_t minimum(vector_t best, vector_t candidate) {
+  return select(candidate < best, candidate, best);
 }
 
 // `lanes` where the mask is set, else 0. Bit by bit: below AVX-512, GCC 12 takes comparisons and `mask ? a : b` of 64-byte
@@ -110,7 +128,7 @@ FASTSEG_INLINE i32x16 load(const int32_t* from) {
 FASTSEG_INLINE f32x16 load(const BFloat16* from) {
   u16x16 half;
   std::memcpy(&half, from, sizeof half);
-  return bit_cast<f32x16>(__builtin_convertvector(half, u32x16) << 16);
+  return bit_cast<f32x16>(convert<u32x16>(half) << 16);
 }
 
 FASTSEG_INLINE f32x16 load(const Half* from) {
@@ -135,12 +153,14 @@ FASTSEG_INLINE f32x16 load(const Half* from) {
 FASTSEG_INLINE void store(float* to, f32x16 lanes) { std::memcpy(to, &lanes, sizeof lanes); }
 FASTSEG_INLINE void store(double* to, f64x16 lanes) { std::memcpy(to, &lanes, sizeof lanes); }
 FASTSEG_INLINE void store(int32_t* to, i32x16 lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+FASTSEG_INLINE void store(int64_t* to, i64x16 lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+FASTSEG_INLINE void store(uint8_t* to, u8x16 lanes) { std::memcpy(to, &lanes, sizeof lanes); }
 
 FASTSEG_INLINE void store(BFloat16* to, f32x16 lanes) {
   const u32x16 bits = bit_cast<u32x16>(lanes);
   const u32x16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const u32x16 quiet_nan = (bits >> 16) | 0x40u;
-  const u16x16 half = __builtin_convertvector((lanes == lanes) ? rounded : quiet_nan, u16x16);
+  const u16x16 half = convert<u16x16>(select(lanes == lanes, rounded, quiet_nan));
   std::memcpy(to, &half, sizeof half);
 }
 
@@ -315,11 +335,10 @@ FASTSEG_INLINE f32x16 exp_in_range(f32x16 x) {
 FASTSEG_INLINE f32x16 exp(f32x16 x) {
   constexpr float kLowest = -87.33f, kHighest = 88.37f;
   const f32x16 low = splat(kLowest), high = splat(kHighest);
-  f32x16 clamped = x < low ? low : x;
-  clamped = clamped > high ? high : clamped;
+  const f32x16 clamped = minimum(maximum(x, low), high);
   const f32x16 scaled = exp_in_range(clamped);
-  const f32x16 floored = x < low ? f32x16{} : scaled;
-  return x > high ? splat(INFINITY) : floored;
+  const f32x16 floored = select(x < low, f32x16{}, scaled);
+  return select(x > high, splat(INFINITY), floored);
 }
 
 // e^x for x <= 0, the exponential of a softmax: absolute error below 1e-7, e^0 = 1 exactly, 0 below -87 and for -inf,
@@ -360,7 +379,7 @@ FASTSEG_INLINE f64x16 exp_nonpositive(f64x16 x) {
 FASTSEG_INLINE f32x16 log_finite(f32x16 x) {
   constexpr uint32_t kSqrtHalf = 0x3f3504f3u;  // bits of sqrt(1/2): the mantissa is taken in [sqrt(1/2), sqrt(2))
   const u32x16 bits = bit_cast<u32x16>(x) - kSqrtHalf;
-  const f32x16 exponent = __builtin_convertvector(bit_cast<i32x16>(bits) >> 23, f32x16);
+  const f32x16 exponent = convert<f32x16>(bit_cast<i32x16>(bits) >> 23);
   const f32x16 m = bit_cast<f32x16>((bits & 0x007fffffu) + kSqrtHalf) - 1.0f;
   f32x16 p = m * 7.0376836292e-2f - 1.1514610310e-1f;
   p = p * m + 1.1676998740e-1f;
@@ -378,9 +397,9 @@ FASTSEG_INLINE f32x16 log_finite(f32x16 x) {
 // ln(x) within 2 ulp for normal positive x; other x: 0 -> -inf, +inf -> +inf, negative or NaN -> NaN.
 FASTSEG_INLINE f32x16 log(f32x16 x) {
   f32x16 result = log_finite(x);
-  result = x == splat(INFINITY) ? x : result;
-  result = x == f32x16{} ? splat(-INFINITY) : result;
-  return x >= f32x16{} ? result : splat(NAN);
+  result = select(x == splat(INFINITY), x, result);
+  result = select(x == f32x16{}, splat(-INFINITY), result);
+  return select(x >= f32x16{}, result, splat(NAN));
 }
 
 // fp64 is for gradcheck: lane by lane through libm.

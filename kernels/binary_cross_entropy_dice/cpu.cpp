@@ -48,16 +48,16 @@ struct Chunk {
 
   FASTSEG_INLINE mask_t valid(int i) const {
     if constexpr (plain) return ~mask_t{};
-    const mask_t inside = __builtin_convertvector(simd::lane_index() < simd::splat(int32_t(count - i)), mask_t);
+    const mask_t inside = simd::convert<mask_t>(simd::lane_index() < simd::splat(int32_t(count - i)));
     return ignores_ ? inside & (simd::load(y_ + i) != ignored_) : inside;
   }
   // Logits and truth, 0 where not valid.
-  FASTSEG_INLINE vector_t z(int i) const { return valid(i) ? simd::load(z_ + i) : vector_t{}; }
-  FASTSEG_INLINE vector_t y(int i) const { return valid(i) ? simd::load(y_ + i) : vector_t{}; }
+  FASTSEG_INLINE vector_t z(int i) const { return simd::keep_where(valid(i), simd::load(z_ + i)); }
+  FASTSEG_INLINE vector_t y(int i) const { return simd::keep_where(valid(i), simd::load(y_ + i)); }
   // Pixel weight, 0 where not valid.
   FASTSEG_INLINE vector_t share(int i) const {
     if constexpr (plain) return simd::splat(accumulate_t(1));
-    return valid(i) ? (weight_ ? simd::load(weight_ + i) : simd::splat(accumulate_t(1))) : vector_t{};
+    return simd::keep_where(valid(i), weight_ ? simd::load(weight_ + i) : simd::splat(accumulate_t(1)));
   }
 
   const int count;
@@ -117,13 +117,13 @@ std::vector<Sums> run_forward(const Problem& problem) {
       for (int i = first; i < std::min(first + kFew, chunk.count); i += kLanes) {
         const vector_t y = chunk.y(i), z = chunk.z(i), share = chunk.share(i);
         const Sigmoid<vector_t> sigmoid(z);
-        const vector_t p = chunk.valid(i) ? sigmoid.p : vector_t{};
+        const vector_t p = simd::keep_where(chunk.valid(i), sigmoid.p);
         intersection += p * y;
         prediction += problem.squared ? p * p : p;
         truth += problem.squared ? y * y : y;
         const vector_t of_y = 1 + (pos_weight - 1) * y;
         const vector_t loss = ((1 - y) * z + of_y * sigmoid.below) + of_y * sigmoid.rest;
-        numerator += chunk.valid(i) ? share * loss : vector_t{};
+        numerator += simd::keep_where(chunk.valid(i), share * loss);
         denominator += share;
         odd |= (y != vector_t{}) & (y != accumulate_t(1));
       }
@@ -169,7 +169,7 @@ void run_backward(const Problem& problem, const Coefficients& coefficients, Flat
       const vector_t dice = p * q * (grad_intersection * y + of_prediction);
       const vector_t cross_entropy = (1 - y) * p - pos_weight * y * q;  // for pos_weight 1 this is p - y
       const vector_t total = dice + grad_numerator * chunk.share(i) * cross_entropy;
-      simd::store(result + i, chunk.valid(i) ? total : vector_t{});
+      simd::store(result + i, simd::keep_where(chunk.valid(i), total));
     }
     write_chunk(result, chunk.count, gradient, offset);
   });

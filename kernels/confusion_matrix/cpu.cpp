@@ -46,7 +46,7 @@ class Histogram {
     for (int i = 0; i < count; i += kLanes) {
       const i32x16 row = simd::load(truth + i), column = simd::load(prediction + i);
       unpredicted |= (row >= 0) & (column < 0);
-      const i32x16 bin = (row | column) < 0 ? simd::splat(bins_) : row * classes_ + column;
+      const i32x16 bin = simd::select((row | column) < 0, simd::splat(bins_), row * classes_ + column);
       simd::store(slots + i, (bin << copies_log2_) | copy);
     }
     uint32_t* counts = counts_.data();
@@ -144,8 +144,8 @@ FASTSEG_INLINE void tile_argmax(const tile_t& tile, int classes, int pixels, int
         tile.prefetch(c, i, pixels);
         const vector_t candidate = tile.load(c, i);
         const auto better = ~(candidate <= best[v]) & (best[v] == best[v]);
-        best[v] = better ? candidate : best[v];
-        label[v] = __builtin_convertvector(better, i32x16) ? simd::splat(c) : label[v];
+        best[v] = simd::select(better, candidate, best[v]);
+        label[v] = simd::select(simd::convert<i32x16>(better), simd::splat(c), label[v]);
       }
     }
     for (int v = 0; v < vectors; ++v) simd::store(labels + first + v * kLanes, label[v]);

@@ -108,8 +108,10 @@ class Sweep {
       const mask_t valid = is_valid(i);
       vector_t weight = one, pixel_weight = one;
       if (problem_.class_weight) {
+        alignas(64) accumulate_t of_label[kLanes];
         for (int lane = 0; lane < kLanes; ++lane)
-          weight[lane] = problem_.class_weight[std::max(numbers_.labels[i + lane], 0)];
+          of_label[lane] = problem_.class_weight[std::max(numbers_.labels[i + lane], 0)];
+        weight = simd::load(of_label);
       }
       if (problem_.pixel_weight && i < count) {
         const int here = std::min(kLanes, count - i);
@@ -121,8 +123,7 @@ class Sweep {
   }
 
   FASTSEG_INLINE mask_t is_valid(int i) const {
-    return __builtin_convertvector(~(simd::load(numbers_.labels + i) >> 31),
-                                   mask_t);  // all bits of those not negative
+    return simd::convert<mask_t>(~(simd::load(numbers_.labels + i) >> 31));  // all bits of those not negative
   }
 
   template <typename tile_t>
@@ -148,7 +149,7 @@ class Sweep {
     std::fill(extra, extra + tile_, accumulate_t(0));
     if (problem_.options.gamma != 0) {
       softmax([&](int64_t c, int i, vector_t, vector_t exponential) {
-        const vector_t others = is_label(c, i) ? vector_t{} : exponential;
+        const vector_t others = simd::select(is_label(c, i), vector_t{}, exponential);
         simd::store(extra + i, simd::load(extra + i) + others);
       });
     } else {
@@ -160,7 +161,7 @@ class Sweep {
 
   FASTSEG_INLINE mask_t is_label(int64_t c, int i) const {
     const simd::i32x16 same = simd::load(numbers_.labels + i) == simd::splat(static_cast<int32_t>(c));
-    return __builtin_convertvector(same, mask_t);
+    return simd::convert<mask_t>(same);
   }
 
   // From the sums of every pixel to its loss and to the three factors of its gradient.
@@ -187,7 +188,7 @@ class Sweep {
         const vector_t uniform = weight_total_ * log_sum - simd::load(numbers_.extra + i);
         loss = smoothed * loss + smoothing_ * uniform;
         slope = smoothed * weight + smoothing_ * weight_total_;
-        label_excess = slope == vector_t{} ? sum : sum * (smoothed * weight / slope);
+        label_excess = simd::select(slope == vector_t{}, sum, sum * (smoothed * weight / slope));
       }
       loss = simd::keep_where(valid, loss * pixel_weight);
       const vector_t share = problem_.options.reduction == kMean ? weight * pixel_weight : pixel_weight;
@@ -232,12 +233,12 @@ class Sweep {
     const vector_t p = target / sum;
     // log(1 + others) where the label leads (target = 1), without losing a small `others` in the sum
     const vector_t grown = one + others;
-    const vector_t log1p = grown == one ? others : simd::log(grown) * others / (grown - one);
-    const vector_t surprise = target == one ? log1p : behind + simd::log(sum);
+    const vector_t log1p = simd::select(grown == one, others, simd::log(grown) * others / (grown - one));
+    const vector_t surprise = simd::select(target == one, log1p, behind + simd::log(sum));
     const vector_t modulation = power(miss, gamma);
-    const vector_t ratio = miss > vector_t{} ? p * surprise / miss : one;  // -> 1 as p -> 1
+    const vector_t ratio = simd::select(miss > vector_t{}, p * surprise / miss, one);  // -> 1 as p -> 1
     loss = modulation * surprise;
-    return modulation * (one + gamma * (p == vector_t{} ? vector_t{} : ratio));
+    return modulation * (one + gamma * simd::select(p == vector_t{}, vector_t{}, ratio));
   }
 
   static vector_t power(vector_t base, accumulate_t exponent) {

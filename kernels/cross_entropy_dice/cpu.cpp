@@ -94,11 +94,11 @@ class Forward {
       const vector_t share = simd::load(softmax_.share + i);
       vector_t loss = plain * weight * (log_sum + simd::load(softmax_.behind + i));
       if (smoothing_ != 0) loss += smoothing_ * (weight_total_ * log_sum - simd::load(softmax_.extra + i));
-      numerator += softmax_.is_valid(i) ? share * loss : vector_t{};
+      numerator += simd::keep_where(softmax_.is_valid(i), share * loss);
       denominator += share * weight;
     }
-    sums_.numerator += simd::reduce_add(__builtin_convertvector(numerator, Lanes));
-    sums_.denominator += simd::reduce_add(__builtin_convertvector(denominator, Lanes));
+    sums_.numerator += simd::reduce_add(simd::convert<Lanes>(numerator));
+    sums_.denominator += simd::reduce_add(simd::convert<Lanes>(denominator));
   }
 
   // fp32 within the tile, fp64 across tiles.
@@ -126,7 +126,7 @@ class Forward {
         const vector_t p = simd::load(softmax_.rows + common * softmax_.stride + i) * simd::load(softmax_.inverse + i);
         add_lanes(intersection_, common, p);
         const vector_t one = simd::splat(accumulate_t(1));
-        add_lanes(truth_, common, softmax_.is_valid(i) ? one : vector_t{});
+        add_lanes(truth_, common, simd::keep_where(softmax_.is_valid(i), one));
         continue;
       }
       for (int lane = 0; lane < kLanes; ++lane) {
@@ -140,7 +140,7 @@ class Forward {
 
   FASTSEG_INLINE void add_lanes(double* lanes, int64_t c, vector_t values) {
     double* to = lanes + c * kLanes;
-    simd::store(to, simd::load(to) + __builtin_convertvector(values, Lanes));
+    simd::store(to, simd::load(to) + simd::convert<Lanes>(values));
   }
 
   void close_image() {

@@ -107,17 +107,17 @@ class Backward {
       dot += wide(softmax_.exponential_of_label(i)) * inverse * at_label;
       // (no 0 * inf when nothing is valid and the mean divides by 0)
       const vector_t share = simd::load(softmax_.share + i);
-      const vector_t scale = softmax_.is_valid(i) ? share * coefficients_.numerator : vector_t{};
+      const vector_t scale = simd::keep_where(softmax_.is_valid(i), share * coefficients_.numerator);
       const vector_t target = plain * simd::load(softmax_.target_weight + i) * scale;
-      const vector_t base = __builtin_convertvector(wide(target) - dot, vector_t);
-      simd::store(at_label_.get() + i, __builtin_convertvector(at_label - dot, vector_t));
-      simd::store(softmax_.extra + i, softmax_.is_valid(i) ? base : vector_t{});
+      const vector_t base = simd::convert<vector_t>(wide(target) - dot);
+      simd::store(at_label_.get() + i, simd::convert<vector_t>(at_label - dot));
+      simd::store(softmax_.extra + i, simd::keep_where(softmax_.is_valid(i), base));
       simd::store(target_.get() + i, target);
       simd::store(softmax_.behind + i, smoothing_ * scale);
     }
   }
 
-  FASTSEG_INLINE static Wide wide(vector_t lanes) { return __builtin_convertvector(lanes, Wide); }
+  FASTSEG_INLINE static Wide wide(vector_t lanes) { return simd::convert<Wide>(lanes); }
 
   template <bool squared, bool smoothed, typename tile_t>
   void write_gradient(const tile_t& tile, const accumulate_t* prediction) {
@@ -138,8 +138,9 @@ class Backward {
             vector_t gradient;
             if constexpr (is_present) {
               const auto is_label = softmax_.is_label(c, i);
-              const vector_t target = is_label ? simd::load(target_.get() + i) : vector_t{};
-              gradient = p * (of_p + (is_label ? simd::load(at_label_.get() + i) : base[v])) + target * (p - 1);
+              const vector_t target = simd::keep_where(is_label, simd::load(target_.get() + i));
+              const vector_t shared = simd::select(is_label, simd::load(at_label_.get() + i), base[v]);
+              gradient = p * (of_p + shared) + target * (p - 1);
             } else {
               gradient = p * (of_p + base[v]);
             }

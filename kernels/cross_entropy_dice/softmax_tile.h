@@ -86,7 +86,7 @@ class SoftmaxTile {
     for (int i = 0; i < pixels; i += kLanes) {
       const mask_t valid = is_valid(i);
       const vector_t total = simd::load(sum + i);
-      simd::store(inverse + i, valid ? accumulate_t(1) / total : vector_t{});
+      simd::store(inverse + i, simd::keep_where(valid, accumulate_t(1) / total));
       if (!simd::any(~valid & (total != total))) continue;
       for (int lane = i; lane < i + kLanes; ++lane) {
         for (int64_t c = 0; labels[lane] < 0 && c < problem.classes; ++c) rows[c * stride + lane] = 0;
@@ -95,10 +95,10 @@ class SoftmaxTile {
   }
 
   FASTSEG_INLINE mask_t is_valid(int i) const {
-    return __builtin_convertvector(simd::load(labels + i) >= simd::splat(int32_t(0)), mask_t);
+    return simd::convert<mask_t>(simd::load(labels + i) >= simd::splat(int32_t(0)));
   }
   FASTSEG_INLINE mask_t is_label(int64_t c, int i) const {
-    return __builtin_convertvector(simd::load(labels + i) == simd::splat(static_cast<int32_t>(c)), mask_t);
+    return simd::convert<mask_t>(simd::load(labels + i) == simd::splat(static_cast<int32_t>(c)));
   }
 
   const Problem<scalar_t>& problem;

@@ -48,7 +48,7 @@ struct Focal {
     if constexpr (gamma_kind == Gamma::zero) return alpha_t * slope;
     const vector_t spread = gamma * sigmoid.p * sigmoid.q * (1 - 2 * t) * cross_entropy;
     if constexpr (gamma_kind == Gamma::two) return alpha_t * missed * (missed * slope + spread);
-    const vector_t ratio = missed == vector_t{} ? vector_t{} : spread / missed;  // 0 / 0 stands for its limit
+    const vector_t ratio = simd::select(missed == vector_t{}, vector_t{}, spread / missed);  // 0 / 0 stands for its limit
     return alpha_t * modulation() * (slope + ratio);
   }
 };

@@ -24,7 +24,7 @@ namespace fastseg::upsample_argmax {
 namespace {
 
 using simd::i64x16;
-using u8x16 = uint8_t __attribute__((vector_size(16)));
+using simd::u8x16;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -132,7 +132,7 @@ class Labeller {
     }
     i32x16 wild{};
     for (const f32x16& lanes : staged.storage) {
-      const f32x16 magnitude = lanes < 0.0f ? -lanes : lanes;
+      const f32x16 magnitude = simd::select(lanes < 0.0f, -lanes, lanes);
       wild |= ~(magnitude <= kTame);
     }
     staged.tame = !simd::any(wild);
@@ -175,8 +175,8 @@ class Labeller {
         load_corners(c, j, corner);
         const f32x16 middle = (corner[0] + corner[1]) + (corner[2] + corner[3]);
         const i32x16 above = middle > best;
-        best = above ? middle : best;
-        for (int i = 0; i < 4; ++i) best_corner[i] = above ? corner[i] : best_corner[i];
+        best = simd::select(above, middle, best);
+        for (int i = 0; i < 4; ++i) best_corner[i] = simd::select(above, corner[i], best_corner[i]);
       }
       uint16_t* live = live_.data() + j / kLanes * classes;
       for (int64_t c = 0; c < classes; ++c) {
@@ -281,8 +281,8 @@ class Labeller {
         const f32x16 value = blend<tame>(first, second, fraction[k]);
         i32x16 above = value > best[k];
         if constexpr (!tame) above |= (value != value) & (best[k] == best[k]);
-        best[k] = above ? value : best[k];
-        label[k] = above ? candidate : label[k];
+        best[k] = simd::select(above, value, best[k]);
+        label[k] = simd::select(above, candidate, label[k]);
       }
     }
     for (int k = 0; k < used; ++k) write_labels(image, y + k, x, label[k]);
@@ -307,20 +307,20 @@ class Labeller {
     const int64_t offset = (image * problem_.out_height + y) * problem_.out_width + x;
     const int64_t lanes = problem_.out_width - x;
     if (problem_.byte_labels != nullptr) {
-      write_lanes(problem_.byte_labels + offset, __builtin_convertvector(label, u8x16), lanes);
+      write_lanes(problem_.byte_labels + offset, simd::convert<u8x16>(label), lanes);
     } else if (problem_.stream && lanes >= kLanes && simd::is_aligned(problem_.long_labels + offset)) {
-      simd::stream(problem_.long_labels + offset, __builtin_convertvector(label, i64x16));
+      simd::stream(problem_.long_labels + offset, simd::convert<i64x16>(label));
     } else {
-      write_lanes(problem_.long_labels + offset, __builtin_convertvector(label, i64x16), lanes);
+      write_lanes(problem_.long_labels + offset, simd::convert<i64x16>(label), lanes);
     }
   }
 
   template <typename output_t, typename lanes_t>
   static void write_lanes(output_t* to, lanes_t lanes, int64_t count) {
     if (count >= kLanes) {
-      std::memcpy(to, &lanes, sizeof lanes);
+      simd::store(to, lanes);
     } else {
-      std::memcpy(to, &lanes, count * sizeof(output_t));
+      simd::store_partial(to, lanes, static_cast<int>(count));
     }
   }
 

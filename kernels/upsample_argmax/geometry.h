@@ -69,14 +69,19 @@ inline std::vector<Block> find_blocks(const BilinearAxis& columns) {
   for (size_t i = 0; i < blocks.size(); ++i) {
     Block& block = blocks[i];
     block.column = sample(columns, i * kLanes).low;
+    alignas(64) int32_t low[kLanes], high[kLanes];
+    alignas(64) float fraction[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
       const Sample column = sample(columns, std::min<int64_t>(i * kLanes + lane, columns.output_size - 1));
-      block.low[lane] = static_cast<int32_t>(column.low - block.column);
-      block.high[lane] = static_cast<int32_t>(column.high - block.column);
-      block.fraction[lane] = column.fraction;
+      low[lane] = static_cast<int32_t>(column.low - block.column);
+      high[lane] = static_cast<int32_t>(column.high - block.column);
+      fraction[lane] = column.fraction;
     }
-    block.cells = block.low[kLanes - 1] + 1;
-    block.narrow = block.high[kLanes - 1] < kLanes;
+    block.low = simd::load(low);
+    block.high = simd::load(high);
+    block.fraction = simd::load(fraction);
+    block.cells = low[kLanes - 1] + 1;
+    block.narrow = high[kLanes - 1] < kLanes;
   }
   return blocks;
 }

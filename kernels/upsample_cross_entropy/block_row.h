@@ -36,8 +36,8 @@ class BlockRowBase {
       simd::store(ends(c) + kLanes, right);
       highest_left = simd::maximum(highest_left, left);
       highest_right = simd::maximum(highest_right, right);
-      lowest_left = left < lowest_left ? left : lowest_left;
-      lowest_right = right < lowest_right ? right : lowest_right;
+      lowest_left = simd::minimum(lowest_left, left);
+      lowest_right = simd::minimum(lowest_right, right);
     }
     highest_left_ = highest_left;
     highest_right_ = highest_right;
@@ -88,6 +88,7 @@ class BlockRowBase {
   }
 
   FASTSEG_INLINE bool has_label(int64_t c) const { return tile_.lowest <= c && c <= tile_.highest; }
+  FASTSEG_INLINE i32x16 is_label(int64_t c, int k) const { return tile_.label[k] == static_cast<int32_t>(c); }
 
   // Losses, and the factors that the second pass over the classes needs.
   template <Task task>
@@ -98,20 +99,20 @@ class BlockRowBase {
       const auto valid = tile_.label[k] >= 0;
       const f32x16 picked = tile_.picked[k];
       if constexpr (task != Task::kStatisticsGradient) {
-        const f32x16 loss = valid ? loss_of(k) : f32x16{};
+        const f32x16 loss = simd::keep_where(valid, loss_of(k));
         if (problem_.losses) write_losses(loss, k);
         total += loss;
       }
       const f32x16 inverse = 1.0f / tile_.sum[k];
-      if constexpr (task == Task::kGradient) tile_.inverse[k] = valid ? tile_.through[k] * inverse : f32x16{};
-      if constexpr (wants_dice(task)) tile_.inverse[k] = valid ? inverse : f32x16{};
+      if constexpr (task == Task::kGradient) tile_.inverse[k] = simd::keep_where(valid, tile_.through[k] * inverse);
+      if constexpr (wants_dice(task)) tile_.inverse[k] = simd::keep_where(valid, inverse);
       if constexpr (task == Task::kStatistics) add_intersection(simd::exp(picked) * inverse, k);
       if constexpr (task == Task::kStatisticsGradient) {
         const f32x16 of_label = simd::exp(picked) * inverse;
         const f32x16 own = gather_intersection_gradient(k) * of_label;
         const f32x16 scale = problem_.squared ? inverse * inverse : inverse;
-        tile_.through[k] = valid ? tile_.through[k] - tile_.dice[k] * scale - own : f32x16{};
-        tile_.dice[k] = valid ? own - tile_.target[k] : f32x16{};
+        tile_.through[k] = simd::keep_where(valid, tile_.through[k] - tile_.dice[k] * scale - own);
+        tile_.dice[k] = simd::keep_where(valid, own - tile_.target[k]);
       }
     }
     loss_ += total;
@@ -236,7 +237,7 @@ class BlockRow : BlockRowBase {
     FASTSEG_INLINE f32x16 at(const BlockRow& row, int k) {
       if constexpr (direct) {  // 0 where no pixel counts, whatever the logits hold
         const f32x16 shifted = row.interpolate(first, second, k) - row.tile_.norm[k];
-        return row.tile_.label[k] >= 0 ? simd::exp(shifted) : f32x16{};
+        return simd::keep_where(row.tile_.label[k] >= 0, simd::exp(shifted));
       }
       if (k > 0) exponential *= second;
       return exponential;
@@ -266,7 +267,7 @@ class BlockRow : BlockRowBase {
       if (!has_label(c)) continue;
       for (int k = 0; k < count(); ++k) {
         const f32x16 shifted = direct ? interpolate(left, right, k) - tile_.norm[k] : start + slope * fraction(k);
-        picked[k] = tile_.label[k] == static_cast<int32_t>(c) ? shifted : picked[k];
+        picked[k] = simd::select(is_label(c, k), shifted, picked[k]);
       }
     }
     for (int k = 0; k < count(); ++k) {
@@ -312,9 +313,8 @@ class BlockRow : BlockRowBase {
   FASTSEG_INLINE void subtract_target(int64_t c, f32x16& whole, f32x16& right) const {
     f32x16 target_whole{}, target_right{};
     for (int k = 0; k < count(); ++k) {
-      const auto is_label = tile_.label[k] == static_cast<int32_t>(c);
-      target_whole += is_label ? tile_.target[k] : f32x16{};
-      target_right += is_label ? tile_.target_right[k] : f32x16{};
+      target_whole += simd::keep_where(is_label(c, k), tile_.target[k]);
+      target_right += simd::keep_where(is_label(c, k), tile_.target_right[k]);
     }
     whole -= target_whole;
     right -= target_right;
@@ -351,7 +351,7 @@ class BlockRow : BlockRowBase {
       }
       if (has_label(c)) {
         for (int k = 0; k < count(); ++k) {
-          const f32x16 extra = tile_.label[k] == static_cast<int32_t>(c) ? tile_.dice[k] : f32x16{};
+          const f32x16 extra = simd::keep_where(is_label(c, k), tile_.dice[k]);
           whole += extra;
           right += extra * fraction(k);
         }

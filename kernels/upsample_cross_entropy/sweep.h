@@ -98,7 +98,7 @@ class Slice {
     double* to = statistics_.data() + statistics_.size() - 3 * problem_.classes;
     for (int64_t i = 0; i < 2 * problem_.classes; ++i) {
       const f32x16 lanes = simd::load(work.intersection + i * kLanes);
-      to[i] += simd::reduce_add(__builtin_convertvector(lanes, simd::f64x16));
+      to[i] += simd::reduce_add(simd::convert<simd::f64x16>(lanes));
       simd::store(work.intersection + i * kLanes, f32x16{});
     }
   }
@@ -116,7 +116,7 @@ class Slice {
       if (wants_gradient(problem_.task)) std::fill_n(work.accumulators.get(), 4 * kLanes * problem_.classes, 0.0f);
       f32x16 loss{};
       for (int row = 0; row < count; ++row) loss += block_row(work, block, y, row);
-      work.numerator += simd::reduce_add(__builtin_convertvector(loss, simd::f64x16));
+      work.numerator += simd::reduce_add(simd::convert<simd::f64x16>(loss));
       if (wants_gradient(problem_.task)) add_block_gradient(work, block);
     }
     if (problem_.task == Task::kStatistics) collect_statistics(work);
@@ -191,8 +191,8 @@ class Slice {
       const i32x16 label = simd::load(gathered);
       tile.label[k] = label;
       const simd::u32x16 unsigned_label = simd::bit_cast<simd::u32x16>(label);
-      lowest = unsigned_label < lowest ? unsigned_label : lowest;
-      highest = label > highest ? label : highest;
+      lowest = simd::minimum(lowest, unsigned_label);
+      highest = simd::maximum(highest, label);
     }
     tile.lowest = std::numeric_limits<int32_t>::max();
     tile.highest = -1;
@@ -204,7 +204,7 @@ class Slice {
     if (problem_.plain()) {
       const f32x16 weight = simd::splat(problem_.grad_numerator);
       for (int k = 0; k < steps; ++k) {
-        tile.target[k] = tile.through[k] = tile.label[k] >= 0 ? weight : f32x16{};
+        tile.target[k] = tile.through[k] = simd::keep_where(tile.label[k] >= 0, weight);
         tile.smooth[k] = f32x16{};
       }
     } else {
@@ -216,7 +216,7 @@ class Slice {
     const int64_t row = image_ * problem_.height() + y;
     const float smoothing = problem_.label_smoothing;
     const int64_t* strides = problem_.grad_losses_strides;
-    f32x16 target{}, smooth{};
+    alignas(64) float target_lanes[kLanes]{}, smooth_lanes[kLanes]{};
     for (int lane = 0; lane < kLanes; ++lane) {
       const int32_t label = tile.label[k][lane];
       if (label < 0) continue;
@@ -224,9 +224,10 @@ class Slice {
       float weight = problem_.grad_numerator;
       if (problem_.pixel_weight) weight *= problem_.pixel_weight[row * problem_.width() + x];
       if (problem_.grad_losses) weight *= problem_.grad_losses[image_ * strides[0] + y * strides[1] + x * strides[2]];
-      target[lane] = weight * (1.0f - smoothing) * (problem_.class_weight ? problem_.class_weight[label] : 1.0f);
-      smooth[lane] = weight * smoothing / static_cast<float>(problem_.classes);
+      target_lanes[lane] = weight * (1.0f - smoothing) * (problem_.class_weight ? problem_.class_weight[label] : 1.0f);
+      smooth_lanes[lane] = weight * smoothing / static_cast<float>(problem_.classes);
     }
+    const f32x16 target = simd::load(target_lanes), smooth = simd::load(smooth_lanes);
     tile.target[k] = target;
     tile.smooth[k] = smooth;
     tile.through[k] = target + smooth * problem_.class_weight_sum;

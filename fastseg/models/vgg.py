@@ -8,15 +8,62 @@ from torch import nn
 BLOCKS = ((1, 2, 64), (2, 2, 128), (3, 3, 256), (4, 3, 512), (5, 3, 512))
 FULLY_CONNECTED_CHANNELS = 4096
 
-# torchvision's key of each layer; `classifier.6`, the 1000-way ImageNet output, has no counterpart here
-TORCHVISION_KEYS = {
-    "conv1_1": "features.0", "conv1_2": "features.2",
-    "conv2_1": "features.5", "conv2_2": "features.7",
-    "conv3_1": "features.10", "conv3_2": "features.12", "conv3_3": "features.14",
-    "conv4_1": "features.17", "conv4_2": "features.19", "conv4_3": "features.21",
-    "conv5_1": "features.24", "conv5_2": "features.26", "conv5_3": "features.28",
-    "fc6": "classifier.0", "fc7": "classifier.3",
-}  # fmt: skip
+
+def scaled_width(channels, multiplier):
+    """Channels of a layer that has ``channels`` at width 1: rounded, at least 1."""
+    return max(1, round(channels * multiplier))
+
+
+def check_image(name, image, in_channels, smallest=1):
+    """Raises RuntimeError unless ``image`` is ``(N, in_channels, H, W)`` with H and W at least ``smallest``."""
+    if image.dim() != 4 or image.shape[1] != in_channels or min(image.shape[2:]) < smallest:
+        raise RuntimeError(
+            f"{name}: image has shape {tuple(image.shape)}; "
+            f"allowed: (N, {in_channels}, H, W) with H and W at least {smallest}"
+        )
+
+
+def torchvision_keys(batch_norm=False):
+    """torchvision's key of each layer: ``{"conv1_1": "features.0", ..., "fc6": "classifier.0", ...}``.
+
+    Each convolution is followed by a ReLU, or by a BatchNorm2d (at the next index) and a ReLU in ``vgg16_bn``.
+    ``classifier.6``, the 1000-way ImageNet output, is left out: it has no counterpart here.
+    """
+    keys, index = {}, 0
+    for block, layers, _ in BLOCKS:
+        for layer in range(1, layers + 1):
+            keys[f"conv{block}_{layer}"] = f"features.{index}"
+            index += 3 if batch_norm else 2
+        index += 1  # the pooling
+    return keys | {"fc6": "classifier.0", "fc7": "classifier.3"}
+
+
+@torch.no_grad()
+def copy_tensors(model, method, state_dict, sources):
+    """Copy ``state_dict[source]`` into ``model`` under the key target for every ``target: source``, all or none.
+
+    A linear layer over a flattened ``(C, k, k)`` map is the convolution with its weight viewed as
+    ``(O, C, k, k)``, so a matrix ``(O, C k k)`` is accepted for such a weight; nothing is transposed.
+
+    Raises:
+        RuntimeError: a key is missing or a tensor has the wrong shape; ``method`` is named as who refuses.
+    """
+    missing = sorted(source for source in sources.values() if source not in state_dict)
+    if missing:
+        raise RuntimeError(f"{method}: state_dict lacks {', '.join(missing)}")
+    own = model.state_dict(keep_vars=True)
+    for target, source in sources.items():
+        shape = own[target].shape
+        allowed = [tuple(shape)]
+        if target in ("fc6.weight", "fc7.weight"):
+            allowed.append((shape[0], shape[1:].numel()))
+        if tuple(state_dict[source].shape) not in allowed:
+            raise RuntimeError(
+                f"{method}: {source} has shape {tuple(state_dict[source].shape)}; "
+                f"allowed for {target}: {' or '.join(map(str, allowed))}"
+            )
+    for target, source in sources.items():
+        own[target].copy_(state_dict[source].reshape(own[target].shape))
 
 
 class VGG16Trunk(nn.Module):
@@ -42,7 +89,7 @@ class VGG16Trunk(nn.Module):
         self.in_channels = in_channels
 
         def width(channels):
-            return max(1, round(channels * width_multiplier))
+            return scaled_width(channels, width_multiplier)
 
         channels = in_channels
         for block, layers, block_channels in BLOCKS:
@@ -70,11 +117,7 @@ class VGG16Trunk(nn.Module):
 
     def features(self, image):
         """``(N, in_channels, H, W)`` -> the maps of ``pool3`` (stride 8), ``pool4`` (16) and ``fc7`` (32)."""
-        if image.dim() != 4 or image.shape[1] != self.in_channels or min(image.shape[2:]) < 1:
-            raise RuntimeError(
-                f"{self._name}: image has shape {tuple(image.shape)}; "
-                f"allowed: (N, {self.in_channels}, H, W) with H and W at least 1"
-            )
+        check_image(self._name, image, self.in_channels)
         pooled = {}
         for block, layers, _ in BLOCKS:
             for index in range(1, layers + 1):
@@ -84,12 +127,10 @@ class VGG16Trunk(nn.Module):
         fc7 = self.drop7(F.relu(self.fc7(fc6), inplace=True))
         return pooled[3], pooled[4], fc7
 
-    @torch.no_grad()
     def load_vgg16(self, state_dict):
         """Copy the weights of torchvision's ``vgg16`` (``features.N`` and ``classifier.N``) into this trunk.
 
-        A linear layer over a flattened ``(C, 7, 7)`` map is the 7x7 convolution with its weight viewed as
-        ``(O, C, 7, 7)``: nothing is transposed. The ImageNet output ``classifier.6`` is ignored.
+        The fully connected layers become convolutions; the ImageNet output ``classifier.6`` is ignored.
         torchvision's weights expect RGB images in [0, 1], normalised by the ImageNet mean and deviation.
 
         Raises:
@@ -97,23 +138,8 @@ class VGG16Trunk(nn.Module):
         """
         sources = {
             f"{layer}.{kind}": f"{key}.{kind}"
-            for layer, key in TORCHVISION_KEYS.items()
+            for layer, key in torchvision_keys().items()
             for kind in ("weight", "bias")
         }
-        missing = sorted(source for source in sources.values() if source not in state_dict)
-        if missing:
-            raise RuntimeError(f"{self._name}.load_vgg16: state_dict lacks {', '.join(missing)}")
-        own = self.state_dict(keep_vars=True)
-        for target, source in sources.items():
-            shape = own[target].shape
-            allowed = [tuple(shape)]
-            if target in ("fc6.weight", "fc7.weight"):
-                allowed.append((shape[0], shape[1:].numel()))
-            if tuple(state_dict[source].shape) not in allowed:
-                raise RuntimeError(
-                    f"{self._name}.load_vgg16: {source} has shape {tuple(state_dict[source].shape)}; "
-                    f"allowed for {target}: {' or '.join(map(str, allowed))}"
-                )
-        for target, source in sources.items():
-            own[target].copy_(state_dict[source].reshape(own[target].shape))
+        copy_tensors(self, f"{self._name}.load_vgg16", state_dict, sources)
         return self

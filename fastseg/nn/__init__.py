@@ -1,14 +1,17 @@
 """Modules: drop-ins for those of ``torch.nn``, and the other losses, thin over `fastseg.ops`."""
 
+from fastseg.nn.class_balance import ClassBalancedCrossEntropyLoss, median_frequency_weights
 from fastseg.nn.cross_entropy import CrossEntropyLoss
 from fastseg.nn.cross_entropy_dice import CrossEntropyDiceLoss, DiceLoss
 from fastseg.nn.focal_loss import FocalLoss
 from fastseg.nn.upsample_cross_entropy import UpsampleCrossEntropyLoss
 
 __all__ = [
+    "ClassBalancedCrossEntropyLoss",
     "CrossEntropyDiceLoss",
     "CrossEntropyLoss",
     "DiceLoss",
     "FocalLoss",
     "UpsampleCrossEntropyLoss",
+    "median_frequency_weights",
 ]

@@ -12,14 +12,18 @@ UPSAMPLING_LAYERS = {
 UPSAMPLING_LAYERS["8s at-once"] = UPSAMPLING_LAYERS["8s"]
 
 
-def vgg16_in_torchvision_layout(width, linear=4096):
-    """``features`` and ``classifier`` with torchvision's indices, from its documented configuration."""
+def vgg16_in_torchvision_layout(width, linear=4096, batch_norm=False):
+    """``features`` and ``classifier`` with torchvision's indices, from its documented configuration.
+
+    ``batch_norm``: that of ``vgg16_bn``.
+    """
     layers, channels = [], 3
     for step in [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]:
         if step == "M":
             layers.append(nn.MaxPool2d(2))
         else:
-            layers += [nn.Conv2d(channels, int(step * width), 3, padding=1), nn.ReLU()]
+            layers.append(nn.Conv2d(channels, int(step * width), 3, padding=1))
+            layers += [nn.BatchNorm2d(int(step * width)), nn.ReLU()] if batch_norm else [nn.ReLU()]
             channels = int(step * width)
     hidden = int(linear * width)
     classifier = nn.Sequential(

@@ -51,6 +51,8 @@ def markdown_table() -> str:
     """The README's table: per module of `fastseg.ops` its public functions and the dtypes each backend takes."""
     functions: dict[str, list[str]] = {}
     for name in fastseg.ops.__all__:
+        if isinstance(getattr(fastseg.ops, name), type):
+            continue  # what ops take or return
         functions.setdefault(getattr(fastseg.ops, name).__module__, []).append(f"`{name}`")
     lines = ["| op | " + " | ".join(BACKEND_NAMES) + " |", "|---" * (len(BACKEND_NAMES) + 1) + "|"]
     for module, names in functions.items():

@@ -1,0 +1,59 @@
+"""What max_pool2d and max_unpool2d share: geometry, memory layouts, and the C++ entry points.
+
+C++ sees (N, C, H, W) tensors in one layout, contiguous or channels_last, and writes into outputs allocated here.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from fastseg._op import NativeOp
+from fastseg.kernels.max_pool2d.reference import in_layout
+
+INDEX_DTYPES = (torch.int64, torch.uint8)
+MOST_COMPACT_TAPS = 255
+GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation"
+
+
+def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
+    """One int, or a sequence of one or two, as [height, width]."""
+    values = [value] if isinstance(value, (int, torch.SymInt)) else value
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"fastseg.ops.{op}: {name} is {type(value).__name__}; allowed: int, or two of them")
+    if not all(isinstance(entry, (int, torch.SymInt)) for entry in values):
+        raise TypeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: int, or two of them")
+    if len(values) not in (1, 2):
+        raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: one int, or one each for height and width")
+    return [values[0], values[-1]]
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether torch would answer an op on this (N, C, H, W) tensor in channels_last."""
+    if tensor.numel() == 0:  # suggest_memory_format takes every empty tensor for contiguous
+        return tensor.is_contiguous(memory_format=torch.channels_last)
+    return suggest_memory_format(tensor) == torch.channels_last
+
+
+def empty(like: Tensor, shape: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(tuple(shape), dtype=dtype or like.dtype, device=like.device, memory_format=layout)
+
+
+class PoolNative(NativeOp):
+    """A C++ entry point `<name>(inputs, geometry, outputs)`: brings the inputs into one layout, allocates the outputs.
+
+    allocate: takes what the op takes and gives (the tensors that C++ reads, the lists of its geometry, channels_last,
+        the outputs).
+    """
+
+    def __init__(self, schema: str, allocate):
+        super().__init__(schema)
+        self.allocate = allocate
+
+    def __call__(self, *args):
+        inputs, geometry, channels_last, outputs = self.allocate(*args)
+        if outputs[0].numel() > 0:
+            super().__call__(*(in_layout(tensor, channels_last) for tensor in inputs), *geometry, *outputs)
+        return outputs if len(outputs) > 1 else outputs[0]

@@ -4,6 +4,7 @@ from fastseg.nn.class_balance import ClassBalancedCrossEntropyLoss, median_frequ
 from fastseg.nn.cross_entropy import CrossEntropyLoss
 from fastseg.nn.cross_entropy_dice import CrossEntropyDiceLoss, DiceLoss
 from fastseg.nn.focal_loss import FocalLoss
+from fastseg.nn.max_pool import MaxPool2d, MaxUnpool2d
 from fastseg.nn.upsample_cross_entropy import UpsampleCrossEntropyLoss
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "CrossEntropyLoss",
     "DiceLoss",
     "FocalLoss",
+    "MaxPool2d",
+    "MaxUnpool2d",
     "UpsampleCrossEntropyLoss",
     "median_frequency_weights",
 ]

@@ -179,4 +179,4 @@ def test_a_replacement_must_be_a_subclass():
 
 def test_fastseg_models_can_be_passed():
     report = fastseg.accelerate(fastseg.models.FCN32s(2, width_multiplier=1 / 64))
-    assert report.replaced == [] and report.unknown["Conv2d"] == 16
+    assert {entry.before for entry in report.replaced} <= {"MaxPool2d"} and report.unknown["Conv2d"] == 16

@@ -35,7 +35,7 @@ template <typename value_t, bool plain>
 struct Chunk {
   using accumulate_t = value_t;
   using vector_t = simd::vec<accumulate_t>;
-  using mask_t = typename simd::vector_of<accumulate_t>::mask;
+  using mask_t = simd::mask<accumulate_t>;
 
   Chunk(const Problem& problem, int64_t offset, int count)
       : count(count),
@@ -111,7 +111,7 @@ std::vector<Sums> run_forward(const Problem& problem) {
     const accumulate_t pos_weight = static_cast<accumulate_t>(problem.pos_weight);
     constexpr int kFew = 4 * kLanes;
     LongSum<vector_t> intersections, predictions, truths, numerators, denominators;
-    typename simd::vector_of<accumulate_t>::mask odd{};
+    simd::mask<accumulate_t> odd{};
     for (int first = 0; first < chunk.count; first += kFew) {
       vector_t intersection{}, prediction{}, truth{}, numerator{}, denominator{};
       for (int i = first; i < std::min(first + kFew, chunk.count); i += kLanes) {

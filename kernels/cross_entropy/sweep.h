@@ -75,7 +75,7 @@ class Sweep {
  public:
   using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
-  using mask_t = typename simd::vector_of<accumulate_t>::mask;
+  using mask_t = simd::mask<accumulate_t>;
 
   explicit Sweep(const Problem<scalar_t>& problem)
       : problem_(problem),
@@ -252,41 +252,26 @@ class Sweep {
     accumulate_t* rows = access_.rows();
     const int64_t stride = access_.row_stride();
     // The label's term: with few classes compared in passing, with many subtracted beforehand where it belongs.
-    const bool compare = kCompareLabels && problem_.classes <= kFewClasses;
+    const bool compare = problem_.classes <= kFewClasses;
     for (int i = 0; i < tile_ && !compare; ++i) {
       if (numbers_.labels[i] >= 0) rows[numbers_.labels[i] * stride + i] -= numbers_.label_excess[i];
     }
     for_each_group(tile_, [&](int first, auto vectors) {
-      TileLanes<accumulate_t> scale[vectors];
-      for (int v = 0; v < vectors; ++v) scale[v].read(numbers_.scale + first + v * kLanes);
+      vector_t scale[vectors];
+      for (int v = 0; v < vectors; ++v) scale[v] = simd::load(numbers_.scale + first + v * kLanes);
       for (int64_t c = 0; c < problem_.classes; ++c) {
         for (int v = 0; v < vectors; ++v) {
           const int i = first + v * kLanes;
-          TileLanes<accumulate_t> gradient;
-          gradient.read(rows + c * stride + i);
-          if (compare) subtract_label(c, i, gradient);
-          gradient.multiply(scale[v]);
-          if (smoothing_ == 0) {
-            tile.store(c, i, gradient.vector());
-          } else {
-            tile.store(c, i, gradient.vector() - weight_of(c) * simd::load(numbers_.smoothing_scale + i));
-          }
+          vector_t gradient = simd::load(rows + c * stride + i);
+          if (compare) gradient -= simd::keep_where(is_label(c, i), simd::load(numbers_.label_excess + i));
+          gradient *= scale[v];
+          if (smoothing_ != 0) gradient -= weight_of(c) * simd::load(numbers_.smoothing_scale + i);
+          tile.store(c, i, gradient);
         }
       }
     });
   }
 
-  FASTSEG_INLINE void subtract_label(int64_t c, int i, TileLanes<accumulate_t>& exponential) const {
-    TileLanes<accumulate_t> term;
-    term.set(simd::keep_where(is_label(c, i), simd::load(numbers_.label_excess + i)));
-    exponential.subtract(term);
-  }
-
-#if defined(__AVX512F__)
-  static constexpr bool kCompareLabels = true;
-#else
-  static constexpr bool kCompareLabels = false;  // comparisons of vectors are slow there: see TileLanes
-#endif
   static constexpr int64_t kFewClasses = 64;
 
   const Problem<scalar_t>& problem_;

@@ -33,7 +33,7 @@ class SoftmaxTile {
  public:
   using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
-  using mask_t = typename simd::vector_of<accumulate_t>::mask;
+  using mask_t = simd::mask<accumulate_t>;
 
   SoftmaxTile(const Problem<scalar_t>& problem, PixelView<scalar_t> gradient)
       : problem(problem),

@@ -1,0 +1,108 @@
+// Exponentials and logarithms of 16 lanes. fp64 is for gradcheck: lane by lane through libm.
+#pragma once
+
+#include <cmath>
+
+#include "fastseg/simd_memory.h"
+
+namespace simd {
+
+namespace detail {
+
+template <typename Function>
+FASTSEG_INLINE f64x16 each_lane(f64x16 x, const Function& fn) {
+  double lanes[kLanes];
+  store(lanes, x);
+  for (double& lane : lanes) lane = fn(lane);
+  return load(lanes);
+}
+
+}  // namespace detail
+
+// e^x within 2 ulp for x in [-87.3, 88.3]; NaN kept; anything else gives garbage.
+// Cody-Waite reduction x = n ln2 + r with |r| <= ln2/2, degree-6 polynomial in r, exponent added as integer.
+FASTSEG_INLINE f32x16 exp_in_range(f32x16 x) {
+  constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
+  const f32x16 shifted = x * 1.44269504f + kRoundMagic;
+  const f32x16 n = shifted - kRoundMagic;
+  f32x16 r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  f32x16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const u32x16 exponent = (bit_cast<u32x16>(shifted) << 23) + (127u << 23);
+  return p * bit_cast<f32x16>(exponent);
+}
+
+// e^x within 2 ulp: 0 below -87.3 (no denormals), inf above 88.3, NaN kept.
+FASTSEG_INLINE f32x16 exp(f32x16 x) {
+  const f32x16 low = splat(-87.33f), high = splat(88.37f);
+  const f32x16 scaled = exp_in_range(minimum(maximum(x, low), high));
+  const f32x16 floored = select(x < low, f32x16{}, scaled);
+  return select(x > high, splat(INFINITY), floored);
+}
+FASTSEG_INLINE f64x16 exp(f64x16 x) {
+  return detail::each_lane(x, [](double lane) { return std::exp(lane); });
+}
+
+// e^x for x <= 0, the exponential of a softmax: absolute error below 1e-7, e^0 = 1 exactly, 0 below -87 and for -inf,
+// NaN kept. Half the work of exp(): no upper end, and x log2(e) is reduced in one step, whose relative error grows with
+// |x| only where e^x is small.
+FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
+  constexpr float kLowest = -87.0f, kLog2e = 1.44269504f;
+  constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
+  const f32x16 shifted = x * kLog2e + kRoundMagic;
+  const f32x16 n = shifted - kRoundMagic;
+#if defined(__x86_64__) && !defined(__FMA__)
+  // Without fused multiply-add the product is rounded before n cancels most of it: take n ln2 off in two exact steps.
+  const f32x16 r = (x - n * 0.693359375f + n * 2.12194440e-4f) * kLog2e;
+#else
+  const f32x16 r = x * kLog2e - n;
+#endif
+  // 2^r on [-1/2, 1/2] by a polynomial of least relative error (2e-9), fitted with constant term 1
+  f32x16 p = r * 1.5345812e-4f + 1.3399931e-3f;
+  p = p * r + 9.6184891e-3f;
+  p = p * r + 5.5503286e-2f;
+  p = p * r + 2.4022646e-1f;
+  p = p * r + 6.9314718e-1f;
+  p = p * r + 1.0f;
+  const u32x16 exponent = (bit_cast<u32x16>(shifted) << 23) + (127u << 23);
+  return select(x < kLowest, f32x16{}, p * bit_cast<f32x16>(exponent));
+}
+FASTSEG_INLINE f64x16 exp_nonpositive(f64x16 x) { return exp(x); }
+
+// ln(x) within 2 ulp for normal positive finite x, NaN for NaN and infinity; any other x gives garbage.
+FASTSEG_INLINE f32x16 log_finite(f32x16 x) {
+  constexpr uint32_t kSqrtHalf = 0x3f3504f3u;  // bits of sqrt(1/2): the mantissa is taken in [sqrt(1/2), sqrt(2))
+  const u32x16 bits = bit_cast<u32x16>(x) - kSqrtHalf;
+  const f32x16 exponent = convert<f32x16>(bit_cast<i32x16>(bits) >> 23);
+  const f32x16 m = bit_cast<f32x16>((bits & 0x007fffffu) + kSqrtHalf) - 1.0f;
+  f32x16 p = m * 7.0376836292e-2f - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  const f32x16 square = m * m;
+  const f32x16 tail = p * m * square + exponent * -2.12194440e-4f - 0.5f * square;
+  return m + tail + exponent * 0.693359375f + (x - x);
+}
+
+// ln(x) within 2 ulp for normal positive x; other x: 0 -> -inf, +inf -> +inf, negative or NaN -> NaN.
+FASTSEG_INLINE f32x16 log(f32x16 x) {
+  f32x16 result = log_finite(x);
+  result = select(x == splat(INFINITY), x, result);
+  result = select(x == f32x16{}, splat(-INFINITY), result);
+  return select(x >= f32x16{}, result, splat(NAN));
+}
+FASTSEG_INLINE f64x16 log(f64x16 x) {
+  return detail::each_lane(x, [](double lane) { return std::log(lane); });
+}
+FASTSEG_INLINE f64x16 log_finite(f64x16 x) { return log(x); }
+
+}  // namespace simd

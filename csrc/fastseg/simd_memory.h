@@ -1,0 +1,247 @@
+// Vectors to and from memory, and their lanes put together. Raw intrinsics stand here only, where the compilers have no
+// spelling of their own: fp16, streaming stores, permutations, masks as bits.
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "fastseg/simd_vector.h"
+
+namespace simd {
+
+using c10::BFloat16;
+using c10::Half;
+
+namespace detail {
+
+// Register by register: GCC keeps a Pair that is copied as a whole in memory.
+template <typename vector_t>
+FASTSEG_INLINE vector_t read(const void* from) {
+  if constexpr (is_pair<vector_t>) {
+    using half_t = half_of<vector_t>;
+    return {read<half_t>(from), read<half_t>(static_cast<const char*>(from) + sizeof(half_t))};
+  } else {
+    vector_t lanes;
+    std::memcpy(&lanes, from, sizeof lanes);
+    return lanes;
+  }
+}
+
+template <typename vector_t>
+FASTSEG_INLINE void write(void* to, vector_t lanes) {
+  if constexpr (is_pair<vector_t>) {
+    write(to, lanes.low);
+    write(static_cast<char*>(to) + sizeof lanes.low, lanes.high);
+  } else {
+    std::memcpy(to, &lanes, sizeof lanes);
+  }
+}
+
+// Past the cache. `to` is aligned to the vector or, where it is larger, to the cache line.
+template <typename vector_t>
+FASTSEG_INLINE void write_past_cache(void* to, vector_t lanes) {
+  if constexpr (is_pair<vector_t>) {
+    write_past_cache(to, lanes.low);
+    write_past_cache(static_cast<char*>(to) + sizeof lanes.low, lanes.high);
+    return;
+  }
+#if defined(__AVX512F__)
+  if constexpr (sizeof lanes == 64) return _mm512_stream_si512(static_cast<__m512i*>(to), bit_cast<__m512i>(lanes));
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof lanes == 32) return _mm256_stream_si256(static_cast<__m256i*>(to), bit_cast<__m256i>(lanes));
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof lanes == 16) return _mm_stream_si128(static_cast<__m128i*>(to), bit_cast<__m128i>(lanes));
+#endif
+  write(to, lanes);
+}
+
+// --- half types as bits ---
+
+template <typename float_t, typename bits_t>
+FASTSEG_INLINE float_t widen_half(bits_t bits) {
+  if constexpr (is_pair<float_t>) {
+    using half_t = half_of<float_t>;
+    return {widen_half<half_t>(low_half(bits)), widen_half<half_t>(high_half(bits))};
+  } else {
+#if defined(__AVX512F__)  // (the full zero mask is free, and spares GCC 12's warning about its own unmasked intrinsic)
+    return bit_cast<float_t>(_mm512_maskz_cvtph_ps(0xffff, bit_cast<__m256i>(bits)));
+#elif defined(__AVX2__) && defined(__F16C__)
+    return bit_cast<float_t>(_mm256_cvtph_ps(bit_cast<__m128i>(bits)));
+#else
+    float lanes[lanes_of<float_t>];
+    for (int i = 0; i < lanes_of<float_t>; ++i) lanes[i] = static_cast<float>(Half(bits[i], Half::from_bits()));
+    return read<float_t>(lanes);
+#endif
+  }
+}
+
+template <typename bits_t, typename float_t>
+FASTSEG_INLINE bits_t round_to_half(float_t lanes) {
+  if constexpr (is_pair<float_t>) {
+    using half_t = half_of<bits_t>;
+    return join<bits_t>(round_to_half<half_t>(lanes.low), round_to_half<half_t>(lanes.high));
+  } else {
+#if defined(__AVX512F__)
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return bit_cast<bits_t>(_mm512_maskz_cvtps_ph(0xffff, bit_cast<__m512>(lanes), kNearest));
+#elif defined(__AVX2__) && defined(__F16C__)
+    return bit_cast<bits_t>(_mm256_cvtps_ph(bit_cast<__m256>(lanes), _MM_FROUND_TO_NEAREST_INT));
+#else
+    uint16_t bits[lanes_of<float_t>];
+    for (int i = 0; i < lanes_of<float_t>; ++i) bits[i] = Half(lanes[i]).x;
+    return read<bits_t>(bits);
+#endif
+  }
+}
+
+FASTSEG_INLINE u16x16 round_to_bfloat16(f32x16 lanes) {
+  const u32x16 bits = bit_cast<u32x16>(lanes);
+  const u32x16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const u32x16 quiet_nan = (bits >> 16) | 0x40u;
+  return convert<u16x16>(select(lanes == lanes, rounded, quiet_nan));
+}
+
+}  // namespace detail
+
+// --- loads: 16 consecutive elements of any storage type, widened to the accumulator ---
+
+FASTSEG_INLINE f32x16 load(const float* from) { return detail::read<f32x16>(from); }
+FASTSEG_INLINE f64x16 load(const double* from) { return detail::read<f64x16>(from); }
+FASTSEG_INLINE i32x16 load(const int32_t* from) { return detail::read<i32x16>(from); }
+FASTSEG_INLINE f32x16 load(const BFloat16* from) {
+  return bit_cast<f32x16>(convert<u32x16>(detail::read<u16x16>(from)) << 16);
+}
+FASTSEG_INLINE f32x16 load(const Half* from) { return detail::widen_half<f32x16>(detail::read<u16x16>(from)); }
+
+FASTSEG_INLINE i32x16 lane_index() {
+  constexpr int32_t kIndex[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load(kIndex);
+}
+
+// --- stores: rounded to nearest even, NaN kept ---
+
+FASTSEG_INLINE void store(float* to, f32x16 lanes) { detail::write(to, lanes); }
+FASTSEG_INLINE void store(double* to, f64x16 lanes) { detail::write(to, lanes); }
+FASTSEG_INLINE void store(int32_t* to, i32x16 lanes) { detail::write(to, lanes); }
+FASTSEG_INLINE void store(int64_t* to, i64x16 lanes) { detail::write(to, lanes); }
+FASTSEG_INLINE void store(uint8_t* to, u8x16 lanes) { detail::write(to, lanes); }
+FASTSEG_INLINE void store(BFloat16* to, f32x16 lanes) { detail::write(to, detail::round_to_bfloat16(lanes)); }
+FASTSEG_INLINE void store(Half* to, f32x16 lanes) { detail::write(to, detail::round_to_half<u16x16>(lanes)); }
+
+// The first `count` (0..16) elements only; the other lanes are `fill` and no memory beyond is touched.
+template <typename scalar_t>
+FASTSEG_INLINE auto load_partial(const scalar_t* from, int count, scalar_t fill) {
+  alignas(64) scalar_t buffer[kLanes];
+  for (int i = 0; i < kLanes; ++i) buffer[i] = fill;
+  std::memcpy(buffer, from, sizeof(scalar_t) * count);
+  return load(buffer);
+}
+
+template <typename scalar_t, typename vector_t>
+FASTSEG_INLINE void store_partial(scalar_t* to, vector_t lanes, int count) {
+  alignas(64) scalar_t buffer[kLanes];
+  store(buffer, lanes);
+  std::memcpy(to, buffer, sizeof(scalar_t) * count);
+}
+
+// Streaming stores write whole cache lines without reading them first: for outputs larger than the cache that nobody
+// reads soon. `to` must be aligned to 64 bytes; 32 for half types. Call stream_fence() once per thread after the last
+// of them.
+FASTSEG_INLINE void stream(float* to, f32x16 lanes) { detail::write_past_cache(to, lanes); }
+FASTSEG_INLINE void stream(double* to, f64x16 lanes) { detail::write_past_cache(to, lanes); }
+FASTSEG_INLINE void stream(int64_t* to, i64x16 lanes) { detail::write_past_cache(to, lanes); }
+FASTSEG_INLINE void stream(BFloat16* to, f32x16 lanes) {
+  detail::write_past_cache(to, detail::round_to_bfloat16(lanes));
+}
+FASTSEG_INLINE void stream(Half* to, f32x16 lanes) {
+  detail::write_past_cache(to, detail::round_to_half<u16x16>(lanes));
+}
+
+FASTSEG_INLINE void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+FASTSEG_INLINE bool is_aligned(const void* pointer) { return (reinterpret_cast<uintptr_t>(pointer) & 63) == 0; }
+
+// base[index[lane]] for 16 lanes.
+FASTSEG_INLINE f32x16 gather(const float* base, i32x16 index) {
+#if defined(__AVX512F__)
+  const __m512i lanes = bit_cast<__m512i>(index);
+  return bit_cast<f32x16>(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, lanes, base, 4));
+#else
+  alignas(64) int32_t positions[kLanes];
+  alignas(64) float lanes[kLanes];
+  store(positions, index);
+  for (int i = 0; i < kLanes; ++i) lanes[i] = base[positions[i]];
+  return load(lanes);
+#endif
+}
+
+// base[index[lane]] where every index is in [0, 16) and 16 elements are readable: shuffles instead of 16 loads.
+FASTSEG_INLINE f32x16 permute(const float* base, i32x16 index) {
+#if defined(__AVX512F__)
+  return bit_cast<f32x16>(_mm512_maskz_permutexvar_ps(0xffff, bit_cast<__m512i>(index), _mm512_loadu_ps(base)));
+#elif defined(__AVX2__)
+  const __m256 low = _mm256_loadu_ps(base), high = _mm256_loadu_ps(base + 8);
+  const auto eight = [&](Vector<int32_t, 8> positions) {
+    const __m256i position = bit_cast<__m256i>(positions);
+    const __m256 in_high = _mm256_castsi256_ps(_mm256_slli_epi32(position, 28));  // bit 3 into the sign
+    return bit_cast<Vector<float, 8>>(_mm256_blendv_ps(_mm256_permutevar8x32_ps(low, position),
+                                                       _mm256_permutevar8x32_ps(high, position), in_high));
+  };
+  return {eight(index.low), eight(index.high)};
+#else
+  return gather(base, index);
+#endif
+}
+
+// --- one number from 16 lanes ---
+
+template <typename vector_t>
+FASTSEG_INLINE auto reduce_add(vector_t lanes) {
+  if constexpr (lanes_of<vector_t> == 2) {
+    return lanes[0] + lanes[1];
+  } else {
+    return reduce_add(low_half(lanes) + high_half(lanes));
+  }
+}
+
+// One bit per lane of a comparison's result, lane 0 lowest.
+template <typename mask_t>
+FASTSEG_INLINE uint32_t mask_bits(mask_t mask) {
+  if constexpr (is_pair<mask_t>) {
+    return mask_bits(mask.low) | mask_bits(mask.high) << lanes_of<half_of<mask_t>>;
+  } else {
+    [[maybe_unused]] constexpr bool kNarrow = sizeof(lane_of<mask_t>) == 4;  // else 8 bytes
+#if defined(__AVX512DQ__)
+    if constexpr (kNarrow) return _mm512_movepi32_mask(bit_cast<__m512i>(mask));
+    return _mm512_movepi64_mask(bit_cast<__m512i>(mask));
+#elif defined(__AVX2__)
+    if constexpr (kNarrow) return _mm256_movemask_ps(bit_cast<__m256>(mask));
+    return _mm256_movemask_pd(bit_cast<__m256d>(mask));
+#elif defined(__SSE2__)
+    if constexpr (kNarrow) return _mm_movemask_ps(bit_cast<__m128>(mask));
+    return _mm_movemask_pd(bit_cast<__m128d>(mask));
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < lanes_of<mask_t>; ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
+    return bits;
+#endif
+  }
+}
+
+// True if any lane of a comparison's result is set.
+template <typename mask_t>
+FASTSEG_INLINE bool any(mask_t mask) {
+  return mask_bits(mask) != 0;
+}
+
+}  // namespace simd

@@ -1,0 +1,222 @@
+// Vectors of 16 lanes, whatever the width of the machine's registers.
+//
+// Where 16 lanes fit a register the type is GCC's own vector; elsewhere a Pair of vectors of half the lanes, split on
+// until they fit. (GCC 12 also compiles vectors wider than a register, but takes their comparisons apart lane by lane
+// and keeps them in memory, which costs a factor of ten.) Both kinds have the lane-wise operators, comparisons that
+// give masks of 0 / -1 integer lanes, scalar operands and lanes[i] for reading; everything else is a function below.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+namespace simd {
+
+#define FASTSEG_INLINE inline __attribute__((always_inline))
+
+constexpr int kLanes = 16;
+
+#if defined(__AVX512F__)
+constexpr int kRegisterBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kRegisterBytes = 32;
+#else
+constexpr int kRegisterBytes = 16;  // SSE2, NEON
+#endif
+
+template <typename lane_t, int lanes>
+struct Pair;
+
+namespace detail {
+
+template <typename lane_t, int lanes>
+struct Register {
+  typedef lane_t type __attribute__((vector_size(sizeof(lane_t) * lanes)));
+};
+template <typename lane_t, int lanes>
+struct Registers {
+  using type = Pair<lane_t, lanes>;
+};
+
+template <typename lane_t>
+using signed_of_same_size =
+    std::conditional_t<sizeof(lane_t) == 8, int64_t,
+                       std::conditional_t<sizeof(lane_t) == 4, int32_t,
+                                          std::conditional_t<sizeof(lane_t) == 2, int16_t, int8_t>>>;
+
+}  // namespace detail
+
+template <typename lane_t, int lanes>
+using Vector = typename std::conditional_t<sizeof(lane_t) * lanes <= kRegisterBytes, detail::Register<lane_t, lanes>,
+                                           detail::Registers<lane_t, lanes>>::type;
+
+template <typename lane_t, int lanes>
+struct Pair {
+  using half_t = Vector<lane_t, lanes / 2>;
+  using mask_t = Vector<detail::signed_of_same_size<lane_t>, lanes>;
+  half_t low, high;
+
+  Pair() = default;  // not set; Pair{} is zero
+  FASTSEG_INLINE Pair(half_t low, half_t high) : low(low), high(high) {}
+  FASTSEG_INLINE Pair(lane_t value) : low(value - half_t{}), high(low) {}
+
+  FASTSEG_INLINE lane_t operator[](int lane) const { return lane < lanes / 2 ? low[lane] : high[lane - lanes / 2]; }
+
+  FASTSEG_INLINE Pair operator-() const { return {-low, -high}; }
+  FASTSEG_INLINE Pair operator~() const { return {~low, ~high}; }
+  FASTSEG_INLINE Pair operator<<(int bits) const { return {low << bits, high << bits}; }
+  FASTSEG_INLINE Pair operator>>(int bits) const { return {low >> bits, high >> bits}; }
+
+#define FASTSEG_ARITHMETIC(op)                                                                               \
+  friend FASTSEG_INLINE Pair operator op(Pair a, Pair b) { return {a.low op b.low, a.high op b.high}; } \
+  FASTSEG_INLINE Pair& operator op##=(Pair other) { return *this = *this op other; }
+  FASTSEG_ARITHMETIC(+)
+  FASTSEG_ARITHMETIC(-)
+  FASTSEG_ARITHMETIC(*)
+  FASTSEG_ARITHMETIC(/)
+  FASTSEG_ARITHMETIC(&)
+  FASTSEG_ARITHMETIC(|)
+  FASTSEG_ARITHMETIC(^)
+#undef FASTSEG_ARITHMETIC
+
+#define FASTSEG_COMPARISON(op) \
+  friend FASTSEG_INLINE mask_t operator op(Pair a, Pair b) { return {a.low op b.low, a.high op b.high}; }
+  FASTSEG_COMPARISON(==)
+  FASTSEG_COMPARISON(!=)
+  FASTSEG_COMPARISON(<)
+  FASTSEG_COMPARISON(<=)
+  FASTSEG_COMPARISON(>)
+  FASTSEG_COMPARISON(>=)
+#undef FASTSEG_COMPARISON
+};
+
+using f32x16 = Vector<float, 16>;
+using i32x16 = Vector<int32_t, 16>;
+using u32x16 = Vector<uint32_t, 16>;
+using u8x16 = Vector<uint8_t, 16>;
+using u16x16 = Vector<uint16_t, 16>;
+using f64x16 = Vector<double, 16>;
+using i64x16 = Vector<int64_t, 16>;
+
+// --- what a vector is made of ---
+
+template <typename vector_t>
+using lane_of = std::decay_t<decltype(std::declval<vector_t>()[0])>;
+template <typename vector_t>
+constexpr int lanes_of = sizeof(vector_t) / sizeof(lane_of<vector_t>);
+template <typename vector_t>
+using half_of = Vector<lane_of<vector_t>, lanes_of<vector_t> / 2>;
+
+template <typename vector_t>
+constexpr bool is_pair = false;
+template <typename lane_t, int lanes>
+constexpr bool is_pair<Pair<lane_t, lanes>> = true;
+
+namespace detail {
+
+// Lanes first, first + 1, ... of `low` followed by `high`.
+template <int first, typename vector_t, size_t... index>
+FASTSEG_INLINE auto pick(vector_t low, vector_t high, std::index_sequence<index...>) {
+  return __builtin_shufflevector(low, high, (first + static_cast<int>(index))...);
+}
+
+}  // namespace detail
+
+template <typename vector_t>
+FASTSEG_INLINE half_of<vector_t> low_half(vector_t lanes) {
+  if constexpr (is_pair<vector_t>) {
+    return lanes.low;
+  } else {
+    return detail::pick<0>(lanes, lanes, std::make_index_sequence<lanes_of<vector_t> / 2>());
+  }
+}
+template <typename vector_t>
+FASTSEG_INLINE half_of<vector_t> high_half(vector_t lanes) {
+  if constexpr (is_pair<vector_t>) {
+    return lanes.high;
+  } else {
+    return detail::pick<lanes_of<vector_t> / 2>(lanes, lanes, std::make_index_sequence<lanes_of<vector_t> / 2>());
+  }
+}
+template <typename vector_t>
+FASTSEG_INLINE vector_t join(half_of<vector_t> low, half_of<vector_t> high) {
+  if constexpr (is_pair<vector_t>) {
+    return {low, high};
+  } else {
+    return detail::pick<0>(low, high, std::make_index_sequence<lanes_of<vector_t>>());
+  }
+}
+
+// --- lane by lane ---
+
+FASTSEG_INLINE f32x16 splat(float value) { return value - f32x16{}; }
+FASTSEG_INLINE f64x16 splat(double value) { return value - f64x16{}; }
+FASTSEG_INLINE i32x16 splat(int32_t value) { return value - i32x16{}; }
+
+template <typename to_t, typename from_t>
+FASTSEG_INLINE to_t bit_cast(const from_t& from) {
+  static_assert(sizeof(to_t) == sizeof(from_t));
+  if constexpr (is_pair<to_t> && is_pair<from_t>) {
+    return {bit_cast<typename to_t::half_t>(from.low), bit_cast<typename to_t::half_t>(from.high)};
+  } else {
+    to_t to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+  }
+}
+
+// A C++ conversion of every lane, e.g. convert<f64x16>(f32x16).
+template <typename to_t, typename from_t>
+FASTSEG_INLINE to_t convert(from_t from) {
+  static_assert(lanes_of<to_t> == lanes_of<from_t>);
+  if constexpr (std::is_same_v<to_t, from_t>) {
+    return from;
+  } else if constexpr (is_pair<to_t> || is_pair<from_t>) {
+    return join<to_t>(convert<half_of<to_t>>(low_half(from)), convert<half_of<to_t>>(high_half(from)));
+  } else {
+    return __builtin_convertvector(from, to_t);
+  }
+}
+
+// mask ? chosen : other, for a comparison's result of the same lane width.
+template <typename mask_t, typename vector_t>
+FASTSEG_INLINE vector_t select(mask_t mask, vector_t chosen, vector_t other) {
+  if constexpr (is_pair<vector_t>) {
+    return {select(mask.low, chosen.low, other.low), select(mask.high, chosen.high, other.high)};
+  } else {
+    return mask ? chosen : other;
+  }
+}
+
+// mask ? lanes : 0
+template <typename mask_t, typename vector_t>
+FASTSEG_INLINE vector_t keep_where(mask_t mask, vector_t lanes) {
+  return select(mask, lanes, vector_t{});
+}
+
+// NaN in `candidate` is passed over, as in `candidate > best ? candidate : best`.
+template <typename vector_t>
+FASTSEG_INLINE vector_t maximum(vector_t best, vector_t candidate) {
+  return select(candidate > best, candidate, best);
+}
+template <typename vector_t>
+FASTSEG_INLINE vector_t minimum(vector_t best, vector_t candidate) {
+  return select(candidate < best, candidate, best);
+}
+
+// --- what an accumulator type computes in ---
+
+// fp64 exists for gradcheck: same code, not tuned.
+template <typename accumulate_t>
+using vec = Vector<accumulate_t, kLanes>;
+
+// A comparison's result of vec<accumulate_t>.
+template <typename accumulate_t>
+using mask = Vector<detail::signed_of_same_size<accumulate_t>, kLanes>;
+
+// What a storage type accumulates in.
+template <typename scalar_t>
+using accumulate = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+
+}  // namespace simd

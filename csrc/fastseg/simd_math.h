@@ -48,11 +48,26 @@ FASTSEG_INLINE f64x16 exp(f64x16 x) {
   return detail::each_lane(x, [](double lane) { return std::exp(lane); });
 }
 
-// e^x for x <= 0, the exponential of a softmax: absolute error below 1e-7, e^0 = 1 exactly, 0 below -87 and for -inf,
-// NaN kept. Half the work of exp(): no upper end, and x log2(e) is reduced in one step, whose relative error grows with
-// |x| only where e^x is small.
+// e^x for x <= 0, the exponential of a softmax: absolute error below 1e-7, e^0 = 1 exactly, 0 for -inf, NaN kept. Two
+// thirds of the work of exp(): no upper end, and x log2(e) is reduced in one step, whose relative error grows with |x| only
+// where e^x is small.
 FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
-  constexpr float kLowest = -87.0f, kLog2e = 1.44269504f;
+  constexpr float kLog2e = 1.44269504f;
+#if defined(__AVX512DQ__)
+  const f32x16 exponent = x * kLog2e;
+  const __m512 power = bit_cast<__m512>(exponent);
+  // r = power - floor(power); of -inf the instruction makes 0, and 2^-inf is then 0 as it should be
+  const f32x16 r = bit_cast<f32x16>(_mm512_maskz_reduce_ps(0xffff, power, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+  // 2^r on [0, 1] by a polynomial of least relative error (2e-9), fitted with constant term 1
+  f32x16 p = r * 2.1612916e-4f + 1.2467846e-3f;
+  p = p * r + 9.6754516e-3f;
+  p = p * r + 5.5485281e-2f;
+  p = p * r + 2.4022931e-1f;
+  p = p * r + 6.9314706e-1f;
+  p = p * r + 1.0f;
+  return bit_cast<f32x16>(_mm512_maskz_scalef_ps(0xffff, bit_cast<__m512>(p), power));  // p 2^floor(power)
+#else
+  constexpr float kLowest = -87.0f;            // below: 0, the exponent would leave its field
   constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
   const f32x16 shifted = x * kLog2e + kRoundMagic;
   const f32x16 n = shifted - kRoundMagic;
@@ -71,6 +86,7 @@ FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
   p = p * r + 1.0f;
   const u32x16 exponent = (bit_cast<u32x16>(shifted) << 23) + (127u << 23);
   return select(x < kLowest, f32x16{}, p * bit_cast<f32x16>(exponent));
+#endif
 }
 FASTSEG_INLINE f64x16 exp_nonpositive(f64x16 x) { return exp(x); }
 

@@ -166,8 +166,8 @@ def binary_cross_entropy_dice(
     *sums, numerator, denominator = statistics
     return cross_entropy_dice_of(
         (*(values.unsqueeze(1) for values in sums), numerator, denominator),
-        bce_weight, dice_weight, smooth, per_image, zero_if_empty, process_group,
-    ).to(loss_dtype(input))
+        bce_weight, dice_weight, smooth, True, per_image, zero_if_empty, process_group, loss_dtype(input), backend,
+    )
 
 
 def _check_call(name, input, target, pixel_weight, smooth):

@@ -21,7 +21,7 @@ from fastseg import _check
 from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy_dice import reference
-from fastseg.ops._dice import cross_entropy_dice_of, dice_per_class, loss_dtype, sum_over_ranks
+from fastseg.ops._dice import check_dice, counted, cross_entropy_dice_of, dice_per_class, loss_dtype, sum_over_ranks
 
 LABELS = (torch.int64, torch.int32, torch.uint8)
 
@@ -173,13 +173,6 @@ def _as_images(input: Tensor, target: Tensor, pixel_weight: Tensor | None, per_i
     return input, target.reshape(maps), pixel_weight
 
 
-def _check_dice(name, classes, include_background, smooth):
-    if not include_background and classes < 2:
-        raise ValueError(f"fastseg.ops.{name}: include_background=False leaves none of {classes} classes")
-    if not smooth >= 0:
-        raise ValueError(f"fastseg.ops.{name}: smooth={smooth!r}; allowed: 0 and above")
-
-
 def dice_loss(
     input: Tensor,
     target: Tensor,
@@ -233,9 +226,9 @@ def dice_loss(
     _check.one_of(name, "reduction", reduction, ("mean", "sum", "none"))
     _check_call(name, input, target, weight, None, 0.0)
     images, labels, _ = _as_images(input, target, None, per_image)
-    _check_dice(name, images.size(1), include_background, smooth)
+    check_dice(name, images.size(1), include_background, smooth)
     statistics = softmax_statistics(images, labels, None, None, ignore_index, 0.0, squared, backend=backend)
-    sums = _counted(statistics, include_background)
+    sums = counted(statistics[:3], include_background)
     if not per_image:
         sums = sum_over_ranks([values.sum(0, keepdim=True) for values in sums], process_group)
     loss = dice_per_class(*sums, smooth)  # (1 or N, C')
@@ -300,15 +293,11 @@ def cross_entropy_dice(
     name = "cross_entropy_dice"
     _check_call(name, input, target, weight, pixel_weight, label_smoothing)
     images, labels, pixel_weight = _as_images(input, target, pixel_weight, per_image)
-    _check_dice(name, images.size(1), include_background, smooth)
+    check_dice(name, images.size(1), include_background, smooth)
     weight = None if weight is None else weight.to(accumulator(input))
     arguments = images, labels, weight, pixel_weight, ignore_index, float(label_smoothing), squared
     statistics = softmax_statistics(*arguments, backend=backend)
-    counted = *_counted(statistics, include_background), *statistics[3:]
-    loss = cross_entropy_dice_of(counted, ce_weight, dice_weight, smooth, per_image, zero_if_empty, process_group)
-    return loss.to(loss_dtype(input))
-
-
-def _counted(statistics, include_background: bool) -> list[Tensor]:
-    """(intersection, prediction, truth) of the classes that count, (N, C')."""
-    return [values if include_background else values[:, 1:] for values in statistics[:3]]
+    return cross_entropy_dice_of(
+        statistics, ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty, process_group,
+        loss_dtype(input), backend,
+    )

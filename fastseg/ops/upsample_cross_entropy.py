@@ -21,8 +21,8 @@ from fastseg._bilinear import output_size_and_scales
 from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
 from fastseg._triton import lazy
 from fastseg.kernels.upsample_cross_entropy import reference
-from fastseg.ops._dice import cross_entropy_dice_of, loss_dtype
-from fastseg.ops.cross_entropy_dice import _check_dice, _counted, accumulator
+from fastseg.ops._dice import check_dice, cross_entropy_dice_of, loss_dtype
+from fastseg.ops.cross_entropy_dice import accumulator
 
 LABELS = (torch.int64, torch.int32, torch.uint8)
 REDUCTIONS = ("none", "mean", "sum")
@@ -398,11 +398,10 @@ def upsample_cross_entropy_dice(
     """
     name = "upsample_cross_entropy_dice"
     tensors, scale_factors = _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight)
-    _check_dice(name, input.size(1), include_background, smooth)
+    check_dice(name, input.size(1), include_background, smooth)
     options = scale_factors, bool(align_corners), ignore_index, _smoothing(input, label_smoothing)
     statistics = upsample_softmax_statistics(*tensors, *options, bool(squared), backend=backend)
-    loss = cross_entropy_dice_of(
-        (*_counted(statistics, include_background), *statistics[3:]),
-        ce_weight, dice_weight, smooth, per_image, zero_if_empty, process_group,
+    return cross_entropy_dice_of(
+        statistics, ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty, process_group,
+        loss_dtype(input), backend,
     )
-    return loss.to(loss_dtype(input))

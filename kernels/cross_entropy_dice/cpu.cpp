@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cross_entropy_dice/gradient.h"
+#include "cross_entropy_dice/loss_of_sums.h"
 #include "cross_entropy_dice/softmax_tile.h"
 #include "fastseg/arguments.h"
 #include "fastseg/huge_pages.h"
@@ -278,4 +279,6 @@ Tensor backward(const Tensor& input, const Tensor& target, std::optional<Tensor>
 STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
   m.impl("_softmax_statistics_forward", TORCH_BOX(&forward));
   m.impl("_softmax_statistics_backward", TORCH_BOX(&backward));
+  m.impl("_loss_of_sums", TORCH_BOX(&loss_of_sums::forward));
+  m.impl("_loss_of_sums_backward", TORCH_BOX(&loss_of_sums::backward));
 }

@@ -67,6 +67,75 @@ def softmax_statistics_backward(
     return torch.where(valid, gradient, 0).to(input.dtype)
 
 
+def dice_per_class(intersection: Tensor, prediction: Tensor, truth: Tensor, smooth: float) -> Tensor:
+    return 1 - (2 * intersection + smooth) / (prediction + truth + smooth)
+
+
+def mean_or_nan(total: Tensor, count: Tensor, zero_if_empty: bool) -> Tensor:
+    """total / count; for count 0 NaN as in stock PyTorch, or 0 on request."""
+    if zero_if_empty:
+        return torch.where(count == 0, torch.zeros_like(total), total / torch.where(count == 0, 1, count))
+    return total / count
+
+
+def loss_of_sums(
+    intersection: Tensor,
+    prediction: Tensor,
+    truth: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    ce_weight: float,
+    dice_weight: float,
+    smooth: float,
+    include_background: bool,
+    per_image: bool,
+    zero_if_empty: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """ce_weight * numerator / denominator + dice_weight * (mean Dice loss), () of `dtype`, from the statistics above."""
+    sums = [values if include_background else values[:, 1:] for values in (intersection, prediction, truth)]
+    sums = sums if per_image else [values.sum(0, keepdim=True) for values in sums]
+    loss = torch.zeros_like(numerator)
+    if ce_weight:
+        loss = loss + ce_weight * mean_or_nan(numerator, denominator, zero_if_empty)
+    if dice_weight:
+        losses = dice_per_class(*sums, smooth)
+        count = torch.full_like(numerator, losses.numel())
+        loss = loss + dice_weight * mean_or_nan(losses.sum(), count, zero_if_empty)
+    return loss.to(dtype)
+
+
+def loss_of_sums_backward(
+    intersection: Tensor,
+    prediction: Tensor,
+    truth: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    grad_loss: Tensor,
+    ce_weight: float,
+    dice_weight: float,
+    smooth: float,
+    include_background: bool,
+    per_image: bool,
+    zero_if_empty: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of intersection, prediction (N, C) and numerator (), fp64; differentiable in their turn."""
+    slope = grad_loss.double()
+    grad_numerator = torch.zeros_like(numerator)
+    if ce_weight:
+        grad_numerator = ce_weight * slope * mean_or_nan(torch.ones_like(numerator), denominator, zero_if_empty)
+    above, below = 2 * intersection, prediction + truth
+    if not per_image:
+        above, below = above.sum(0, keepdim=True), below.sum(0, keepdim=True)
+    above, below = above + smooth, below + smooth
+    counts = torch.ones_like(above, dtype=torch.bool)
+    counts[:, : 0 if include_background else 1] = False
+    each = dice_weight * slope / max(1, (above.size(0) * above.size(1) if include_background else above[:, 1:].numel()))
+    of_intersection = torch.where(counts & (dice_weight != 0), -2 * each / below, 0)
+    of_prediction = torch.where(counts & (dice_weight != 0), each * above / below**2, 0)
+    return of_intersection.expand_as(intersection).clone(), of_prediction.expand_as(prediction).clone(), grad_numerator
+
+
 def _check_labels(target: Tensor, ignore_index: int, classes: int) -> None:
     """On the CPU; on a GPU a label out of range counts for nothing, since raising would need a host sync."""
     if target.device.type == "cpu":

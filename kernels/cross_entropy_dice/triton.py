@@ -21,6 +21,7 @@ from fastseg.kernels._columns import (
     weight_sum,
     weighted_logits,
 )
+from fastseg.kernels.cross_entropy_dice import triton_loss
 
 
 class Config(NamedTuple):
@@ -401,4 +402,5 @@ def aot_cases() -> list[AotCase]:
                  numerator="*fp64", denominator="*fp64", images="i32", groups="i32", C="i32"),
             dict(ROWS=FINISH_ROWS, COLUMNS=FINISH_COLUMNS),
         ),
+        *triton_loss.aot_cases(),
     ]  # fmt: skip

@@ -1,0 +1,139 @@
+// From the sums of softmax (or sigmoid) statistics to the loss, and back: a few numbers per image and class, in fp64.
+#pragma once
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include <torch/csrc/stable/ops.h>
+
+#include "fastseg/arguments.h"
+
+namespace loss_of_sums {
+
+using namespace fastseg;
+
+struct Options {
+  double ce_weight, dice_weight, smooth;
+  bool include_background, per_image, zero_if_empty;
+};
+
+// The statistics as pointers.
+struct Sums {
+  const double* intersection;  // [N, C]
+  const double* prediction;    // [N, C]
+  const double* truth;         // [N, C]
+  double numerator, denominator;
+  int64_t images, classes;
+  Options options;
+
+  int64_t first_class() const { return options.include_background ? 0 : 1; }
+  // How many quotients the Dice loss is the mean of.
+  int64_t quotients() const { return (options.per_image ? images : 1) * (classes - first_class()); }
+  // 1 / count, and what stands for 1 / 0: infinity, so that 0 / 0 gives NaN, or 0 on request.
+  double share(double count) const { return options.zero_if_empty && count == 0 ? 0.0 : 1 / count; }
+
+  struct Quotient {
+    double numerator, denominator;
+  };
+  // (2 I + smooth) / (P + T + smooth) of one class over images [begin, end).
+  Quotient quotient(int64_t begin, int64_t end, int64_t c) const {
+    Quotient result{options.smooth, options.smooth};
+    for (int64_t n = begin; n < end; ++n) {
+      result.numerator += 2 * intersection[n * classes + c];
+      result.denominator += prediction[n * classes + c] + truth[n * classes + c];
+    }
+    return result;
+  }
+  // body(begin, end, c) for every quotient: the images it runs over, and its class.
+  template <typename Body>
+  void for_each_quotient(const Body& body) const {
+    const int64_t step = options.per_image ? 1 : std::max<int64_t>(images, 1);
+    for (int64_t begin = 0; begin < std::max<int64_t>(images, options.per_image ? 0 : 1); begin += step) {
+      for (int64_t c = first_class(); c < classes; ++c) body(begin, std::min(begin + step, images), c);
+    }
+  }
+};
+
+inline Sums sums_of(const Tensor& intersection, const Tensor& prediction, const Tensor& truth, const Tensor& numerator,
+                    const Tensor& denominator, const Options& options) {
+  STD_TORCH_CHECK(intersection.dim() == 2, "intersection must be [N, C]");
+  const int64_t count = intersection.numel();
+  return {dense_values<double>(intersection, count, "intersection"),
+          dense_values<double>(prediction, count, "prediction"),
+          dense_values<double>(truth, count, "truth"),
+          *dense_values<double>(numerator, 1, "numerator"),
+          *dense_values<double>(denominator, 1, "denominator"),
+          intersection.size(0),
+          intersection.size(1),
+          options};
+}
+
+inline Tensor forward(const Tensor& intersection, const Tensor& prediction, const Tensor& truth, const Tensor& numerator,
+                      const Tensor& denominator, double ce_weight, double dice_weight, double smooth,
+                      bool include_background, bool per_image, bool zero_if_empty, ScalarType dtype) {
+  const Sums sums = sums_of(intersection, prediction, truth, numerator, denominator,
+                            {ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty});
+  double loss = 0;
+  if (ce_weight != 0) {
+    const bool empty = zero_if_empty && sums.denominator == 0;
+    loss += ce_weight * (empty ? 0.0 : sums.numerator / sums.denominator);
+  }
+  if (dice_weight != 0) {
+    double total = 0;
+    sums.for_each_quotient([&](int64_t begin, int64_t end, int64_t c) {
+      const Sums::Quotient quotient = sums.quotient(begin, end, c);
+      total += 1 - quotient.numerator / quotient.denominator;
+    });
+    const int64_t count = sums.quotients();
+    loss += dice_weight * (zero_if_empty && count == 0 ? 0.0 : total / static_cast<double>(count));
+  }
+  Tensor result = torch::stable::new_empty(intersection, std::vector<int64_t>{}, dtype);
+  with_floating_type(result, "loss", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    *result.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(static_cast<simd::accumulate<scalar_t>>(loss));
+  });
+  return result;
+}
+
+inline double one_value(const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() == 1, "grad_loss must be a CPU tensor of one element");
+  return with_floating_type(tensor, "grad_loss", [&](auto zero) -> double {
+    using scalar_t = decltype(zero);
+    return static_cast<simd::accumulate<scalar_t>>(*tensor.const_data_ptr<scalar_t>());
+  });
+}
+
+// The gradients of intersection, prediction and numerator.
+inline std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& intersection, const Tensor& prediction,
+                                                   const Tensor& truth, const Tensor& numerator,
+                                                   const Tensor& denominator, const Tensor& grad_loss, double ce_weight,
+                                                   double dice_weight, double smooth, bool include_background,
+                                                   bool per_image, bool zero_if_empty) {
+  const Sums sums = sums_of(intersection, prediction, truth, numerator, denominator,
+                            {ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty});
+  const double slope = one_value(grad_loss);
+  const auto zeros_like = [](const Tensor& tensor, std::vector<int64_t> shape) {
+    return torch::stable::new_zeros(tensor, shape, ScalarType::Double);
+  };
+  Tensor grad_intersection = zeros_like(intersection, {sums.images, sums.classes});
+  Tensor grad_prediction = zeros_like(intersection, {sums.images, sums.classes});
+  Tensor grad_numerator = zeros_like(numerator, {});
+  if (ce_weight != 0) {
+    *grad_numerator.mutable_data_ptr<double>() = slope * ce_weight * sums.share(sums.denominator);
+  }
+  if (dice_weight == 0) return {grad_intersection, grad_prediction, grad_numerator};
+  const double each = slope * dice_weight * sums.share(static_cast<double>(sums.quotients()));
+  double* of_intersection = grad_intersection.mutable_data_ptr<double>();
+  double* of_prediction = grad_prediction.mutable_data_ptr<double>();
+  sums.for_each_quotient([&](int64_t begin, int64_t end, int64_t c) {
+    const Sums::Quotient quotient = sums.quotient(begin, end, c);
+    for (int64_t n = begin; n < end; ++n) {
+      of_intersection[n * sums.classes + c] = -2 * each / quotient.denominator;
+      of_prediction[n * sums.classes + c] = each * quotient.numerator / (quotient.denominator * quotient.denominator);
+    }
+  });
+  return {grad_intersection, grad_prediction, grad_numerator};
+}
+
+}  // namespace loss_of_sums

@@ -89,10 +89,14 @@ def max_pool2d_backward(
     size: Sequence[int],
     channels_last: bool,
 ) -> Tensor:
-    """Every gradient is added at its index. An index outside the plane belongs to a window without a pixel."""
+    """Every gradient is added at its index; one whose index is no pixel of its window is passed over, as that of a
+    window without a pixel is. Nothing but the plane limits int64 indices with an empty `kernel_size`."""
     height, width = size
-    index = positions(indices, size, kernel_size, stride, padding, dilation).flatten(2)
+    index = positions(indices, size, kernel_size, stride, padding, dilation)
     outside = (index < 0) | (index >= height * width)
+    if indices.dtype == torch.int64 and len(kernel_size) > 0:
+        outside |= ~offsets_from_flat(indices, size, kernel_size, stride, padding, dilation)[1]
+    index, outside = index.flatten(2), outside.flatten(2)
     accumulator = torch.promote_types(grad_output.dtype, torch.float32)
     gradient = grad_output.flatten(2).to(accumulator).masked_fill(outside, 0)
     planes = gradient.new_zeros(*gradient.shape[:2], height * width)

@@ -1,0 +1,103 @@
+// Rows of a plane taken apart by column modulo the stride of the windows, so that one tap of neighbouring windows is
+// a run of neighbouring elements, whatever the stride:
+//     phase r, element q  =  row[q * stride + r]
+#pragma once
+
+#include "max_pool2d/windows.h"
+
+namespace fastseg::pooling {
+
+// The phases of one row, with room for every tap of every window, also those outside the row.
+class PhaseLayout {
+ public:
+  explicit PhaseLayout(const Axis& axis) : axis_(axis) {
+    const int64_t last = (axis.kernel - 1) * axis.dilation - axis.padding;
+    margin_ = ceil_divide(axis.padding, axis.stride);
+    length_ = round_up(axis.output) + margin_ + std::max<int64_t>(0, last / axis.stride) + kLanes;
+    in_phase_.resize(axis.stride);
+    for (int64_t r = 0; r < axis.stride; ++r) {
+      const int64_t inside = axis.input > r ? ceil_divide(axis.input - r, axis.stride) : 0;
+      in_phase_[r] = std::min(inside, length_ - margin_);
+    }
+  }
+
+  int64_t size() const { return length_ * axis_.stride; }
+  int64_t stride() const { return axis_.stride; }
+  int64_t phase(int64_t r) const { return r * length_ + margin_; }  // where its element 0 lies
+  int64_t in_phase(int64_t r) const { return in_phase_[r]; }         // elements that exist
+
+  // Where tap k of window 0 lies; that of window o lies o elements further.
+  int64_t tap(int64_t k) const {
+    const int64_t position = k * axis_.dilation - axis_.padding;
+    const int64_t r = (position % axis_.stride + axis_.stride) % axis_.stride;
+    return phase(r) + (position - r) / axis_.stride;
+  }
+
+  // row [axis.input] -> phases [size()], whose other elements are left as they are
+  template <typename value_t>
+  void split(const value_t* row, value_t* phases) const {
+    if (axis_.stride == 1) {
+      std::memcpy(phases + phase(0), row, in_phase(0) * sizeof(value_t));
+    } else if (axis_.stride == 2) {
+      split_pairs(row, phases + phase(0), phases + phase(1));
+    } else {
+      for (int64_t r = 0; r < axis_.stride; ++r) {
+        value_t* to = phases + phase(r);
+        for (int64_t q = 0; q < in_phase(r); ++q) to[q] = row[q * axis_.stride + r];
+      }
+    }
+  }
+
+ private:
+  template <typename value_t>
+  void split_pairs(const value_t* row, value_t* __restrict even, value_t* __restrict odd) const {
+    const int64_t pairs = std::min(in_phase(0), in_phase(1));
+    for (int64_t q = 0; q < pairs; ++q) {
+      even[q] = row[2 * q];
+      odd[q] = row[2 * q + 1];
+    }
+    for (int64_t q = pairs; q < in_phase(0); ++q) even[q] = row[2 * q];
+  }
+
+  Axis axis_;
+  int64_t margin_, length_;
+  std::vector<int64_t> in_phase_;
+};
+
+// Split rows of a plane, kept for the windows that overlap in them.
+template <typename scalar_t>
+class PhaseRows {
+ public:
+  using compute_t = simd::accumulate<scalar_t>;
+
+  // outside: value of the taps outside the row
+  PhaseRows(const Windows& windows, compute_t outside)
+      : layout_(windows.x),
+        width_(windows.x.input),
+        rows_(std::min(windows.y.input, (windows.y.kernel - 1) * windows.y.dilation + 1), layout_.size(), outside),
+        converted_(kConverts ? round_up(width_) : 0) {}
+
+  const PhaseLayout& layout() const { return layout_; }
+
+  // The split row number `row` of all the rows of all the planes, [N * C * H, W].
+  const compute_t* get(const scalar_t* rows, int64_t row) {
+    return rows_.get(row, [&](compute_t* phases) {
+      const scalar_t* from = rows + row * width_;
+      if constexpr (kConverts) {
+        read_row(from, width_, converted_.data());
+        layout_.split(converted_.data(), phases);
+      } else {
+        layout_.split(from, phases);
+      }
+    });
+  }
+
+ private:
+  static constexpr bool kConverts = !std::is_same_v<scalar_t, compute_t>;
+  PhaseLayout layout_;
+  int64_t width_;
+  KeptRows<compute_t> rows_;
+  std::vector<compute_t> converted_;
+};
+
+}  // namespace fastseg::pooling

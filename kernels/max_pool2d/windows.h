@@ -1,0 +1,240 @@
+// Pooling windows, their labels, and rows on their way in and out: what max_pool2d and max_unpool2d share on the CPU.
+//
+// A label names a tap of a window in 32 bits, in either index format:
+//     compact  kh * KW + kw, which is the index itself
+//     flat     kh * dh * W + kw * dw, the index y * W + x less that of tap (0, 0)
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include "fastseg/arguments.h"
+#include "fastseg/layout.h"
+#include "fastseg/parallel.h"
+#include "fastseg/simd.h"
+
+namespace fastseg::pooling {
+
+using simd::kLanes;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// One dimension of the windows. Tap k of window o lies at start(o) + k * dilation.
+struct Axis {
+  int64_t kernel, stride, padding, dilation;
+  int64_t input, output;  // extents
+
+  int64_t start(int64_t o) const { return o * stride - padding; }
+
+  // The taps of window o inside the input: [first_tap, end_tap).
+  int64_t first_tap(int64_t o) const {
+    const int64_t before = -start(o);
+    return before > 0 ? ceil_divide(before, dilation) : 0;
+  }
+  int64_t end_tap(int64_t o) const {
+    const int64_t left = input - start(o);
+    return left > 0 ? std::min(kernel, ceil_divide(left, dilation)) : 0;
+  }
+
+  // The window whose tap k lies at `position`, or -1.
+  int64_t window_of(int64_t position, int64_t k) const {
+    const int64_t distance = position + padding - k * dilation;
+    if (distance < 0 || distance % stride != 0) return -1;
+    return distance / stride < output ? distance / stride : -1;
+  }
+};
+
+struct Windows {
+  Axis y, x;
+  bool flat;  // format of the indices
+
+  int64_t taps() const { return y.kernel * x.kernel; }
+  int32_t label(int64_t kh, int64_t kw) const {
+    const int64_t label = flat ? kh * y.dilation * x.input + kw * x.dilation : kh * x.kernel + kw;
+    return static_cast<int32_t>(label);
+  }
+  // What has to be added to a label to make it an index.
+  int64_t label_origin(int64_t oy, int64_t ox) const {
+    return flat ? y.start(oy) * x.input + x.start(ox) : 0;
+  }
+};
+
+// (N, C) planes in one of the two layouts.
+struct Planes {
+  int64_t images, channels;
+  bool channels_last;
+};
+
+// ---- lanes of labels as wide as the lanes of values ----
+
+template <typename compute_t>
+using Labels = typename simd::vector_of<compute_t>::mask;
+
+template <typename compute_t>
+FASTSEG_INLINE Labels<compute_t> splat_label(int32_t label) {
+  if constexpr (std::is_same_v<compute_t, float>) return simd::splat(label);
+  else return simd::convert<Labels<compute_t>>(simd::splat(label));
+}
+
+template <typename compute_t>
+FASTSEG_INLINE Labels<compute_t> load_labels(const int32_t* from) {
+  if constexpr (std::is_same_v<compute_t, float>) return simd::load(from);
+  else return simd::convert<Labels<compute_t>>(simd::load(from));
+}
+
+template <typename compute_t>
+FASTSEG_INLINE void store_labels(int32_t* to, Labels<compute_t> labels) {
+  if constexpr (std::is_same_v<compute_t, float>) simd::store(to, labels);
+  else simd::store(to, simd::convert<simd::i32x16>(labels));
+}
+
+// ---- rows ----
+
+inline int64_t round_up(int64_t count) { return ceil_divide(count, kLanes) * kLanes; }
+
+constexpr int64_t kRunElements = 4096;  // of an interleaved row, computed before they are written
+
+// Outputs from this size on are written past the caches.
+constexpr int64_t kStreamedBytes = int64_t{1} << 23;
+
+template <typename value_t>
+bool worth_streaming(int64_t count) {
+  return count * static_cast<int64_t>(sizeof(value_t)) >= kStreamedBytes;
+}
+
+// Copies `count` elements; whole cache lines go past the caches if `streamed`. Ends with simd::stream_fence().
+template <typename value_t>
+void write_row(value_t* to, const value_t* from, int64_t count, bool streamed) {
+  constexpr int64_t kPerLine = 64 / sizeof(value_t);
+  int64_t i = 0;
+  if (streamed) {
+    const int64_t past_line = reinterpret_cast<uintptr_t>(to) % 64 / sizeof(value_t);
+    i = std::min(count, (kPerLine - past_line) % kPerLine);
+    std::memcpy(to, from, i * sizeof(value_t));
+    for (; i + kPerLine <= count; i += kPerLine) {
+      float line[kLanes];
+      std::memcpy(line, from + i, sizeof line);
+      simd::stream(reinterpret_cast<float*>(to + i), simd::load(line));
+    }
+  }
+  std::memcpy(to + i, from + i, (count - i) * sizeof(value_t));
+}
+
+// Rows of a storage type from rows of what it is computed in. `values` has room for whole vectors.
+template <typename scalar_t>
+class RowWriter {
+ public:
+  using compute_t = simd::accumulate<scalar_t>;
+
+  RowWriter(int64_t longest, bool streamed) : rounded_(kConverts ? round_up(longest) : 0), streamed_(streamed) {}
+
+  void write(scalar_t* to, const compute_t* values, int64_t count) {
+    if constexpr (kConverts) {
+      for (int64_t i = 0; i < count; i += kLanes) simd::store(rounded_.data() + i, simd::load(values + i));
+      write_row(to, rounded_.data(), count, streamed_);
+    } else {
+      write_row(to, values, count, streamed_);
+    }
+  }
+
+ private:
+  static constexpr bool kConverts = !std::is_same_v<scalar_t, compute_t>;
+  std::vector<scalar_t> rounded_;
+  bool streamed_;
+};
+
+// The rows used last, each with room around it.
+template <typename value_t>
+class KeptRows {
+ public:
+  // kept: how many; room: elements of a row; fill: what they hold at first
+  KeptRows(int64_t kept, int64_t room, value_t fill) : room_(room), row_of_(kept, -1), values_(kept * room, fill) {}
+
+  // Row number `row`; read(to) is called for a row that was not kept.
+  template <typename Read>
+  FASTSEG_INLINE const value_t* get(int64_t row, const Read& read) {
+    const int64_t slot = row % static_cast<int64_t>(row_of_.size());
+    value_t* values = values_.data() + slot * room_;
+    if (row_of_[slot] != row) {
+      row_of_[slot] = row;
+      read(values);
+    }
+    return values;
+  }
+
+ private:
+  int64_t room_;
+  std::vector<int64_t> row_of_;
+  std::vector<value_t> values_;
+};
+
+// `count` elements in the type they are computed in.
+template <typename scalar_t, typename compute_t>
+void read_row(const scalar_t* from, int64_t count, compute_t* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) simd::store(to + i, simd::load(from + i));
+  for (; i < count; ++i) to[i] = static_cast<compute_t>(from[i]);
+}
+
+// 16 elements, of which only those before `end` exist; the others are 0.
+template <typename scalar_t>
+FASTSEG_INLINE auto load_before(const scalar_t* from, const scalar_t* end) {
+  if (from + kLanes <= end) return simd::load(from);
+  return simd::load_partial(from, static_cast<int>(end - from), scalar_t(0));
+}
+
+// ---- from tensors; only what memory safety needs is checked ----
+
+inline Axis axis_of(const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int axis,
+                    int64_t input, int64_t output) {
+  return {kernel_size[axis], stride[axis], padding[axis], dilation[axis], input, output};
+}
+
+// image: the pool's input or what is unpooled into; pooled: the pool's output.
+inline Windows windows_of(const Tensor& image, const Tensor& pooled, const Tensor& indices,
+                          const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
+  const auto pair_from = [](const std::vector<int64_t>& values, int64_t least) {
+    return values.size() == 2 && std::min(values[0], values[1]) >= least;
+  };
+  STD_TORCH_CHECK(pair_from(kernel_size, 1) && pair_from(stride, 1) && pair_from(padding, 0) &&
+                      pair_from(dilation, 1),
+                  "fastseg pooling: kernel_size, stride, padding and dilation must be pairs in range");
+  const bool flat = indices.scalar_type() == ScalarType::Long;
+  const Windows windows{
+      axis_of(kernel_size, stride, padding, dilation, 0, image.size(2), pooled.size(2)),
+      axis_of(kernel_size, stride, padding, dilation, 1, image.size(3), pooled.size(3)), flat};
+  const double reach = static_cast<double>(windows.y.kernel) * windows.y.dilation * windows.x.input +
+                       static_cast<double>(windows.x.kernel) * windows.x.dilation;
+  STD_TORCH_CHECK(reach < INT32_MAX, "fastseg pooling: a window spans 2^31 pixels or more");
+  STD_TORCH_CHECK(flat || windows.taps() <= 255, "fastseg pooling: more than 255 taps in compact form");
+  return windows;
+}
+
+// The common layout of the three; shapes are checked too.
+inline Planes planes_of(const Tensor& image, const Tensor& pooled, const Tensor& indices) {
+  const auto is_four = [](const Tensor& tensor) { return tensor.is_cpu() && tensor.dim() == 4; };
+  STD_TORCH_CHECK(is_four(image) && is_four(pooled) && is_four(indices),
+                  "fastseg pooling: tensors must be (N, C, H, W) on the CPU");
+  for (int axis = 0; axis < 4; ++axis) {
+    STD_TORCH_CHECK(indices.size(axis) == pooled.size(axis) && (axis > 1 || image.size(axis) == pooled.size(axis)),
+                    "fastseg pooling: tensors differ in size");
+  }
+  const ScalarType type = indices.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Long || type == ScalarType::Byte,
+                  "fastseg pooling: indices must be int64 or uint8");
+  STD_TORCH_CHECK(image.scalar_type() == pooled.scalar_type(), "fastseg pooling: values differ in dtype");
+  const bool planar = image.is_contiguous() && pooled.is_contiguous() && indices.is_contiguous();
+  const bool interleaved = is_channels_last(image) && is_channels_last(pooled) && is_channels_last(indices);
+  STD_TORCH_CHECK(planar || interleaved, "fastseg pooling: tensors must share a layout");
+  return {image.size(0), image.size(1), !planar};
+}
+
+}  // namespace fastseg::pooling

@@ -1,0 +1,211 @@
+// max_unpool2d on the CPU: pooled values back to their pixels, and the gradient. Formulas and measurements: README.md.
+#include <torch/csrc/stable/library.h>
+
+#include "fastseg/huge_pages.h"
+#include "max_pool2d/phases.h"
+#include "max_pool2d/scatter.h"
+#include "max_pool2d/spread.h"
+#include "max_pool2d/windows.h"
+
+namespace fastseg::pooling {
+namespace {
+
+// Whether `count` offsets of window ox + i * step in row oy are all taps inside the image.
+FASTSEG_INLINE bool offsets_inside(const uint8_t* offsets, int64_t count, const Windows& windows, int64_t oy,
+                                   int64_t ox, int64_t step) {
+  const Axis &y = windows.y, &x = windows.x;
+  const int64_t last = ox + (count - 1) * step;
+  const bool whole = y.first_tap(oy) == 0 && y.end_tap(oy) == y.kernel && x.first_tap(ox) == 0 &&
+                     x.end_tap(last) == x.kernel;
+  if (whole) {
+    uint8_t largest = 0;
+    for (int64_t i = 0; i < count; ++i) largest = std::max(largest, offsets[i]);
+    return largest < windows.taps();
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t kh = offsets[i] / x.kernel, kw = offsets[i] % x.kernel, o = ox + i * step;
+    if (kh < y.first_tap(oy) || kh >= y.end_tap(oy) || kw < x.first_tap(o) || kw >= x.end_tap(o)) return false;
+  }
+  return true;
+}
+
+// Windows of a row whose taps all lie inside it: [first, end).
+std::pair<int64_t, int64_t> whole_windows(const Axis& x) {
+  int64_t first = 0, end = x.output;
+  while (first < end && x.first_tap(first) > 0) ++first;
+  while (end > first && x.end_tap(end - 1) < x.kernel) --end;
+  return {first, end};
+}
+
+void check_offsets(const Tensor& indices, const Windows& windows, const Planes& planes) {
+  const uint8_t* offsets = indices.const_data_ptr<uint8_t>();
+  const int64_t rows = windows.y.output, columns = windows.x.output;
+  const int64_t items = planes.images * rows * (planes.channels_last ? 1 : planes.channels);
+  const auto [first, end] = whole_windows(windows.x);
+  const int64_t channels = planes.channels_last ? planes.channels : 1;
+  std::atomic<bool> inside{true};
+  parallel_slices(items, slice_count(items, ceil_divide(65536, columns * channels)), [&, first = first, end = end](int64_t, int64_t begin, int64_t last) {
+    bool all = true;
+    for (int64_t row = begin; row < last; ++row) {
+      const uint8_t* from = offsets + row * columns * channels;
+      const int64_t oy = row % rows;
+      const auto at_border = [&](int64_t ox) {
+        return offsets_inside(from + ox * channels, channels, windows, oy, ox, 0);
+      };
+      for (int64_t ox = 0; ox < first; ++ox) all &= at_border(ox);
+      for (int64_t ox = end; ox < columns; ++ox) all &= at_border(ox);
+      if (channels == 1) {
+        all &= offsets_inside(from + first, end - first, windows, oy, first, 1);
+      } else {
+        all &= offsets_inside(from + first * channels, (end - first) * channels, windows, oy, first, 0);
+      }
+    }
+    if (!all) inside.store(false, std::memory_order_relaxed);
+  });
+  STD_TORCH_CHECK(inside.load(),
+                  "fastseg.ops.max_unpool2d: indices holds an offset that is no pixel of its window; allowed: "
+                  "the indices of a pooling with this geometry");
+}
+
+// ---- the gradient by compact indices: every window looks for its index among its taps ----
+
+template <typename value_t>
+struct Tap {
+  const value_t* values;
+  int32_t label;
+};
+
+template <typename value_t, typename compute_t, typename Load>
+FASTSEG_INLINE void choose(const std::vector<Tap<value_t>>& taps, const int32_t* labels, int64_t count,
+                           compute_t* chosen, const Load& load) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    simd::vec<compute_t> lanes{};
+    const auto wanted = load_labels<compute_t>(labels + i);
+    for (const Tap<value_t>& tap : taps) {
+      lanes = simd::select(wanted == splat_label<compute_t>(tap.label), load(tap.values + i), lanes);
+    }
+    simd::store(chosen + i, lanes);
+  }
+}
+
+// image [planes, H, W], offsets and pooled [planes, rows, columns]
+template <typename scalar_t>
+void choose_planar(const scalar_t* image, const uint8_t* offsets, scalar_t* pooled, const Windows& windows,
+                   int64_t planes) {
+  using compute_t = simd::accumulate<scalar_t>;
+  const int64_t rows = windows.y.output, columns = windows.x.output;
+  const bool streamed = worth_streaming<scalar_t>(planes * rows * columns);
+  const int64_t slices = slice_count(planes * rows, ceil_divide(4096, columns));
+  parallel_slices(planes * rows, slices, [&](int64_t, int64_t begin, int64_t end) {
+    PhaseRows<scalar_t> phases(windows, 0);
+    std::vector<int32_t> labels(round_up(columns));
+    std::vector<compute_t> chosen(round_up(columns));
+    std::vector<Tap<compute_t>> taps;
+    RowWriter<scalar_t> writer(columns, streamed);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t plane = row / rows, oy = row % rows;
+      const int64_t top = plane * windows.y.input + windows.y.start(oy);
+      taps.clear();
+      for (int64_t kh = windows.y.first_tap(oy); kh < windows.y.end_tap(oy); ++kh) {
+        const compute_t* values = phases.get(image, top + kh * windows.y.dilation);
+        for (int64_t kw = 0; kw < windows.x.kernel; ++kw) {
+          taps.push_back({values + phases.layout().tap(kw), windows.label(kh, kw)});
+        }
+      }
+      read_labels(offsets + row * columns, columns, windows, oy, 0, 1, labels.data());
+      choose(taps, labels.data(), columns, chosen.data(), [](const compute_t* at) { return simd::load(at); });
+      writer.write(pooled + row * columns, chosen.data(), columns);
+    }
+    simd::stream_fence();
+  });
+}
+
+// image [images, H, W, C], offsets and pooled [images, rows, columns, C]
+template <typename scalar_t>
+void choose_interleaved(const scalar_t* image, const uint8_t* offsets, scalar_t* pooled, const Windows& windows,
+                        const Planes& planes) {
+  using compute_t = simd::accumulate<scalar_t>;
+  const int64_t rows = windows.y.output, columns = windows.x.output, channels = planes.channels;
+  const int64_t run = std::min(columns, ceil_divide(kRunElements, channels));  // windows written at a time
+  const scalar_t* past_end = image + planes.images * windows.y.input * windows.x.input * channels;
+  const bool streamed = worth_streaming<scalar_t>(planes.images * rows * columns * channels);
+  const int64_t slices = slice_count(planes.images * rows, ceil_divide(4096, columns * channels));
+  parallel_slices(planes.images * rows, slices, [&](int64_t, int64_t begin, int64_t end) {
+    std::vector<int32_t> labels(round_up(channels));
+    std::vector<compute_t> chosen(round_up(run * channels) + kLanes);
+    std::vector<Tap<scalar_t>> taps;
+    RowWriter<scalar_t> writer(run * channels, streamed);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t number = row / rows, oy = row % rows;
+      const scalar_t* pixels = image + number * windows.y.input * windows.x.input * channels;
+      for (int64_t ox = 0; ox < columns; ++ox) {
+        taps.clear();
+        for (int64_t kh = windows.y.first_tap(oy); kh < windows.y.end_tap(oy); ++kh) {
+          const int64_t y = windows.y.start(oy) + kh * windows.y.dilation;
+          for (int64_t kw = windows.x.first_tap(ox); kw < windows.x.end_tap(ox); ++kw) {
+            const int64_t x = windows.x.start(ox) + kw * windows.x.dilation;
+            taps.push_back({pixels + (y * windows.x.input + x) * channels, windows.label(kh, kw)});
+          }
+        }
+        const int64_t at = ox % run * channels;
+        read_labels(offsets + (row * columns + ox) * channels, channels, windows, oy, ox, 0, labels.data());
+        choose(taps, labels.data(), channels, chosen.data() + at,
+               [&](const scalar_t* values) { return load_before(values, past_end); });
+        if (ox % run == run - 1 || ox == columns - 1) {
+          writer.write(pooled + (row * columns + ox - ox % run) * channels, chosen.data(), at + channels);
+        }
+      }
+    }
+    simd::stream_fence();
+  });
+}
+
+void forward(const Tensor& input, const Tensor& indices, std::vector<int64_t> kernel_size,
+             std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+             const Tensor& output) {
+  const Planes planes = planes_of(output, input, indices);
+  use_huge_pages(output);
+  with_floating_type(input, "input", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    if (indices.scalar_type() == ScalarType::Long) {
+      Outside outside;
+      scatter<Last, scalar_t>(input, indices, output, planes, outside);
+      outside.check(output.size(2), output.size(3));
+      return;
+    }
+    const Windows windows = windows_of(output, input, indices, kernel_size, stride, padding, dilation);
+    check_offsets(indices, windows, planes);
+    spread<Last, scalar_t>(input, indices, output, windows, planes);
+  });
+}
+
+void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int64_t> kernel_size,
+              std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+              const Tensor& grad_input) {
+  const Planes planes = planes_of(grad_output, grad_input, indices);
+  use_huge_pages(grad_input);
+  with_floating_type(grad_output, "grad_output", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    if (indices.scalar_type() == ScalarType::Long) {
+      Outside outside;
+      gather<scalar_t>(grad_output, indices, grad_input, planes, outside);
+      outside.check(grad_output.size(2), grad_output.size(3));
+      return;
+    }
+    const Windows windows = windows_of(grad_output, grad_input, indices, kernel_size, stride, padding, dilation);
+    check_offsets(indices, windows, planes);
+    const scalar_t* image = grad_output.const_data_ptr<scalar_t>();
+    const uint8_t* offsets = indices.const_data_ptr<uint8_t>();
+    scalar_t* pooled = grad_input.mutable_data_ptr<scalar_t>();
+    if (planes.channels_last) choose_interleaved(image, offsets, pooled, windows, planes);
+    else choose_planar(image, offsets, pooled, windows, planes.images * planes.channels);
+  });
+}
+
+}  // namespace
+}  // namespace fastseg::pooling
+
+STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
+  m.impl("_max_unpool2d_forward", TORCH_BOX(&fastseg::pooling::forward));
+  m.impl("_max_unpool2d_backward", TORCH_BOX(&fastseg::pooling::backward));
+}

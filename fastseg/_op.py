@@ -166,8 +166,11 @@ class Op:
         REGISTRY[name] = self
 
     def __call__(self, *args, backend: str = "auto"):
-        if self._function is None or _somebody_watches(args):
+        if _somebody_watches(args):
             return self._packet(*args, backend)
+        if self._function is None:
+            with torch.no_grad():
+                return self._run(*args, backend)
         if torch.is_grad_enabled() and any(type(value) in _PLAIN and value.requires_grad for value in args):
             return self._function.apply(*args, backend)
         return self._run(*args, backend)

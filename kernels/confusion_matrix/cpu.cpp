@@ -25,8 +25,9 @@ using torch::stable::Tensor;
 
 constexpr int kBlock = 512;  // pixels of two label maps handled at a time
 
-// Counts pairs of labels. Neighbouring pixels mostly fall into one bin, and an increment must wait for the
-// one before it to reach memory: several copies of the counters, used in turn, break that chain.
+// Counts pairs of labels. Neighbouring pixels mostly fall into one bin: 16 that do are counted at once. The others are
+// counted one by one, where an increment must wait for the one before it to reach memory if it hits the same bin: several
+// copies of the counters, used in turn, break that chain.
 class Histogram {
  public:
   explicit Histogram(int classes) : classes_(classes), bins_(classes * classes) {
@@ -40,21 +41,11 @@ class Histogram {
   bool add(const int32_t* truth, const int32_t* prediction, int count) {
     if (pixels_ > kMostPixels) spill();
     pixels_ += count;
-    const i32x16 copy = simd::lane_index() & ((1 << copies_log2_) - 1);
-    alignas(64) int32_t slots[kBlock];
     i32x16 unpredicted{};
     for (int i = 0; i < count; i += kLanes) {
       const i32x16 row = simd::load(truth + i), column = simd::load(prediction + i);
       unpredicted |= (row >= 0) & (column < 0);
-      const i32x16 bin = simd::select((row | column) < 0, simd::splat(bins_), row * classes_ + column);
-      simd::store(slots + i, (bin << copies_log2_) | copy);
-    }
-    uint32_t* counts = counts_.data();
-    for (int i = 0; i < count; i += 2) {
-      uint64_t pair;  // two slots by one load, which with the counters' own loads are what limits this loop
-      std::memcpy(&pair, slots + i, sizeof pair);
-      ++counts[static_cast<uint32_t>(pair)];
-      ++counts[pair >> 32];
+      add(row * classes_ + column, (row | column) >= 0);
     }
     return !simd::any(unpredicted);
   }
@@ -72,6 +63,28 @@ class Histogram {
 
  private:
   static constexpr int64_t kMostPixels = int64_t{1} << 31;  // no 32-bit counter can overflow before
+
+  // 16 bins, of which those of `counted` count.
+  FASTSEG_INLINE void add(i32x16 bin, i32x16 counted) {
+    const uint32_t lanes = simd::mask_bits(counted);
+    if (lanes == 0) return;
+    alignas(64) int32_t slots[kLanes];
+    simd::store(slots, bin);
+    const int32_t common = slots[__builtin_ctz(lanes)];
+    uint32_t* counts = counts_.data();
+    if ((simd::mask_bits(bin == simd::splat(common)) & lanes) == lanes) {
+      counts[static_cast<int64_t>(common) << copies_log2_] += __builtin_popcount(lanes);
+      return;
+    }
+    const i32x16 copy = simd::lane_index() & ((1 << copies_log2_) - 1);
+    simd::store(slots, (simd::select(counted, bin, simd::splat(bins_)) << copies_log2_) | copy);
+    for (int i = 0; i < kLanes; i += 2) {
+      uint64_t pair;  // two slots by one load, which with the counters' own loads are what limits this loop
+      std::memcpy(&pair, slots + i, sizeof pair);
+      ++counts[static_cast<uint32_t>(pair)];
+      ++counts[pair >> 32];
+    }
+  }
 
   void spill() {
     std::vector<int64_t> totals(bins_);

@@ -74,7 +74,7 @@ struct Planes {
 // ---- lanes of labels as wide as the lanes of values ----
 
 template <typename compute_t>
-using Labels = typename simd::vector_of<compute_t>::mask;
+using Labels = simd::mask<compute_t>;
 
 template <typename compute_t>
 FASTSEG_INLINE Labels<compute_t> splat_label(int32_t label) {

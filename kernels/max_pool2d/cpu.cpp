@@ -10,13 +10,6 @@
 namespace fastseg::pooling {
 namespace {
 
-// A tap of 16 neighbouring outputs: windows next to each other in a plane, or channels of one window.
-template <typename value_t>
-struct Tap {
-  const value_t* values;
-  int32_t label;
-};
-
 // One thread's part of the forward: taps in, rows of maxima and indices out.
 template <typename scalar_t, typename index_t>
 class Pool {
@@ -31,32 +24,43 @@ class Pool {
         indices_(round_up(longest) + kLanes),
         writer_(longest, stream_output) {}
 
-  // Maxima of `count` lanes from element `at` of the row on. first: labels [count] of all -inf windows, less `label`.
-  template <typename value_t, typename Load>
-  FASTSEG_INLINE void maximum(const std::vector<Tap<value_t>>& taps, int64_t at, int64_t count, const int32_t* first,
-                              int32_t label, const Load& load) {
-    for (int64_t i = 0; i < count; i += kLanes) {
-      auto best = simd::splat(-std::numeric_limits<compute_t>::infinity());
-      auto labels = splat_label<compute_t>(label);
-      if (first != nullptr) labels = labels + load_labels<compute_t>(first + i);
-      for (const Tap<value_t>& tap : taps) {
-        const auto value = load(tap.values + i);
-        const auto taken = (value > best) | (value != value);  // the last NaN, else the first maximum
-        best = simd::select(taken, value, best);
-        labels = simd::select(taken, splat_label<compute_t>(tap.label), labels);
+  // Maxima of `count` lanes over `rows` and columns [first, end) of `taps`, to element `at` of the row on. empty(i): the
+  // labels of lanes i on where everything is -inf.
+  template <typename value_t, typename Empty, typename Load>
+  FASTSEG_INLINE void maximum(const Taps<value_t>& taps, int64_t first, int64_t end, int64_t at, int64_t count,
+                              const Empty& empty, const Load& load) {
+    for_lanes(count, [&](int64_t i, auto vectors) {
+      simd::vec<compute_t> best[vectors];
+      Labels<compute_t> labels[vectors];
+      for (int v = 0; v < vectors; ++v) {
+        best[v] = simd::splat(-std::numeric_limits<compute_t>::infinity());
+        labels[v] = empty(i + v * kLanes);
       }
-      simd::store(best_.data() + at + i, best);
-      store_labels<compute_t>(labels_.data() + at + i, labels);
-    }
+      taps.for_each(first, end, [&](const value_t* values, int32_t label) {
+        for (int v = 0; v < vectors; ++v) {
+          const simd::vec<compute_t> value = load(values + i + v * kLanes);
+          const auto taken = (value > best[v]) | (value != value);  // the last NaN, else the first maximum
+          best[v] = simd::select(taken, value, best[v]);
+          labels[v] = simd::select(taken, splat_label<compute_t>(label), labels[v]);
+        }
+      });
+      for (int v = 0; v < vectors; ++v) {
+        simd::store(best_.data() + at + i + v * kLanes, best[v]);
+        store_labels<compute_t>(labels_.data() + at + i + v * kLanes, labels[v]);
+      }
+    });
   }
 
-  // indices[at + i] of `count` outputs, of which output i is that of window ox + i * step in row oy.
+  // The indices of `count` outputs from element `at` on; output i is that of window ox + i * step in row oy.
   FASTSEG_INLINE void index(int64_t at, int64_t count, int64_t oy, int64_t ox, int64_t step) {
-    const int64_t origin = windows_.label_origin(oy, ox);
-    const int64_t stride = windows_.flat ? step * windows_.x.stride : 0;
     const int32_t* labels = labels_.data() + at;
     index_t* indices = indices_.data() + at;
-    for (int64_t i = 0; i < count; ++i) indices[i] = static_cast<index_t>(origin + i * stride + labels[i]);
+    if constexpr (sizeof(index_t) == 1) {
+      for (int64_t i = 0; i < count; ++i) indices[i] = static_cast<index_t>(labels[i]);
+    } else {
+      const int64_t origin = windows_.label_origin(oy, ox), stride = step * windows_.x.stride;
+      for (int64_t i = 0; i < count; ++i) indices[i] = origin + i * stride + labels[i];
+    }
   }
 
   void write(scalar_t* output, index_t* indices, int64_t count) {
@@ -80,24 +84,23 @@ void pool_planar(const scalar_t* input, scalar_t* output, index_t* indices, cons
   const int64_t rows = windows.y.output, columns = windows.x.output;
   const int64_t total = planes * rows * columns;
   const bool stream_output = worth_streaming<scalar_t>(total), stream_indices = worth_streaming<index_t>(total);
-  std::vector<int32_t> first(round_up(columns));
-  for (int64_t ox = 0; ox < columns; ++ox) first[ox] = windows.label(0, windows.x.first_tap(ox));
-  parallel_slices(planes * rows, slice_count(planes * rows, ceil_divide(4096, columns)), [&](int64_t, int64_t begin, int64_t end) {
+  std::vector<int32_t> first_label(round_up(columns));
+  for (int64_t ox = 0; ox < columns; ++ox) first_label[ox] = windows.label(0, windows.x.first_tap(ox));
+  const int64_t slices = slice_count(planes * rows, ceil_divide(kSliceElements, columns));
+  parallel_slices(planes * rows, slices, [&](int64_t, int64_t begin, int64_t end) {
     PhaseRows<scalar_t> phases(windows, -std::numeric_limits<compute_t>::infinity());
     Pool<scalar_t, index_t> pool(windows, columns, stream_output, stream_indices);
-    std::vector<int64_t> offset(windows.x.kernel);
-    for (int64_t kw = 0; kw < windows.x.kernel; ++kw) offset[kw] = phases.layout().tap(kw);
-    std::vector<Tap<compute_t>> taps;
+    Taps<compute_t> taps;
+    for (int64_t kw = 0; kw < windows.x.kernel; ++kw) {
+      taps.columns.push_back({phases.layout().tap(kw), windows.label(0, kw)});
+    }
     for (int64_t row = begin; row < end; ++row) {
       const int64_t plane = row / rows, oy = row % rows;
-      const int64_t top = plane * windows.y.input + windows.y.start(oy);
-      taps.clear();
-      for (int64_t kh = windows.y.first_tap(oy); kh < windows.y.end_tap(oy); ++kh) {
-        const compute_t* values = phases.get(input, top + kh * windows.y.dilation);
-        for (int64_t kw = 0; kw < windows.x.kernel; ++kw) taps.push_back({values + offset[kw], windows.label(kh, kw)});
-      }
-      const int32_t above = windows.label(windows.y.first_tap(oy), 0);
-      pool.maximum(taps, 0, columns, first.data(), above, [](const compute_t* from) { return simd::load(from); });
+      phases.taps_of(input, plane, oy, taps);
+      const auto above = splat_label<compute_t>(windows.label(windows.y.first_tap(oy), 0));
+      const auto empty = [&](int64_t i) { return above + load_labels<compute_t>(first_label.data() + i); };
+      const auto load = [](const compute_t* values) { return simd::load(values); };
+      pool.maximum(taps, 0, windows.x.kernel, 0, columns, empty, load);
       pool.index(0, columns, oy, 0, 1);
       pool.write(output + row * columns, indices + row * columns, columns);
     }
@@ -109,32 +112,27 @@ void pool_planar(const scalar_t* input, scalar_t* output, index_t* indices, cons
 template <typename scalar_t, typename index_t>
 void pool_interleaved(const scalar_t* input, scalar_t* output, index_t* indices, const Windows& windows,
                       const Planes& planes) {
-  const int64_t rows = windows.y.output, columns = windows.x.output, channels = planes.channels;
+  using compute_t = simd::accumulate<scalar_t>;
+  const Axis& x = windows.x;
+  const int64_t rows = windows.y.output, columns = x.output, channels = planes.channels;
   const int64_t total = planes.images * rows * columns * channels;
   const bool stream_output = worth_streaming<scalar_t>(total), stream_indices = worth_streaming<index_t>(total);
   const int64_t run = std::min(columns, ceil_divide(kRunElements, channels));  // windows written at a time
-  const scalar_t* past_end = input + planes.images * windows.y.input * windows.x.input * channels;
-  const int64_t least_rows = ceil_divide(4096, columns * channels);
-  parallel_slices(planes.images * rows, slice_count(planes.images * rows, least_rows), [&](int64_t, int64_t begin, int64_t end) {
+  const scalar_t* past_end = input + planes.images * windows.y.input * x.input * channels;
+  const int64_t slices = slice_count(planes.images * rows, ceil_divide(kSliceElements, columns * channels));
+  parallel_slices(planes.images * rows, slices, [&](int64_t, int64_t begin, int64_t end) {
     Pool<scalar_t, index_t> pool(windows, run * channels, stream_output, stream_indices);
-    std::vector<Tap<scalar_t>> taps;
+    Taps<scalar_t> taps;
+    taps.columns.resize(x.kernel);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t image = row / rows, oy = row % rows;
-      const scalar_t* pixels = input + image * windows.y.input * windows.x.input * channels;
+      rows_of_taps(input + image * windows.y.input * x.input * channels, windows, oy, channels, taps);
       for (int64_t ox = 0; ox < columns; ++ox) {
-        const int64_t first_kh = windows.y.first_tap(oy), first_kw = windows.x.first_tap(ox);
-        const int64_t end_kh = windows.y.end_tap(oy), end_kw = windows.x.end_tap(ox);
-        taps.clear();
-        for (int64_t kh = first_kh; kh < end_kh; ++kh) {
-          const int64_t y = windows.y.start(oy) + kh * windows.y.dilation;
-          for (int64_t kw = first_kw; kw < end_kw; ++kw) {
-            const int64_t x = windows.x.start(ox) + kw * windows.x.dilation;
-            taps.push_back({pixels + (y * windows.x.input + x) * channels, windows.label(kh, kw)});
-          }
-        }
-        const int64_t at = ox % run * channels;
-        pool.maximum(taps, at, channels, nullptr, windows.label(first_kh, first_kw),
-                     [&](const scalar_t* from) { return load_before(from, past_end); });
+        const int64_t first = x.first_tap(ox), at = ox % run * channels;
+        columns_of_taps(windows, ox, channels, taps);
+        const auto label = splat_label<compute_t>(windows.label(windows.y.first_tap(oy), first));
+        pool.maximum(taps, first, x.end_tap(ox), at, channels, [&](int64_t) { return label; },
+                     [&](const scalar_t* values) { return load_before(values, past_end); });
         pool.index(at, channels, oy, ox, 0);
         if (ox % run == run - 1 || ox == columns - 1) {
           const int64_t to = (row * columns + ox - ox % run) * channels;

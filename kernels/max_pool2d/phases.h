@@ -33,6 +33,24 @@ class PhaseLayout {
     return phase(r) + (position - r) / axis_.stride;
   }
 
+  // The other way round, for tight phases that begin at phases + r * distance.
+  template <typename value_t>
+  static void merge(const value_t* phases, int64_t distance, int64_t stride, int64_t width, value_t* __restrict row) {
+    if (stride == 2) {
+      const value_t* even = phases;
+      const value_t* odd = phases + distance;
+      for (int64_t q = 0; q < width / 2; ++q) {
+        row[2 * q] = even[q];
+        row[2 * q + 1] = odd[q];
+      }
+      if (width % 2 == 1) row[width - 1] = even[width / 2];
+      return;
+    }
+    for (int64_t r = 0; r < std::min(stride, width); ++r) {
+      for (int64_t q = 0; q * stride + r < width; ++q) row[q * stride + r] = phases[r * distance + q];
+    }
+  }
+
   // row [axis.input] -> phases [size()], whose other elements are left as they are
   template <typename value_t>
   void split(const value_t* row, value_t* phases) const {
@@ -72,12 +90,26 @@ class PhaseRows {
 
   // outside: value of the taps outside the row
   PhaseRows(const Windows& windows, compute_t outside)
-      : layout_(windows.x),
+      : windows_(windows),
+        y_(windows.y),
+        layout_(windows.x),
         width_(windows.x.input),
         rows_(std::min(windows.y.input, (windows.y.kernel - 1) * windows.y.dilation + 1), layout_.size(), outside),
         converted_(kConverts ? round_up(width_) : 0) {}
 
   const PhaseLayout& layout() const { return layout_; }
+
+  // The rows of the taps of row `oy` of windows, in planes [N * C, H, W]; their columns are at layout().tap(kw).
+  void taps_of(const scalar_t* planes, int64_t plane, int64_t oy, Taps<compute_t>& taps) {
+    taps.rows.clear();
+    const int64_t top = plane * y_.input + y_.start(oy);
+    for (int64_t kh = y_.first_tap(oy); kh < y_.end_tap(oy); ++kh) {
+      taps.rows.push_back({get(planes, top + kh * y_.dilation), windows_.label(kh, 0)});
+    }
+  }
+
+ private:
+  static constexpr bool kConverts = !std::is_same_v<scalar_t, compute_t>;
 
   // The split row number `row` of all the rows of all the planes, [N * C * H, W].
   const compute_t* get(const scalar_t* rows, int64_t row) {
@@ -92,8 +124,8 @@ class PhaseRows {
     });
   }
 
- private:
-  static constexpr bool kConverts = !std::is_same_v<scalar_t, compute_t>;
+  const Windows& windows_;
+  const Axis& y_;
   PhaseLayout layout_;
   int64_t width_;
   KeptRows<compute_t> rows_;

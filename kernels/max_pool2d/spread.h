@@ -48,25 +48,33 @@ void read_labels(const index_t* indices, int64_t count, const Windows& windows, 
   }
 }
 
-// A window that covers 16 neighbouring pixels: a tap of theirs.
+// The windows that cover 16 neighbouring pixels: their rows and their columns, both in the order of the pooled plane.
 template <typename value_t>
-struct Cover {
+struct CoverRow {
   const value_t* values;
   const int32_t* labels;
   int32_t label;
 };
+template <typename value_t>
+using CoverRows = std::vector<CoverRow<value_t>>;
 
+// [begin, end) of the columns: where a window lies in its row, and which of its taps the pixel is
 template <typename combine_t, typename value_t, typename compute_t, typename Load>
-FASTSEG_INLINE void collect(const std::vector<Cover<value_t>>& covers, int64_t count, compute_t* pixels,
-                            const Load& load) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    simd::vec<compute_t> sum{};
-    for (const Cover<value_t>& cover : covers) {
-      const auto hit = load_labels<compute_t>(cover.labels + i) == splat_label<compute_t>(cover.label);
-      sum = combine_t::combine(hit, load(cover.values + i), sum);
+FASTSEG_INLINE void collect(const CoverRows<value_t>& rows, const TapColumn* begin, const TapColumn* end,
+                            int64_t count, compute_t* pixels, const Load& load) {
+  for_lanes(count, [&](int64_t i, auto vectors) {
+    simd::vec<compute_t> sums[vectors]{};
+    for (const CoverRow<value_t>& row : rows) {
+      for (const TapColumn* column = begin; column < end; ++column) {
+        const auto label = splat_label<compute_t>(row.label + column->label);
+        for (int v = 0; v < vectors; ++v) {
+          const int64_t at = column->offset + i + v * kLanes;
+          sums[v] = combine_t::combine(load_labels<compute_t>(row.labels + at) == label, load(row.values + at), sums[v]);
+        }
+      }
     }
-    simd::store(pixels + i, sum);
-  }
+    for (int v = 0; v < vectors; ++v) simd::store(pixels + i + v * kLanes, sums[v]);
+  });
 }
 
 // How many pooled rows can cover one row of pixels.
@@ -80,51 +88,48 @@ void spread_planar(const scalar_t* pooled, const index_t* indices, scalar_t* ima
                    int64_t planes) {
   using compute_t = simd::accumulate<scalar_t>;
   const Axis &y_axis = windows.y, &x_axis = windows.x;
-  const int64_t height = y_axis.input, width = x_axis.input, columns = x_axis.output;
-  const int64_t stride = x_axis.stride;
-  const int64_t in_phase = round_up(ceil_divide(width, stride));
-  // Pixel q * stride + r is tap kw of window q - shift(kw, r), wherever that is a whole number.
-  const auto distance = [&](int64_t kw, int64_t r) { return kw * x_axis.dilation - x_axis.padding - r; };
-  const int64_t before = std::max<int64_t>(0, ceil_divide((x_axis.kernel - 1) * x_axis.dilation, stride));
-  const int64_t after = ceil_divide(x_axis.padding + stride, stride);
-  const int64_t room = before + std::max(columns, in_phase) + after + kLanes;
+  const int64_t height = y_axis.input, width = x_axis.input, columns = x_axis.output, stride = x_axis.stride;
+  // Pixels go by their column modulo the stride, as in phases.h: pixel q * stride + r is tap kw of window
+  // q - (kw * dilation - padding - r) / stride, where that is a whole number.
+  const int64_t phases = std::min(stride, width), in_phase = round_up(ceil_divide(width, stride));
+  const int64_t before = ceil_divide((x_axis.kernel - 1) * x_axis.dilation, stride);
+  const int64_t room = before + std::max(columns, in_phase) + ceil_divide(x_axis.padding + stride, stride) + kLanes;
+  std::vector<std::vector<TapColumn>> covers(phases);
+  for (int64_t r = 0; r < phases; ++r) {
+    for (int64_t kw = x_axis.kernel - 1; kw >= 0; --kw) {
+      const int64_t distance = kw * x_axis.dilation - x_axis.padding - r;
+      if (distance % stride == 0) covers[r].push_back({before - distance / stride, windows.label(0, kw)});
+    }
+  }
   const bool streamed = worth_streaming<scalar_t>(planes * height * width);
-  const int64_t slices = slice_count(planes * height, ceil_divide(8192, width));
+  const int64_t slices = slice_count(planes * height, ceil_divide(kSliceElements, width));
   parallel_slices(planes * height, slices, [&](int64_t, int64_t begin, int64_t end) {
     KeptRows<compute_t> values(covering_rows(y_axis), room, 0);
     KeptRows<int32_t> labels(covering_rows(y_axis), room, kNowhere);
-    std::vector<compute_t> phase(in_phase), pixels(round_up(width));
-    std::vector<Cover<compute_t>> covers;
+    std::vector<compute_t> by_phase(phases * in_phase), merged(stride > 1 ? round_up(width) : 0);
+    CoverRows<compute_t> rows;
     RowWriter<scalar_t> writer(width, streamed);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t plane = row / height, y = row % height;
-      for (int64_t r = 0; r < std::min(stride, width); ++r) {
-        covers.clear();
-        for (int64_t kh = y_axis.kernel - 1; kh >= 0; --kh) {
-          const int64_t oy = y_axis.window_of(y, kh);
-          if (oy < 0) continue;
-          const int64_t from = plane * y_axis.output + oy;
-          const compute_t* row_values = values.get(
-              from, [&](compute_t* to) { read_row(pooled + from * columns, columns, to + before); });
-          const int32_t* row_labels = labels.get(from, [&](int32_t* to) {
-            read_labels(indices + from * columns, columns, windows, oy, 0, 1, to + before);
-          });
-          for (int64_t kw = x_axis.kernel - 1; kw >= 0; --kw) {
-            if (distance(kw, r) % stride != 0) continue;
-            const int64_t at = before - distance(kw, r) / stride;
-            covers.push_back({row_values + at, row_labels + at, windows.label(kh, kw)});
-          }
-        }
-        const int64_t count = ceil_divide(width - r, stride);
-        const auto load = [](const compute_t* at) { return simd::load(at); };
-        if (stride == 1) {
-          collect<combine_t>(covers, count, pixels.data(), load);
-          continue;
-        }
-        collect<combine_t>(covers, count, phase.data(), load);
-        for (int64_t q = 0; q < count; ++q) pixels[q * stride + r] = phase[q];
+      rows.clear();
+      for (int64_t kh = y_axis.kernel - 1; kh >= 0; --kh) {
+        const int64_t oy = y_axis.window_of(y, kh);
+        if (oy < 0) continue;
+        const int64_t from = plane * y_axis.output + oy;
+        const compute_t* row_values = values.get(
+            from, [&](compute_t* to) { read_row(pooled + from * columns, columns, to + before); });
+        const int32_t* row_labels = labels.get(from, [&](int32_t* to) {
+          read_labels(indices + from * columns, columns, windows, oy, 0, 1, to + before);
+        });
+        rows.push_back({row_values, row_labels, windows.label(kh, 0)});
       }
-      writer.write(image + row * width, pixels.data(), width);
+      for (int64_t r = 0; r < phases; ++r) {
+        const TapColumn* first = covers[r].data();
+        collect<combine_t>(rows, first, first + covers[r].size(), ceil_divide(width - r, stride),
+                           by_phase.data() + r * in_phase, [](const compute_t* at) { return simd::load(at); });
+      }
+      if (stride > 1) PhaseLayout::merge(by_phase.data(), in_phase, stride, width, merged.data());
+      writer.write(image + row * width, stride > 1 ? merged.data() : by_phase.data(), width);
     }
     simd::stream_fence();
   });
@@ -138,37 +143,43 @@ void spread_interleaved(const scalar_t* pooled, const index_t* indices, scalar_t
   const Axis &y_axis = windows.y, &x_axis = windows.x;
   const int64_t height = y_axis.input, width = x_axis.input, channels = planes.channels;
   const int64_t length = x_axis.output * channels;
+  std::vector<TapColumn> covers;      // of all columns of pixels, one after the other
+  std::vector<int64_t> first{0};      // [W + 1]
+  for (int64_t x = 0; x < width; ++x) {
+    for (int64_t kw = x_axis.kernel - 1; kw >= 0; --kw) {
+      const int64_t ox = x_axis.window_of(x, kw);
+      if (ox >= 0) covers.push_back({ox * channels, windows.label(0, kw)});
+    }
+    first.push_back(static_cast<int64_t>(covers.size()));
+  }
   const int64_t run = std::min(width, ceil_divide(kRunElements, channels));  // pixels written at a time
   const scalar_t* past_end = pooled + planes.images * y_axis.output * length;
   const bool streamed = worth_streaming<scalar_t>(planes.images * height * width * channels);
-  const int64_t slices = slice_count(planes.images * height, ceil_divide(8192, width * channels));
+  const int64_t slices = slice_count(planes.images * height, ceil_divide(kSliceElements, width * channels));
   parallel_slices(planes.images * height, slices, [&](int64_t, int64_t begin, int64_t end) {
     KeptRows<int32_t> labels(covering_rows(y_axis), length + kLanes, kNowhere);
     std::vector<compute_t> pixels(round_up(run * channels) + kLanes);
-    std::vector<Cover<scalar_t>> covers;
+    CoverRows<scalar_t> rows;
     RowWriter<scalar_t> writer(run * channels, streamed);
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t image_number = row / height, y = row % height;
-      for (int64_t x = 0; x < width; ++x) {
-        covers.clear();
-        for (int64_t kh = y_axis.kernel - 1; kh >= 0; --kh) {
-          const int64_t oy = y_axis.window_of(y, kh);
-          if (oy < 0) continue;
-          const int64_t from = image_number * y_axis.output + oy;
-          const int32_t* row_labels = labels.get(from, [&](int32_t* to) {
-            for (int64_t i = 0; i < length; i += channels) {
-              read_labels(indices + from * length + i, channels, windows, oy, i / channels, 0, to + i);
-            }
-          });
-          for (int64_t kw = x_axis.kernel - 1; kw >= 0; --kw) {
-            const int64_t ox = x_axis.window_of(x, kw);
-            if (ox < 0) continue;
-            covers.push_back(
-                {pooled + from * length + ox * channels, row_labels + ox * channels, windows.label(kh, kw)});
+      const int64_t y = row % height;
+      rows.clear();
+      for (int64_t kh = y_axis.kernel - 1; kh >= 0; --kh) {
+        const int64_t oy = y_axis.window_of(y, kh);
+        if (oy < 0) continue;
+        const int64_t from = row / height * y_axis.output + oy;
+        const int32_t* row_labels = labels.get(from, [&](int32_t* to) {
+          const int64_t at_once = windows.flat ? channels : length;
+          for (int64_t i = 0; i < length; i += at_once) {
+            read_labels(indices + from * length + i, at_once, windows, oy, i / channels, 0, to + i);
           }
-        }
+        });
+        rows.push_back({pooled + from * length, row_labels, windows.label(kh, 0)});
+      }
+      for (int64_t x = 0; x < width; ++x) {
         const int64_t at = x % run * channels;
-        collect<combine_t>(covers, channels, pixels.data() + at,
+        collect<combine_t>(rows, covers.data() + first[x], covers.data() + first[x + 1], channels,
+                           pixels.data() + at,
                            [&](const scalar_t* values) { return load_before(values, past_end); });
         if (x % run == run - 1 || x == width - 1) {
           writer.write(image + (row * width + x - x % run) * channels, pixels.data(), at + channels);

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include <torch/csrc/stable/tensor.h>
@@ -78,27 +79,82 @@ using Labels = simd::mask<compute_t>;
 
 template <typename compute_t>
 FASTSEG_INLINE Labels<compute_t> splat_label(int32_t label) {
-  if constexpr (std::is_same_v<compute_t, float>) return simd::splat(label);
-  else return simd::convert<Labels<compute_t>>(simd::splat(label));
+  return simd::convert<Labels<compute_t>>(simd::splat(label));
 }
 
-template <typename compute_t>
-FASTSEG_INLINE Labels<compute_t> load_labels(const int32_t* from) {
-  if constexpr (std::is_same_v<compute_t, float>) return simd::load(from);
-  else return simd::convert<Labels<compute_t>>(simd::load(from));
+template <typename compute_t, typename label_t>
+FASTSEG_INLINE Labels<compute_t> load_labels(const label_t* from) {
+  return simd::convert<Labels<compute_t>>(simd::load(from));
 }
 
 template <typename compute_t>
 FASTSEG_INLINE void store_labels(int32_t* to, Labels<compute_t> labels) {
-  if constexpr (std::is_same_v<compute_t, float>) simd::store(to, labels);
-  else simd::store(to, simd::convert<simd::i32x16>(labels));
+  simd::store(to, simd::convert<simd::i32x16>(labels));
+}
+
+// Calls body(i, constant<vectors>) for groups of `vectors` * 16 lanes that cover [0, count).
+template <typename Body>
+FASTSEG_INLINE void for_lanes(int64_t count, const Body& body) {
+#if defined(__AVX512F__)
+  constexpr int kGroup = 4;  // values and labels of a group fit the registers
+#else
+  constexpr int kGroup = 1;
+#endif
+  int64_t i = 0;
+  for (; i + kGroup * kLanes <= count; i += kGroup * kLanes) body(i, std::integral_constant<int, kGroup>());
+  for (; i < count; i += kLanes) body(i, std::integral_constant<int, 1>());
+}
+
+// The taps of 16 neighbouring outputs: windows next to each other in a plane, or channels of one window. Tap (kh, kw)
+// lies at rows[kh].values + columns[kw].offset.
+struct TapColumn {
+  int64_t offset;
+  int32_t label;
+};
+template <typename value_t>
+struct TapRow {
+  const value_t* values;
+  int32_t label;
+};
+template <typename value_t>
+struct Taps {
+  std::vector<TapRow<value_t>> rows;
+  std::vector<TapColumn> columns;
+
+  // body(values, label) for every row and the columns [first, end), in the order of the window
+  template <typename Body>
+  FASTSEG_INLINE void for_each(int64_t first, int64_t end, const Body& body) const {
+    for (const TapRow<value_t>& row : rows) {
+      for (int64_t kw = first; kw < end; ++kw) {
+        body(row.values + columns[kw].offset, row.label + columns[kw].label);
+      }
+    }
+  }
+};
+
+// The taps of row `oy` of windows in interleaved pixels [H, W, C]: their rows, and the columns of window `ox`.
+template <typename value_t>
+void rows_of_taps(const value_t* pixels, const Windows& windows, int64_t oy, int64_t channels, Taps<value_t>& taps) {
+  taps.rows.clear();
+  for (int64_t kh = windows.y.first_tap(oy); kh < windows.y.end_tap(oy); ++kh) {
+    const int64_t y = windows.y.start(oy) + kh * windows.y.dilation;
+    taps.rows.push_back({pixels + y * windows.x.input * channels, windows.label(kh, 0)});
+  }
+}
+template <typename value_t>
+FASTSEG_INLINE void columns_of_taps(const Windows& windows, int64_t ox, int64_t channels, Taps<value_t>& taps) {
+  for (int64_t kw = 0; kw < windows.x.kernel; ++kw) {
+    const int64_t x = windows.x.start(ox) + kw * windows.x.dilation;
+    taps.columns[kw] = {x * channels, windows.label(0, kw)};
+  }
 }
 
 // ---- rows ----
 
 inline int64_t round_up(int64_t count) { return ceil_divide(count, kLanes) * kLanes; }
 
-constexpr int64_t kRunElements = 4096;  // of an interleaved row, computed before they are written
+constexpr int64_t kSliceElements = 4096;  // fewer outputs are not worth a thread
+constexpr int64_t kRunElements = 4096;    // of an interleaved row, computed before they are written
 
 // Outputs from this size on are written past the caches.
 constexpr int64_t kStreamedBytes = int64_t{1} << 23;

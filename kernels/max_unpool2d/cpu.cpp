@@ -69,23 +69,21 @@ void check_offsets(const Tensor& indices, const Windows& windows, const Planes& 
 
 // ---- the gradient by compact indices: every window looks for its index among its taps ----
 
-template <typename value_t>
-struct Tap {
-  const value_t* values;
-  int32_t label;
-};
-
 template <typename value_t, typename compute_t, typename Load>
-FASTSEG_INLINE void choose(const std::vector<Tap<value_t>>& taps, const int32_t* labels, int64_t count,
-                           compute_t* chosen, const Load& load) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    simd::vec<compute_t> lanes{};
-    const auto wanted = load_labels<compute_t>(labels + i);
-    for (const Tap<value_t>& tap : taps) {
-      lanes = simd::select(wanted == splat_label<compute_t>(tap.label), load(tap.values + i), lanes);
-    }
-    simd::store(chosen + i, lanes);
-  }
+FASTSEG_INLINE void choose(const Taps<value_t>& taps, int64_t first, int64_t end, const uint8_t* offsets,
+                           int64_t count, compute_t* chosen, const Load& load) {
+  for_lanes(count, [&](int64_t i, auto vectors) {
+    simd::vec<compute_t> lanes[vectors]{};
+    Labels<compute_t> wanted[vectors];
+    for (int v = 0; v < vectors; ++v) wanted[v] = load_labels<compute_t>(offsets + i + v * kLanes);
+    taps.for_each(first, end, [&](const value_t* values, int32_t label) {
+      for (int v = 0; v < vectors; ++v) {
+        const auto here = wanted[v] == splat_label<compute_t>(label);
+        lanes[v] = simd::select(here, load(values + i + v * kLanes), lanes[v]);
+      }
+    });
+    for (int v = 0; v < vectors; ++v) simd::store(chosen + i + v * kLanes, lanes[v]);
+  });
 }
 
 // image [planes, H, W], offsets and pooled [planes, rows, columns]
@@ -95,25 +93,21 @@ void choose_planar(const scalar_t* image, const uint8_t* offsets, scalar_t* pool
   using compute_t = simd::accumulate<scalar_t>;
   const int64_t rows = windows.y.output, columns = windows.x.output;
   const bool streamed = worth_streaming<scalar_t>(planes * rows * columns);
-  const int64_t slices = slice_count(planes * rows, ceil_divide(4096, columns));
+  const int64_t slices = slice_count(planes * rows, ceil_divide(kSliceElements, columns));
   parallel_slices(planes * rows, slices, [&](int64_t, int64_t begin, int64_t end) {
     PhaseRows<scalar_t> phases(windows, 0);
-    std::vector<int32_t> labels(round_up(columns));
     std::vector<compute_t> chosen(round_up(columns));
-    std::vector<Tap<compute_t>> taps;
+    std::vector<uint8_t> labels(round_up(columns));
+    Taps<compute_t> taps;
+    for (int64_t kw = 0; kw < windows.x.kernel; ++kw) {
+      taps.columns.push_back({phases.layout().tap(kw), windows.label(0, kw)});
+    }
     RowWriter<scalar_t> writer(columns, streamed);
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / rows, oy = row % rows;
-      const int64_t top = plane * windows.y.input + windows.y.start(oy);
-      taps.clear();
-      for (int64_t kh = windows.y.first_tap(oy); kh < windows.y.end_tap(oy); ++kh) {
-        const compute_t* values = phases.get(image, top + kh * windows.y.dilation);
-        for (int64_t kw = 0; kw < windows.x.kernel; ++kw) {
-          taps.push_back({values + phases.layout().tap(kw), windows.label(kh, kw)});
-        }
-      }
-      read_labels(offsets + row * columns, columns, windows, oy, 0, 1, labels.data());
-      choose(taps, labels.data(), columns, chosen.data(), [](const compute_t* at) { return simd::load(at); });
+      phases.taps_of(image, row / rows, row % rows, taps);
+      std::memcpy(labels.data(), offsets + row * columns, columns);
+      choose(taps, 0, windows.x.kernel, labels.data(), columns, chosen.data(),
+             [](const compute_t* values) { return simd::load(values); });
       writer.write(pooled + row * columns, chosen.data(), columns);
     }
     simd::stream_fence();
@@ -125,31 +119,26 @@ template <typename scalar_t>
 void choose_interleaved(const scalar_t* image, const uint8_t* offsets, scalar_t* pooled, const Windows& windows,
                         const Planes& planes) {
   using compute_t = simd::accumulate<scalar_t>;
-  const int64_t rows = windows.y.output, columns = windows.x.output, channels = planes.channels;
+  const Axis& x = windows.x;
+  const int64_t rows = windows.y.output, columns = x.output, channels = planes.channels;
   const int64_t run = std::min(columns, ceil_divide(kRunElements, channels));  // windows written at a time
-  const scalar_t* past_end = image + planes.images * windows.y.input * windows.x.input * channels;
+  const scalar_t* past_end = image + planes.images * windows.y.input * x.input * channels;
   const bool streamed = worth_streaming<scalar_t>(planes.images * rows * columns * channels);
-  const int64_t slices = slice_count(planes.images * rows, ceil_divide(4096, columns * channels));
+  const int64_t slices = slice_count(planes.images * rows, ceil_divide(kSliceElements, columns * channels));
   parallel_slices(planes.images * rows, slices, [&](int64_t, int64_t begin, int64_t end) {
-    std::vector<int32_t> labels(round_up(channels));
+    std::vector<uint8_t> labels(round_up(columns * channels) + kLanes);
     std::vector<compute_t> chosen(round_up(run * channels) + kLanes);
-    std::vector<Tap<scalar_t>> taps;
+    Taps<scalar_t> taps;
+    taps.columns.resize(x.kernel);
     RowWriter<scalar_t> writer(run * channels, streamed);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t number = row / rows, oy = row % rows;
-      const scalar_t* pixels = image + number * windows.y.input * windows.x.input * channels;
+      rows_of_taps(image + number * windows.y.input * x.input * channels, windows, oy, channels, taps);
+      std::memcpy(labels.data(), offsets + row * columns * channels, columns * channels);
       for (int64_t ox = 0; ox < columns; ++ox) {
-        taps.clear();
-        for (int64_t kh = windows.y.first_tap(oy); kh < windows.y.end_tap(oy); ++kh) {
-          const int64_t y = windows.y.start(oy) + kh * windows.y.dilation;
-          for (int64_t kw = windows.x.first_tap(ox); kw < windows.x.end_tap(ox); ++kw) {
-            const int64_t x = windows.x.start(ox) + kw * windows.x.dilation;
-            taps.push_back({pixels + (y * windows.x.input + x) * channels, windows.label(kh, kw)});
-          }
-        }
         const int64_t at = ox % run * channels;
-        read_labels(offsets + (row * columns + ox) * channels, channels, windows, oy, ox, 0, labels.data());
-        choose(taps, labels.data(), channels, chosen.data() + at,
+        columns_of_taps(windows, ox, channels, taps);
+        choose(taps, x.first_tap(ox), x.end_tap(ox), labels.data() + ox * channels, channels, chosen.data() + at,
                [&](const scalar_t* values) { return load_before(values, past_end); });
         if (ox % run == run - 1 || ox == columns - 1) {
           writer.write(pooled + (row * columns + ox - ox % run) * channels, chosen.data(), at + channels);

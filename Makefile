@@ -7,10 +7,13 @@ PYTHON ?= $(VENV)/bin/python
 PACKAGES := torch triton numpy setuptools wheel cmake ninja pytest pytest-benchmark pytest-xdist hypothesis \
 	scikit-learn scikit-image pillow tqdm
 
+# what `make demo` trains: fcn or segnet_basic
+NET := fcn
+
 .PHONY: demo test build build-all bench gpu-check info clean
 
 demo: build
-	$(PYTHON) -m examples.digits $(ARGS)
+	$(PYTHON) -m examples.digits --net $(NET) $(ARGS)
 
 test: build-all
 	bash tests/run_all.sh $(PYTHON)

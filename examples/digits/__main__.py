@@ -13,7 +13,8 @@ from tqdm import tqdm
 import fastseg
 import fastseg.info
 from examples.digits import comparison, picture, training
-from examples.digits.scenes import CLASSES, IGNORE, Scenes
+from examples.digits.networks import CHOICES
+from examples.digits.scenes import CLASSES, Scenes
 
 SIDE = 128  # pixels of a scene
 
@@ -24,20 +25,26 @@ def heading(text):
 
 def arguments():
     parser = argparse.ArgumentParser(prog="python -m examples.digits", description=__doc__)
-    parser.add_argument("--steps", type=int, default=800, help="training steps")
-    parser.add_argument("--batch", type=int, default=16, help="scenes per training step")
+    parser.add_argument("--net", choices=CHOICES, default="fcn", help="the network to train")
     parser.add_argument("--scenes", type=int, default=2000, help="training scenes")
     parser.add_argument("--test-scenes", type=int, default=150, help="held-out scenes")
-    parser.add_argument("--width", type=float, default=0.125, help="width of the network; 1 is VGG16's")
-    parser.add_argument("--learning-rate", type=float, default=4e-3, help="highest learning rate")
+    parser.add_argument("--steps", type=int, help="training steps")
+    parser.add_argument("--batch", type=int, help="scenes per training step")
+    parser.add_argument("--width", type=float, help="width of the network; 1 is the published one")
+    parser.add_argument("--learning-rate", type=float, help="highest learning rate")
     parser.add_argument("--compare-side", type=int, default=512, help="image size of the comparison")
     parser.add_argument("--compare-repetitions", type=int, default=7, help="timed steps per variant")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder of the picture")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name in ("steps", "batch", "width", "learning_rate"):
+        if getattr(options, name) is None:  # then it depends on the network
+            setattr(options, name, getattr(CHOICES[options.net], name))
+    return options
 
 
 def main():
     options = arguments()
+    choice = CHOICES[options.net]
     begin = time.perf_counter()
     fastseg.tune_allocator()  # stock and ours alike: keep freed memory instead of page-faulting it anew
     torch.manual_seed(0)
@@ -48,19 +55,23 @@ def main():
     heading("2. A stock network, before and after fastseg.accelerate")
     comparison.compare(4, options.compare_side, options.compare_repetitions)
 
-    heading("3. FCN-8s learns to find and read handwritten digits in photographs")
+    heading(f"3. {choice.title} learns to find and read handwritten digits in photographs")
     train_images, train_labels = make_scenes("training scenes", options.scenes, training=True)
     test_images, test_labels = make_scenes("test scenes", options.test_scenes, training=False)
-    network = training.build_network(options.width)
+    network = choice.build(options.width).to(memory_format=torch.channels_last)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(f"{parameters:,} parameters; {options.steps} steps of {options.batch} scenes", flush=True)
 
+    def measure():
+        predictions = training.predict(network, choice.predict, test_images)
+        return predictions, training.evaluate(predictions, test_labels)
+
     def report(step):
-        measured = training.evaluate(network, test_images, test_labels)
-        tqdm.write(f"step {step:4d}: held-out scenes: {training.summary(measured)}")
+        tqdm.write(f"step {step:4d}: held-out scenes: {training.summary(measure()[1])}")
 
     training.train(
         network,
+        choice.loss,
         train_images,
         train_labels,
         steps=options.steps,
@@ -70,18 +81,18 @@ def main():
     )
 
     heading("4. Result")
-    measured = training.evaluate(network, test_images, test_labels)
+    predictions, measured = measure()
     print(f"{len(test_images)} scenes of held-out digits on held-out parts of the photographs:")
-    background = (test_labels == 0).sum() / (test_labels != IGNORE).sum()
-    print(f"{training.summary(measured)} (background everywhere: pixel accuracy {background:.3f})")
+    background = training.evaluate(torch.zeros_like(test_labels), test_labels)
+    print(f"{training.summary(measured)} (background everywhere: {training.summary(background)})")
     for name, iou in zip(CLASSES, measured["iou"].tolist()):
         print(f"  IoU of {name:<10} {iou:.3f}")
     shown = slice(0, 6)  # the first ones, whatever they look like
-    predictions = training.predict(network, test_images[shown])
     options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "digits.png"
-    title = f"fastseg: FCN-8s after {options.steps} steps on held-out scenes: {training.summary(measured)}"
-    picture.draw(path, test_images[shown], test_labels[shown], predictions, title)
+    path = options.output / choice.picture
+    title = f"fastseg: {choice.title} after {options.steps} steps on held-out scenes: "
+    title += training.summary(measured)
+    picture.draw(path, test_images[shown], test_labels[shown], predictions[shown], title)
     print(f"\npicture: {path}    whole demo: {time.perf_counter() - begin:.0f} s")
 
 

@@ -17,10 +17,13 @@ class DeconvNet(VGG16UnpoolingNetwork):
     """DeconvNet: called on ``(N, in_channels, H, W)`` it returns class scores ``(N, num_classes, H, W)``.
 
     The 7x7 convolution ``fc6`` turns the 7 x 7 map of a 224 x 224 image into one pixel, ``fc6-deconv`` turns
-    it back; larger images work in the same way, with larger maps. Every layer but ``seg-score`` is followed
-    by batch normalisation and ReLU. Keys: ``conv1_1`` with ``bn1_1``, ... ``fc6`` with ``bnfc6``, ``fc7`` with
-    ``bnfc7``, ``fc6-deconv`` with ``fc6-deconv-bn``, ``deconv5_1`` with ``debn5_1``, ..., ``seg-score``.
-    Weights of transposed convolutions are stored as ``(in, out, k, k)``.
+    it back; larger images work in the same way, with larger maps. One image of 224 x 224 alone cannot be
+    trained on: a batch normalisation has nothing to normalise one pixel by.
+
+    Every layer but ``seg-score`` is followed by batch normalisation and ReLU. Keys: ``conv1_1`` with
+    ``bn1_1``, ... ``fc6`` with ``bnfc6``, ``fc7`` with ``bnfc7``, ``fc6-deconv`` with ``fc6-deconv-bn``,
+    ``deconv5_1`` with ``debn5_1``, ..., ``seg-score``. Weights of transposed convolutions are stored as
+    ``(in, out, k, k)``.
 
     Args:
         num_classes: classes, background included.

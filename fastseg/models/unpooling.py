@@ -53,7 +53,7 @@ class UnpoolingNetwork(nn.Module):
         return scaled_width(channels, self.width_multiplier)
 
     def _add_layer(self, stage, name, layer, batch_norm=None, relu=True):
-        """Append ``layer`` to ``stage`` (a list of names), followed by a BatchNorm2d called ``batch_norm``."""
+        """Append ``layer`` to ``stage`` (a list of names), followed by a BatchNorm2d named ``batch_norm``."""
         stage.append(name)
         self.add_module(name, layer)
         if batch_norm is not None:

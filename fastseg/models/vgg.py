@@ -15,7 +15,7 @@ def scaled_width(channels, multiplier):
 
 
 def check_image(name, image, in_channels, smallest=1):
-    """Raises RuntimeError unless ``image`` is ``(N, in_channels, H, W)`` with H and W at least ``smallest``."""
+    """RuntimeError unless ``image`` is ``(N, in_channels, H, W)`` with H and W at least ``smallest``."""
     if image.dim() != 4 or image.shape[1] != in_channels or min(image.shape[2:]) < smallest:
         raise RuntimeError(
             f"{name}: image has shape {tuple(image.shape)}; "
@@ -26,7 +26,7 @@ def check_image(name, image, in_channels, smallest=1):
 def torchvision_keys(batch_norm=False):
     """torchvision's key of each layer: ``{"conv1_1": "features.0", ..., "fc6": "classifier.0", ...}``.
 
-    Each convolution is followed by a ReLU, or by a BatchNorm2d (at the next index) and a ReLU in ``vgg16_bn``.
+    Each convolution is followed by a ReLU, in ``vgg16_bn`` by a BatchNorm2d (at the next index) and a ReLU.
     ``classifier.6``, the 1000-way ImageNet output, is left out: it has no counterpart here.
     """
     keys, index = {}, 0
@@ -40,7 +40,7 @@ def torchvision_keys(batch_norm=False):
 
 @torch.no_grad()
 def copy_tensors(model, method, state_dict, sources):
-    """Copy ``state_dict[source]`` into ``model`` under the key target for every ``target: source``, all or none.
+    """Copy ``state_dict[source]`` into ``model`` as ``target`` for each ``target: source``: all or none.
 
     A linear layer over a flattened ``(C, k, k)`` map is the convolution with its weight viewed as
     ``(O, C, k, k)``, so a matrix ``(O, C k k)`` is accepted for such a weight; nothing is transposed.

@@ -14,12 +14,12 @@ class ClassBalancedCrossEntropyLoss(Loss):
 
         mean over the pixels not ignored of  weight[label] * (-log p_label)
 
-    ``CrossEntropyLoss(weight)`` divides by the sum of ``weight[label]`` instead: there the size of the weights
-    cancels out and a batch that lacks the rare classes weighs as much as any other.
+    ``CrossEntropyLoss(weight)`` divides by the sum of ``weight[label]`` instead: there the size of the
+    weights cancels out and a batch that lacks the rare classes weighs as much as any other.
 
-    It is softmax focal loss with gamma 0, and runs as `fastseg.ops.focal_loss`, where shapes, dtypes and errors
-    are documented. ``forward`` takes logits ``(N, C, d1, ..., dk)``, integer labels ``(N, d1, ..., dk)`` and
-    optionally one factor per label, ``pixel_weight``, which a mean divides by in place of the number of pixels.
+    It is softmax focal loss with gamma 0, and runs as `fastseg.ops.focal_loss`, where shapes, dtypes and
+    errors are documented. ``forward`` takes logits ``(N, C, d1, ..., dk)``, integer labels ``(N, d1, ..., dk)``
+    and optionally one factor per label, ``pixel_weight``; a mean then divides by their sum.
 
     Args:
         weight: (C,) weight of each class, as from `median_frequency_weights`, or None for 1.
@@ -92,6 +92,7 @@ def _count_labels(name, labels, num_classes, ignore_index):
     if labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes:
         bad = labels[(labels < 0) | (labels >= num_classes)][0].item()
         raise IndexError(
-            f"{name}: label_maps holds label {bad}; allowed: [0, {num_classes}) and ignore_index={ignore_index}"
+            f"{name}: label_maps holds label {bad}; "
+            f"allowed: [0, {num_classes}) and ignore_index={ignore_index}"
         )
     return labels.bincount(minlength=num_classes)

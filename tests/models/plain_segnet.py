@@ -1,4 +1,4 @@
-"""SegNet and SegNet-Basic in the plainest torch.nn, from the papers' tables, without a line of fastseg.models."""
+"""SegNet and SegNet-Basic in the plainest torch.nn, from the papers, without a line of fastseg.models."""
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,11 @@ class PlainSegNet(nn.Module):
         def stage(rows, ends):
             layers = nn.ModuleList()
             for channels_in, channels_out in rows:
-                channels_in = int(channels_in * width) if channels_in else ends
-                layers.append(nn.Conv2d(channels_in, int(channels_out * width) if channels_out else ends, 3, 1, 1))
+                inputs = int(channels_in * width) if channels_in else ends
+                outputs = int(channels_out * width) if channels_out else ends
+                layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
                 if channels_out:
-                    layers.append(nn.BatchNorm2d(layers[-1].out_channels))
+                    layers.append(nn.BatchNorm2d(outputs))
                     layers.append(nn.ReLU())
             return layers
 

@@ -1,4 +1,4 @@
-"""SegNet and SegNet-Basic against plain torch.nn builds that share no code with them, and the release's facts."""
+"""SegNet and SegNet-Basic against plain torch.nn builds that share no code, and the facts of the release."""
 
 import copy
 import pickle
@@ -130,8 +130,10 @@ def test_order_of_layers_and_dropout():
     assert basic == [
         "norm", *normalised("conv1"), "pool1", *normalised("conv2"), "pool2",
         *normalised("conv3"), "pool3", "encdrop3", *normalised("conv4"), "pool4", "encdrop4",
-        "unpool4", *normalised("conv_decode4"), "decdrop4", "unpool3", *normalised("conv_decode3"), "decdrop3",
-        "unpool2", *normalised("conv_decode2"), "unpool1", *normalised("conv_decode1"), "conv_classifier",
+        "unpool4", *normalised("conv_decode4"), "decdrop4",
+        "unpool3", *normalised("conv_decode3"), "decdrop3",
+        "unpool2", *normalised("conv_decode2"),
+        "unpool1", *normalised("conv_decode1"), "conv_classifier",
     ]  # fmt: skip
 
 

@@ -1,0 +1,88 @@
+"""The networks that the demo can train: how each is built, its loss and its predictions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import fastseg
+from examples.digits.scenes import CLASSES, IGNORE
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One network. `build` takes the width; `loss` and `predict` take the network and normalised images."""
+
+    title: str
+    picture: str  # file name
+    build: Callable
+    loss: Callable
+    predict: Callable
+    width: float  # 1 is the published one
+    steps: int
+    batch: int  # scenes per step
+    learning_rate: float  # the highest
+
+
+def build_fcn8s(width):
+    """FCN-8s whose every layer is ``width`` times as wide as VGG16's.
+
+    A batch normalisation after each trunk convolution lets it learn from nothing in a few hundred steps.
+    """
+    network = fastseg.models.FCN8s(
+        len(CLASSES), padding="same", upsampling="interp", width_multiplier=width, dropout=0.0
+    )
+    for name, layer in list(network.named_children()):
+        if name.startswith(("conv", "fc")):
+            setattr(network, name, nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels)))
+    return network
+
+
+def fcn8s_loss(network, images, labels):
+    scores = network.coarse_scores(images)  # at an eighth of the resolution
+    return fastseg.ops.upsample_cross_entropy_dice(scores, labels, ignore_index=IGNORE)
+
+
+def fcn8s_predict(network, images):
+    """The full-size scores never exist."""
+    scores = network.coarse_scores(images)
+    return fastseg.ops.upsample_argmax(scores, size=images.shape[2:], dtype=torch.uint8)
+
+
+def build_segnet_basic(width):
+    return fastseg.models.SegNetBasic(len(CLASSES), width_multiplier=width)
+
+
+def segnet_basic_loss(network, images, labels):
+    return fastseg.ops.cross_entropy_dice(network(images), labels, ignore_index=IGNORE)
+
+
+def segnet_basic_predict(network, images):
+    return network(images).argmax(1).to(torch.uint8)
+
+
+CHOICES = {
+    "fcn": Choice(
+        title="FCN-8s",
+        picture="digits.png",
+        build=build_fcn8s,
+        loss=fcn8s_loss,
+        predict=fcn8s_predict,
+        width=0.125,
+        steps=800,
+        batch=16,
+        learning_rate=4e-3,
+    ),
+    "segnet_basic": Choice(
+        title="SegNet-Basic",
+        picture="digits_segnet_basic.png",
+        build=build_segnet_basic,
+        loss=segnet_basic_loss,
+        predict=segnet_basic_predict,
+        width=0.25,
+        steps=1000,
+        batch=16,
+        learning_rate=8e-3,
+    ),
+}

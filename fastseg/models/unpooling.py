@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg.models.vgg import BLOCKS, check_image, copy_tensors, scaled_width, torchvision_keys
+from fastseg.nn import MaxPool2d, MaxUnpool2d
 
 FIRST_DROPOUT_STAGE = 3
 BATCH_NORM_SHIFT = 1e-3  # where Caffe's training files start the shift; the scale starts at 1
@@ -39,8 +40,9 @@ class UnpoolingNetwork(nn.Module):
         self._batch_norm_of = {}
         self._has_relu = set()
         for stage in self._encoder:
-            self.add_module(f"pool{stage}", nn.MaxPool2d(2, 2, ceil_mode=True, return_indices=True))
-            self.add_module(f"unpool{stage}", nn.MaxUnpool2d(2, 2))
+            pool = MaxPool2d(2, 2, ceil_mode=True, return_indices=True, index_format="compact")
+            self.add_module(f"pool{stage}", pool)
+            self.add_module(f"unpool{stage}", MaxUnpool2d(2, 2))
             if dropout != 0 and stage >= FIRST_DROPOUT_STAGE:
                 self.add_module(f"encdrop{stage}", nn.Dropout(dropout))
                 self.add_module(f"decdrop{stage}", nn.Dropout(dropout))

@@ -46,9 +46,9 @@ class PlainDeconvNet(nn.Module):
         places = []
         for stage in self.encoder:
             image = stage(image)
-            height, width = image.shape[2:]
+            size = image.shape[2:]
             image, indices = F.max_pool2d(image, 2, 2, ceil_mode=True, return_indices=True)
-            places.append((indices, height, width))
+            places.append((indices, size))
         image = self.bottom(image)
         for stage in self.decoder:
             image = stage(unpooled(image, *places.pop()))

@@ -45,9 +45,9 @@ class PlainSegNet(nn.Module):
         for stage in self.encoder:
             for layer in stage:
                 image = layer(image)
-            height, width = image.shape[2:]
+            size = image.shape[2:]
             image, indices = F.max_pool2d(image, 2, 2, ceil_mode=True, return_indices=True)
-            places.append((indices, height, width))
+            places.append((indices, size))
         for stage in self.decoder:
             image = unpooled(image, *places.pop())
             for layer in stage:
@@ -73,9 +73,9 @@ class PlainSegNetBasic(nn.Module):
         places = []
         for stage in range(4):
             image = torch.relu(self.encoder[2 * stage + 1](self.encoder[2 * stage](image)))
-            height, width = image.shape[2:]
+            size = image.shape[2:]
             image, indices = F.max_pool2d(image, 2, 2, ceil_mode=True, return_indices=True)
-            places.append((indices, height, width))
+            places.append((indices, size))
         for stage in range(4):
             image = unpooled(image, *places.pop())
             image = self.decoder[2 * stage + 1](self.decoder[2 * stage](image))
@@ -90,7 +90,5 @@ def neighbours_summed(image, count):
     )
 
 
-def unpooled(pooled, indices, height, width):
-    """The pooled values at their flat indices in a ``height`` x ``width`` map of zeros."""
-    flat = pooled.new_zeros(*pooled.shape[:2], height * width)
-    return flat.scatter(2, indices.flatten(2), pooled.flatten(2)).unflatten(2, (height, width))
+def unpooled(pooled, indices, size):
+    return F.max_unpool2d(pooled, indices, 2, 2, output_size=size)

@@ -37,7 +37,12 @@ def test_equals_a_plain_build_in_channels_last(network):
     model = randomised(network(5, width_multiplier=WIDTH)).eval().to(**channels_last)
     image = image_of(2, 3, 37, 61).to(**channels_last)
     assert model(image).is_contiguous(**channels_last)
-    assert_equals_plain(model, lambda: NETWORKS[network](5, WIDTH).to(**channels_last), image)
+
+    def build_plain():
+        return NETWORKS[network](5, WIDTH).to(**channels_last)
+
+    # the gradient of torch's max_unpool2d is never in channels_last
+    assert_equals_plain(model, build_plain, image, same_layouts=False)
 
 
 @pytest.mark.parametrize(

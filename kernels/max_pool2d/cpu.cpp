@@ -16,19 +16,18 @@ class Pool {
  public:
   using compute_t = simd::accumulate<scalar_t>;
 
-  Pool(const Windows& windows, int64_t longest, bool stream_output, bool stream_indices)
-      : windows_(windows),
-        stream_indices_(stream_indices),
+  Pool(int64_t longest, bool stream_output, bool stream_indices)
+      : stream_indices_(stream_indices),
         best_(round_up(longest) + kLanes),
-        labels_(round_up(longest) + kLanes),
         indices_(round_up(longest) + kLanes),
         writer_(longest, stream_output) {}
 
-  // Maxima of `count` lanes over `rows` and columns [first, end) of `taps`, to element `at` of the row on. empty(i): the
-  // labels of lanes i on where everything is -inf.
+  // Maxima of `count` lanes over the rows and the columns [first, end) of `taps`, to element `at` of the row on.
+  // empty(i): the labels of lanes i on where everything is -inf. origin, step: an index is its label plus
+  // origin + lane * step.
   template <typename value_t, typename Empty, typename Load>
   FASTSEG_INLINE void maximum(const Taps<value_t>& taps, int64_t first, int64_t end, int64_t at, int64_t count,
-                              const Empty& empty, const Load& load) {
+                              int64_t origin, int64_t step, const Empty& empty, const Load& load) {
     for_lanes(count, [&](int64_t i, auto vectors) {
       simd::vec<compute_t> best[vectors];
       Labels<compute_t> labels[vectors];
@@ -45,22 +44,17 @@ class Pool {
         }
       });
       for (int v = 0; v < vectors; ++v) {
-        simd::store(best_.data() + at + i + v * kLanes, best[v]);
-        store_labels<compute_t>(labels_.data() + at + i + v * kLanes, labels[v]);
+        const int64_t lane = i + v * kLanes;
+        simd::store(best_.data() + at + lane, best[v]);
+        if constexpr (sizeof(index_t) == 1) {
+          simd::store(indices_.data() + at + lane, simd::convert<simd::u8x16>(labels[v]));
+        } else {
+          const simd::i64x16 further = simd::convert<simd::i64x16>(simd::lane_index()) * step;
+          const simd::i64x16 index = simd::convert<simd::i64x16>(labels[v]) + further + (origin + lane * step);
+          simd::store(indices_.data() + at + lane, index);
+        }
       }
     });
-  }
-
-  // The indices of `count` outputs from element `at` on; output i is that of window ox + i * step in row oy.
-  FASTSEG_INLINE void index(int64_t at, int64_t count, int64_t oy, int64_t ox, int64_t step) {
-    const int32_t* labels = labels_.data() + at;
-    index_t* indices = indices_.data() + at;
-    if constexpr (sizeof(index_t) == 1) {
-      for (int64_t i = 0; i < count; ++i) indices[i] = static_cast<index_t>(labels[i]);
-    } else {
-      const int64_t origin = windows_.label_origin(oy, ox), stride = step * windows_.x.stride;
-      for (int64_t i = 0; i < count; ++i) indices[i] = origin + i * stride + labels[i];
-    }
   }
 
   void write(scalar_t* output, index_t* indices, int64_t count) {
@@ -69,10 +63,8 @@ class Pool {
   }
 
  private:
-  const Windows& windows_;
   bool stream_indices_;
   std::vector<compute_t> best_;
-  std::vector<int32_t> labels_;
   std::vector<index_t> indices_;
   RowWriter<scalar_t> writer_;
 };
@@ -89,7 +81,7 @@ void pool_planar(const scalar_t* input, scalar_t* output, index_t* indices, cons
   const int64_t slices = slice_count(planes * rows, ceil_divide(kSliceElements, columns));
   parallel_slices(planes * rows, slices, [&](int64_t, int64_t begin, int64_t end) {
     PhaseRows<scalar_t> phases(windows, -std::numeric_limits<compute_t>::infinity());
-    Pool<scalar_t, index_t> pool(windows, columns, stream_output, stream_indices);
+    Pool<scalar_t, index_t> pool(columns, stream_output, stream_indices);
     Taps<compute_t> taps;
     for (int64_t kw = 0; kw < windows.x.kernel; ++kw) {
       taps.columns.push_back({phases.layout().tap(kw), windows.label(0, kw)});
@@ -100,8 +92,7 @@ void pool_planar(const scalar_t* input, scalar_t* output, index_t* indices, cons
       const auto above = splat_label<compute_t>(windows.label(windows.y.first_tap(oy), 0));
       const auto empty = [&](int64_t i) { return above + load_labels<compute_t>(first_label.data() + i); };
       const auto load = [](const compute_t* values) { return simd::load(values); };
-      pool.maximum(taps, 0, windows.x.kernel, 0, columns, empty, load);
-      pool.index(0, columns, oy, 0, 1);
+      pool.maximum(taps, 0, windows.x.kernel, 0, columns, windows.label_origin(oy, 0), windows.x.stride, empty, load);
       pool.write(output + row * columns, indices + row * columns, columns);
     }
     simd::stream_fence();
@@ -121,23 +112,24 @@ void pool_interleaved(const scalar_t* input, scalar_t* output, index_t* indices,
   const scalar_t* past_end = input + planes.images * windows.y.input * x.input * channels;
   const int64_t slices = slice_count(planes.images * rows, ceil_divide(kSliceElements, columns * channels));
   parallel_slices(planes.images * rows, slices, [&](int64_t, int64_t begin, int64_t end) {
-    Pool<scalar_t, index_t> pool(windows, run * channels, stream_output, stream_indices);
+    Pool<scalar_t, index_t> pool(run * channels, stream_output, stream_indices);
     Taps<scalar_t> taps;
     taps.columns.resize(x.kernel);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t image = row / rows, oy = row % rows;
       rows_of_taps(input + image * windows.y.input * x.input * channels, windows, oy, channels, taps);
-      for (int64_t ox = 0; ox < columns; ++ox) {
-        const int64_t first = x.first_tap(ox), at = ox % run * channels;
-        columns_of_taps(windows, ox, channels, taps);
-        const auto label = splat_label<compute_t>(windows.label(windows.y.first_tap(oy), first));
-        pool.maximum(taps, first, x.end_tap(ox), at, channels, [&](int64_t) { return label; },
-                     [&](const scalar_t* values) { return load_before(values, past_end); });
-        pool.index(at, channels, oy, ox, 0);
-        if (ox % run == run - 1 || ox == columns - 1) {
-          const int64_t to = (row * columns + ox - ox % run) * channels;
-          pool.write(output + to, indices + to, at + channels);
+      for (int64_t from = 0; from < columns; from += run) {
+        const int64_t to = std::min(from + run, columns);
+        for (int64_t ox = from; ox < to; ++ox) {
+          const int64_t first = x.first_tap(ox), origin = windows.label_origin(oy, ox);
+          const auto label = splat_label<compute_t>(windows.label(windows.y.first_tap(oy), first));
+          columns_of_taps(windows, ox, channels, taps);
+          pool.maximum(taps, first, x.end_tap(ox), (ox - from) * channels, channels, origin, 0,
+                       [&](int64_t) { return label; },
+                       [&](const scalar_t* values) { return load_before(values, past_end); });
         }
+        const int64_t at = (row * columns + from) * channels;
+        pool.write(output + at, indices + at, (to - from) * channels);
       }
     }
     simd::stream_fence();

@@ -29,21 +29,23 @@ class Outside {
   std::atomic<bool> found_{false};
 };
 
-// Channels of one image that one thread takes at a time. Neither way mixes them.
-constexpr int64_t kChannelBlock = 16;
-
-// Calls body(image, first channel, end channel) for planes of one slice after the other: blocks of channels if they are
-// interleaved, else single ones. start() gives what a slice works with.
+// Calls body(state, image, first channel, end channel) for planes one after the other, or for images if their pixels are
+// interleaved, or for parts of the channels of these if there are fewer images than threads. start() makes a thread's
+// state. Neither way mixes planes.
 template <typename Start, typename Body>
 void for_each_block(const Planes& planes, const Start& start, const Body& body) {
-  const int64_t block = planes.channels_last ? kChannelBlock : 1;
+  int64_t block = 1;
+  if (planes.channels_last) {
+    const int64_t parts = ceil_divide(torch::stable::get_num_threads(), std::max<int64_t>(1, planes.images));
+    block = round_up(ceil_divide(planes.channels, parts));
+  }
   const int64_t blocks = ceil_divide(planes.channels, block);
   const int64_t items = planes.images * blocks;
   parallel_slices(items, slice_count(items), [&](int64_t, int64_t begin, int64_t end) {
-    auto own = start();
+    auto state = start();
     for (int64_t item = begin; item < end; ++item) {
       const int64_t first = item % blocks * block;
-      body(own, item / blocks, first, std::min(first + block, planes.channels));
+      body(state, item / blocks, first, std::min(first + block, planes.channels));
     }
     simd::stream_fence();
   });
@@ -54,48 +56,69 @@ inline int64_t block_offset(const Planes& planes, int64_t number, int64_t first,
   return number * planes.channels * plane + (planes.channels_last ? first : first * plane);
 }
 
+// Calls body(i, c, place) for every index of a block: element i of the pooled plane, channel c of `width`. A place outside
+// the plane is told to `outside` instead.
+template <typename Body>
+FASTSEG_INLINE void for_each_place(const int64_t* places, int64_t pooled_plane, int64_t step, int64_t width,
+                                   int64_t plane, Outside& outside, const Body& body) {
+  bool all_inside = true;
+  int64_t wrong = 0;
+  const auto visit = [&](int64_t i, int64_t c, int64_t place) {
+    if (static_cast<uint64_t>(place) < static_cast<uint64_t>(plane)) {
+      body(i, c, place);
+    } else {
+      all_inside = false;
+      wrong = place;
+    }
+  };
+  if (width == 1) {
+    for (int64_t i = 0; i < pooled_plane; ++i) visit(i, 0, places[i * step]);
+  } else {
+    for (int64_t i = 0; i < pooled_plane; ++i) {
+      for (int64_t c = 0; c < width; ++c) visit(i, c, places[i * step + c]);
+    }
+  }
+  if (!all_inside) outside.found(wrong);
+}
+
 // image[indices[i]] = combination of every pooled[i] that goes there, 0 elsewhere. Tells `outside` of indices outside
 // the plane, and passes them over.
 template <typename combine_t, typename scalar_t>
 void scatter(const Tensor& pooled, const Tensor& indices, const Tensor& image, const Planes& planes,
              Outside& outside) {
   using compute_t = simd::accumulate<scalar_t>;
-  struct Own {
-    std::vector<compute_t> block;  // [plane, channels of the block]
-    RowWriter<scalar_t> writer;
-  };
+  // Sums of half types are rounded once; everything else is combined where it belongs.
+  constexpr bool kInPlace = std::is_same_v<combine_t, Last> || std::is_same_v<scalar_t, compute_t>;
+  using pixel_t = std::conditional_t<kInPlace, scalar_t, compute_t>;
   const scalar_t* values = pooled.const_data_ptr<scalar_t>();
   const int64_t* places = indices.const_data_ptr<int64_t>();
   scalar_t* pixels = image.mutable_data_ptr<scalar_t>();
   const int64_t pooled_plane = pooled.size(2) * pooled.size(3), plane = image.size(2) * image.size(3);
   const int64_t step = planes.channels_last ? planes.channels : 1;
-  const int64_t most = round_up(plane * (planes.channels_last ? kChannelBlock : 1));
-  const bool streamed = worth_streaming<scalar_t>(image.numel());
-  const auto start = [&] { return Own{std::vector<compute_t>(most), RowWriter<scalar_t>(most, streamed)}; };
-  for_each_block(planes, start, [&](Own& own, int64_t number, int64_t first, int64_t end) {
+  const auto start = [&] { return std::vector<pixel_t>(kInPlace ? 0 : plane * step); };
+  for_each_block(planes, start, [&](std::vector<pixel_t>& sums, int64_t number, int64_t first, int64_t end) {
     const int64_t width = end - first, at = block_offset(planes, number, first, pooled_plane);
-    compute_t* block = own.block.data();
-    std::fill(block, block + plane * width, compute_t(0));
-    for (int64_t i = 0; i < pooled_plane; ++i) {
-      for (int64_t c = 0; c < width; ++c) {
-        const int64_t place = places[at + i * step + c];
-        if (static_cast<uint64_t>(place) < static_cast<uint64_t>(plane)) {
-          combine_t::combine(static_cast<compute_t>(values[at + i * step + c]), &block[place * width + c]);
-        } else {
-          outside.found(place);
-        }
+    scalar_t* result = pixels + block_offset(planes, number, first, plane);
+    pixel_t* to;
+    if constexpr (kInPlace) to = result;
+    else to = sums.data();
+    if (width == step) {
+      std::fill(to, to + plane * step, pixel_t(0));
+    } else {
+      for (int64_t p = 0; p < plane; ++p) std::fill(to + p * step, to + p * step + width, pixel_t(0));
+    }
+    for_each_place(places + at, pooled_plane, step, width, plane, outside, [&](int64_t i, int64_t c, int64_t place) {
+      combine_t::combine(static_cast<pixel_t>(values[at + i * step + c]), &to[place * step + c]);
+    });
+    if constexpr (!kInPlace) {
+      for (int64_t p = 0; p < plane; ++p) {
+        for (int64_t c = 0; c < width; ++c) result[p * step + c] = static_cast<scalar_t>(to[p * step + c]);
       }
     }
-    scalar_t* to = pixels + block_offset(planes, number, first, plane);
-    if (!planes.channels_last) {
-      own.writer.write(to, block, plane);
-      return;
-    }
-    for (int64_t p = 0; p < plane; ++p) own.writer.write(to + p * step, block + p * width, width);
   });
 }
 
-// pooled[i] = image[indices[i]]; tells `outside` of indices outside the plane, and gives 0 there.
+// pooled[i] = image[indices[i]]; tells `outside` of indices outside the plane.
 template <typename scalar_t>
 void gather(const Tensor& image, const Tensor& indices, const Tensor& pooled, const Planes& planes,
             Outside& outside) {
@@ -105,16 +128,10 @@ void gather(const Tensor& image, const Tensor& indices, const Tensor& pooled, co
   const int64_t pooled_plane = pooled.size(2) * pooled.size(3), plane = image.size(2) * image.size(3);
   const int64_t step = planes.channels_last ? planes.channels : 1;
   for_each_block(planes, [] { return 0; }, [&](int, int64_t number, int64_t first, int64_t end) {
-    const int64_t width = end - first, at = block_offset(planes, number, first, pooled_plane);
+    const int64_t at = block_offset(planes, number, first, pooled_plane);
     const scalar_t* from = pixels + block_offset(planes, number, first, plane);
-    for (int64_t i = 0; i < pooled_plane; ++i) {
-      for (int64_t c = 0; c < width; ++c) {
-        const int64_t place = places[at + i * step + c];
-        const bool inside = static_cast<uint64_t>(place) < static_cast<uint64_t>(plane);
-        if (!inside) outside.found(place);
-        values[at + i * step + c] = inside ? from[place * step + c] : scalar_t(0);
-      }
-    }
+    for_each_place(places + at, pooled_plane, step, end - first, plane, outside,
+                   [&](int64_t i, int64_t c, int64_t place) { values[at + i * step + c] = from[place * step + c]; });
   });
 }
 

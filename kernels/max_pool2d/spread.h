@@ -176,14 +176,14 @@ void spread_interleaved(const scalar_t* pooled, const index_t* indices, scalar_t
         });
         rows.push_back({pooled + from * length, row_labels, windows.label(kh, 0)});
       }
-      for (int64_t x = 0; x < width; ++x) {
-        const int64_t at = x % run * channels;
-        collect<combine_t>(rows, covers.data() + first[x], covers.data() + first[x + 1], channels,
-                           pixels.data() + at,
-                           [&](const scalar_t* values) { return load_before(values, past_end); });
-        if (x % run == run - 1 || x == width - 1) {
-          writer.write(image + (row * width + x - x % run) * channels, pixels.data(), at + channels);
+      for (int64_t from = 0; from < width; from += run) {
+        const int64_t to = std::min(from + run, width);
+        for (int64_t x = from; x < to; ++x) {
+          collect<combine_t>(rows, covers.data() + first[x], covers.data() + first[x + 1], channels,
+                             pixels.data() + (x - from) * channels,
+                             [&](const scalar_t* values) { return load_before(values, past_end); });
         }
+        writer.write(image + (row * width + from) * channels, pixels.data(), (to - from) * channels);
       }
     }
     simd::stream_fence();

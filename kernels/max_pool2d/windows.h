@@ -87,11 +87,6 @@ FASTSEG_INLINE Labels<compute_t> load_labels(const label_t* from) {
   return simd::convert<Labels<compute_t>>(simd::load(from));
 }
 
-template <typename compute_t>
-FASTSEG_INLINE void store_labels(int32_t* to, Labels<compute_t> labels) {
-  simd::store(to, simd::convert<simd::i32x16>(labels));
-}
-
 // Calls body(i, constant<vectors>) for groups of `vectors` * 16 lanes that cover [0, count).
 template <typename Body>
 FASTSEG_INLINE void for_lanes(int64_t count, const Body& body) {
@@ -154,7 +149,7 @@ FASTSEG_INLINE void columns_of_taps(const Windows& windows, int64_t ox, int64_t 
 inline int64_t round_up(int64_t count) { return ceil_divide(count, kLanes) * kLanes; }
 
 constexpr int64_t kSliceElements = 4096;  // fewer outputs are not worth a thread
-constexpr int64_t kRunElements = 4096;    // of an interleaved row, computed before they are written
+constexpr int64_t kRunElements = 1024;    // of an interleaved row, computed before they are written
 
 // Outputs from this size on are written past the caches.
 constexpr int64_t kStreamedBytes = int64_t{1} << 23;
@@ -240,9 +235,13 @@ void read_row(const scalar_t* from, int64_t count, compute_t* to) {
 
 // 16 elements, of which only those before `end` exist; the others are 0.
 template <typename scalar_t>
-FASTSEG_INLINE auto load_before(const scalar_t* from, const scalar_t* end) {
-  if (from + kLanes <= end) return simd::load(from);
+__attribute__((noinline)) auto load_last(const scalar_t* from, const scalar_t* end) {
   return simd::load_partial(from, static_cast<int>(end - from), scalar_t(0));
+}
+template <typename scalar_t>
+FASTSEG_INLINE auto load_before(const scalar_t* from, const scalar_t* end) {
+  if (__builtin_expect(from + kLanes <= end, 1)) return simd::load(from);
+  return load_last(from, end);
 }
 
 // ---- from tensors; only what memory safety needs is checked ----

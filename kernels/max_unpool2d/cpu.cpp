@@ -135,14 +135,15 @@ void choose_interleaved(const scalar_t* image, const uint8_t* offsets, scalar_t*
       const int64_t number = row / rows, oy = row % rows;
       rows_of_taps(image + number * windows.y.input * x.input * channels, windows, oy, channels, taps);
       std::memcpy(labels.data(), offsets + row * columns * channels, columns * channels);
-      for (int64_t ox = 0; ox < columns; ++ox) {
-        const int64_t at = ox % run * channels;
-        columns_of_taps(windows, ox, channels, taps);
-        choose(taps, x.first_tap(ox), x.end_tap(ox), labels.data() + ox * channels, channels, chosen.data() + at,
-               [&](const scalar_t* values) { return load_before(values, past_end); });
-        if (ox % run == run - 1 || ox == columns - 1) {
-          writer.write(pooled + (row * columns + ox - ox % run) * channels, chosen.data(), at + channels);
+      for (int64_t from = 0; from < columns; from += run) {
+        const int64_t to = std::min(from + run, columns);
+        for (int64_t ox = from; ox < to; ++ox) {
+          columns_of_taps(windows, ox, channels, taps);
+          choose(taps, x.first_tap(ox), x.end_tap(ox), labels.data() + ox * channels, channels,
+                 chosen.data() + (ox - from) * channels,
+                 [&](const scalar_t* values) { return load_before(values, past_end); });
         }
+        writer.write(pooled + (row * columns + from) * channels, chosen.data(), (to - from) * channels);
       }
     }
     simd::stream_fence();

@@ -24,15 +24,18 @@ def test_demo_runs_from_end_to_end(tmp_path, net):
     assert finished.returncode == 0, finished.stderr
     for expected in (
         "CPU library",
-        "loss   CrossEntropyLoss -> fastseg.nn.CrossEntropyLoss",
+        "CrossEntropyLoss -> fastseg.nn.CrossEntropyLoss",
         "fastseg.accelerate: the loss and 8 gradients are within the policy",
-        "and upsampling fused: the loss and 8 gradients are within the policy",
+        f"{CHOICES[net].comparison[1]}: the loss and 8 gradients are within the policy",
         "peak extra memory",
         f"{CHOICES[net].title} learns to find and read handwritten digits",
         "IoU of background",
         "(background everywhere: pixel accuracy 0.",
     ):
         assert expected in finished.stdout
+    if net == "segnet_basic":
+        for stock in ("MaxPool2d", "MaxUnpool2d"):
+            assert f"{stock} -> fastseg.nn.{stock}" in finished.stdout
     assert re.search(r"pixel accuracy 0\.\d{3}, mIoU 0\.\d{3}", finished.stdout)
     with Image.open(tmp_path / CHOICES[net].picture) as sheet:
         assert sheet.format == "PNG" and len(sheet.convert("RGB").getcolors(2**24)) > 100

@@ -53,7 +53,7 @@ def main():
     fastseg.info.main()
 
     heading("2. A stock network, before and after fastseg.accelerate")
-    comparison.compare(4, options.compare_side, options.compare_repetitions)
+    comparison.compare(*choice.comparison, 4, options.compare_side, options.compare_repetitions)
 
     heading(f"3. {choice.title} learns to find and read handwritten digits in photographs")
     train_images, train_labels = make_scenes("training scenes", options.scenes, training=True)

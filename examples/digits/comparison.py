@@ -15,30 +15,60 @@ from fastseg.testing import allowed_error, assert_within_policy, max_error
 
 
 class StockTraining(nn.Module):
-    """A small segmentation network and its loss as anybody would write them in ``torch.nn``."""
+    """A network and its loss as anybody would write them in ``torch.nn``."""
 
-    def __init__(self, classes):
+    def __init__(self, net):
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(3, 16, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(64, classes, 1),
-            nn.Upsample(scale_factor=8, mode="bilinear"),
-        )
+        self.net = net
         self.loss = nn.CrossEntropyLoss(ignore_index=IGNORE)
 
     def forward(self, images, labels):
         return self.loss(self.net(images), labels)
 
 
+def stock_upsampling_network(classes):
+    """A small network of strided convolutions that scores an eighth of the pixels and upsamples the scores."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(64, classes, 1),
+        nn.Upsample(scale_factor=8, mode="bilinear"),
+    )
+
+
+class StockUnpoolingNetwork(nn.Module):
+    """A small network that pools with indices and unpools by them, as SegNet does."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.down1, self.down2 = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.up2, self.up1 = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, classes, 3, padding=1)
+        self.pool = nn.MaxPool2d(2, ceil_mode=True, return_indices=True)
+        self.unpool = nn.MaxUnpool2d(2)
+
+    def forward(self, images):
+        full = torch.relu(self.down1(images))
+        half, full_indices = self.pool(full)
+        half = torch.relu(self.down2(half))
+        quarter, half_indices = self.pool(half)
+        decoded = torch.relu(self.up2(self.unpool(quarter, half_indices, half.shape)))
+        return self.up1(self.unpool(decoded, full_indices, full.shape))
+
+
 def fuse_by_hand(model):
     """What the report of `fastseg.accelerate` proposes for the Upsample at the end of the network."""
     model.net = model.net[:-1]
     model.loss = fastseg.nn.UpsampleCrossEntropyLoss(ignore_index=IGNORE)
+    return model
+
+
+def make_indices_compact_by_hand(model):
+    """One byte per index instead of eight, where nobody but the unpooling looks at them."""
+    model.net.pool.index_format = "compact"
     return model
 
 
@@ -59,18 +89,22 @@ def prove_equal(name, ours, stock, exact):
     print(f"    the largest error is {max(shares):.0%} of what it allows")
 
 
-def compare(batch, side, repetitions):
-    """Stock, accelerated and fused training steps on the same scenes: proof, time and peak memory."""
+def compare(stock_network, by_hand, change_by_hand, batch, side, repetitions):
+    """Stock, accelerated and further changed training steps on the same scenes: proof, time and peak memory.
+
+    ``stock_network(classes)`` builds the network; ``change_by_hand(model)`` does to the accelerated one what
+    ``by_hand`` says in a few words.
+    """
     images, labels = Scenes(training=True, seed=0).make(batch, side, side)
     images, labels = normalised(images), labels.long()
     torch.manual_seed(0)
-    stock = StockTraining(len(CLASSES)).to(memory_format=torch.channels_last)
+    stock = StockTraining(stock_network(len(CLASSES))).to(memory_format=torch.channels_last)
     accelerated = copy.deepcopy(stock)
     print(fastseg.accelerate(accelerated))
     models = {
         "stock torch.nn": stock,
         "fastseg.accelerate": accelerated,
-        "and upsampling fused": fuse_by_hand(copy.deepcopy(accelerated)),
+        by_hand: change_by_hand(copy.deepcopy(accelerated)),
     }
 
     print("\nEqual to stock, measured against fp64 (at most twice stock's own error plus one rounding):")

@@ -7,6 +7,12 @@ import torch
 from torch import nn
 
 import fastseg
+from examples.digits.comparison import (
+    StockUnpoolingNetwork,
+    fuse_by_hand,
+    make_indices_compact_by_hand,
+    stock_upsampling_network,
+)
 from examples.digits.scenes import CLASSES, IGNORE
 
 
@@ -23,6 +29,7 @@ class Choice:
     steps: int
     batch: int  # scenes per step
     learning_rate: float  # the highest
+    comparison: tuple  # the first arguments of `comparison.compare`: a stock network and what to do by hand
 
 
 def build_fcn8s(width):
@@ -73,6 +80,7 @@ CHOICES = {
         steps=800,
         batch=16,
         learning_rate=4e-3,
+        comparison=(stock_upsampling_network, "and upsampling fused", fuse_by_hand),
     ),
     "segnet_basic": Choice(
         title="SegNet-Basic",
@@ -84,5 +92,6 @@ CHOICES = {
         steps=1000,
         batch=16,
         learning_rate=8e-3,
+        comparison=(StockUnpoolingNetwork, "and compact indices", make_indices_compact_by_hand),
     ),
 }

@@ -130,14 +130,14 @@ def differentiable(inputs: Inputs, backward: bool) -> Inputs:
 
 
 def converted(inputs: Inputs, layout: str, dtype: torch.dtype) -> Inputs:
-    """The inputs with every floating tensor in `dtype` and, where it is 4-d, in `layout`; copied only if need
+    """The inputs with every floating tensor in `dtype` and every 4-d tensor in `layout`; copied only if need
     be.
     """
 
     def convert(value):
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        if not isinstance(value, torch.Tensor):
             return value
-        value = value.detach().to(dtype)
+        value = value.detach().to(dtype) if value.is_floating_point() else value
         return value.contiguous(memory_format=MEMORY_FORMATS[layout]) if value.dim() == 4 else value
 
     return tuple(convert(value) for value in inputs)

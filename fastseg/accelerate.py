@@ -9,7 +9,7 @@ Each `fastseg/nn/<op>.py` calls `register` for the stock class it replaces; noth
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -40,14 +40,27 @@ def register(stock, replacement, why_not=lambda module: None):
     _rules[stock] = Rule(stock, replacement, why_not)
 
 
+_refinements: list[Callable[[nn.Module, list[nn.Module]], dict[nn.Module, str]]] = []
+
+
+def register_refinement(refine):
+    """Let `accelerate` call ``refine(model, replaced)`` after the replacements: for what takes more than one module to
+    decide. It may change the modules ``replaced`` and gives notes for the report, by module.
+    """
+    _refinements.append(refine)
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One module: every name it has in the model, its class before, and its class now or why it was left."""
+    """One module: every name it has in the model, its class before, and its class now or why it was left; how its new
+    class was set up, if there was a choice.
+    """
 
     names: tuple[str, ...]
     before: str
     after: str | None = None
     why: str | None = None
+    note: str | None = None
 
 
 @dataclass
@@ -70,6 +83,7 @@ class Report:
         width = max((len(name) for name in names), default=0)
         for entry, name in zip(entries, names):
             outcome = f"-> {entry.after}" if entry.after else f"skipped: {entry.why}"
+            outcome += f" ({entry.note})" if entry.note else ""
             lines.append(f"  {name:<{width}}  {entry.before} {outcome}")
         if self.unknown:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.unknown.most_common())
@@ -98,12 +112,17 @@ def accelerate(model):
     for name, module in model.named_modules(remove_duplicate=False):
         names_of.setdefault(module, []).append(name or "(the model itself)")
     report = Report()
-    for module, names in names_of.items():
-        _replace(module, tuple(names), report)
+    replaced = [module for module, names in names_of.items() if _replace(module, tuple(names), report)]
+    for refine in _refinements:
+        notes = refine(model, replaced)
+        report.replaced = [
+            replace(entry, note=notes.get(module, entry.note)) for module, entry in zip(replaced, report.replaced)
+        ]
     return report
 
 
 def _replace(module, names, report):
+    """Whether the module was replaced; `report` gets the entry."""
     before = type(module)
     rule = next((_rules[base] for base in before.__mro__ if base in _rules), None)
     why = _why_not(module, rule) if rule is not None else None
@@ -112,8 +131,10 @@ def _replace(module, names, report):
     elif rule is not None and rule.replacement is not None:
         module.__class__ = rule.replacement
         report.replaced.append(Entry(names, before.__name__, after=f"fastseg.nn.{rule.replacement.__name__}"))
+        return True
     elif next(module.children(), None) is None:
         report.unknown[before.__name__] += 1
+    return False
 
 
 def _why_not(module, rule):

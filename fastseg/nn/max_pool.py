@@ -3,7 +3,8 @@
 from torch import nn
 
 from fastseg import ops
-from fastseg.accelerate import register
+from fastseg.accelerate import register, register_refinement
+from fastseg.nn import _pool_pairs
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -59,3 +60,4 @@ class MaxUnpool2d(nn.MaxUnpool2d):
 
 register(nn.MaxPool2d, MaxPool2d)
 register(nn.MaxUnpool2d, MaxUnpool2d)
+register_refinement(_pool_pairs.compact_where_safe)

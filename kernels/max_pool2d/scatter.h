@@ -3,7 +3,9 @@
 #pragma once
 
 #include <atomic>
+#include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "max_pool2d/spread.h"
 #include "max_pool2d/windows.h"
@@ -18,10 +20,11 @@ class Outside {
     found_.store(true, std::memory_order_release);
   }
   void check(int64_t height, int64_t width) const {
-    STD_TORCH_CHECK(!found_.load(std::memory_order_acquire),
-                    "fastseg.ops.max_unpool2d: indices holds a position outside the plane, ",
-                    index_.load(std::memory_order_relaxed), "; allowed: 0 to ", height * width - 1,
-                    " in a plane of ", height, "x", width);
+    if (!found_.load(std::memory_order_acquire)) return;
+    throw std::runtime_error("fastseg.ops.max_unpool2d: indices holds a position outside the plane, " +
+                             std::to_string(index_.load(std::memory_order_relaxed)) + "; allowed: 0 to " +
+                             std::to_string(height * width - 1) + " in a plane of " + std::to_string(height) + "x" +
+                             std::to_string(width));
   }
 
  private:

@@ -1,4 +1,7 @@
 // max_unpool2d on the CPU: pooled values back to their pixels, and the gradient. Formulas and measurements: README.md.
+#include <atomic>
+#include <stdexcept>
+
 #include <torch/csrc/stable/library.h>
 
 #include "fastseg/huge_pages.h"
@@ -62,9 +65,11 @@ void check_offsets(const Tensor& indices, const Windows& windows, const Planes& 
     }
     if (!all) inside.store(false, std::memory_order_relaxed);
   });
-  STD_TORCH_CHECK(inside.load(),
-                  "fastseg.ops.max_unpool2d: indices holds an offset that is no pixel of its window; allowed: "
-                  "the indices of a pooling with this geometry");
+  if (!inside.load()) {
+    throw std::runtime_error(
+        "fastseg.ops.max_unpool2d: indices holds an offset that is no pixel of its window; allowed: the indices of "
+        "a pooling with this geometry");
+  }
 }
 
 // ---- the gradient by compact indices: every window looks for its index among its taps ----

@@ -9,6 +9,7 @@ from torch import nn
 
 from fastseg.models import SegNet, SegNetBasic
 from fastseg.models.segnet import CAMVID_CLASS_WEIGHTS, CAMVID_CLASSES
+from fastseg.ops import PoolIndices
 from fastseg.testing import assert_within_policy
 from tests.models.plain_fcn import vgg16_in_torchvision_layout
 from tests.models.plain_segnet import PlainSegNet, PlainSegNetBasic
@@ -107,6 +108,18 @@ def test_every_size_comes_back_as_it_went_in(network):
         for height in range(1, 67):
             width = 1 + 7 * height % 131
             assert model(torch.empty(1, 1, height, width)).shape == (1, 2, height, width)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_indices_take_one_byte(network):
+    model, seen = network(2, width_multiplier=WIDTH).eval(), []
+    for name, layer in model.named_children():
+        if name.startswith("unpool"):
+            layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1]))
+    model(image_of(1, 3, 45, 23))
+    assert len(seen) == (5 if network is SegNet else 4)
+    for indices in seen:
+        assert isinstance(indices, PoolIndices) and indices.offsets.dtype == torch.uint8
 
 
 def test_order_of_layers_and_dropout():

@@ -1,5 +1,5 @@
-// Vectors to and from memory, and their lanes put together. Raw intrinsics stand here only, where the compilers have no
-// spelling of their own: fp16, streaming stores, permutations, masks as bits.
+// Vectors to and from memory, and their lanes put together. Raw intrinsics stand here only, where compilers have
+// no spelling of their own: fp16, streaming stores, gathers, permutations, masks as bits.
 #pragma once
 
 #if defined(__x86_64__)
@@ -18,7 +18,7 @@ using c10::Half;
 
 namespace detail {
 
-// Register by register: GCC keeps a Pair that is copied as a whole in memory.
+// Register by register, see Pair.
 template <typename vector_t>
 FASTSEG_INLINE vector_t read(const void* from) {
   if constexpr (is_pair<vector_t>) {
@@ -50,13 +50,19 @@ FASTSEG_INLINE void write_past_cache(void* to, vector_t lanes) {
     return;
   }
 #if defined(__AVX512F__)
-  if constexpr (sizeof lanes == 64) return _mm512_stream_si512(static_cast<__m512i*>(to), bit_cast<__m512i>(lanes));
+  if constexpr (sizeof lanes == 64) {
+    return _mm512_stream_si512(static_cast<__m512i*>(to), bit_cast<__m512i>(lanes));
+  }
 #endif
 #if defined(__AVX__)
-  if constexpr (sizeof lanes == 32) return _mm256_stream_si256(static_cast<__m256i*>(to), bit_cast<__m256i>(lanes));
+  if constexpr (sizeof lanes == 32) {
+    return _mm256_stream_si256(static_cast<__m256i*>(to), bit_cast<__m256i>(lanes));
+  }
 #endif
 #if defined(__SSE2__)
-  if constexpr (sizeof lanes == 16) return _mm_stream_si128(static_cast<__m128i*>(to), bit_cast<__m128i>(lanes));
+  if constexpr (sizeof lanes == 16) {
+    return _mm_stream_si128(static_cast<__m128i*>(to), bit_cast<__m128i>(lanes));
+  }
 #endif
   write(to, lanes);
 }
@@ -69,13 +75,13 @@ FASTSEG_INLINE float_t widen_half(bits_t bits) {
     using half_t = half_of<float_t>;
     return {widen_half<half_t>(low_half(bits)), widen_half<half_t>(high_half(bits))};
   } else {
-#if defined(__AVX512F__)  // (the full zero mask is free, and spares GCC 12's warning about its own unmasked intrinsic)
+#if defined(__AVX512F__)  // (a zero mask is free, and spares GCC 12's warning about its own intrinsics)
     return bit_cast<float_t>(_mm512_maskz_cvtph_ps(0xffff, bit_cast<__m256i>(bits)));
 #elif defined(__AVX2__) && defined(__F16C__)
     return bit_cast<float_t>(_mm256_cvtph_ps(bit_cast<__m128i>(bits)));
 #else
     float lanes[lanes_of<float_t>];
-    for (int i = 0; i < lanes_of<float_t>; ++i) lanes[i] = static_cast<float>(Half(bits[i], Half::from_bits()));
+    for (int i = 0; i < lanes_of<float_t>; ++i) lanes[i] = Half(bits[i], Half::from_bits());
     return read<float_t>(lanes);
 #endif
   }
@@ -118,7 +124,9 @@ FASTSEG_INLINE u8x16 load(const uint8_t* from) { return detail::read<u8x16>(from
 FASTSEG_INLINE f32x16 load(const BFloat16* from) {
   return bit_cast<f32x16>(convert<u32x16>(detail::read<u16x16>(from)) << 16);
 }
-FASTSEG_INLINE f32x16 load(const Half* from) { return detail::widen_half<f32x16>(detail::read<u16x16>(from)); }
+FASTSEG_INLINE f32x16 load(const Half* from) {
+  return detail::widen_half<f32x16>(detail::read<u16x16>(from));
+}
 
 FASTSEG_INLINE i32x16 lane_index() {
   constexpr int32_t kIndex[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -151,9 +159,9 @@ FASTSEG_INLINE void store_partial(scalar_t* to, vector_t lanes, int count) {
   std::memcpy(to, buffer, sizeof(scalar_t) * count);
 }
 
-// Streaming stores write whole cache lines without reading them first: for outputs larger than the cache that nobody
-// reads soon. `to` must be aligned to 64 bytes; 32 for half types. Call stream_fence() once per thread after the last
-// of them.
+// Streaming stores write whole cache lines without reading them first: for outputs larger than the cache that
+// nobody reads soon. `to` must be aligned to 64 bytes; 32 for half types. Call stream_fence() once per thread
+// after the last of them.
 FASTSEG_INLINE void stream(float* to, f32x16 lanes) { detail::write_past_cache(to, lanes); }
 FASTSEG_INLINE void stream(double* to, f64x16 lanes) { detail::write_past_cache(to, lanes); }
 FASTSEG_INLINE void stream(int64_t* to, i64x16 lanes) { detail::write_past_cache(to, lanes); }
@@ -170,7 +178,9 @@ FASTSEG_INLINE void stream_fence() {
 #endif
 }
 
-FASTSEG_INLINE bool is_aligned(const void* pointer) { return (reinterpret_cast<uintptr_t>(pointer) & 63) == 0; }
+FASTSEG_INLINE bool is_aligned(const void* pointer) {
+  return (reinterpret_cast<uintptr_t>(pointer) & 63) == 0;
+}
 
 // base[index[lane]] for 16 lanes.
 FASTSEG_INLINE f32x16 gather(const float* base, i32x16 index) {
@@ -186,10 +196,11 @@ FASTSEG_INLINE f32x16 gather(const float* base, i32x16 index) {
 #endif
 }
 
-// base[index[lane]] where every index is in [0, 16) and 16 elements are readable: shuffles instead of 16 loads.
+// base[index[lane]] where every index is in [0, 16) and 16 elements are readable: shuffles instead of loads.
 FASTSEG_INLINE f32x16 permute(const float* base, i32x16 index) {
 #if defined(__AVX512F__)
-  return bit_cast<f32x16>(_mm512_maskz_permutexvar_ps(0xffff, bit_cast<__m512i>(index), _mm512_loadu_ps(base)));
+  const __m512i lanes = bit_cast<__m512i>(index);
+  return bit_cast<f32x16>(_mm512_maskz_permutexvar_ps(0xffff, lanes, _mm512_loadu_ps(base)));
 #elif defined(__AVX2__)
   const __m256 low = _mm256_loadu_ps(base), high = _mm256_loadu_ps(base + 8);
   const auto eight = [&](Vector<int32_t, 8> positions) {

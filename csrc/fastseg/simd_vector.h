@@ -1,9 +1,10 @@
 // Vectors of 16 lanes, whatever the width of the machine's registers.
 //
-// Where 16 lanes fit a register the type is GCC's own vector; elsewhere a Pair of vectors of half the lanes, split on
-// until they fit. (GCC 12 also compiles vectors wider than a register, but takes their comparisons apart lane by lane
-// and keeps them in memory, which costs a factor of ten.) Both kinds have the lane-wise operators, comparisons that
-// give masks of 0 / -1 integer lanes, scalar operands and lanes[i] for reading; everything else is a function below.
+// Where 16 lanes fit a register the type is GCC's own vector; elsewhere a Pair of vectors of half the lanes,
+// split on until they fit. (GCC 12 also compiles vectors wider than a register, but takes their comparisons
+// apart lane by lane and keeps them in memory: several times slower.) Both kinds have lane-wise operators,
+// comparisons that give masks of 0 / -1 integer lanes, scalar operands and lanes[i] for reading; everything
+// else is a function below.
 #pragma once
 
 #include <cstdint>
@@ -48,8 +49,9 @@ using signed_of_same_size =
 }  // namespace detail
 
 template <typename lane_t, int lanes>
-using Vector = typename std::conditional_t<sizeof(lane_t) * lanes <= kRegisterBytes, detail::Register<lane_t, lanes>,
-                                           detail::Registers<lane_t, lanes>>::type;
+using Vector =
+    typename std::conditional_t<sizeof(lane_t) * lanes <= kRegisterBytes, detail::Register<lane_t, lanes>,
+                                detail::Registers<lane_t, lanes>>::type;
 
 template <typename lane_t, int lanes>
 struct Pair {
@@ -60,15 +62,24 @@ struct Pair {
   Pair() = default;  // not set; Pair{} is zero
   FASTSEG_INLINE Pair(half_t low, half_t high) : low(low), high(high) {}
   FASTSEG_INLINE Pair(lane_t value) : low(value - half_t{}), high(low) {}
+  // Register by register: GCC copies a struct as a whole through the stack, in pieces of 16 bytes.
+  FASTSEG_INLINE Pair(const Pair& other) : low(other.low), high(other.high) {}
+  FASTSEG_INLINE Pair& operator=(const Pair& other) {
+    low = other.low;
+    high = other.high;
+    return *this;
+  }
 
-  FASTSEG_INLINE lane_t operator[](int lane) const { return lane < lanes / 2 ? low[lane] : high[lane - lanes / 2]; }
+  FASTSEG_INLINE lane_t operator[](int lane) const {
+    return lane < lanes / 2 ? low[lane] : high[lane - lanes / 2];
+  }
 
   FASTSEG_INLINE Pair operator-() const { return {-low, -high}; }
   FASTSEG_INLINE Pair operator~() const { return {~low, ~high}; }
   FASTSEG_INLINE Pair operator<<(int bits) const { return {low << bits, high << bits}; }
   FASTSEG_INLINE Pair operator>>(int bits) const { return {low >> bits, high >> bits}; }
 
-#define FASTSEG_ARITHMETIC(op)                                                                               \
+#define FASTSEG_ARITHMETIC(op)                                                                          \
   friend FASTSEG_INLINE Pair operator op(Pair a, Pair b) { return {a.low op b.low, a.high op b.high}; } \
   FASTSEG_INLINE Pair& operator op##=(Pair other) { return *this = *this op other; }
   FASTSEG_ARITHMETIC(+)
@@ -128,7 +139,8 @@ FASTSEG_INLINE half_of<vector_t> low_half(vector_t lanes) {
   if constexpr (is_pair<vector_t>) {
     return lanes.low;
   } else {
-    return detail::pick<0>(lanes, lanes, std::make_index_sequence<lanes_of<vector_t> / 2>());
+    constexpr int kHalf = lanes_of<vector_t> / 2;
+    return detail::pick<0>(lanes, lanes, std::make_index_sequence<kHalf>());
   }
 }
 template <typename vector_t>
@@ -136,7 +148,8 @@ FASTSEG_INLINE half_of<vector_t> high_half(vector_t lanes) {
   if constexpr (is_pair<vector_t>) {
     return lanes.high;
   } else {
-    return detail::pick<lanes_of<vector_t> / 2>(lanes, lanes, std::make_index_sequence<lanes_of<vector_t> / 2>());
+    constexpr int kHalf = lanes_of<vector_t> / 2;
+    return detail::pick<kHalf>(lanes, lanes, std::make_index_sequence<kHalf>());
   }
 }
 template <typename vector_t>

@@ -19,11 +19,7 @@ using simd::f32x16;
 using simd::i32x16;
 using simd::kLanes;
 
-#if defined(__AVX512F__)
 constexpr int kMostSteps = 8;
-#else
-constexpr int kMostSteps = 4;  // half or a quarter of the registers
-#endif
 
 struct alignas(64) Block {
   float fraction[kMostSteps][kLanes];  // of the pixel between the left and right end of its cell

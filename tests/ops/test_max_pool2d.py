@@ -1,5 +1,7 @@
 """max_pool2d: geometry, ties, NaN and infinities against torch's, both index formats, gradients of any order."""
 
+import io
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,3 +51,162 @@ CONTRACTS = [
         name="max_pool2d_with_flat_indices",
     ),
 ]
+
+
+def same(one, two):
+    return one.dtype == two.dtype and torch.equal(one.nan_to_num(77.0), two.nan_to_num(77.0))
+
+
+@st.composite
+def poolings(draw):
+    """(input, geometry): few different values, so many ties; NaN and infinities; either layout."""
+    pair = lambda low, high: (draw(st.integers(low, high)), draw(st.integers(low, high)))  # noqa: E731
+    kernel_size, stride, dilation = pair(1, 5), pair(1, 6), pair(1, 3)
+    padding = draw(st.integers(0, kernel_size[0] // 2)), draw(st.integers(0, kernel_size[1] // 2))
+    shape = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 16, 19, 67])), *pair(1, 40)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    values = torch.randint(-3, 4, shape, generator=generator).to(draw(st.sampled_from(FLOATS)))
+    chance = torch.rand(shape, generator=generator)
+    if draw(st.booleans()):
+        values[chance < 0.15], values[chance > 0.6] = NAN, -INF
+    if draw(st.booleans()):
+        values = values.contiguous(memory_format=torch.channels_last)
+    geometry = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
+    return values, dict(geometry, ceil_mode=draw(st.booleans()))
+
+
+@settings(max_examples=150, deadline=None)
+@given(poolings())
+def test_any_pooling_equals_stock(pooling):
+    input, geometry = pooling
+    try:
+        expected, indices = F.max_pool2d(input, **geometry, return_indices=True)
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            max_pool2d(input, **geometry)
+        return
+    for backend in BACKENDS:
+        output, flat = max_pool2d(input, **geometry, return_indices=True, backend=backend)
+        assert same(output, expected) and same(flat, indices)
+        output, compact = max_pool2d(
+            input, **geometry, return_indices=True, index_format="compact", backend=backend
+        )
+        assert same(output, expected) and compact.offsets.dtype == torch.uint8
+        if (F.max_pool2d(torch.ones_like(input), **geometry) > 0).all():  # else a dilated window holds no pixel
+            assert same(compact.to_flat(), indices)
+            again = PoolIndices.from_flat(indices, input.shape, *[geometry[name] for name in list(geometry)[:4]])
+            assert torch.equal(again.offsets, compact.offsets)
+    if input.is_contiguous(memory_format=torch.channels_last):
+        assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+@settings(max_examples=100, deadline=None)
+@given(poolings())
+def test_any_gradient_equals_the_references(pooling):
+    """Integers as gradients: their sums are exact in every dtype."""
+    input, geometry = pooling
+    try:
+        shape = F.max_pool2d(input, **geometry).shape
+    except RuntimeError:
+        return
+    gradient = torch.randint(-4, 5, shape).to(input.dtype)
+    found = []
+    for backend in BACKENDS:
+        for index_format in ("flat", "compact"):
+            leaf = input.clone().requires_grad_()
+            options = dict(return_indices=True, index_format=index_format, backend=backend)
+            max_pool2d(leaf, **geometry, **options)[0].backward(gradient)
+            found.append(leaf.grad)
+    assert all(torch.equal(one, found[0]) for one in found[1:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_ties_nan_and_infinities(layout, dtype, backend):
+    windows = {
+        (1, 1, 1, 1): 0, (0, 2, 2, 1): 1, (NAN, 5, INF, 5): 0, (5, NAN, 7, NAN): 3, (-INF,) * 4: 0,
+        (-INF, -INF, NAN, -INF): 2, (INF, INF, -INF, INF): 0, (-0.0, 0.0, 0.0, -0.0): 0,
+    }  # fmt: skip
+    pixels = torch.tensor(list(windows), dtype=dtype).view(len(windows), 1, 2, 2).expand(-1, 18, -1, -1)
+    _, indices = max_pool2d(pixels.contiguous(memory_format=layout), 2, return_indices=True, backend=backend)
+    assert indices[:, :, 0, 0].tolist() == [[index] * 18 for index in windows.values()]
+
+
+def test_flat_from_compact_from_flat():
+    image = torch.randn(2, 3, 9, 11)
+    _, indices = F.max_pool2d(image, 3, 2, 1, return_indices=True)
+    _, compact = max_pool2d(image, 3, 2, 1, return_indices=True, index_format="compact")
+    assert compact.shape == indices.shape and compact.device == indices.device
+    assert "kernel_size=(3, 3), stride=(2, 2), padding=(1, 1)" in repr(compact)
+    assert torch.equal(compact.to("cpu").to_flat(), indices)
+    single = PoolIndices.from_flat(indices[0], (9, 11), 3, 2, 1)
+    assert torch.equal(single.offsets, compact.offsets[0]) and torch.equal(single.to_flat(), indices[0])
+
+
+@pytest.mark.parametrize("wrong", [-1, 5, 99, 2**31, 2**63 - 1, -(2**63)])
+def test_an_index_outside_its_window_has_no_compact_form(wrong):
+    _, indices = F.max_pool2d(torch.randn(1, 1, 8, 8), 2, return_indices=True)
+    indices[0, 0, 1, 1] = wrong
+    with pytest.raises(RuntimeError, match=f"indices holds {wrong}; allowed: the taps of its window"):
+        PoolIndices.from_flat(indices, (8, 8), 2)
+
+
+class Pair(torch.nn.Module):
+    def forward(self, image):
+        values, indices = max_pool2d(image, 2, return_indices=True, index_format="compact")
+        return fastseg.ops.max_unpool2d(values * 2, indices, output_size=image.shape), indices
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_compact_pair_compiles_and_its_indices_leave_the_graph(dynamic):
+    torch._dynamo.reset()
+    compiled = torch.compile(Pair(), fullgraph=True, dynamic=dynamic)
+    for shape in ((2, 3, 8, 12), (2, 3, 9, 7)):
+        image = torch.randn(shape, requires_grad=True)
+        (output, indices), (expected, others) = compiled(image), Pair()(image)
+        assert torch.equal(output, expected) and torch.equal(indices.to_flat(), others.to_flat())
+        (gradient,) = torch.autograd.grad(output.square().sum(), image)
+        (expected_gradient,) = torch.autograd.grad(expected.square().sum(), image)
+        assert torch.equal(gradient, expected_gradient)
+
+
+def test_compact_indices_cross_exported_programs():
+    class Unpool(torch.nn.Module):
+        def forward(self, values, indices):
+            return fastseg.ops.max_unpool2d(values, indices, 2)
+
+    image = torch.randn(2, 3, 8, 12)
+    pooled = torch.export.export(Pair(), (image,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    output, indices = pooled.module()(torch.cat([image, image]))
+    assert isinstance(indices, PoolIndices) and torch.equal(output, Pair()(torch.cat([image, image]))[0])
+    values = torch.randn(indices.shape)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(Unpool(), (values, indices)), file)
+    file.seek(0)
+    assert torch.equal(torch.export.load(file).module()(values, indices), Unpool()(values, indices))
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (dict(kernel_size=0), RuntimeError, r"kernel_size=\(0, 0\); allowed: 1 or more"),
+        (dict(kernel_size=2, stride=0), RuntimeError, "stride="),
+        (dict(kernel_size=2, padding=-1), RuntimeError, "padding="),
+        (dict(kernel_size=2, padding=2), RuntimeError, "at most half of kernel_size"),
+        (dict(kernel_size=2, dilation=0), RuntimeError, "dilation="),
+        (dict(kernel_size=(2, 2, 2)), RuntimeError, "kernel_size="),
+        (dict(kernel_size=2.0), TypeError, "kernel_size is float"),
+        (dict(kernel_size="2"), TypeError, "kernel_size is str"),
+        (dict(kernel_size=9), RuntimeError, "gives an output of 0x0"),
+        (dict(kernel_size=2, index_format="bytes"), ValueError, "index_format='bytes'; allowed: 'flat', 'compact'"),
+        (dict(kernel_size=(16, 16), padding=8, return_indices=True, index_format="compact"), RuntimeError, "at most 255"),
+        (dict(kernel_size=2, input=[1]), TypeError, "input is list"),
+        (dict(kernel_size=1, input=torch.zeros(4, 4)), RuntimeError, "input has shape"),
+        (dict(kernel_size=1, input=torch.zeros(2, 0, 4, 4)), RuntimeError, "input has shape"),
+        (dict(kernel_size=1, input=torch.zeros(2, 3, 0, 4)), RuntimeError, "input has shape"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        max_pool2d(**{"input": torch.zeros(1, 2, 4, 4), **arguments})

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastseg
+from fastseg._op import REGISTRY
 from fastseg.ops import PoolIndices, max_pool2d, max_unpool2d
-from tests.contract import Case, Contract, Make
+from tests.contract import Case, Contract
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 BACKENDS = ("auto", "reference")
@@ -61,3 +62,169 @@ CONTRACTS = [
         compile_whole=False,  # from_flat looks at the indices; compiled pairs are tested below
     ),
 ]
+
+
+@pytest.fixture
+def one_thread():
+    """Stock's threads race for repeating indices."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def stock_unpool(input, indices, size):
+    """Torch's function below the limits that its Python front sets to output_size."""
+    return torch._C._nn.max_unpool2d(input, indices, size)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_any_indices_equal_stocks(data):
+    """int64, in any order, repeating; forward and backward."""
+    shape = [data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 5, 17, 40])), *data.draw(
+        st.tuples(st.integers(1, 9), st.integers(1, 9)))]  # fmt: skip
+    size = data.draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
+    dtype = data.draw(st.sampled_from(FLOATS))
+    layout = data.draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    values = torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=layout)
+    indices = torch.randint(size[0] * size[1], shape, generator=generator)
+    gradient = torch.randn(*shape[:2], *size, generator=generator).to(dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected = stock_unpool(theirs := values.clone().requires_grad_(), indices, size)
+        expected.backward(gradient)
+    finally:
+        torch.set_num_threads(threads)
+    for backend in BACKENDS:
+        ours = values.clone().requires_grad_()
+        channels_last = layout == torch.channels_last
+        none = ([], [], [], [])
+        output = torch.ops.fastseg.max_unpool2d(ours, indices, *none, size, channels_last, backend)
+        output.backward(gradient)
+        assert torch.equal(output, expected) and torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "pool",
+    [
+        dict(kernel_size=3, stride=1, padding=1),
+        dict(kernel_size=(2, 5), stride=(1, 2), padding=(1, 2)),
+        dict(kernel_size=3, stride=2, padding=1, dilation=2),
+        dict(kernel_size=2, stride=3),
+    ],
+)
+def test_overlapping_windows_the_last_write_counts(pool, backend, layout, one_thread):
+    image = torch.randn(2, 21, 15, 18).contiguous(memory_format=layout)
+    _, compact = max_pool2d(image, **pool, return_indices=True, index_format="compact")
+    values = torch.randn_like(compact.offsets, dtype=torch.float32)
+    expected = stock_unpool(values, compact.to_flat(), (15, 18))
+    assert torch.equal(max_unpool2d(values, compact, backend=backend), expected)
+
+
+@pytest.mark.parametrize("index_format", ["flat", "compact"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_unpool_of_pool_and_pool_of_that(index_format, layout):
+    image = torch.rand(2, 19, 12, 10).contiguous(memory_format=layout) + 0.5  # above the zeros of unpooling
+    values, indices = max_pool2d(image, 2, return_indices=True, index_format=index_format)
+    unpooled = max_unpool2d(values, indices, 2)
+    flat = indices if index_format == "flat" else indices.to_flat()
+    at_maximum = torch.zeros(2, 19, 120, dtype=torch.bool).scatter_(2, flat.flatten(2), True).view_as(image)
+    assert torch.equal(unpooled, torch.where(at_maximum, image, 0.0))
+    again, same_indices = max_pool2d(unpooled, 2, return_indices=True, index_format=index_format)
+    same_flat = same_indices if index_format == "flat" else same_indices.to_flat()
+    assert torch.equal(again, values) and torch.equal(same_flat, flat)
+
+
+HOSTILE = [-1, 64, 2**31 - 1, 2**31, 2**32, 2**32 + 3, 2**63 - 1, -(2**63), -(2**31)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("wrong", HOSTILE)
+def test_an_index_outside_the_plane_raises_forward_and_backward(wrong, backend, layout):
+    values = torch.randn(2, 18, 4, 4).contiguous(memory_format=layout)
+    _, indices = F.max_pool2d(torch.randn(2, 18, 8, 8), 2, return_indices=True)
+    indices[1, 3, 2, 1] = wrong
+    with pytest.raises(RuntimeError, match=f"outside the plane, {wrong}; allowed: 0 to 63 in a plane of 8x8"):
+        max_unpool2d(values, indices, 2, backend=backend)
+    channels_last = layout == torch.channels_last
+    with pytest.raises(RuntimeError, match=f"outside the plane, {wrong}"):
+        REGISTRY["max_unpool2d_backward"](
+            torch.randn(2, 18, 8, 8), indices, [], [], [], [], channels_last, backend=backend
+        )
+    # Where gradients are added, such an index is passed over: the unpooling has raised before.
+    add = REGISTRY["max_pool2d_backward"]
+    added = add(values, indices, [], [], [], [], [8, 8], channels_last, backend=backend)
+    kept = (indices >= 0) & (indices < 64)
+    assert torch.allclose(added.sum(), (values * kept).sum(), atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("where, wrong", [((2, 1), 4), ((2, 1), 255), ((0, 0), 0), ((0, 3), 1), ((4, 4), 3)])
+def test_an_offset_outside_its_window_raises(where, wrong, backend, layout):
+    """Taps that the window does not have, and taps in the padding."""
+    image = torch.randn(2, 18, 8, 8).contiguous(memory_format=layout)
+    values, compact = max_pool2d(image, 2, 2, 1, return_indices=True, index_format="compact")
+    compact.offsets[1, 5, where[0], where[1]] = wrong
+    with pytest.raises(RuntimeError, match="indices holds"):
+        max_unpool2d(values, compact, backend=backend)
+    channels_last = layout == torch.channels_last
+    with pytest.raises(RuntimeError, match="indices holds"):
+        REGISTRY["max_unpool2d_backward"](image, compact.offsets, *compact.geometry, channels_last, backend=backend)
+
+
+def test_compact_indices_into_an_image_of_another_size_mean_the_same_pixels_as_flat_ones():
+    image = torch.randn(2, 3, 9, 9)
+    values, compact = max_pool2d(image, 2, return_indices=True, index_format="compact")
+    assert max_unpool2d(values, compact).shape == image.shape
+    for size in ((9, 9), (9, 8), (8, 9)):
+        try:
+            expected = F.max_unpool2d(values, compact.to_flat(), 2, output_size=size)
+        except RuntimeError:
+            with pytest.raises(RuntimeError, match="outside the plane"):
+                max_unpool2d(values, compact, 2, output_size=size)
+            continue
+        assert torch.equal(max_unpool2d(values, compact, 2, output_size=size), expected)
+
+
+@pytest.mark.parametrize("index_format", ["flat", "compact"])
+def test_a_pair_is_differentiable_twice(index_format):
+    image = torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+
+    def pair(image):
+        values, indices = max_pool2d(image, 2, return_indices=True, index_format=index_format)
+        return max_unpool2d(values.square(), indices, 2, output_size=image.shape)
+
+    assert torch.autograd.gradgradcheck(pair, image)
+
+
+def three_by_three():
+    values, indices = F.max_pool2d(torch.randn(1, 2, 6, 6), 2, return_indices=True)
+    return dict(input=values, indices=indices, kernel_size=2)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        (dict(output_size=(8, 6)), ValueError, "allowed for H: 5 to 7"),
+        (dict(output_size=(6, 4)), ValueError, "allowed for W: 5 to 7"),
+        (dict(output_size=(2, 6, 6)), ValueError, "output_size="),
+        (dict(kernel_size=None), TypeError, "kernel_size is None"),
+        (dict(indices=torch.zeros(1, 2, 3, 3, dtype=torch.int32)), RuntimeError, "indices has dtype int32; allowed: int64"),
+        (dict(indices=torch.zeros(1, 2, 3, 3, dtype=torch.uint8)), RuntimeError, "indices has dtype uint8; allowed: int64"),
+        (dict(indices=torch.zeros(1, 2, 3, 2).long()), RuntimeError, "indices has shape"),
+        (dict(indices=None), TypeError, "indices is NoneType"),
+        (dict(input=torch.zeros(3, 3)), RuntimeError, "input has shape"),
+        (dict(input=torch.zeros(1, 0, 3, 3), indices=torch.zeros(1, 0, 3, 3).long()), RuntimeError, "input has shape"),
+        (dict(input=3), TypeError, "input is int"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, message):
+    with pytest.raises(error, match=message):
+        max_unpool2d(**{**three_by_three(), **change})

@@ -3,8 +3,6 @@
 #pragma once
 
 #include <optional>
-#include <stdexcept>
-#include <string>
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -55,19 +53,29 @@ const value_t* dense_values(const std::optional<Tensor>& tensor, int64_t count, 
   return tensor ? dense_values<value_t>(*tensor, count, name) : nullptr;
 }
 
+// The same of an output.
+template <typename value_t>
+value_t* dense_output(const Tensor& tensor, int64_t count, const char* name) {
+  dense_values<value_t>(tensor, count, name);
+  return tensor.mutable_data_ptr<value_t>();
+}
+
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
 }
 
-// A [N, C, P] tensor that can be walked in tiles.
+// A [N, C, P] tensor that can be walked in tiles: classes or pixels lie side by side.
 inline bool is_pixel_view(const Tensor& tensor) {
-  return tensor.dim() == 3 && (tensor.stride(1) == 1 || tensor.stride(2) == 1);
+  return tensor.dim() == 3 && (tensor.stride(1) == 1 || tensor.stride(2) == 1 || tensor.size(1) == 1 || tensor.size(2) == 1);
 }
 
 template <typename scalar_t>
 PixelView<scalar_t> pixel_view(const Tensor& tensor, scalar_t* data) {
   STD_TORCH_CHECK(tensor.is_cpu() && is_pixel_view(tensor), "not a [N, C, P] view of pixels on the CPU");
-  return {data, tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+  const auto stride = [&](int64_t dimension) {  // of one element a stride means nothing
+    return tensor.size(dimension) == 1 ? 1 : tensor.stride(dimension);
+  };
+  return {data, tensor.stride(0), stride(1), stride(2)};
 }
 
 // `target` is contiguous, [N, P].
@@ -84,12 +92,6 @@ inline LabelView label_view(const Tensor& target, int64_t count, int64_t classes
     STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long, "target must be int64, int32 or uint8");
   }
   return {target.const_data_ptr(), type, ignore_index, classes};
-}
-
-[[noreturn]] inline void throw_bad_label(const LabelView& labels, int64_t count) {
-  throw std::out_of_range("Target " + std::to_string(first_bad_label(labels, count)) +
-                          " is out of bounds: labels must be in [0, " + std::to_string(labels.classes) +
-                          ") or equal to ignore_index=" + std::to_string(labels.ignore_index));
 }
 
 }  // namespace fastseg

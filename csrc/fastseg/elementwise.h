@@ -139,7 +139,7 @@ struct Sigmoid {
     p = simd::select(z < zero, small * inverse, inverse);
     q = simd::select(z < zero, inverse, small * inverse);
     below = simd::select(z < zero, -z, zero);
-    rest = simd::log(grown) + (small - (grown - 1)) * inverse;  // log(1 + small), with what the rounding of grown left out
+    rest = simd::log_finite(grown) + (small - (grown - 1)) * inverse;  // log(1 + small), with what the rounding of grown left out
   }
 };
 

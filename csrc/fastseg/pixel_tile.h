@@ -15,6 +15,8 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "fastseg/parallel.h"
@@ -364,6 +366,12 @@ inline int64_t first_bad_label(const LabelView& labels, int64_t count) {
     }
     return 0;
   });
+}
+
+[[noreturn]] inline void throw_bad_label(const LabelView& labels, int64_t count) {
+  throw std::out_of_range("Target " + std::to_string(first_bad_label(labels, count)) +
+                          " is out of bounds: labels must be in [0, " + std::to_string(labels.classes) +
+                          ") or equal to ignore_index=" + std::to_string(labels.ignore_index));
 }
 
 }  // namespace fastseg

@@ -19,12 +19,19 @@ FASTSEG_INLINE f64x16 each_lane(f64x16 x, const Function& fn) {
 
 }  // namespace detail
 
-// e^x within 2 ulp for x in [-87.3, 88.3]; NaN kept; anything else gives garbage.
-// Cody-Waite reduction x = n ln2 + r with |r| <= ln2/2, degree-6 polynomial in r, exponent added as integer.
+// e^x within 2 ulp for x in [-87.3, 88.3]; NaN kept; anything else gives garbage (AVX-512: from [-110, 90] the right
+// denormal, 0 or inf).
+// Cody-Waite reduction x = n ln2 + r with |r| <= ln2/2, degree-6 polynomial in r, exponent added as integer or, on
+// AVX-512, by scalef.
 FASTSEG_INLINE f32x16 exp_in_range(f32x16 x) {
+#if defined(__AVX512F__)
+  const __m512 nearest = _mm512_maskz_roundscale_ps(0xffff, bit_cast<__m512>(x * 1.44269504f), 0);
+  const f32x16 n = bit_cast<f32x16>(nearest);
+#else
   constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
   const f32x16 shifted = x * 1.44269504f + kRoundMagic;
   const f32x16 n = shifted - kRoundMagic;
+#endif
   f32x16 r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
   f32x16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -33,41 +40,42 @@ FASTSEG_INLINE f32x16 exp_in_range(f32x16 x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
+#if defined(__AVX512F__)
+  return bit_cast<f32x16>(_mm512_maskz_scalef_ps(0xffff, bit_cast<__m512>(p), nearest));
+#else
   const u32x16 exponent = (bit_cast<u32x16>(shifted) << 23) + (127u << 23);
   return p * bit_cast<f32x16>(exponent);
+#endif
 }
 
-// e^x within 2 ulp: 0 below -87.3 (no denormals), inf above 88.3, NaN kept.
+// e^x within 2 ulp: inf above 88.7 (88.3 below AVX-512), NaN kept. Below -87.3, where e^x is no normal number: 0, or on
+// AVX-512 the denormal.
 FASTSEG_INLINE f32x16 exp(f32x16 x) {
+#if defined(__AVX512F__)
+  return exp_in_range(minimum(maximum(x, splat(-110.0f)), splat(90.0f)));
+#else
   const f32x16 low = splat(-87.33f), high = splat(88.37f);
   const f32x16 scaled = exp_in_range(minimum(maximum(x, low), high));
   const f32x16 floored = select(x < low, f32x16{}, scaled);
   return select(x > high, splat(INFINITY), floored);
+#endif
 }
 FASTSEG_INLINE f64x16 exp(f64x16 x) {
   return detail::each_lane(x, [](double lane) { return std::exp(lane); });
 }
 
-// e^x for x <= 0, the exponential of a softmax: absolute error below 1e-7, e^0 = 1 exactly, 0 for -inf, NaN kept. Two
-// thirds of the work of exp(): no upper end, and x log2(e) is reduced in one step, whose relative error grows with |x| only
-// where e^x is small.
+// e^x for x <= 0, the exponential of a softmax: absolute error below 1e-7, e^0 = 1 exactly, 0 for -inf, NaN kept. Less work
+// than exp(): no upper end, and x log2(e) is reduced in one step, whose relative error grows with |x| only where e^x is
+// small.
 FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
   constexpr float kLog2e = 1.44269504f;
-#if defined(__AVX512DQ__)
-  const f32x16 exponent = x * kLog2e;
-  const __m512 power = bit_cast<__m512>(exponent);
-  // r = power - floor(power); of -inf the instruction makes 0, and 2^-inf is then 0 as it should be
-  const f32x16 r = bit_cast<f32x16>(_mm512_maskz_reduce_ps(0xffff, power, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
-  // 2^r on [0, 1] by a polynomial of least relative error (2e-9), fitted with constant term 1
-  f32x16 p = r * 2.1612916e-4f + 1.2467846e-3f;
-  p = p * r + 9.6754516e-3f;
-  p = p * r + 5.5485281e-2f;
-  p = p * r + 2.4022931e-1f;
-  p = p * r + 6.9314706e-1f;
-  p = p * r + 1.0f;
-  return bit_cast<f32x16>(_mm512_maskz_scalef_ps(0xffff, bit_cast<__m512>(p), power));  // p 2^floor(power)
+#if defined(__AVX512F__)
+  const f32x16 clamped = maximum(x, splat(-110.0f));  // 2^n is 0 there
+  const __m512 n = _mm512_maskz_roundscale_ps(0xffff, bit_cast<__m512>(clamped * kLog2e), 0);
+  // Compilers do not fuse a product that has a second use, and r needs its last digits.
+  const f32x16 r = bit_cast<f32x16>(_mm512_fmsub_ps(bit_cast<__m512>(clamped), _mm512_set1_ps(kLog2e), n));
 #else
-  constexpr float kLowest = -87.0f;            // below: 0, the exponent would leave its field
+  constexpr float kLowest = -87.0f;           // below: 0, the exponent would leave its field
   constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
   const f32x16 shifted = x * kLog2e + kRoundMagic;
   const f32x16 n = shifted - kRoundMagic;
@@ -77,6 +85,7 @@ FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
 #else
   const f32x16 r = x * kLog2e - n;
 #endif
+#endif
   // 2^r on [-1/2, 1/2] by a polynomial of least relative error (2e-9), fitted with constant term 1
   f32x16 p = r * 1.5345812e-4f + 1.3399931e-3f;
   p = p * r + 9.6184891e-3f;
@@ -84,6 +93,9 @@ FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
   p = p * r + 2.4022646e-1f;
   p = p * r + 6.9314718e-1f;
   p = p * r + 1.0f;
+#if defined(__AVX512F__)
+  return bit_cast<f32x16>(_mm512_maskz_scalef_ps(0xffff, bit_cast<__m512>(p), n));
+#else
   const u32x16 exponent = (bit_cast<u32x16>(shifted) << 23) + (127u << 23);
   return select(x < kLowest, f32x16{}, p * bit_cast<f32x16>(exponent));
 #endif

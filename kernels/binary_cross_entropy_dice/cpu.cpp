@@ -109,7 +109,7 @@ std::vector<Sums> run_forward(const Problem& problem) {
   std::vector<Sums> partial(problem.slices());
   for_each_image_chunk<accumulate_t>(problem, [&](int64_t slice, int64_t image, int64_t, const auto& chunk) {
     const accumulate_t pos_weight = static_cast<accumulate_t>(problem.pos_weight);
-    constexpr int kFew = 4 * kLanes;
+    constexpr int kFew = 8 * kLanes;
     LongSum<vector_t> intersections, predictions, truths, numerators, denominators;
     simd::mask<accumulate_t> odd{};
     for (int first = 0; first < chunk.count; first += kFew) {

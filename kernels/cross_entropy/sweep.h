@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "fastseg/pixel_tile.h"
@@ -282,12 +280,6 @@ class Sweep {
   accumulate_t weight_total_;  // sum of the class weights
   Sums sums_;
 };
-
-[[noreturn]] inline void throw_bad_label(const LabelView& labels, int64_t count) {
-  throw std::out_of_range("Target " + std::to_string(first_bad_label(labels, count)) +
-                          " is out of bounds: labels must be in [0, " + std::to_string(labels.classes) +
-                          ") or equal to ignore_index=" + std::to_string(labels.ignore_index));
-}
 
 // Runs the whole problem. Throws IndexError for a label out of range.
 template <typename scalar_t>

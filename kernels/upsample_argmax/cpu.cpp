@@ -297,7 +297,7 @@ class Labeller {
   void write_probability(int64_t image, int64_t y, int64_t x, f32x16 largest, float fraction, int64_t count) const {
     f32x16 sum{};
     for (int64_t i = 0; i < count; ++i) {
-      sum += simd::exp(blend<tame>(expanded_[2 * i], expanded_[2 * i + 1], fraction) - largest);
+      sum += simd::exp_nonpositive(blend<tame>(expanded_[2 * i], expanded_[2 * i + 1], fraction) - largest);
     }
     const int64_t offset = (image * problem_.out_height + y) * problem_.out_width + x;
     write_lanes(problem_.probability + offset, 1.0f / sum, problem_.out_width - x);

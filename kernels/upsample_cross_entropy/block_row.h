@@ -106,9 +106,9 @@ class BlockRowBase {
       const f32x16 inverse = 1.0f / tile_.sum[k];
       if constexpr (task == Task::kGradient) tile_.inverse[k] = simd::keep_where(valid, tile_.through[k] * inverse);
       if constexpr (wants_dice(task)) tile_.inverse[k] = simd::keep_where(valid, inverse);
-      if constexpr (task == Task::kStatistics) add_intersection(simd::exp(picked) * inverse, k);
+      if constexpr (task == Task::kStatistics) add_intersection(simd::exp_nonpositive(picked) * inverse, k);
       if constexpr (task == Task::kStatisticsGradient) {
-        const f32x16 of_label = simd::exp(picked) * inverse;
+        const f32x16 of_label = simd::exp_nonpositive(picked) * inverse;
         const f32x16 own = gather_intersection_gradient(k) * of_label;
         const f32x16 scale = problem_.squared ? inverse * inverse : inverse;
         tile_.through[k] = simd::keep_where(valid, tile_.through[k] - tile_.dice[k] * scale - own);
@@ -237,7 +237,7 @@ class BlockRow : BlockRowBase {
     FASTSEG_INLINE f32x16 at(const BlockRow& row, int k) {
       if constexpr (direct) {  // 0 where no pixel counts, whatever the logits hold
         const f32x16 shifted = row.interpolate(first, second, k) - row.tile_.norm[k];
-        return simd::keep_where(row.tile_.label[k] >= 0, simd::exp(shifted));
+        return simd::keep_where(row.tile_.label[k] >= 0, simd::exp_nonpositive(shifted));
       }
       if (k > 0) exponential *= second;
       return exponential;

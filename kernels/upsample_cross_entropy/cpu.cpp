@@ -1,15 +1,14 @@
 // Upsampled cross-entropy and Dice statistics on the CPU: see README.md; the arithmetic is in block_row.h.
 #include <numeric>
 #include <optional>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
+#include "fastseg/arguments.h"
 #include "fastseg/huge_pages.h"
+#include "fastseg/layout.h"
 #include "sweep.h"
 
 namespace upsample_cross_entropy {
@@ -30,19 +29,6 @@ struct Arguments {
   double label_smoothing;
 };
 
-// A contiguous tensor of type value_t, or null.
-template <typename value_t>
-const value_t* data_of(const std::optional<Tensor>& tensor, int64_t count, ScalarType type, const char* name) {
-  if (!tensor.has_value()) return nullptr;
-  STD_TORCH_CHECK(tensor->scalar_type() == type && tensor->numel() == count, "upsample_cross_entropy: bad ", name);
-  return static_cast<const value_t*>(tensor->const_data_ptr());
-}
-
-std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  if (!tensor.has_value()) return tensor;
-  return torch::stable::contiguous(*tensor);
-}
-
 Arguments checked(Arguments arguments) {
   const Tensor& input = arguments.input;
   STD_TORCH_CHECK(input.dim() == 4 && arguments.target.dim() == 3 && arguments.target.size(0) == input.size(0),
@@ -53,22 +39,9 @@ Arguments checked(Arguments arguments) {
   STD_TORCH_CHECK(!arguments.scale_factors || arguments.scale_factors->size() == 2,
                   "upsample_cross_entropy: scale_factors must be two numbers");
   arguments.target = torch::stable::contiguous(arguments.target);
-  arguments.weight = contiguous(arguments.weight);
-  arguments.pixel_weight = contiguous(arguments.pixel_weight);
+  arguments.weight = fastseg::contiguous(arguments.weight);
+  arguments.pixel_weight = fastseg::contiguous(arguments.pixel_weight);
   return arguments;
-}
-
-LabelView labels_of(const Arguments& arguments) {
-  const Tensor& target = arguments.target;
-  LabelView::Type type = LabelView::Type::int64;
-  if (target.scalar_type() == ScalarType::Int) {
-    type = LabelView::Type::int32;
-  } else if (target.scalar_type() == ScalarType::Byte) {
-    type = LabelView::Type::uint8;
-  } else {
-    STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long, "upsample_cross_entropy: bad dtype of target");
-  }
-  return {target.const_data_ptr(), type, arguments.ignore_index, arguments.input.size(1)};
 }
 
 decltype(Problem::read_row) reader_of(ScalarType type) {
@@ -93,9 +66,10 @@ Problem make_problem(const Arguments& arguments, Task task) {
   BilinearAxis horizontal(input.size(3), target.size(2), arguments.align_corners, scales ? (*scales)[1] : 0.0);
   Plan plan = make_plan(horizontal);
   Problem problem{task, true, input.size(0), input.size(1), std::move(vertical), std::move(horizontal), std::move(plan),
-                  reader_of(input.scalar_type()), input.const_data_ptr(), strides_of(input), labels_of(arguments)};
-  problem.class_weight = data_of<float>(arguments.weight, problem.classes, ScalarType::Float, "weight");
-  problem.pixel_weight = data_of<float>(arguments.pixel_weight, target.numel(), ScalarType::Float, "pixel_weight");
+                  reader_of(input.scalar_type()), input.const_data_ptr(), strides_of(input),
+                  fastseg::label_view(target, target.numel(), input.size(1), arguments.ignore_index)};
+  problem.class_weight = fastseg::dense_values<float>(arguments.weight, problem.classes, "weight");
+  problem.pixel_weight = fastseg::dense_values<float>(arguments.pixel_weight, target.numel(), "pixel_weight");
   problem.label_smoothing = static_cast<float>(arguments.label_smoothing);
   double weights = static_cast<double>(problem.classes);
   if (problem.class_weight) weights = std::accumulate(problem.class_weight, problem.class_weight + problem.classes, 0.0);
@@ -105,28 +79,14 @@ Problem make_problem(const Arguments& arguments, Task task) {
 
 Totals run_checked(const Problem& problem, const Arguments& arguments) {
   Totals totals = run(problem);
-  if (!totals.labels_in_range) {
-    const int64_t label = fastseg::first_bad_label(problem.labels, arguments.target.numel());
-    throw std::out_of_range("Target " + std::to_string(label) + " is out of bounds.");
-  }
+  if (!totals.labels_in_range) fastseg::throw_bad_label(problem.labels, arguments.target.numel());
   return totals;
-}
-
-bool is_channels_last(const Tensor& tensor) {
-  if (tensor.is_contiguous()) return false;
-  int64_t expected = 1;
-  for (int64_t dim : {1, 3, 2, 0}) {
-    if (tensor.size(dim) == 1) continue;
-    if (tensor.stride(dim) != expected) return false;
-    expected *= tensor.size(dim);
-  }
-  return true;
 }
 
 // Zeros [N, C, h, w], channels_last if the input is, else contiguous.
 Tensor zero_gradient(const Tensor& input) {
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
-  if (!is_channels_last(input)) return torch::stable::new_zeros(input, std::vector<int64_t>{n, c, h, w}, ScalarType::Float);
+  if (input.is_contiguous() || !fastseg::is_channels_last(input)) return torch::stable::new_zeros(input, std::vector<int64_t>{n, c, h, w}, ScalarType::Float);
   Tensor zeros = torch::stable::new_zeros(input, std::vector<int64_t>{n, h, w, c}, ScalarType::Float);
   return torch::stable::transpose(torch::stable::transpose(zeros, 1, 3), 2, 3);
 }
@@ -144,7 +104,7 @@ Tensor scalar(const Tensor& like, double value) {
 
 std::vector<float> to_float(const Tensor& tensor, int64_t count, double factor, const char* name) {
   const Tensor dense = torch::stable::contiguous(tensor);
-  const double* values = data_of<double>(dense, count, ScalarType::Double, name);
+  const double* values = fastseg::dense_values<double>(dense, count, name);
   std::vector<float> result(count);
   for (int64_t i = 0; i < count; ++i) result[i] = static_cast<float>(factor * values[i]);
   return result;
@@ -182,7 +142,9 @@ Tensor pixels_backward(Tensor input, Tensor target, std::optional<Tensor> weight
   const Arguments arguments =
       checked({input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing});
   Problem problem = make_problem(arguments, Task::kGradient);
-  problem.grad_losses = data_of<float>(grad_losses, target.numel(), ScalarType::Float, "grad_losses");
+  STD_TORCH_CHECK(grad_losses.scalar_type() == ScalarType::Float && grad_losses.numel() == target.numel(),
+                  "grad_losses must be float32, [N, H, W]");
+  problem.grad_losses = grad_losses.const_data_ptr<float>();  // any strides
   for (int dim = 0; dim < 3; ++dim) problem.grad_losses_strides[dim] = grad_losses.stride(dim);
   Tensor gradient = zero_gradient(input);
   want_gradient(problem, gradient);

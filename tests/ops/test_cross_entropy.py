@@ -1,5 +1,6 @@
 """cross_entropy and focal_loss: contract cases, golden values, hostile input, strides, autograd, levels."""
 
+import importlib
 import mmap
 import os
 import subprocess
@@ -405,3 +406,30 @@ def test_instruction_levels(level):
     command = [sys.executable, "-c", LEVEL_SCRIPT.format(level=level)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0 and "agrees" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("arguments, stock", [
+    ({}, True), (dict(label_smoothing=0.1, reduction="none"), True), (dict(backend="cpu"), False),
+    (dict(zero_if_empty=True), False), (dict(pixel_weight=torch.ones(2, 4, 5)), False),
+])
+def test_few_logits_are_left_to_stock_where_it_can(arguments, stock, monkeypatch):
+    module = importlib.import_module("fastseg.ops.cross_entropy")
+    calls = []
+    monkeypatch.setattr(module, "_run", lambda *args: calls.append(args) or torch.zeros(()))
+    monkeypatch.setattr(module, "FEWEST_LOGITS_CPU", 2 * 3 * 4 * 5 + 1)
+    input, target = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
+    loss = cross_entropy(input, target, **arguments)
+    assert bool(calls) != stock
+    if stock:
+        assert torch.equal(loss, F.cross_entropy(input, target, **arguments))
+    monkeypatch.setattr(module, "FEWEST_LOGITS_CPU", 2 * 3 * 4 * 5)
+    cross_entropy(input, target, **arguments)
+    assert calls
+
+
+def test_few_logits_are_checked_as_many_are(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("fastseg.ops.cross_entropy"), "FEWEST_LOGITS_CPU", 1000)
+    with pytest.raises(RuntimeError, match="label_smoothing=2.0; allowed"):
+        cross_entropy(torch.randn(2, 3), torch.zeros(2, dtype=torch.int64), label_smoothing=2.0)
+    with pytest.raises(IndexError, match="out of bounds"):
+        cross_entropy(torch.randn(2, 3), torch.full((2,), 3))

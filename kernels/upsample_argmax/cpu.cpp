@@ -29,11 +29,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Output rows labelled together: their maxima and labels should stay in registers.
-#if defined(__AVX512F__)
-constexpr int kRows = 8;
-#else
-constexpr int kRows = 4;
-#endif
+constexpr int kRows = simd::kRegisterBytes == 64 ? 8 : 2;
 constexpr int64_t kStreamedBytes = 8 << 20;   // label maps from here on bypass the cache
 constexpr int64_t kSmallestPrunedCell = 6;    // output pixels per source cell from which pruning pays
 constexpr float kTame = 1e37f;                // up to here differences of logits are finite

@@ -99,6 +99,12 @@ def _allocate_forward(input, kernel_size, stride, padding, dilation, ceil_mode, 
     return [input], (kernel_size, stride, padding, dilation), channels_last, outputs
 
 
+def _slower_forward(input, kernel_size, stride, padding, dilation, ceil_mode, compact, channels_last):
+    if channels_last and not compact:
+        return "stock PyTorch, which the reference calls, is as fast in channels_last with int64 indices"
+    return None
+
+
 _forward_native = PoolNative(
     f"_max_pool2d_forward(Tensor input, {GEOMETRY}, Tensor(a!) output, Tensor(b!) indices) -> ()",
     _allocate_forward,
@@ -125,7 +131,7 @@ _op = Op(
     save=save,
     backward=backward,
     backends=[
-        Backend("cpu", _forward_native, dtypes=FLOATING),
+        Backend("cpu", _forward_native, dtypes=FLOATING, slower=_slower_forward),
         Backend("cuda", _forward_native, dtypes=FLOATING),
         Backend("reference", reference.max_pool2d),
     ],

@@ -167,12 +167,17 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
   use_huge_pages(grad_input);
   with_floating_type(grad_output, "grad_output", [&](auto zero) {
     using scalar_t = decltype(zero);
+    Outside passed_over;
     if (kernel_size.empty()) {
-      Outside passed_over;
-      scatter<Add, scalar_t>(grad_output, indices, grad_input, planes, passed_over);
-    } else {
-      const Windows windows = windows_of(grad_input, grad_output, indices, kernel_size, stride, padding, dilation);
+      STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long, "fastseg pooling: compact indices need a geometry");
+      scatter<Add, scalar_t>(grad_output, indices, grad_input, nullptr, planes, passed_over);
+      return;
+    }
+    const Windows windows = windows_of(grad_input, grad_output, indices, kernel_size, stride, padding, dilation);
+    if (rows_pay(windows, planes)) {
       spread<Add, scalar_t>(grad_output, indices, grad_input, windows, planes);
+    } else {
+      scatter<Add, scalar_t>(grad_output, indices, grad_input, &windows, planes, passed_over);
     }
   });
 }

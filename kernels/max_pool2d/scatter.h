@@ -1,5 +1,5 @@
-// Between pooled elements and the pixels their int64 indices point at, where nothing is known of the indices:
-// `scatter` goes one way, `gather` the other.
+// Between pooled elements and the pixels their indices point at, one after the other: `scatter` goes one way, `gather`
+// the other. For int64 indices of which nothing is known, and where looking at whole rows (spread.h) does not pay.
 #pragma once
 
 #include <atomic>
@@ -54,16 +54,50 @@ void for_each_block(const Planes& planes, const Start& start, const Body& body) 
   });
 }
 
-// Where channel `first` of image `number` begins, in planes of `plane` elements.
-inline int64_t block_offset(const Planes& planes, int64_t number, int64_t first, int64_t plane) {
-  return number * planes.channels * plane + (planes.channels_last ? first : first * plane);
-}
+// The indices of one image or plane as positions in the plane, row by row.
+template <typename index_t>
+class Places {
+ public:
+  // windows: of compact indices; channels: interleaved ones
+  Places(const Windows* windows, int64_t columns, int64_t channels)
+      : windows_(windows), length_(columns * channels), channels_(channels) {
+    if constexpr (sizeof(index_t) == 1) {
+      row_.resize(length_);
+      for (int64_t tap = 0; tap < 256; ++tap) {
+        const int64_t kh = tap / windows->x.kernel, kw = tap % windows->x.kernel;
+        const int64_t down = kh * windows->y.dilation, right = kw * windows->x.dilation;
+        place_[tap] = tap < windows->taps() ? down * windows->x.input + right : INT64_MIN / 2;
+      }
+    }
+  }
 
-// Calls body(i, c, place) for every index of a block: element i of the pooled plane, channel c of `width`. A place outside
-// the plane is told to `outside` instead.
-template <typename Body>
-FASTSEG_INLINE void for_each_place(const int64_t* places, int64_t pooled_plane, int64_t step, int64_t width,
-                                   int64_t plane, Outside& outside, const Body& body) {
+  // Row `oy` of `indices` [rows, columns, channels]. Offsets that no tap has give places outside the plane.
+  const int64_t* row(const index_t* indices, int64_t oy) {
+    const index_t* from = indices + oy * length_;
+    if constexpr (sizeof(index_t) == 8) {
+      return from;
+    } else {
+      int64_t origin = windows_->y.start(oy) * windows_->x.input - windows_->x.padding;
+      for (int64_t i = 0; i < length_; origin += windows_->x.stride) {
+        for (int64_t c = 0; c < channels_; ++c, ++i) row_[i] = origin + place_[from[i]];
+      }
+      return row_.data();
+    }
+  }
+
+ private:
+  const Windows* windows_;
+  int64_t length_, channels_;
+  int64_t place_[256];
+  std::vector<int64_t> row_;
+};
+
+// Calls body(i, c, place) for every index of channels c in [first, end) of an image or plane [rows, columns, step], of
+// which it is element i. A place outside the plane is told to `outside` instead.
+template <typename index_t, typename Body>
+FASTSEG_INLINE void for_each_place(Places<index_t>& places, const index_t* indices, int64_t rows, int64_t columns,
+                                   int64_t step, int64_t first, int64_t end, int64_t plane, Outside& outside,
+                                   const Body& body) {
   bool all_inside = true;
   int64_t wrong = 0;
   const auto visit = [&](int64_t i, int64_t c, int64_t place) {
@@ -74,68 +108,100 @@ FASTSEG_INLINE void for_each_place(const int64_t* places, int64_t pooled_plane, 
       wrong = place;
     }
   };
-  if (width == 1) {
-    for (int64_t i = 0; i < pooled_plane; ++i) visit(i, 0, places[i * step]);
-  } else {
-    for (int64_t i = 0; i < pooled_plane; ++i) {
-      for (int64_t c = 0; c < width; ++c) visit(i, c, places[i * step + c]);
+  for (int64_t oy = 0; oy < rows; ++oy) {
+    const int64_t* row = places.row(indices, oy);
+    const int64_t at = oy * columns * step;
+    if (step == 1) {
+      for (int64_t ox = 0; ox < columns; ++ox) visit(at + ox, 0, row[ox]);
+      continue;
+    }
+    for (int64_t ox = 0; ox < columns; ++ox) {
+      for (int64_t c = first; c < end; ++c) visit(at + ox * step + c, c, row[ox * step + c]);
     }
   }
   if (!all_inside) outside.found(wrong);
 }
 
 // image[indices[i]] = combination of every pooled[i] that goes there, 0 elsewhere. Tells `outside` of indices outside
-// the plane, and passes them over.
-template <typename combine_t, typename scalar_t>
-void scatter(const Tensor& pooled, const Tensor& indices, const Tensor& image, const Planes& planes,
-             Outside& outside) {
+// the plane, and passes them over. windows: null for int64 indices.
+template <typename combine_t, typename index_t, typename scalar_t>
+void scatter_by(const Tensor& pooled, const Tensor& indices, const Tensor& image, const Windows* windows,
+                const Planes& planes, Outside& outside) {
   using compute_t = simd::accumulate<scalar_t>;
   // Sums of half types are rounded once; everything else is combined where it belongs.
   constexpr bool kInPlace = std::is_same_v<combine_t, Last> || std::is_same_v<scalar_t, compute_t>;
   using pixel_t = std::conditional_t<kInPlace, scalar_t, compute_t>;
   const scalar_t* values = pooled.const_data_ptr<scalar_t>();
-  const int64_t* places = indices.const_data_ptr<int64_t>();
+  const index_t* all_indices = indices.const_data_ptr<index_t>();
   scalar_t* pixels = image.mutable_data_ptr<scalar_t>();
-  const int64_t pooled_plane = pooled.size(2) * pooled.size(3), plane = image.size(2) * image.size(3);
+  const int64_t rows = pooled.size(2), columns = pooled.size(3), plane = image.size(2) * image.size(3);
   const int64_t step = planes.channels_last ? planes.channels : 1;
-  const auto start = [&] { return std::vector<pixel_t>(kInPlace ? 0 : plane * step); };
-  for_each_block(planes, start, [&](std::vector<pixel_t>& sums, int64_t number, int64_t first, int64_t end) {
-    const int64_t width = end - first, at = block_offset(planes, number, first, pooled_plane);
-    scalar_t* result = pixels + block_offset(planes, number, first, plane);
+  struct State {
+    Places<index_t> places;
+    std::vector<pixel_t> sums;
+  };
+  const auto start = [&] {
+    return State{Places<index_t>(windows, columns, step), std::vector<pixel_t>(kInPlace ? 0 : plane * step)};
+  };
+  for_each_block(planes, start, [&](State& state, int64_t number, int64_t first, int64_t end) {
+    if (!planes.channels_last) number = number * planes.channels + first, first = 0, end = 1;
+    const int64_t at = number * rows * columns * step;
+    scalar_t* result = pixels + number * plane * step;
     pixel_t* to;
     if constexpr (kInPlace) to = result;
-    else to = sums.data();
-    if (width == step) {
+    else to = state.sums.data();
+    if (end - first == step) {
       std::fill(to, to + plane * step, pixel_t(0));
     } else {
-      for (int64_t p = 0; p < plane; ++p) std::fill(to + p * step, to + p * step + width, pixel_t(0));
+      for (int64_t p = 0; p < plane; ++p) std::fill(to + p * step + first, to + p * step + end, pixel_t(0));
     }
-    for_each_place(places + at, pooled_plane, step, width, plane, outside, [&](int64_t i, int64_t c, int64_t place) {
-      combine_t::combine(static_cast<pixel_t>(values[at + i * step + c]), &to[place * step + c]);
-    });
+    for_each_place(state.places, all_indices + at, rows, columns, step, first, end, plane, outside,
+                   [&](int64_t i, int64_t c, int64_t place) {
+                     combine_t::combine(static_cast<pixel_t>(values[at + i]), &to[place * step + c]);
+                   });
     if constexpr (!kInPlace) {
       for (int64_t p = 0; p < plane; ++p) {
-        for (int64_t c = 0; c < width; ++c) result[p * step + c] = static_cast<scalar_t>(to[p * step + c]);
+        for (int64_t c = first; c < end; ++c) result[p * step + c] = static_cast<scalar_t>(to[p * step + c]);
       }
     }
   });
 }
 
+template <typename combine_t, typename scalar_t>
+void scatter(const Tensor& pooled, const Tensor& indices, const Tensor& image, const Windows* windows,
+             const Planes& planes, Outside& outside) {
+  if (indices.scalar_type() == ScalarType::Long) {
+    scatter_by<combine_t, int64_t, scalar_t>(pooled, indices, image, windows, planes, outside);
+  } else {
+    scatter_by<combine_t, uint8_t, scalar_t>(pooled, indices, image, windows, planes, outside);
+  }
+}
+
 // pooled[i] = image[indices[i]]; tells `outside` of indices outside the plane.
-template <typename scalar_t>
-void gather(const Tensor& image, const Tensor& indices, const Tensor& pooled, const Planes& planes,
-            Outside& outside) {
+template <typename index_t, typename scalar_t>
+void gather(const Tensor& image, const Tensor& indices, const Tensor& pooled, const Windows* windows,
+            const Planes& planes, Outside& outside) {
   const scalar_t* pixels = image.const_data_ptr<scalar_t>();
-  const int64_t* places = indices.const_data_ptr<int64_t>();
+  const index_t* all_indices = indices.const_data_ptr<index_t>();
   scalar_t* values = pooled.mutable_data_ptr<scalar_t>();
-  const int64_t pooled_plane = pooled.size(2) * pooled.size(3), plane = image.size(2) * image.size(3);
+  const int64_t rows = pooled.size(2), columns = pooled.size(3), plane = image.size(2) * image.size(3);
   const int64_t step = planes.channels_last ? planes.channels : 1;
-  for_each_block(planes, [] { return 0; }, [&](int, int64_t number, int64_t first, int64_t end) {
-    const int64_t at = block_offset(planes, number, first, pooled_plane);
-    const scalar_t* from = pixels + block_offset(planes, number, first, plane);
-    for_each_place(places + at, pooled_plane, step, end - first, plane, outside,
-                   [&](int64_t i, int64_t c, int64_t place) { values[at + i * step + c] = from[place * step + c]; });
+  const auto start = [&] { return Places<index_t>(windows, columns, step); };
+  for_each_block(planes, start, [&](Places<index_t>& places, int64_t number, int64_t first, int64_t end) {
+    if (!planes.channels_last) number = number * planes.channels + first, first = 0, end = 1;
+    const int64_t at = number * rows * columns * step;
+    const scalar_t* from = pixels + number * plane * step;
+    for_each_place(places, all_indices + at, rows, columns, step, first, end, plane, outside,
+                   [&](int64_t i, int64_t c, int64_t place) { values[at + i] = from[place * step + c]; });
   });
+}
+
+// Whether going through rows of pixels (spread.h) beats going through the pooled elements: they must be long, and few
+// windows may cover a pixel. Measured; dilated windows may hold no pixel, which only rows know.
+inline bool rows_pay(const Windows& windows, const Planes& planes) {
+  if (windows.y.dilation > 1 || windows.x.dilation > 1) return true;
+  const bool long_rows = planes.channels_last ? planes.channels >= 2 * kLanes : windows.x.input >= 256;
+  return long_rows && windows.taps() <= 4 * windows.y.stride * windows.x.stride;
 }
 
 }  // namespace fastseg::pooling

@@ -164,13 +164,18 @@ void forward(const Tensor& input, const Tensor& indices, std::vector<int64_t> ke
     using scalar_t = decltype(zero);
     if (indices.scalar_type() == ScalarType::Long) {
       Outside outside;
-      scatter<Last, scalar_t>(input, indices, output, planes, outside);
+      scatter<Last, scalar_t>(input, indices, output, nullptr, planes, outside);
       outside.check(output.size(2), output.size(3));
       return;
     }
     const Windows windows = windows_of(output, input, indices, kernel_size, stride, padding, dilation);
     check_offsets(indices, windows, planes);
-    spread<Last, scalar_t>(input, indices, output, windows, planes);
+    if (rows_pay(windows, planes)) {
+      spread<Last, scalar_t>(input, indices, output, windows, planes);
+    } else {
+      Outside none;  // the offsets have been checked
+      scatter<Last, scalar_t>(input, indices, output, &windows, planes, none);
+    }
   });
 }
 
@@ -183,12 +188,17 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
     using scalar_t = decltype(zero);
     if (indices.scalar_type() == ScalarType::Long) {
       Outside outside;
-      gather<scalar_t>(grad_output, indices, grad_input, planes, outside);
+      gather<int64_t, scalar_t>(grad_output, indices, grad_input, nullptr, planes, outside);
       outside.check(grad_output.size(2), grad_output.size(3));
       return;
     }
     const Windows windows = windows_of(grad_output, grad_input, indices, kernel_size, stride, padding, dilation);
     check_offsets(indices, windows, planes);
+    if (!rows_pay(windows, planes)) {
+      Outside none;  // the offsets have been checked
+      gather<uint8_t, scalar_t>(grad_output, indices, grad_input, &windows, planes, none);
+      return;
+    }
     const scalar_t* image = grad_output.const_data_ptr<scalar_t>();
     const uint8_t* offsets = indices.const_data_ptr<uint8_t>();
     scalar_t* pooled = grad_input.mutable_data_ptr<scalar_t>();

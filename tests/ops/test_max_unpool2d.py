@@ -40,8 +40,9 @@ CASES = [
     case("no batch", 3, 6, 8, kernel_size=2),
     case("one pixel", 2, 20, 1, 1, kernel_size=1),
     case("empty batch", 0, 3, 8, 12, kernel_size=2),
-    case("wide", 2, 35, 30, 75, small=False, kernel_size=2),
-    case("wide, overlapping rows", 2, 35, 31, 75, small=False, kernel_size=(3, 2), stride=(2, 2), padding=1),
+    case("wide", 1, 5, 14, 300, small=False, kernel_size=2),
+    case("many channels", 2, 35, 8, 10, small=False, kernel_size=2),
+    case("wide, overlapping rows", 1, 5, 15, 301, small=False, kernel_size=(3, 2), stride=(2, 2), padding=1),
 ]
 
 
@@ -109,6 +110,7 @@ def test_any_indices_equal_stocks(data):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(2, 21, 15, 18), (1, 40, 15, 270)])
 @pytest.mark.parametrize(
     "pool",
     [
@@ -118,11 +120,11 @@ def test_any_indices_equal_stocks(data):
         dict(kernel_size=2, stride=3),
     ],
 )
-def test_overlapping_windows_the_last_write_counts(pool, backend, layout, one_thread):
-    image = torch.randn(2, 21, 15, 18).contiguous(memory_format=layout)
+def test_overlapping_windows_the_last_write_counts(pool, shape, backend, layout, one_thread):
+    image = torch.randn(shape).contiguous(memory_format=layout)
     _, compact = max_pool2d(image, **pool, return_indices=True, index_format="compact")
     values = torch.randn_like(compact.offsets, dtype=torch.float32)
-    expected = stock_unpool(values, compact.to_flat(), (15, 18))
+    expected = stock_unpool(values, compact.to_flat(), shape[2:])
     assert torch.equal(max_unpool2d(values, compact, backend=backend), expected)
 
 

@@ -91,7 +91,7 @@ CHOICES = {
         width=0.25,
         steps=700,
         batch=16,
-        learning_rate=8e-3,
+        learning_rate=1.6e-2,
         comparison=(StockUnpoolingNetwork, "and compact indices", make_indices_compact_by_hand),
     ),
 }

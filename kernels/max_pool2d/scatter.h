@@ -60,35 +60,41 @@ class Places {
  public:
   // windows: of compact indices; channels: interleaved ones
   Places(const Windows* windows, int64_t columns, int64_t channels)
-      : windows_(windows), length_(columns * channels), channels_(channels) {
-    if constexpr (sizeof(index_t) == 1) {
-      row_.resize(length_);
-      for (int64_t tap = 0; tap < 256; ++tap) {
-        const int64_t kh = tap / windows->x.kernel, kw = tap % windows->x.kernel;
-        const int64_t down = kh * windows->y.dilation, right = kw * windows->x.dilation;
-        place_[tap] = tap < windows->taps() ? down * windows->x.input + right : INT64_MIN / 2;
-      }
-    }
-  }
+      : windows_(windows), columns_(columns), channels_(channels), row_(sizeof(index_t) == 1 ? columns * channels : 0) {}
 
   // Row `oy` of `indices` [rows, columns, channels]. Offsets that no tap has give places outside the plane.
   const int64_t* row(const index_t* indices, int64_t oy) {
-    const index_t* from = indices + oy * length_;
+    const index_t* from = indices + oy * columns_ * channels_;
     if constexpr (sizeof(index_t) == 8) {
       return from;
     } else {
-      int64_t origin = windows_->y.start(oy) * windows_->x.input - windows_->x.padding;
-      for (int64_t i = 0; i < length_; origin += windows_->x.stride) {
-        for (int64_t c = 0; c < channels_; ++c, ++i) row_[i] = origin + place_[from[i]];
+      const int64_t origin = windows_->y.start(oy) * windows_->x.input - windows_->x.padding;
+      const int64_t stride = windows_->x.stride;
+      if (channels_ == 1) {
+        convert(from, columns_, origin, stride, row_.data());
+      } else {
+        for (int64_t ox = 0; ox < columns_; ++ox) {
+          convert(from + ox * channels_, channels_, origin + ox * stride, 0, row_.data() + ox * channels_);
+        }
       }
       return row_.data();
     }
   }
 
  private:
+  void convert(const index_t* offsets, int64_t count, int64_t origin, int64_t step, int64_t* places) const {
+    const int64_t kernel = windows_->x.kernel, dilation = windows_->x.dilation, taps = windows_->taps();
+    const int64_t inverse = ceil_divide(int64_t{1} << 16, kernel);  // tap / kernel, exact for both below 256
+    const int64_t next_row = windows_->y.dilation * windows_->x.input - kernel * dilation;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t tap = offsets[i], kh = tap * inverse >> 16;
+      const int64_t place = origin + i * step + tap * dilation + kh * next_row;
+      places[i] = tap < taps ? place : -1;
+    }
+  }
+
   const Windows* windows_;
-  int64_t length_, channels_;
-  int64_t place_[256];
+  int64_t columns_, channels_;
   std::vector<int64_t> row_;
 };
 

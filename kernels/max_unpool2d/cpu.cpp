@@ -13,21 +13,25 @@
 namespace fastseg::pooling {
 namespace {
 
-// Whether `count` offsets of window ox + i * step in row oy are all taps inside the image.
+uint8_t largest(const uint8_t* offsets, int64_t count) {
+  uint8_t found = 0;
+  for (int64_t i = 0; i < count; ++i) found = std::max(found, offsets[i]);
+  return found;
+}
+
+// Whether `count` offsets are all taps inside the image: channels of window ox of row oy, and of more windows of this row
+// if it and those lie inside with all their columns.
 FASTSEG_INLINE bool offsets_inside(const uint8_t* offsets, int64_t count, const Windows& windows, int64_t oy,
-                                   int64_t ox, int64_t step) {
+                                   int64_t ox) {
   const Axis &y = windows.y, &x = windows.x;
-  const int64_t last = ox + (count - 1) * step;
-  const bool whole = y.first_tap(oy) == 0 && y.end_tap(oy) == y.kernel && x.first_tap(ox) == 0 &&
-                     x.end_tap(last) == x.kernel;
-  if (whole) {
-    uint8_t largest = 0;
-    for (int64_t i = 0; i < count; ++i) largest = std::max(largest, offsets[i]);
-    return largest < windows.taps();
+  const int64_t first_kh = y.first_tap(oy), end_kh = y.end_tap(oy);
+  const int64_t first_kw = x.first_tap(ox), end_kw = x.end_tap(ox);
+  if (first_kh == 0 && end_kh == y.kernel && first_kw == 0 && end_kw == x.kernel) {
+    return largest(offsets, count) < windows.taps();
   }
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t kh = offsets[i] / x.kernel, kw = offsets[i] % x.kernel, o = ox + i * step;
-    if (kh < y.first_tap(oy) || kh >= y.end_tap(oy) || kw < x.first_tap(o) || kw >= x.end_tap(o)) return false;
+    const int64_t kh = offsets[i] / x.kernel, kw = offsets[i] % x.kernel;
+    if (kh < first_kh || kh >= end_kh || kw < first_kw || kw >= end_kw) return false;
   }
   return true;
 }
@@ -42,29 +46,36 @@ std::pair<int64_t, int64_t> whole_windows(const Axis& x) {
 
 void check_offsets(const Tensor& indices, const Windows& windows, const Planes& planes) {
   const uint8_t* offsets = indices.const_data_ptr<uint8_t>();
-  const int64_t rows = windows.y.output, columns = windows.x.output;
-  const int64_t items = planes.images * rows * (planes.channels_last ? 1 : planes.channels);
-  const auto [first, end] = whole_windows(windows.x);
-  const int64_t channels = planes.channels_last ? planes.channels : 1;
   std::atomic<bool> inside{true};
-  parallel_slices(items, slice_count(items, ceil_divide(65536, columns * channels)), [&, first = first, end = end](int64_t, int64_t begin, int64_t last) {
-    bool all = true;
-    for (int64_t row = begin; row < last; ++row) {
-      const uint8_t* from = offsets + row * columns * channels;
-      const int64_t oy = row % rows;
-      const auto at_border = [&](int64_t ox) {
-        return offsets_inside(from + ox * channels, channels, windows, oy, ox, 0);
-      };
-      for (int64_t ox = 0; ox < first; ++ox) all &= at_border(ox);
-      for (int64_t ox = end; ox < columns; ++ox) all &= at_border(ox);
-      if (channels == 1) {
-        all &= offsets_inside(from + first, end - first, windows, oy, first, 1);
-      } else {
-        all &= offsets_inside(from + first * channels, (end - first) * channels, windows, oy, first, 0);
+  const auto [first, end] = whole_windows(windows.x);
+  const bool whole_columns = first == 0 && end == windows.x.output;
+  if (whole_columns && windows.y.padding == 0 && windows.y.end_tap(windows.y.output - 1) == windows.y.kernel) {
+    const int64_t count = indices.numel();
+    parallel_slices(count, slice_count(count, 1 << 18), [&](int64_t, int64_t begin, int64_t last) {
+      if (largest(offsets + begin, last - begin) >= windows.taps()) inside.store(false, std::memory_order_relaxed);
+    });
+  } else {
+    const int64_t channels = planes.channels_last ? planes.channels : 1;
+    const int64_t rows = windows.y.output, columns = windows.x.output;
+    const int64_t items = planes.images * planes.channels / channels * rows;
+    const int64_t slices = slice_count(items, ceil_divide(1 << 16, columns * channels));
+    parallel_slices(items, slices, [&, first = first, end = end](int64_t, int64_t begin, int64_t last) {
+      bool all = true;
+      for (int64_t row = begin; row < last; ++row) {
+        const uint8_t* from = offsets + row * columns * channels;
+        const int64_t oy = row % rows;
+        for (int64_t ox = 0; ox < columns; ++ox) {
+          if (ox == first && ox < end) {
+            all &= offsets_inside(from + ox * channels, (end - first) * channels, windows, oy, ox);
+            ox = end - 1;
+          } else {
+            all &= offsets_inside(from + ox * channels, channels, windows, oy, ox);
+          }
+        }
       }
-    }
-    if (!all) inside.store(false, std::memory_order_relaxed);
-  });
+      if (!all) inside.store(false, std::memory_order_relaxed);
+    });
+  }
   if (!inside.load()) {
     throw std::runtime_error(
         "fastseg.ops.max_unpool2d: indices holds an offset that is no pixel of its window; allowed: the indices of "

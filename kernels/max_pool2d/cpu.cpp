@@ -174,7 +174,7 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
       return;
     }
     const Windows windows = windows_of(grad_input, grad_output, indices, kernel_size, stride, padding, dilation);
-    if (rows_pay(windows, planes)) {
+    if (rows_pay(windows, planes, kShortestSpread)) {
       spread<Add, scalar_t>(grad_output, indices, grad_input, windows, planes);
     } else {
       scatter<Add, scalar_t>(grad_output, indices, grad_input, &windows, planes, passed_over);

@@ -83,12 +83,14 @@ class Places {
 
  private:
   void convert(const index_t* offsets, int64_t count, int64_t origin, int64_t step, int64_t* places) const {
-    const int64_t kernel = windows_->x.kernel, dilation = windows_->x.dilation, taps = windows_->taps();
-    const int64_t inverse = ceil_divide(int64_t{1} << 16, kernel);  // tap / kernel, exact for both below 256
-    const int64_t next_row = windows_->y.dilation * windows_->x.input - kernel * dilation;
+    // In 32 bits, which windows_of has checked to be enough: vectors of 64-bit products are slow.
+    const int32_t kernel = windows_->x.kernel, dilation = windows_->x.dilation, taps = windows_->taps();
+    const int32_t last_row = windows_->y.kernel - 1;
+    const int32_t inverse = ceil_divide(1 << 16, kernel);  // tap / kernel, exact for both below 256
+    const int32_t next_row = windows_->y.dilation * windows_->x.input - kernel * dilation;
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t tap = offsets[i], kh = tap * inverse >> 16;
-      const int64_t place = origin + i * step + tap * dilation + kh * next_row;
+      const int32_t tap = offsets[i], kh = tap * inverse >> 16;
+      const int64_t place = origin + i * step + (tap * dilation + std::min(kh, last_row) * next_row);
       places[i] = tap < taps ? place : -1;
     }
   }
@@ -202,12 +204,14 @@ void gather(const Tensor& image, const Tensor& indices, const Tensor& pooled, co
   });
 }
 
-// Whether going through rows of pixels (spread.h) beats going through the pooled elements: they must be long, and few
-// windows may cover a pixel. Measured; dilated windows may hold no pixel, which only rows know.
-inline bool rows_pay(const Windows& windows, const Planes& planes) {
+// Whether going through rows (spread.h) beats going through the pooled elements: there must be no more than a few taps per
+// step, and in planes rows of at least `shortest` pixels. Measured; dilated windows may hold no pixel, which only rows know.
+inline bool rows_pay(const Windows& windows, const Planes& planes, int64_t shortest) {
   if (windows.y.dilation > 1 || windows.x.dilation > 1) return true;
-  const bool long_rows = planes.channels_last ? planes.channels >= 2 * kLanes : windows.x.input >= 256;
+  const bool long_rows = planes.channels_last ? planes.channels >= 2 * kLanes : windows.x.input >= shortest;
   return long_rows && windows.taps() <= 4 * windows.y.stride * windows.x.stride;
 }
+constexpr int64_t kShortestSpread = 192;
+constexpr int64_t kShortestChoice = 96;
 
 }  // namespace fastseg::pooling

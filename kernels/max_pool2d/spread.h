@@ -82,6 +82,27 @@ inline int64_t covering_rows(const Axis& y) {
   return std::min(y.output, (y.kernel - 1) * y.dilation / y.stride + 1);
 }
 
+// The windows whose rows cover each row of pixels, in their order: offset is their row, label that of the tap's row.
+class RowCovers {
+ public:
+  explicit RowCovers(const Windows& windows) : first_{0} {
+    for (int64_t y = 0; y < windows.y.input; ++y) {
+      for (int64_t kh = windows.y.kernel - 1; kh >= 0; --kh) {
+        const int64_t oy = windows.y.window_of(y, kh);
+        if (oy >= 0) covers_.push_back({oy, windows.label(kh, 0)});
+      }
+      first_.push_back(static_cast<int64_t>(covers_.size()));
+    }
+  }
+
+  const TapColumn* begin(int64_t y) const { return covers_.data() + first_[y]; }
+  const TapColumn* end(int64_t y) const { return covers_.data() + first_[y + 1]; }
+
+ private:
+  std::vector<TapColumn> covers_;
+  std::vector<int64_t> first_;  // [H + 1]
+};
+
 // pooled and indices [planes, rows, columns], image [planes, H, W]
 template <typename combine_t, typename scalar_t, typename index_t>
 void spread_planar(const scalar_t* pooled, const index_t* indices, scalar_t* image, const Windows& windows,
@@ -101,6 +122,7 @@ void spread_planar(const scalar_t* pooled, const index_t* indices, scalar_t* ima
       if (distance % stride == 0) covers[r].push_back({before - distance / stride, windows.label(0, kw)});
     }
   }
+  const RowCovers row_covers(windows);
   const bool streamed = worth_streaming<scalar_t>(planes * height * width);
   const int64_t slices = slice_count(planes * height, ceil_divide(kSliceElements, width));
   parallel_slices(planes * height, slices, [&](int64_t, int64_t begin, int64_t end) {
@@ -109,19 +131,18 @@ void spread_planar(const scalar_t* pooled, const index_t* indices, scalar_t* ima
     std::vector<compute_t> by_phase(phases * in_phase), merged(stride > 1 ? round_up(width) : 0);
     CoverRows<compute_t> rows;
     RowWriter<scalar_t> writer(width, streamed);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / height, y = row % height;
+    int64_t plane = begin / height, y = begin % height;
+    for (int64_t row = begin; row < end; ++row, ++y) {
+      if (y == height) y = 0, ++plane;
       rows.clear();
-      for (int64_t kh = y_axis.kernel - 1; kh >= 0; --kh) {
-        const int64_t oy = y_axis.window_of(y, kh);
-        if (oy < 0) continue;
-        const int64_t from = plane * y_axis.output + oy;
+      for (const TapColumn* cover = row_covers.begin(y); cover < row_covers.end(y); ++cover) {
+        const int64_t oy = cover->offset, from = plane * y_axis.output + oy;
         const compute_t* row_values = values.get(
             from, [&](compute_t* to) { read_row(pooled + from * columns, columns, to + before); });
         const int32_t* row_labels = labels.get(from, [&](int32_t* to) {
           read_labels(indices + from * columns, columns, windows, oy, 0, 1, to + before);
         });
-        rows.push_back({row_values, row_labels, windows.label(kh, 0)});
+        rows.push_back({row_values, row_labels, cover->label});
       }
       for (int64_t r = 0; r < phases; ++r) {
         const TapColumn* first = covers[r].data();
@@ -154,6 +175,7 @@ void spread_interleaved(const scalar_t* pooled, const index_t* indices, scalar_t
   }
   const int64_t run = std::min(width, ceil_divide(kRunElements, channels));  // pixels written at a time
   const scalar_t* past_end = pooled + planes.images * y_axis.output * length;
+  const RowCovers row_covers(windows);
   const bool streamed = worth_streaming<scalar_t>(planes.images * height * width * channels);
   const int64_t slices = slice_count(planes.images * height, ceil_divide(kSliceElements, width * channels));
   parallel_slices(planes.images * height, slices, [&](int64_t, int64_t begin, int64_t end) {
@@ -164,17 +186,15 @@ void spread_interleaved(const scalar_t* pooled, const index_t* indices, scalar_t
     for (int64_t row = begin; row < end; ++row) {
       const int64_t y = row % height;
       rows.clear();
-      for (int64_t kh = y_axis.kernel - 1; kh >= 0; --kh) {
-        const int64_t oy = y_axis.window_of(y, kh);
-        if (oy < 0) continue;
-        const int64_t from = row / height * y_axis.output + oy;
+      for (const TapColumn* cover = row_covers.begin(y); cover < row_covers.end(y); ++cover) {
+        const int64_t oy = cover->offset, from = row / height * y_axis.output + oy;
         const int32_t* row_labels = labels.get(from, [&](int32_t* to) {
           const int64_t at_once = windows.flat ? channels : length;
           for (int64_t i = 0; i < length; i += at_once) {
             read_labels(indices + from * length + i, at_once, windows, oy, i / channels, 0, to + i);
           }
         });
-        rows.push_back({pooled + from * length, row_labels, windows.label(kh, 0)});
+        rows.push_back({pooled + from * length, row_labels, cover->label});
       }
       for (int64_t from = 0; from < width; from += run) {
         const int64_t to = std::min(from + run, width);

@@ -204,13 +204,18 @@ class RowWriter {
 template <typename value_t>
 class KeptRows {
  public:
-  // kept: how many; room: elements of a row; fill: what they hold at first
-  KeptRows(int64_t kept, int64_t room, value_t fill) : room_(room), row_of_(kept, -1), values_(kept * room, fill) {}
+  // kept: how many at least; room: elements of a row; fill: what they hold at first
+  KeptRows(int64_t kept, int64_t room, value_t fill) : room_(room) {
+    int64_t slots = 1;  // a power of two: divisions cost as much as a short row
+    while (slots < kept) slots *= 2;
+    row_of_.assign(slots, -1);
+    values_.assign(slots * room, fill);
+  }
 
   // Row number `row`; read(to) is called for a row that was not kept.
   template <typename Read>
   FASTSEG_INLINE const value_t* get(int64_t row, const Read& read) {
-    const int64_t slot = row % static_cast<int64_t>(row_of_.size());
+    const int64_t slot = row & (static_cast<int64_t>(row_of_.size()) - 1);
     value_t* values = values_.data() + slot * room_;
     if (row_of_[slot] != row) {
       row_of_[slot] = row;

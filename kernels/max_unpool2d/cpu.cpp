@@ -181,7 +181,7 @@ void forward(const Tensor& input, const Tensor& indices, std::vector<int64_t> ke
     }
     const Windows windows = windows_of(output, input, indices, kernel_size, stride, padding, dilation);
     check_offsets(indices, windows, planes);
-    if (rows_pay(windows, planes)) {
+    if (rows_pay(windows, planes, kShortestSpread)) {
       spread<Last, scalar_t>(input, indices, output, windows, planes);
     } else {
       Outside none;  // the offsets have been checked
@@ -205,7 +205,7 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
     }
     const Windows windows = windows_of(grad_output, grad_input, indices, kernel_size, stride, padding, dilation);
     check_offsets(indices, windows, planes);
-    if (!rows_pay(windows, planes)) {
+    if (!rows_pay(windows, planes, kShortestChoice)) {
       Outside none;  // the offsets have been checked
       gather<uint8_t, scalar_t>(grad_output, indices, grad_input, &windows, planes, none);
       return;

@@ -357,6 +357,16 @@ inline bool load_labels(const LabelView& labels, int64_t first, int count, int t
   });
 }
 
+// The one class of 16 labels (ignored ones apart; any class if all are), -1 if they are of several. Segmentation labels come
+// in patches, so most runs of 16 have one.
+FASTSEG_INLINE int32_t common_label(const int32_t* labels) {
+  const simd::i32x16 lanes = simd::load(labels);
+  const uint32_t counted = simd::mask_bits(lanes >= simd::splat(int32_t(0)));
+  if (counted == 0) return 0;
+  const int32_t first = labels[__builtin_ctz(counted)];
+  return (simd::mask_bits(lanes == simd::splat(first)) & counted) == counted ? first : -1;
+}
+
 // The first label of the flat map [count] that load_labels() rejects; only called to word the error.
 inline int64_t first_bad_label(const LabelView& labels, int64_t count) {
   return detail::with_label_type(labels, [&](const auto* from) -> int64_t {

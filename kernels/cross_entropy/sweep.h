@@ -43,7 +43,7 @@ struct Sums {
 // Per-pixel numbers of one tile, all [T].
 template <typename accumulate_t>
 struct PixelNumbers {
-  explicit PixelNumbers(int tile) : values(kArrays * tile), label_values(tile) {
+  explicit PixelNumbers(int tile) : values(kArrays * tile), label_values(tile + tile / kLanes) {
     accumulate_t* next = values.get();
     for (accumulate_t** array : {&maximum, &sum, &target_logit, &target_weight, &pixel_weight, &extra, &scale,
                                  &label_excess, &smoothing_scale}) {
@@ -51,11 +51,13 @@ struct PixelNumbers {
       next += tile;
     }
     labels = label_values.get();
+    common_labels = labels + tile;
   }
   static constexpr int kArrays = 9;
   Scratch<accumulate_t> values;
   Scratch<int32_t> label_values;
   int32_t* labels;              // -1: ignored
+  int32_t* common_labels;       // [T / 16] the class of 16 pixels, -1 if several
   accumulate_t* maximum;        // largest logit
   accumulate_t* sum;            // of e^(logit - maximum) over the classes
   accumulate_t* target_logit;   // logit of the label
@@ -127,10 +129,25 @@ class Sweep {
   template <typename tile_t>
   void one_tile(const tile_t& tile, int64_t position, int count) {
     tile_maximum(tile, problem_.classes, tile_, numbers_.maximum);
-    for (int i = 0; i < tile_; ++i) numbers_.target_logit[i] = tile.at(std::max(numbers_.labels[i], 0), i);
+    load_target_logits(tile);
     exponentials(tile);
     pixel_formulas(position, count);
     if (problem_.gradient.data) write_gradient(tile);
+  }
+
+  template <typename tile_t>
+  void load_target_logits(const tile_t& tile) {
+    one_label_each_ = true;
+    for (int i = 0; i < tile_; i += kLanes) {
+      const int32_t common = common_label(numbers_.labels + i);
+      numbers_.common_labels[i / kLanes] = common;
+      if (common >= 0) {
+        simd::store(numbers_.target_logit + i, tile.load(common, i));
+        continue;
+      }
+      one_label_each_ = false;
+      for (int k = i; k < i + kLanes; ++k) numbers_.target_logit[k] = tile.at(std::max(numbers_.labels[k], 0), k);
+    }
   }
 
   template <typename tile_t>
@@ -247,13 +264,35 @@ class Sweep {
 
   template <typename tile_t>
   void write_gradient(const tile_t& tile) const {
-    accumulate_t* rows = access_.rows();
-    const int64_t stride = access_.row_stride();
-    // The label's term: with few classes compared in passing, with many subtracted beforehand where it belongs.
-    const bool compare = problem_.classes <= kFewClasses;
-    for (int i = 0; i < tile_ && !compare; ++i) {
-      if (numbers_.labels[i] >= 0) rows[numbers_.labels[i] * stride + i] -= numbers_.label_excess[i];
+    // The label's term: subtracted beforehand where it belongs, or compared in passing where runs of 16 pixels have
+    // several labels and the classes are few.
+    if (one_label_each_ || problem_.classes > kFewClasses) {
+      subtract_labels();
+      write_rows<false>(tile);
+    } else {
+      write_rows<true>(tile);
     }
+  }
+
+  void subtract_labels() const {
+    const int64_t stride = access_.row_stride();
+    for (int i = 0; i < tile_; i += kLanes) {
+      const int32_t common = numbers_.common_labels[i / kLanes];
+      if (common >= 0) {
+        accumulate_t* row = access_.rows() + common * stride + i;
+        simd::store(row, simd::load(row) - simd::keep_where(is_valid(i), simd::load(numbers_.label_excess + i)));
+        continue;
+      }
+      for (int k = i; k < i + kLanes; ++k) {
+        if (numbers_.labels[k] >= 0) access_.rows()[numbers_.labels[k] * stride + k] -= numbers_.label_excess[k];
+      }
+    }
+  }
+
+  template <bool compare, typename tile_t>
+  void write_rows(const tile_t& tile) const {
+    const accumulate_t* rows = access_.rows();
+    const int64_t stride = access_.row_stride();
     for_each_group(tile_, [&](int first, auto vectors) {
       vector_t scale[vectors];
       for (int v = 0; v < vectors; ++v) scale[v] = simd::load(numbers_.scale + first + v * kLanes);
@@ -276,6 +315,7 @@ class Sweep {
   TileAccess<scalar_t> access_;
   int tile_;
   PixelNumbers<accumulate_t> numbers_;
+  bool one_label_each_ = true;  // of the current tile: whether every run of 16 pixels has
   accumulate_t smoothing_;     // label_smoothing / C
   accumulate_t weight_total_;  // sum of the class weights
   Sums sums_;

@@ -55,7 +55,7 @@ class SoftmaxTile {
   // Labels and weights of the tile; false if a label is out of range.
   bool load_pixels(int64_t position, int count) {
     const bool in_range = load_labels(problem.labels, position, count, pixels, labels);
-    for (int i = 0; i < pixels; i += kLanes) common_label[i / kLanes] = find_common_label(i);
+    for (int i = 0; i < pixels; i += kLanes) common_label[i / kLanes] = fastseg::common_label(labels + i);
     for (int i = 0; i < pixels; ++i) target_weight[i] = share[i] = labels[i] >= 0 ? accumulate_t(1) : accumulate_t(0);
     for (int i = 0; problem.class_weight && i < count; ++i) {
       if (labels[i] >= 0) target_weight[i] = problem.class_weight[labels[i]];
@@ -115,21 +115,12 @@ class SoftmaxTile {
   accumulate_t* behind;         // [T] maximum - logit of the label
 
  private:
-  // The one class of 16 pixels (ignored ones apart), -1 if they are of several or all ignored.
-  FASTSEG_INLINE int32_t find_common_label(int i) const {
-    int32_t largest = -1;
-    for (int lane = i; lane < i + kLanes; ++lane) largest = std::max(largest, labels[lane]);
-    bool common = true;
-    for (int lane = i; lane < i + kLanes; ++lane) common &= (labels[lane] == largest) | (labels[lane] < 0);
-    return common ? largest : -1;
-  }
-
   Scratch<accumulate_t> values_;
   Scratch<int32_t> label_values_;
 
  public:
   int32_t* const labels;        // [T], -1 where ignored
-  int32_t* const common_label;  // [T / 16] the class of 16 pixels, see find_common_label()
+  int32_t* const common_label;  // [T / 16] the class of 16 pixels, -1 if several
 };
 
 }  // namespace softmax_statistics

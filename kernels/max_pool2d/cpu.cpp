@@ -22,8 +22,8 @@ class Pool {
         indices_(round_up(longest) + kLanes),
         writer_(longest, stream_output) {}
 
-  // Maxima of `count` lanes over the rows and the columns [first, end) of `taps`, to element `at` of the row on.
-  // empty(i): the labels of lanes i on where everything is -inf. origin, step: an index is its label plus
+  // Maxima of `count` lanes over the rows and the columns [first, end) of `taps`, to element `at` of the row
+  // on. empty(i): the labels of lanes i on where everything is -inf. origin, step: an index is its label plus
   // origin + lane * step.
   template <typename value_t, typename Empty, typename Load>
   FASTSEG_INLINE void maximum(const Taps<value_t>& taps, int64_t first, int64_t end, int64_t at, int64_t count,

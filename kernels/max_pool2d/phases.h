@@ -1,5 +1,5 @@
-// Rows of a plane taken apart by column modulo the stride of the windows, so that one tap of neighbouring windows is
-// a run of neighbouring elements, whatever the stride:
+// Rows of a plane taken apart by column modulo the stride of the windows, so that one tap of neighbouring
+// windows is a run of neighbouring elements, whatever the stride:
 //     phase r, element q  =  row[q * stride + r]
 #pragma once
 
@@ -99,7 +99,8 @@ class PhaseRows {
 
   const PhaseLayout& layout() const { return layout_; }
 
-  // The rows of the taps of row `oy` of windows, in planes [N * C, H, W]; their columns are at layout().tap(kw).
+  // The rows of the taps of row `oy` of windows, in planes [N * C, H, W]; their columns are at
+  // layout().tap(kw).
   void taps_of(const scalar_t* planes, int64_t plane, int64_t oy, Taps<compute_t>& taps) {
     taps.rows.clear();
     const int64_t top = plane * y_.input + y_.start(oy);

@@ -1,5 +1,6 @@
-// Between pooled elements and the pixels their indices point at, one after the other: `scatter` goes one way, `gather`
-// the other. For int64 indices of which nothing is known, and where looking at whole rows (spread.h) does not pay.
+// Between pooled elements and the pixels their indices point at, one after the other: `scatter` goes one way,
+// `gather` the other. For int64 indices of which nothing is known, and where looking at whole rows (spread.h)
+// does not pay.
 #pragma once
 
 #include <atomic>
@@ -32,9 +33,9 @@ class Outside {
   std::atomic<bool> found_{false};
 };
 
-// Calls body(state, image, first channel, end channel) for planes one after the other, or for images if their pixels are
-// interleaved, or for parts of the channels of these if there are fewer images than threads. start() makes a thread's
-// state. Neither way mixes planes.
+// Calls body(state, image, first channel, end channel) for planes one after the other, or for images if their
+// pixels are interleaved, or for parts of the channels of these if there are fewer images than threads.
+// start() makes a thread's state. Neither way mixes planes.
 template <typename Start, typename Body>
 void for_each_block(const Planes& planes, const Start& start, const Body& body) {
   int64_t block = 1;
@@ -100,8 +101,8 @@ class Places {
   std::vector<int64_t> row_;
 };
 
-// Calls body(i, c, place) for every index of channels c in [first, end) of an image or plane [rows, columns, step], of
-// which it is element i. A place outside the plane is told to `outside` instead.
+// Calls body(i, c, place) for every index of channels c in [first, end) of an image or plane [rows, columns,
+// step], of which it is element i. A place outside the plane is told to `outside` instead.
 template <typename index_t, typename Body>
 FASTSEG_INLINE void for_each_place(Places<index_t>& places, const index_t* indices, int64_t rows, int64_t columns,
                                    int64_t step, int64_t first, int64_t end, int64_t plane, Outside& outside,
@@ -130,8 +131,8 @@ FASTSEG_INLINE void for_each_place(Places<index_t>& places, const index_t* indic
   if (!all_inside) outside.found(wrong);
 }
 
-// image[indices[i]] = combination of every pooled[i] that goes there, 0 elsewhere. Tells `outside` of indices outside
-// the plane, and passes them over. windows: null for int64 indices.
+// image[indices[i]] = combination of every pooled[i] that goes there, 0 elsewhere. Tells `outside` of indices
+// outside the plane, and passes them over. windows: null for int64 indices.
 template <typename combine_t, typename index_t, typename scalar_t>
 void scatter_by(const Tensor& pooled, const Tensor& indices, const Tensor& image, const Windows* windows,
                 const Planes& planes, Outside& outside) {
@@ -204,8 +205,9 @@ void gather(const Tensor& image, const Tensor& indices, const Tensor& pooled, co
   });
 }
 
-// Whether going through rows (spread.h) beats going through the pooled elements: there must be no more than a few taps per
-// step, and in planes rows of at least `shortest` pixels. Measured; dilated windows may hold no pixel, which only rows know.
+// Whether going through rows (spread.h) beats going through the pooled elements: there must be no more than a
+// few taps per step, and in planes rows of at least `shortest` pixels. Measured; dilated windows may hold no
+// pixel, which only rows know.
 inline bool rows_pay(const Windows& windows, const Planes& planes, int64_t shortest) {
   if (windows.y.dilation > 1 || windows.x.dilation > 1) return true;
   const bool long_rows = planes.channels_last ? planes.channels >= 2 * kLanes : windows.x.input >= shortest;

@@ -1,8 +1,8 @@
 // From pooled elements to the pixels their indices point at: the gradient of max_pool2d, and max_unpool2d.
 //
-// `spread` goes through the pixels and asks every window that covers one whether its index is this pixel: each pixel
-// is written once, and there is nothing to clear or to add to in memory. It needs the geometry of the windows;
-// scatter.h does without.
+// `spread` goes through the pixels and asks every window that covers one whether its index is this pixel:
+// each pixel is written once, and there is nothing to clear or to add to in memory. It needs the geometry of
+// the windows; scatter.h does without.
 #pragma once
 
 #include "max_pool2d/windows.h"
@@ -48,7 +48,8 @@ void read_labels(const index_t* indices, int64_t count, const Windows& windows, 
   }
 }
 
-// The windows that cover 16 neighbouring pixels: their rows and their columns, both in the order of the pooled plane.
+// The windows that cover 16 neighbouring pixels: their rows and their columns, both in the order of the
+// pooled plane.
 template <typename value_t>
 struct CoverRow {
   const value_t* values;
@@ -82,7 +83,8 @@ inline int64_t covering_rows(const Axis& y) {
   return std::min(y.output, (y.kernel - 1) * y.dilation / y.stride + 1);
 }
 
-// The windows whose rows cover each row of pixels, in their order: offset is their row, label that of the tap's row.
+// The windows whose rows cover each row of pixels, in their order: offset is their row, label that of the
+// tap's row.
 class RowCovers {
  public:
   explicit RowCovers(const Windows& windows) : first_{0} {

@@ -1,4 +1,5 @@
-// Pooling windows, their labels, and rows on their way in and out: what max_pool2d and max_unpool2d share on the CPU.
+// Pooling windows, their labels, and rows on their way in and out: what max_pool2d and max_unpool2d share on
+// the CPU.
 //
 // A label names a tap of a window in 32 bits, in either index format:
 //     compact  kh * KW + kw, which is the index itself
@@ -100,8 +101,8 @@ FASTSEG_INLINE void for_lanes(int64_t count, const Body& body) {
   for (; i < count; i += kLanes) body(i, std::integral_constant<int, 1>());
 }
 
-// The taps of 16 neighbouring outputs: windows next to each other in a plane, or channels of one window. Tap (kh, kw)
-// lies at rows[kh].values + columns[kw].offset.
+// The taps of 16 neighbouring outputs: windows next to each other in a plane, or channels of one window. Tap
+// (kh, kw) lies at rows[kh].values + columns[kw].offset.
 struct TapColumn {
   int64_t offset;
   int32_t label;
@@ -127,7 +128,8 @@ struct Taps {
   }
 };
 
-// The taps of row `oy` of windows in interleaved pixels [H, W, C]: their rows, and the columns of window `ox`.
+// The taps of row `oy` of windows in interleaved pixels [H, W, C]: their rows, and the columns of window
+// `ox`.
 template <typename value_t>
 void rows_of_taps(const value_t* pixels, const Windows& windows, int64_t oy, int64_t channels, Taps<value_t>& taps) {
   taps.rows.clear();
@@ -159,7 +161,8 @@ bool worth_streaming(int64_t count) {
   return count * static_cast<int64_t>(sizeof(value_t)) >= kStreamedBytes;
 }
 
-// Copies `count` elements; whole cache lines go past the caches if `streamed`. Ends with simd::stream_fence().
+// Copies `count` elements; whole cache lines go past the caches if `streamed`. Ends with
+// simd::stream_fence().
 template <typename value_t>
 void write_row(value_t* to, const value_t* from, int64_t count, bool streamed) {
   constexpr int64_t kPerLine = 64 / sizeof(value_t);

@@ -1,4 +1,5 @@
-// max_unpool2d on the CPU: pooled values back to their pixels, and the gradient. Formulas and measurements: README.md.
+// max_unpool2d on the CPU: pooled values back to their pixels, and the gradient. Formulas and measurements:
+// README.md.
 #include <atomic>
 #include <stdexcept>
 
@@ -19,8 +20,8 @@ uint8_t largest(const uint8_t* offsets, int64_t count) {
   return found;
 }
 
-// Whether `count` offsets are all taps inside the image: channels of window ox of row oy, and of more windows of this row
-// if it and those lie inside with all their columns.
+// Whether `count` offsets are all taps inside the image: channels of window ox of row oy, and of more windows
+// of this row if it and those lie inside with all their columns.
 FASTSEG_INLINE bool offsets_inside(const uint8_t* offsets, int64_t count, const Windows& windows, int64_t oy,
                                    int64_t ox) {
   const Axis &y = windows.y, &x = windows.x;

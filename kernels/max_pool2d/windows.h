@@ -172,9 +172,7 @@ void write_row(value_t* to, const value_t* from, int64_t count, bool streamed) {
     i = std::min(count, (kPerLine - past_line) % kPerLine);
     std::memcpy(to, from, i * sizeof(value_t));
     for (; i + kPerLine <= count; i += kPerLine) {
-      float line[kLanes];
-      std::memcpy(line, from + i, sizeof line);
-      simd::stream(reinterpret_cast<float*>(to + i), simd::load(line));
+      simd::detail::write_past_cache(to + i, simd::detail::read<simd::f32x16>(from + i));
     }
   }
   std::memcpy(to + i, from + i, (count - i) * sizeof(value_t));

@@ -123,8 +123,9 @@ void launch(dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, void (*kern
 // Relaxed, like CUDA's atomics: ThreadSanitizer sees no order in them.
 template <class T, class Update>
 T atomic_update(T* address, Update update) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
-  using Word = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::uint32_t>;
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8);  // two bytes: atomicCAS only, on a GPU
+  using Word = std::conditional_t<sizeof(T) == 8, std::uint64_t,
+                                  std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint16_t>>;
   auto* word = reinterpret_cast<Word*>(address);
   Word expected = __atomic_load_n(word, __ATOMIC_RELAXED);
   for (;;) {

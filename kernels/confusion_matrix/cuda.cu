@@ -5,28 +5,14 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include "cuda/accumulate.h"
+#include "cuda/pack.h"
+
 namespace fastseg::cuda {
 namespace {
 
 constexpr int tile_pixels = 128;  // channels_last logits: pixels per block and round
 constexpr int tile_classes = 32;  // and classes staged in shared memory at a time
-
-// `size` neighbouring elements, loaded by 16-byte accesses where that many fit.
-template <typename T, int size>
-struct alignas(sizeof(T) * size < 16 ? sizeof(T) * size : 16) Pack {
-  T values[size];
-};
-
-template <typename T>
-struct accumulate_type {
-  using type = float;
-};
-template <>
-struct accumulate_type<double> {
-  using type = double;
-};
-template <typename T>
-using accumulate_t = typename accumulate_type<T>::type;
 
 struct Labels {
   int classes;
@@ -121,8 +107,8 @@ __global__ void __launch_bounds__(1024)
   const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
   const int64_t packs = pixels / width;
   for (int64_t pack = thread; pack < packs; pack += threads) {
-    const auto predicted = reinterpret_cast<const Pack<prediction_t, width>*>(prediction)[pack];
-    const auto truth = reinterpret_cast<const Pack<target_t, width>*>(target)[pack];
+    const auto predicted = load_pack<width>(prediction + pack * width);
+    const auto truth = load_pack<width>(target + pack * width);
 #pragma unroll
     for (int i = 0; i < width; ++i) run.add(labels.bin(truth.values[i], predicted.values[i]));
   }
@@ -152,7 +138,7 @@ __global__ void __launch_bounds__(256)
     const scalar_t* column = logits + image * labels.classes * plane + (pixel - image * plane);
     Maximum<accumulate_t<scalar_t>> best[width];
     for (int c = 0; c < labels.classes; ++c, column += plane) {
-      const auto candidates = *reinterpret_cast<const Pack<scalar_t, width>*>(column);
+      const auto candidates = load_pack<width>(column);
 #pragma unroll
       for (int i = 0; i < width; ++i) {
         const auto candidate = static_cast<accumulate_t<scalar_t>>(candidates.values[i]);
@@ -239,10 +225,6 @@ cudaError_t configure(Configuration& configuration, int64_t work, int threads, i
   return cudaSuccess;
 }
 
-bool is_aligned(const void* pointer, size_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
-
 // Reading logits dominates: rather more blocks than more bins. With the tile it must stay below 48 KiB in
 // all.
 template <typename scalar_t>
@@ -293,8 +275,7 @@ cudaError_t launch_confusion_matrix_of_labels(const prediction_t* prediction, co
                                               unsigned long long* counts, cudaStream_t stream) {
   constexpr int width = 8;
   const Labels labels{classes, ignore_index};
-  if (is_aligned(prediction, alignof(Pack<prediction_t, width>)) &&
-      is_aligned(target, alignof(Pack<target_t, width>))) {
+  if (holds_packs<width>(prediction) && holds_packs<width>(target)) {
     return launch_labels<prediction_t, target_t, width>(prediction, target, pixels, labels, counts, stream);
   }
   return launch_labels<prediction_t, target_t, 1>(prediction, target, pixels, labels, counts, stream);
@@ -316,7 +297,7 @@ cudaError_t launch_confusion_matrix_of_logits(const scalar_t* logits, const targ
                    with.shared_bytes, stream, logits, target, pixels, labels, with.copies, counts);
     return cudaGetLastError();
   }
-  if (plane % width == 0 && is_aligned(logits, 16)) {
+  if (plane % width == 0 && holds_packs<width>(logits)) {
     return launch_planar<scalar_t, target_t, width>(logits, target, images, plane, labels, counts, stream);
   }
   return launch_planar<scalar_t, target_t, 1>(logits, target, images, plane, labels, counts, stream);

@@ -1,0 +1,122 @@
+// Where the windows of a pooling lie, and the kernel that gathers from the windows covering an element. Shared by the
+// CUDA kernels of max_pool2d and max_unpool2d, since each one's backward reads like the other's forward.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/cell_walk.h"
+#include "cuda/pack.h"
+#include "max_pool2d/cuda_shape.h"
+
+namespace fastseg::cuda {
+
+// An axis whose kernel and stride the compiler knows, with dilation 1; zeros: they are read from the axis.
+template <int fixed_kernel, int fixed_stride>
+struct WindowAxis : Axis {
+  static constexpr bool fixed = fixed_kernel > 0;
+  static constexpr int most_windows = fixed ? (fixed_kernel + fixed_stride - 1) / (fixed ? fixed_stride : 1) : 0;
+
+  __device__ explicit WindowAxis(const Axis& axis) : Axis(axis) {}
+
+  __device__ int kernel_size() const { return fixed ? fixed_kernel : kernel; }
+  __device__ int step() const { return fixed ? fixed_stride : stride; }
+  __device__ int spread() const { return fixed ? 1 : dilation; }
+
+  __device__ int start(int window) const { return window * step() - padding; }
+  __device__ bool holds(int position) const { return position >= 0 && position < size; }
+
+  // The first tap of a window starting at `start` that is not in the padding before the plane.
+  __device__ int first_tap(int start) const { return start < 0 ? (spread() - 1 - start) / spread() : 0; }
+
+  // Windows [first, first + count) are those that may cover `position`: tap_of tells.
+  __device__ int first_window(int position) const {
+    if constexpr (fixed) {
+      return (position + padding) / fixed_stride - (most_windows - 1);
+    } else {
+      const int before = position + padding - (kernel - 1) * dilation;
+      return before <= 0 ? 0 : (before + stride - 1) / stride;
+    }
+  }
+  __device__ int window_count(int position, int first) const {
+    if constexpr (fixed) return most_windows;
+    else return min((position + padding) / stride, windows - 1) - first + 1;
+  }
+
+  // Which tap of `window` lies at `position`, or -1.
+  __device__ int tap_of(int window, int position) const {
+    const int distance = position - start(window);
+    if (window < 0 || window >= windows || distance < 0) return -1;
+    const int tap = distance / spread();
+    return tap < kernel_size() && tap * spread() == distance ? tap : -1;
+  }
+};
+
+// Launches kernel(arguments...) with blocks that take a plane at a time, few enough to return quickly if there is nothing
+// to do.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_over_planes(const PoolShape& shape, int threads, cudaStream_t stream,
+                               void (*kernel)(Parameters...), Arguments... arguments) {
+  int processors = 0;
+  if (cudaError_t error = count_processors(processors)) return error;
+  const int64_t planes = shape.outer * shape.inner, most = int64_t{4} * processors;
+  if (planes == 0) return cudaSuccess;
+  const unsigned blocks = static_cast<unsigned>(planes < most ? planes : most);
+  FASTSEG_LAUNCH(kernel, dim3(blocks), dim3(threads), 0, stream, arguments...);
+  return cudaGetLastError();
+}
+
+// What the index of a window says that points at `position` by its tap `tap`.
+template <typename index_t>
+__device__ auto wanted_index(int tap, int64_t position) {
+  if constexpr (std::is_same_v<index_t, uint8_t>) return tap;
+  else return position;
+}
+
+// Every element of the large plane gathers the values of the windows that point at it, in row-major order of the
+// windows, and is written once. `Combine` says what becomes of several: their sum (gradients) or the last one
+// (unpooling).
+template <typename Combine, typename index_t, int width, int fixed_kernel, int fixed_stride>
+__global__ void __launch_bounds__(cell_threads, 5)  // without the 5, ptxas spills to stay below 32 registers
+    gather_kernel(CellGrid grid,                                             // over [outer, H, W, inner / width]
+                  const typename Combine::element_t* __restrict__ values,    // [outer, PH, PW, inner]
+                  const index_t* __restrict__ indices,                       // [outer, PH, PW, inner]
+                  typename Combine::element_t* __restrict__ result,          // [outer, H, W, inner]
+                  Axis row_axis, Axis column_axis, int inner) {
+  constexpr int unrolled = fixed_kernel > 0 ? fixed_kernel : 1;
+  const WindowAxis<fixed_kernel, fixed_stride> rows(row_axis), columns(column_axis);
+  for (CellWalk at(grid); at.inside(grid); at.advance(grid)) {
+    Combine combined[width];
+    const int64_t position = static_cast<int64_t>(at.row) * columns.size + at.column;
+    const int first_row = rows.first_window(at.row), first_column = columns.first_window(at.column);
+    const int row_count = rows.window_count(at.row, first_row);
+    const int column_count = columns.window_count(at.column, first_column);
+#pragma unroll unrolled
+    for (int i = 0; i < row_count; ++i) {
+      const int row_tap = rows.tap_of(first_row + i, at.row);
+      if (row_tap < 0) continue;
+      const int64_t window_row = at.outer * rows.windows + first_row + i;
+#pragma unroll unrolled
+      for (int j = 0; j < column_count; ++j) {
+        const int column_tap = columns.tap_of(first_column + j, at.column);
+        if (column_tap < 0) continue;
+        const int64_t offset =
+            (window_row * columns.windows + first_column + j) * inner + static_cast<int64_t>(at.group) * width;
+        const auto index = load_pack<width>(indices + offset);
+        const auto value = load_pack<width>(values + offset);
+        const auto wanted = wanted_index<index_t>(row_tap * columns.kernel_size() + column_tap, position);
+#pragma unroll
+        for (int k = 0; k < width; ++k) {
+          if (index.values[k] == wanted) combined[k].take(value.values[k]);
+        }
+      }
+    }
+    Pack<typename Combine::element_t, width> pack;
+#pragma unroll
+    for (int k = 0; k < width; ++k) pack.values[k] = combined[k].result();
+    const int64_t plane = static_cast<int64_t>(rows.size) * columns.size;
+    store_pack<width>(
+        result + (at.outer * plane + position) * inner + static_cast<int64_t>(at.group) * width, pack);
+  }
+}
+
+}  // namespace fastseg::cuda

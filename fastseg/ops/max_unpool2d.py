@@ -22,6 +22,7 @@ __all__ = ["max_unpool2d"]
 
 _NAME = "max_unpool2d"
 _HALVES = (torch.float16, torch.bfloat16)
+_UNKNOWN_GEOMETRY = ([], [], [], [])  # of int64 indices, which say themselves where they point
 
 
 # ---- forward ----
@@ -112,7 +113,8 @@ _backward_native = PoolNative(
 
 
 def save_backward(ctx, inputs, output):
-    grad_output, indices, *ctx.geometry, _, _ = inputs
+    grad_output, indices, *geometry, _, _ = inputs
+    ctx.geometry = geometry if indices.dtype == torch.uint8 else _UNKNOWN_GEOMETRY
     ctx.size, ctx.channels_last = grad_output.shape[2:], is_channels_last(grad_output)
     ctx.save_for_backward(indices)
 
@@ -139,8 +141,6 @@ max_unpool2d_backward = Op(
 
 
 # ---- the public function ----
-
-_UNKNOWN_GEOMETRY = ([], [], [], [])  # int64 indices say themselves where they point
 
 
 def _size(input: Tensor, kernel_size, stride, padding, output_size: Sequence[int] | None) -> tuple[int, int]:
@@ -215,7 +215,7 @@ def max_unpool2d(
         size = default_size
     else:
         size = _size(input, kernel_size, stride, padding, output_size)
-    geometry = _UNKNOWN_GEOMETRY
+    geometry = kernel_size, stride, padding, [1, 1]  # of int64 indices: where the CUDA kernel expects them
     if compact and tuple(size) == tuple(indices.input_size):
         indices, geometry = indices.offsets, indices.geometry
     elif compact:

@@ -9,7 +9,7 @@ import fastseg.ops
 from benchmarks import peers
 from benchmarks.checks import in_double
 from benchmarks.harness import MEMORY_FORMATS, Case, Inputs, Peer, Target, differentiable
-from benchmarks.ops.max_pool2d import Receive
+from benchmarks.ops.max_pool2d import receive
 from fastseg.ops import PoolIndices
 from fastseg.testing import assert_within_policy
 
@@ -30,27 +30,27 @@ def make_pair(shape, device, dtype, layout):
 
 
 def stock(values, gradient, indices, compact):
-    return Receive.apply(F.max_unpool2d(values, indices, KERNEL, output_size=gradient.shape), gradient)
+    return receive(F.max_unpool2d(values, indices, KERNEL, output_size=gradient.shape), gradient)
 
 
 def by_compact(values, gradient, indices, compact):
-    return Receive.apply(fastseg.ops.max_unpool2d(values, compact, KERNEL, output_size=gradient.shape), gradient)
+    return receive(fastseg.ops.max_unpool2d(values, compact, KERNEL, output_size=gradient.shape), gradient)
 
 
 def by_flat(values, gradient, indices, compact):
-    return Receive.apply(fastseg.ops.max_unpool2d(values, indices, KERNEL, output_size=gradient.shape), gradient)
+    return receive(fastseg.ops.max_unpool2d(values, indices, KERNEL, output_size=gradient.shape), gradient)
 
 
 def stock_pair(image, gradient):
     values, indices = F.max_pool2d(image, KERNEL, return_indices=True)
-    return Receive.apply(F.max_unpool2d(values, indices, KERNEL, output_size=image.shape), gradient)
+    return receive(F.max_unpool2d(values, indices, KERNEL, output_size=image.shape), gradient)
 
 
 def our_pair(index_format):
     def run(image, gradient):
         values, indices = fastseg.ops.max_pool2d(image, KERNEL, return_indices=True, index_format=index_format)
         unpooled = fastseg.ops.max_unpool2d(values, indices, KERNEL, output_size=image.shape)
-        return Receive.apply(unpooled, gradient)
+        return receive(unpooled, gradient)
 
     return run
 

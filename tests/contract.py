@@ -28,9 +28,9 @@ class Make:
         self.dtype, self.device, self.layout = dtype, device, layout
         self.generator = torch.Generator().manual_seed(seed)
 
-    def floating(self, *shape: int, scale: float = 2.0) -> Tensor:
-        """A leaf that requires grad, normal with deviation `scale`, in the layout under test."""
-        return self._laid_out(shape, scale).detach().requires_grad_()
+    def floating(self, *shape: int, scale: float = 2.0, positive: bool = False) -> Tensor:
+        """A leaf that requires grad, normal with deviation `scale`, in the layout under test; `positive`: its magnitude."""
+        return self._laid_out(shape, scale, positive).detach().requires_grad_()
 
     def constant(self, *shape: int, low: float = 0.1, high: float = 2.0) -> Tensor:
         """Uniform in [low, high], contiguous, without gradient: class weights, pixel weights."""
@@ -49,17 +49,18 @@ class Make:
             labels[torch.rand(shape, generator=self.generator) < 0.2] = ignored
         return labels.to(self.device, dtype)
 
-    def _laid_out(self, shape: Sequence[int], scale: float) -> Tensor:
+    def _laid_out(self, shape: Sequence[int], scale: float, positive: bool) -> Tensor:
         if self.layout == "expanded" and len(shape) > 1:
-            return self._normal((1, *shape[1:]), scale).expand(shape)
+            return self._normal((1, *shape[1:]), scale, positive).expand(shape)
         if self.layout == "sliced" and len(shape) > 0:
-            return self._normal((*shape[:-1], 2 * shape[-1] + 1), scale)[..., 1::2][..., : shape[-1]]
+            return self._normal((*shape[:-1], 2 * shape[-1] + 1), scale, positive)[..., 1::2][..., : shape[-1]]
         if self.layout == "channels_last" and len(shape) == 4:
-            return self._normal(shape, scale).to(memory_format=torch.channels_last)
-        return self._normal(shape, scale)
+            return self._normal(shape, scale, positive).to(memory_format=torch.channels_last)
+        return self._normal(shape, scale, positive)
 
-    def _normal(self, shape: Sequence[int], scale: float) -> Tensor:
+    def _normal(self, shape: Sequence[int], scale: float, positive: bool) -> Tensor:
         values = torch.randn(tuple(shape), generator=self.generator, dtype=torch.float64)
+        values = values.abs() if positive else values
         return (values * scale).to(self.device, self.dtype)
 
 

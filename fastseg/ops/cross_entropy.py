@@ -14,11 +14,23 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction, functional
 
-from fastseg import _check, _library
+from fastseg import _check
 from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy import reference
 from fastseg.kernels.cross_entropy.reference import MEAN, MEAN_OF_COUNT, NONE, SUM, accumulator
+from fastseg.ops._cross_entropy_common import (
+    check_common,
+    check_spatial,
+    empty_gradient,
+    gradient_in_forward,
+    in_layout_of,
+    one_image,
+    pixels,
+    plain,
+    scaled,
+)
+from fastseg.ops._cross_entropy_probabilities import cross_entropy_of_probabilities
 
 __all__ = ["cross_entropy", "focal_loss"]
 
@@ -45,54 +57,17 @@ def check(input, target, weight, pixel_weight, ignore_index, reduction, label_sm
     op = "focal_loss" if gamma != 0 else "cross_entropy"
     _check.dtype(op, "input", input, FLOATING)
     _check.dtype(op, "target", target, _LABEL_DTYPES)
-    _check_common(op, input, weight, pixel_weight, label_smoothing)
+    check_common(op, input, weight, (input.dtype, accumulator(input.dtype)), pixel_weight, label_smoothing)
     _check.same_device(op, "target", target, "input", input)
-    _check_spatial(op, "target", target, input)
+    check_spatial(op, "target", target, input)
     if gamma < 0:
         raise ValueError(f"fastseg.ops.{op}: gamma={gamma!r}; allowed: 0 or more")
     if weight is not None and weight.requires_grad:
         raise RuntimeError(f"fastseg.ops.{op}: weight requires grad; allowed: a constant, with labels as target")
 
 
-def _check_common(op, input, weight, pixel_weight, label_smoothing):
-    if input.dim() < 2 or input.shape[1] == 0:
-        raise RuntimeError(f"fastseg.ops.{op}: input has shape {tuple(input.shape)}; allowed: (C,) or (N, C, ...) with C > 0")
-    if not 0 <= label_smoothing <= 1:
-        raise RuntimeError(f"fastseg.ops.{op}: label_smoothing={label_smoothing!r}; allowed: 0.0 to 1.0")
-    if weight is not None:
-        _check.dtype(op, "weight", weight, (input.dtype, accumulator(input.dtype)))
-        _check.same_device(op, "weight", weight, "input", input)
-        _check.shape(op, "weight", weight, (input.shape[1],), "one per class")
-    if pixel_weight is not None:
-        _check.dtype(op, "pixel_weight", pixel_weight, FLOATING)
-        _check.same_device(op, "pixel_weight", pixel_weight, "input", input)
-        _check_spatial(op, "pixel_weight", pixel_weight, input)
-        if pixel_weight.requires_grad:
-            raise RuntimeError(f"fastseg.ops.{op}: pixel_weight requires grad; allowed: a constant")
-
-
-def _check_spatial(op, name, value, input):
-    if value.dim() > 0 and value.shape[0] != input.shape[0]:
-        raise ValueError(
-            f"fastseg.ops.{op}: {name} has batch size {value.shape[0]}; allowed: {input.shape[0]}, the batch size of input"
-        )
-    _check.shape(op, name, value, (input.shape[0], *input.shape[2:]), "input without its class dimension")
-
-
 def _check_backward(input, target, weight, pixel_weight, grad_output, denominator, *options):
     check(input, target, weight, pixel_weight, *options)
-
-
-def _classes_innermost(input: Tensor) -> bool:
-    """channels_last and its relatives in any number of dimensions."""
-    return input.dim() > 2 and input.shape[1] > 1 and input.stride(1) == 1 and not input.is_contiguous()
-
-
-def _empty_gradient(input: Tensor) -> Tensor:
-    """Dense, in the memory format of `input`."""
-    if _classes_innermost(input):
-        return torch.empty_like(input.movedim(1, -1), memory_format=torch.contiguous_format).movedim(-1, 1)
-    return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
 def fake(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty):
@@ -102,36 +77,19 @@ def fake(input, target, weight, pixel_weight, ignore_index, reduction, label_smo
 
 
 def _fake_backward(input, *args):
-    return _empty_gradient(input)
+    return empty_gradient(input)
 
 
 def _fake_with_gradient(input, *args):
-    return *fake(input, *args), _empty_gradient(input)
+    return *fake(input, *args), empty_gradient(input)
 
 
 # --- the C++ and the Triton backend ---
 
 
-def _one_image(input: Tensor) -> bool:
-    """Whether all N * P pixels lie as those of a single image: classes are side by side, or images have one pixel."""
-    return input.dim() == 2 or _classes_innermost(input) or (input.numel() > 0 and input[0, 0].numel() == 1)
-
-
-def _pixels(tensor: Tensor, one_image: bool) -> Tensor:
-    """A [N, C, P] or [1, C, N * P] view with unit class or pixel stride; a copy where the strides allow no such view."""
-    if tensor.numel() == 0:
-        return tensor.new_empty((1, tensor.shape[1], 0))
-    view = tensor.movedim(1, 0).flatten(1).unsqueeze(0) if one_image else tensor.flatten(2)
-    return view if 1 in view.stride()[1:] else view.contiguous()
-
-
-def _plain(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype).contiguous()
-
-
 def _native_inputs(input, target, weight, pixel_weight):
     dtype = accumulator(input.dtype)
-    return _pixels(input, _one_image(input)), target.contiguous(), _plain(weight, dtype), _plain(pixel_weight, dtype)
+    return pixels(input, one_image(input)), target.contiguous(), plain(weight, dtype), plain(pixel_weight, dtype)
 
 
 def _forward_by(kernel):
@@ -149,7 +107,7 @@ def _with_gradient_by(kernel):
     def run(input, target, weight, pixel_weight, *options):
         loss, denominator, gradient = _fake_with_gradient(input, target, weight, pixel_weight, *options)
         inputs = _native_inputs(input, target, weight, pixel_weight)
-        kernel(*inputs, *options, loss, denominator, _pixels(gradient, _one_image(input)))
+        kernel(*inputs, *options, loss, denominator, pixels(gradient, one_image(input)))
         return loss, denominator, gradient
 
     return run
@@ -157,30 +115,21 @@ def _with_gradient_by(kernel):
 
 def _backward_by(kernel):
     def run(input, target, weight, pixel_weight, grad_output, denominator, *options):
-        gradient = _empty_gradient(input)
+        gradient = empty_gradient(input)
         inputs = _native_inputs(input, target, weight, pixel_weight)
-        kernel(*inputs, grad_output.contiguous(), denominator, *options, _pixels(gradient, _one_image(input)))
+        kernel(*inputs, grad_output.contiguous(), denominator, *options, pixels(gradient, one_image(input)))
         return gradient
 
     return run
 
 
-def _in_layout_of(input: Tensor, gradient: Tensor) -> Tensor:
-    if _classes_innermost(input):
-        return gradient.movedim(1, -1).contiguous().movedim(-1, 1)
-    return gradient.contiguous()
-
-
 def _backward_reference(input, *args):
-    return _in_layout_of(input, reference.cross_entropy_backward(input, *args))
+    return in_layout_of(input, reference.cross_entropy_backward(input, *args))
 
 
 def _with_gradient_reference(input, *args):
     loss, denominator, gradient = reference.cross_entropy_with_gradient(input, *args)
-    return loss, denominator, _in_layout_of(input, gradient)
-
-
-_scale_on_gpu = lazy("cross_entropy.triton", "scale_in_place")
+    return loss, denominator, in_layout_of(input, gradient)
 
 
 # --- autograd ---
@@ -199,26 +148,11 @@ def backward(ctx, grad_loss, *_):
         return (None,) * 9
     input, target, weight, pixel_weight, denominator, *gradient = ctx.saved_tensors
     if gradient and not torch.is_grad_enabled():
-        grad_input = _scaled(gradient[0], grad_loss)
+        grad_input = scaled(gradient[0], grad_loss)
     else:
         arguments = (input, target, weight, pixel_weight, grad_loss, denominator, *ctx.options)
         grad_input = cross_entropy_backward(*arguments, backend=ctx.backend)
     return grad_input, *[None] * 8
-
-
-def _scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
-    """gradient * grad_loss, in place where nobody can see the saved gradient again."""
-    if type(gradient) is not Tensor:  # being traced
-        return gradient * grad_loss
-    again = torch._C._autograd._get_current_graph_task_keep_graph()
-    if gradient.device.type == "cpu" and grad_loss.item() == 1:
-        return gradient.clone() if again else gradient
-    if again:
-        return gradient * grad_loss
-    if gradient.device.type == "cuda" and _library.missing("triton") is None:
-        _scale_on_gpu(gradient, grad_loss)
-        return gradient
-    return gradient.mul_(grad_loss)
 
 
 _cross_entropy = Op(
@@ -266,19 +200,9 @@ cross_entropy_backward = Op(
 # --- public functions ---
 
 
-def _gradient_in_forward(input: Tensor, reduction: int) -> bool:
-    """Whether to compute the gradient with the loss: two sweeps over the logits' size instead of three.
-
-    Not in fp16, where the gradient must be multiplied by the loss scale before it is rounded, and not in a compiled
-    graph, which cannot know that grad_output is 1.
-    """
-    wanted = torch.is_grad_enabled() and input.requires_grad
-    return wanted and reduction != NONE and input.dtype != torch.float16 and not torch.compiler.is_compiling()
-
-
 def _run(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty, backend):
     arguments = (input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty)
-    if _gradient_in_forward(input, reduction):
+    if gradient_in_forward(input, reduction):
         return _cross_entropy_with_gradient(*arguments, backend=backend)[0]
     return _cross_entropy(*arguments, backend=backend)[0]
 
@@ -350,9 +274,9 @@ def cross_entropy(
     if probabilities:
         if ignore_index >= 0:
             raise RuntimeError(f"fastseg.ops.{op}: ignore_index={ignore_index} with probabilities as target; allowed: none")
-        loss = _probabilities(input, target, weight, pixel_weight, reduced, label_smoothing, zero_if_empty, backend)
-        result = torch.promote_types(input.dtype, target.dtype)
-        result = accumulator(result) if torch.is_autocast_enabled(input.device.type) else result
+        options = (reduced, float(label_smoothing), zero_if_empty, backend)
+        loss = cross_entropy_of_probabilities(input, target, weight, pixel_weight, *options)
+        result = loss.dtype
     elif backend == "auto" and _stock_is_faster(input, target, weight, pixel_weight, zero_if_empty):
         check(input, target, weight, None, ignore_index, reduced, label_smoothing, 0.0, False)
         loss = functional.cross_entropy(
@@ -372,17 +296,6 @@ def _stock_is_faster(input, target, weight, pixel_weight, zero_if_empty) -> bool
     few = input.device.type == "cpu" and input.numel() < FEWEST_LOGITS_CPU and "FASTSEG_BACKEND" not in os.environ
     plain = pixel_weight is None and not zero_if_empty and target.dtype == torch.int64
     return few and plain and (weight is None or weight.dtype == input.dtype)
-
-
-def _probabilities(input, target, weight, pixel_weight, reduction, label_smoothing, zero_if_empty, backend):
-    op = "cross_entropy"
-    _check.dtype(op, "input", input, FLOATING)
-    _check.dtype(op, "target", target, FLOATING)
-    _check_common(op, input, weight, pixel_weight, label_smoothing)
-    _check.same_device(op, "target", target, "input", input)
-    return reference.cross_entropy_probabilities(
-        input, target, weight, pixel_weight, reduction, float(label_smoothing), zero_if_empty
-    )
 
 
 def focal_loss(

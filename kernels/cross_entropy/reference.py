@@ -129,21 +129,50 @@ def cross_entropy_with_gradient(
     return loss, denominator, gradient
 
 
-def cross_entropy_probabilities(
-    input, target, weight, pixel_weight, reduction, label_smoothing, zero_if_empty
-) -> Tensor:
-    """Loss for a distribution over the classes at every pixel; autograd gives every gradient."""
+def _weighted_target(target: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
+    """w_c ((1 - s) t_c + s / C) in the accumulator's dtype, in the order in which stock PyTorch rounds."""
+    distribution = target.to(accumulator(target.dtype))
+    if label_smoothing > 0:
+        distribution = distribution * (1 - label_smoothing) + label_smoothing / target.shape[1]
+    return distribution if weight is None else distribution * _broadcast(weight.to(distribution.dtype), target)
+
+
+def cross_entropy_probabilities(input, target, weight, pixel_weight, reduction, label_smoothing) -> Tensor:
+    """Loss for a distribution over the classes at every pixel. MEAN divides by the number of pixels."""
     log_p = input.to(accumulator(input.dtype)).log_softmax(1)
-    distribution = target.to(log_p.dtype) * (1 - label_smoothing) + label_smoothing / input.shape[1]
-    if weight is not None:
-        distribution = distribution * _broadcast(weight.to(log_p.dtype), input)
-    loss = -(log_p * distribution).sum(1)
-    each = torch.ones_like(loss) if pixel_weight is None else pixel_weight.to(loss.dtype)
-    loss = loss * each
+    loss = -(log_p * _weighted_target(target, weight, label_smoothing)).sum(1)
+    if pixel_weight is not None:
+        loss = loss * pixel_weight.to(loss.dtype)
     if reduction == NONE:
         return loss
-    if reduction == SUM:
-        return loss.sum()
-    denominator = each.sum()
-    mean = loss.sum() / denominator
-    return torch.where(denominator == 0, torch.zeros_like(mean), mean) if zero_if_empty else mean
+    return loss.mean() if reduction == MEAN else loss.sum()
+
+
+def cross_entropy_probabilities_backward(
+    input, target, weight, pixel_weight, grad_output, reduction, label_smoothing, to_input, to_target
+) -> tuple[Tensor, Tensor]:
+    """(gradient to input, gradient to target), without elements where not asked for; autograd differentiates both again."""
+    log_p = input.to(accumulator(input.dtype)).log_softmax(1)
+    factor = grad_output / (input.numel() / input.shape[1]) if reduction == MEAN and input.numel() else grad_output
+    if pixel_weight is not None:
+        factor = factor * pixel_weight.to(log_p.dtype)
+    factor = factor.unsqueeze(1) if factor.dim() else factor
+    grad_input, grad_target = input.new_empty(0), target.new_empty(0)
+    if to_input:
+        distribution = _weighted_target(target, weight, label_smoothing)
+        grad_input = (log_p.exp() * distribution.sum(1, keepdim=True) - distribution) * factor
+    if to_target:
+        grad_target = -log_p * (1 - label_smoothing) * factor
+        if weight is not None:
+            grad_target = grad_target * _broadcast(weight.to(log_p.dtype), input)
+    return grad_input.to(input.dtype), grad_target.to(target.dtype)
+
+
+def cross_entropy_probabilities_with_gradient(
+    input, target, weight, pixel_weight, reduction, label_smoothing
+) -> tuple[Tensor, Tensor]:
+    """(loss, gradient of the loss with respect to `input`)."""
+    options = (reduction, label_smoothing)
+    loss = cross_entropy_probabilities(input, target, weight, pixel_weight, *options)
+    arguments = (input, target, weight, pixel_weight, torch.ones_like(loss), *options)
+    return loss, cross_entropy_probabilities_backward(*arguments, True, False)[0]

@@ -76,7 +76,6 @@ CONTRACTS = [
             Case("volume", lambda make: dict(
                 input=make.floating(2, 3, 2, 3, 4), target=make.labels(2, 2, 3, 4, classes=3))),
             Case("empty_batch", lambda make: dict(input=make.floating(0, 3, 2), target=make.labels(0, 2, classes=3))),
-            Case("probabilities", lambda make: dict(input=make.floating(3, 5, 4), target=make.probabilities(3, 5, 4))),
             Case("many_tiles", lambda make: dict(
                 input=make.floating(2, 19, 17, 31), target=make.labels(2, 17, 31, classes=19)), small=False),
             Case("many_classes", lambda make: dict(
@@ -357,16 +356,6 @@ def test_half_precision_gradient_is_scaled_before_it_is_rounded():
     exact_input = input.detach().double().requires_grad_()
     exact = torch.autograd.grad(F.cross_entropy(exact_input, target) * 32768, exact_input)[0]
     torch.testing.assert_close(gradient.double(), exact, rtol=2**-9, atol=1e-6)
-
-
-def test_gradient_of_the_target_where_it_is_probabilities():
-    input, target = torch.randn(3, 4, 5), torch.rand(3, 4, 5)
-    gradients = []
-    for function in (cross_entropy, F.cross_entropy):
-        leaves = input.detach().requires_grad_(), target.detach().requires_grad_()
-        loss = function(*leaves, weight=torch.tensor([1.0, 2.0, 0.5, 1.0]), label_smoothing=0.1)
-        gradients.append(torch.autograd.grad(loss, leaves))
-    torch.testing.assert_close(*gradients)
 
 
 # --- instruction levels ---

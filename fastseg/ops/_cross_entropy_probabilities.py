@@ -1,0 +1,240 @@
+"""Softmax cross entropy against a distribution over the classes at every pixel: `cross_entropy` with floating targets.
+
+With log p = log_softmax(input) over dim 1, class weights w and smoothing s, a pixel's loss is
+
+    pixel_weight * sum_c w_c ((1 - s) target_c + s / C) (-log p_c)
+
+as torch.nn.functional.cross_entropy has it. A mean divides by the number of pixels, not by weights.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastseg import _check
+from fastseg._op import FLOATING, Backend, Op, native
+from fastseg.kernels.cross_entropy import reference
+from fastseg.kernels.cross_entropy.reference import MEAN, NONE, SUM, accumulator
+from fastseg.ops._cross_entropy_common import (
+    check_common,
+    empty_gradient,
+    gradient_in_forward,
+    in_layout_of,
+    one_image,
+    pixels,
+    plain,
+    scaled,
+)
+
+# On the CPU stock's few small C++ calls end sooner than one of ours below that.
+FEWEST_PROBABILITIES_CPU = 1 << 17
+_INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
+_OPTIONS = "int reduction, float label_smoothing"
+
+# One entry for forward and backward: it writes the outputs that are there. Input and target (and their gradients) are
+# [N, C, P] views with unit class or pixel stride, the rest contiguous and in the accumulator's dtype.
+_native = native(
+    f"_cross_entropy_probabilities({_INPUTS}, Tensor? grad_output, {_OPTIONS}, "
+    "Tensor(a!)? loss, Tensor(b!)? grad_input, Tensor(c!)? grad_target) -> ()"
+)
+
+
+def check(input, target, weight, pixel_weight, reduction, label_smoothing):
+    """The arguments of `fastseg::cross_entropy_probabilities`: input and target [N, C, *spatial], reduction an int."""
+    op = "cross_entropy"
+    _check.dtype(op, "input", input, FLOATING)
+    _check.dtype(op, "target", target, FLOATING)
+    check_common(op, input, weight, FLOATING, pixel_weight, label_smoothing)
+    _check.same_device(op, "target", target, "input", input)
+    _check.shape(op, "target", target, input.shape, "the shape of input")
+
+
+def _check_backward(input, target, weight, pixel_weight, grad_output, *options):
+    check(input, target, weight, pixel_weight, *options[:2])
+
+
+def fake(input, target, weight, pixel_weight, reduction, label_smoothing):
+    shape = (input.shape[0], *input.shape[2:]) if reduction == NONE else ()
+    return input.new_empty(shape, dtype=accumulator(input.dtype))
+
+
+def _fake_with_gradient(input, *args):
+    return fake(input, *args), empty_gradient(input)
+
+
+def _fake_backward(input, target, weight, pixel_weight, grad_output, reduction, label_smoothing, to_input, to_target):
+    """What is not asked for has no elements."""
+    grad_input = empty_gradient(input) if to_input else input.new_empty(0)
+    return grad_input, empty_gradient(target) if to_target else target.new_empty(0)
+
+
+# --- the C++ and the Triton backend ---
+
+
+def _run_by(kernel, arguments, grad_output=None, loss=None, grad_input=None, grad_target=None) -> None:
+    """Calls a kernel, C++ or Triton, on views of the op's arguments; it writes loss and gradients, those that are not None."""
+    input, target, weight, pixel_weight, *options = arguments
+    together = one_image(input) and one_image(target)
+    views = (None if tensor is None else pixels(tensor, together) for tensor in (grad_input, grad_target))
+    dtype = accumulator(input.dtype)
+    grad_output = None if grad_output is None else grad_output.contiguous()
+    tensors = pixels(input, together), pixels(target, together), plain(weight, dtype), plain(pixel_weight, dtype)
+    kernel(*tensors, grad_output, *options, loss, *views)
+
+
+def _forward_by(kernel):
+    def run(*arguments):
+        loss = fake(*arguments)
+        _run_by(kernel, arguments, loss=loss)
+        return loss
+
+    return run
+
+
+def _with_gradient_by(kernel):
+    def run(*arguments):
+        loss, gradient = _fake_with_gradient(*arguments)
+        _run_by(kernel, arguments, loss=loss, grad_input=gradient)
+        return loss, gradient
+
+    return run
+
+
+def _backward_by(kernel):
+    def run(input, target, weight, pixel_weight, grad_output, reduction, label_smoothing, to_input, to_target):
+        arguments = (input, target, weight, pixel_weight, reduction, label_smoothing)
+        gradients = empty_gradient(input) if to_input else None, empty_gradient(target) if to_target else None
+        _run_by(kernel, arguments, grad_output, None, *gradients)
+        return tuple(tensor.new_empty(0) if gradient is None else gradient for tensor, gradient in zip(arguments, gradients))
+
+    return run
+
+
+def _with_gradient_reference(input, *args):
+    loss, gradient = reference.cross_entropy_probabilities_with_gradient(input, *args)
+    return loss, in_layout_of(input, gradient)
+
+
+def _backward_reference(input, target, *args):
+    grad_input, grad_target = reference.cross_entropy_probabilities_backward(input, target, *args)
+    to_input, to_target = args[-2:]
+    grad_input = in_layout_of(input, grad_input) if to_input else grad_input
+    return grad_input, in_layout_of(target, grad_target) if to_target else grad_target
+
+
+# --- autograd ---
+
+
+def save(ctx, inputs, output):
+    *tensors, reduction, label_smoothing, ctx.backend = inputs
+    ctx.options = reduction, label_smoothing
+    gradient = output[1:] if isinstance(output, (tuple, list)) else ()
+    ctx.save_for_backward(*tensors, *gradient)
+    ctx.mark_non_differentiable(*gradient)
+    ctx.set_materialize_grads(False)
+
+
+def backward(ctx, grad_loss, *_):
+    if grad_loss is None:
+        return (None,) * 6
+    input, target, weight, pixel_weight, *gradient = ctx.saved_tensors
+    to_input, to_target, *_ = ctx.needs_input_grad
+    if gradient and not torch.is_grad_enabled():
+        return scaled(gradient[0], grad_loss), *[None] * 5
+    arguments = (input, target, weight, pixel_weight, grad_loss, *ctx.options, to_input, to_target)
+    grad_input, grad_target = cross_entropy_probabilities_backward(*arguments, backend=ctx.backend)
+    return grad_input if to_input else None, grad_target if to_target else None, *[None] * 4
+
+
+_cross_entropy_probabilities = Op(
+    "cross_entropy_probabilities",
+    f"({_INPUTS}, {_OPTIONS}) -> Tensor loss",
+    check=check,
+    fake=fake,
+    save=save,
+    backward=backward,
+    backends=[
+        Backend("cpu", _forward_by(_native), dtypes=FLOATING),
+        Backend("reference", reference.cross_entropy_probabilities),
+    ],
+)
+
+_cross_entropy_probabilities_with_gradient = Op(
+    "cross_entropy_probabilities_with_gradient",
+    f"({_INPUTS}, {_OPTIONS}) -> (Tensor loss, Tensor gradient)",
+    check=check,
+    fake=_fake_with_gradient,
+    save=save,
+    backward=backward,
+    backends=[
+        Backend("cpu", _with_gradient_by(_native), dtypes=FLOATING),
+        Backend("reference", _with_gradient_reference),
+    ],
+)
+
+cross_entropy_probabilities_backward = Op(
+    "cross_entropy_probabilities_backward",
+    f"({_INPUTS}, Tensor grad_output, {_OPTIONS}, bool to_input, bool to_target) -> (Tensor grad_input, Tensor grad_target)",
+    check=_check_backward,
+    fake=_fake_backward,
+    differentiable=True,
+    backends=[
+        Backend("cpu", _backward_by(_native), dtypes=FLOATING),
+        Backend("reference", _backward_reference),
+    ],
+)
+
+
+# --- what fastseg.ops.cross_entropy calls ---
+
+
+def cross_entropy_of_probabilities(
+    input, target, weight, pixel_weight, reduction, label_smoothing, zero_if_empty, backend
+) -> Tensor:
+    """The loss in stock's dtype. input, target: (N, C, d1, ..., dk); reduction: NONE, MEAN or SUM."""
+    check(input, target, weight, pixel_weight, reduction, label_smoothing)
+    if backend == "auto" and _stock_is_faster(input, pixel_weight, zero_if_empty):
+        name = {NONE: "none", MEAN: "mean", SUM: "sum"}[reduction]
+        return functional.cross_entropy(input, target, weight, reduction=name, label_smoothing=label_smoothing)
+    result = torch.promote_types(input.dtype, target.dtype)
+    result = result if weight is None else torch.promote_types(result, weight.dtype)
+    if result == torch.float64:
+        input, target = input.double(), target.double()
+    if torch.is_autocast_enabled(input.device.type):
+        result = accumulator(result)
+    if reduction == MEAN and (pixel_weight is not None or zero_if_empty):
+        # A mean over weights is the sum with weights that add up to 1.
+        pixel_weight = _shares(input, pixel_weight, zero_if_empty)
+        reduction = SUM
+    arguments = (input, target, weight, pixel_weight, reduction, label_smoothing)
+    return _run(arguments, backend).to(result)
+
+
+def _stock_is_faster(input, pixel_weight, zero_if_empty) -> bool:
+    few = input.device.type == "cpu" and input.numel() < FEWEST_PROBABILITIES_CPU and "FASTSEG_BACKEND" not in os.environ
+    return few and pixel_weight is None and not zero_if_empty
+
+
+def _shares(input: Tensor, pixel_weight: Tensor | None, zero_if_empty: bool) -> Tensor:
+    """pixel_weight / its sum; of no weight at all NaN, or 0 with zero_if_empty."""
+    dtype = accumulator(input.dtype)
+    if pixel_weight is None:
+        pixel_weight = input.new_ones((), dtype=dtype).expand(input.shape[0], *input.shape[2:])
+    total = pixel_weight.sum(dtype=dtype)
+    shares = pixel_weight.to(dtype) / total
+    return torch.where(total == 0, torch.zeros_like(shares), shares) if zero_if_empty else shares
+
+
+def _run(arguments: tuple, backend: str) -> Tensor:
+    input, target, weight, _, reduction, _ = arguments
+    if torch.is_grad_enabled() and weight is not None and weight.requires_grad:
+        if backend not in ("auto", "reference"):
+            raise RuntimeError(
+                f"fastseg.ops.cross_entropy: weight requires grad; allowed: a constant with backend={backend!r}"
+            )
+        return reference.cross_entropy_probabilities(*arguments)  # by autograd: nobody learns these in earnest
+    if gradient_in_forward(input, reduction) and not target.requires_grad:
+        return _cross_entropy_probabilities_with_gradient(*arguments, backend=backend)[0]
+    return _cross_entropy_probabilities(*arguments, backend=backend)

@@ -1,0 +1,116 @@
+// Target distributions as the sweep of probabilities.h sees them: rows of the accumulator's type, whatever dtype and
+// layout the tensor has. One virtual call per tile keeps the sweep from being compiled once per pair of dtypes.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <type_traits>
+
+#include "fastseg/arguments.h"
+#include "fastseg/pixel_tile.h"
+
+namespace fastseg::probability_targets {
+
+// One tile of targets [C, T], in memory or in scratch, and where its gradient goes (perhaps over the values).
+template <typename accumulate_t>
+struct TargetRows {
+  const accumulate_t* values;  // [C, T], rows `stride` apart
+  accumulate_t* gradient;      // [C, T], rows `gradient_stride` apart; null: not wanted
+  int64_t stride, gradient_stride;
+  bool streaming;
+
+  FASTSEG_INLINE auto load(int64_t c, int i) const { return simd::load(values + c * stride + i); }
+  FASTSEG_INLINE void store(int64_t c, int i, simd::vec<accumulate_t> lanes) const {
+    accumulate_t* to = gradient + c * gradient_stride + i;
+    if (streaming) {
+      simd::stream(to, lanes);
+    } else {
+      simd::store(to, lanes);
+    }
+  }
+  // The same row of the next tile: the hardware does not follow hundreds of rows at once.
+  FASTSEG_INLINE void prefetch(int64_t c, int i, int tile) const {
+    __builtin_prefetch(values + c * stride + i + tile);
+  }
+};
+
+// The targets of one thread.
+template <typename accumulate_t>
+class TargetTiles {
+ public:
+  using Body = std::function<void(const TargetRows<accumulate_t>&)>;
+  virtual ~TargetTiles() = default;
+  // Calls body with `count` pixels of one image from `first` on, then writes their gradient where it belongs.
+  virtual void visit(int64_t image, int64_t first, int count, const Body& body) = 0;
+};
+
+template <typename scalar_t>
+class TargetTilesOf final : public TargetTiles<simd::accumulate<scalar_t>> {
+ public:
+  using accumulate_t = simd::accumulate<scalar_t>;
+  using typename TargetTiles<accumulate_t>::Body;
+
+  TargetTilesOf(PixelView<const scalar_t> values, PixelView<scalar_t> gradient, int64_t classes)
+      : access_(values, gradient, classes), classes_(classes), wants_gradient_(gradient.data != nullptr) {}
+
+  void visit(int64_t image, int64_t first, int count, const Body& body) override {
+    access_.visit(image, first, count, [&](const auto& tile) {
+      if constexpr (!std::is_same_v<std::decay_t<decltype(tile)>, TileInMemory<scalar_t>>) {
+        body(scratch_rows());
+      } else if constexpr (std::is_same_v<scalar_t, accumulate_t>) {
+        body({tile.logits, tile.gradient, tile.logits_stride, tile.gradient_stride, tile.streaming});
+      } else {
+        widen(tile);
+        body(scratch_rows());
+        if (wants_gradient_) narrow(tile);
+      }
+    });
+  }
+
+ private:
+  TargetRows<accumulate_t> scratch_rows() const {
+    const int64_t stride = access_.row_stride();
+    return {access_.rows(), wants_gradient_ ? access_.rows() : nullptr, stride, stride, false};
+  }
+
+  void widen(const TileInMemory<scalar_t>& tile) const {
+    for (int64_t c = 0; c < classes_; ++c) {
+      for (int i = 0; i < access_.tile(); i += kLanes) {
+        tile.prefetch(c, i, access_.tile());
+        simd::store(access_.rows() + c * access_.row_stride() + i, tile.load(c, i));
+      }
+    }
+  }
+
+  void narrow(const TileInMemory<scalar_t>& tile) const {
+    for (int64_t c = 0; c < classes_; ++c) {
+      for (int i = 0; i < access_.tile(); i += kLanes)
+        tile.store(c, i, simd::load(access_.rows() + c * access_.row_stride() + i));
+    }
+  }
+
+  TileAccess<scalar_t> access_;
+  int64_t classes_;
+  bool wants_gradient_;
+};
+
+// target and gradient: [N, C, P] views of one dtype, fp64 if and only if accumulate_t is double.
+template <typename accumulate_t>
+std::unique_ptr<TargetTiles<accumulate_t>> target_tiles(const Tensor& target, const std::optional<Tensor>& gradient,
+                                                        int64_t classes) {
+  std::unique_ptr<TargetTiles<accumulate_t>> tiles;
+  with_floating_type(target, "target", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    if constexpr (std::is_same_v<simd::accumulate<scalar_t>, accumulate_t>) {
+      PixelView<scalar_t> to;
+      if (gradient) to = pixel_view(*gradient, gradient->mutable_data_ptr<scalar_t>());
+      const auto from = pixel_view(target, target.const_data_ptr<scalar_t>());
+      tiles = std::make_unique<TargetTilesOf<scalar_t>>(from, to, classes);
+    }
+  });
+  return tiles;
+}
+
+}  // namespace fastseg::probability_targets

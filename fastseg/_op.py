@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastseg import _library
 
@@ -55,21 +56,39 @@ def _never(*args) -> None:
     return None
 
 
+def autocasting(tensor: Tensor) -> bool:
+    """Whether autocast is on for the device of `tensor`; there is none for meta tensors."""
+    device = tensor.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def in_functional_transform() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _somebody_watches(args: tuple) -> bool:
-    """Whether a call must pass through PyTorch's dispatcher, because something there wants to see it: a tracer or another
-    mode, torch.func, the profiler, or a tensor subclass.
+    """Whether a call may not go straight to the backends, because something wants to see it: a tracer or another mode,
+    torch.func, forward-mode differentiation, the profiler, or a tensor subclass.
     """
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or in_functional_transform()
+        or forward_ad._current_level >= 0
         or torch.autograd.profiler._is_profiler_enabled
         or any(isinstance(value, Tensor) and type(value) not in _PLAIN for value in args)
     )
+
+
+def _has_tangent(args: tuple) -> bool:
+    """Whether forward-mode differentiation goes through a call."""
+    tensors = (value for value in args if isinstance(value, Tensor))
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 @dataclass(frozen=True)
@@ -151,14 +170,17 @@ class Op:
         arguments = arguments.strip().removesuffix(")")
         self.name, self.check, self.backends = name, check, tuple(backends)
         self._fake = fake
+        self._reference = next(candidate.run for candidate in backends if candidate.name == "reference")
         _definitions.define(f'{name}{arguments}, str backend="auto") ->{returns}', tags=(torch.Tag.pt2_compliant_tag,))
         _definitions.impl(name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastseg::{name}", self._run_fake, lib=_definitions)
         if differentiable:
             save, backward = self._save_everything, self._backward_through_reference
-        self._function = None
+        self._function = self._transformable = None
         if backward is not None:
-            self._function = self._autograd_function(save, lambda ctx, *grads: (*backward(ctx, *grads), None))
+            with_backend = lambda ctx, *grads: (*backward(ctx, *grads), None)  # noqa: E731
+            self._function = self._autograd_function(save, with_backend)
+            self._transformable = self._transformable_function(save, with_backend)
             torch.library.register_autograd(
                 f"fastseg::{name}", self._function.backward, setup_context=save, lib=_definitions
             )
@@ -167,13 +189,23 @@ class Op:
 
     def __call__(self, *args, backend: str = "auto"):
         if _somebody_watches(args):
-            return self._packet(*args, backend)
+            return self._call_watched(args, backend)
         if self._function is None:
             with torch.no_grad():
                 return self._run(*args, backend)
         if torch.is_grad_enabled() and any(type(value) in _PLAIN and value.requires_grad for value in args):
             return self._function.apply(*args, backend)
         return self._run(*args, backend)
+
+    def _call_watched(self, args: tuple, backend: str):
+        """Through PyTorch's dispatcher, save where that would drop or refuse a derivative."""
+        if torch.compiler.is_compiling():
+            return self._packet(*args, backend)
+        if forward_ad._current_level >= 0 and _has_tangent(args):
+            return self._run_reference(args, backend)
+        if self._transformable is not None and in_functional_transform():
+            return self._transformable.apply(*args, backend)
+        return self._packet(*args, backend)
 
     def _autograd_function(self, save: Callable, backward: Callable) -> type[torch.autograd.Function]:
         """What the dispatcher's autograd kernel does, without the 40 microseconds it takes on the way."""
@@ -183,7 +215,22 @@ class Op:
             save(ctx, args, outputs)
             return outputs
 
-        return type(self.name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
+        return self._function_class(forward=forward, backward=backward)
+
+    def _transformable_function(self, save: Callable, backward: Callable) -> type[torch.autograd.Function]:
+        """The same for torch.func, which takes neither that kernel nor a forward that saves."""
+
+        def forward(*args):
+            # Inside of vmap the tensors are batches: the dispatcher takes them apart.
+            return self._packet(*args) if in_functional_transform() else self._run(*args)
+
+        function = self._function_class(forward=forward, setup_context=save, backward=backward)
+        function.generate_vmap_rule = True
+        return function
+
+    def _function_class(self, **members: Callable) -> type[torch.autograd.Function]:
+        statics = {name: staticmethod(member) for name, member in members.items()}
+        return type(self.name, (torch.autograd.Function,), statics)
 
     def choose(self, *args, backend: str = "auto") -> Backend:
         """The backend that would run this call. Raises BackendError with each backend's reason if none can."""
@@ -221,7 +268,17 @@ class Op:
     def _run(self, *args):
         args, backend = self._split(args)
         self.check(*args)
+        if args[0].device.type == "meta":
+            return self._fake(*args)
         return self.choose(*args, backend=backend).run(*args)
+
+    def _run_reference(self, args: tuple, backend: str):
+        """By PyTorch's own ops, which know the forward-mode derivative."""
+        if backend not in ("auto", "reference"):
+            reason = "in forward-mode automatic differentiation; allowed: auto, reference"
+            raise BackendError(f"fastseg.{self.name}: backend={backend!r} {reason}")
+        self.check(*args)
+        return self._reference(*args)
 
     def _run_fake(self, *args):
         args, _ = self._split(args)
@@ -241,7 +298,6 @@ class Op:
         ctx.save_for_backward(*(inputs[i] for i in ctx.positions))
 
     def _backward_through_reference(self, ctx, *grad_outputs):
-        reference = next(candidate for candidate in self.backends if candidate.name == "reference").run
         tensors = dict(zip(ctx.positions, ctx.saved_tensors))
         wanted = [i for i, tensor in tensors.items() if tensor.is_floating_point() and ctx.needs_input_grad[i]]
 
@@ -249,7 +305,7 @@ class Op:
             arguments = list(ctx.constants)
             for i, tensor in {**tensors, **dict(zip(wanted, leaves))}.items():
                 arguments[i] = tensor
-            return reference(*arguments)
+            return self._reference(*arguments)
 
         gradients = dict(zip(wanted, vjp(function, [tensors[i] for i in wanted], grad_outputs)))
         return tuple(gradients.get(i) for i in range(len(ctx.constants)))

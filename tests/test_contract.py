@@ -20,6 +20,7 @@ CASES = [pytest.param(contract, case, id=f"{contract.name}-{case.name}") for con
 DIFFERENTIABLE = [parameter for parameter in CASES if not parameter.values[0].exact]
 SMALL = [parameter for parameter in DIFFERENTIABLE if parameter.values[1].small]
 FIRST = [pytest.param(contract, contract.cases[0], id=contract.name) for contract in CONTRACTS]
+DIFFERENTIABLE_FIRST = [parameter for parameter in FIRST if not parameter.values[0].exact]
 
 
 def _outputs(result) -> tuple[torch.Tensor, ...]:

@@ -3,8 +3,12 @@
 import torch
 from torch import Tensor
 
+from fastseg._op import in_functional_transform
+
 
 def _channels_last(like: Tensor) -> bool:
+    if in_functional_transform():  # a batch of torch.func.vmap does not tell, and the fallback copies anyway
+        return False
     return like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _check, _library
-from fastseg._op import FLOATING
+from fastseg._op import FLOATING, in_functional_transform
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy.reference import NONE
 
@@ -79,7 +79,7 @@ def plain(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
     """gradient * grad_loss, in place where nobody can see the saved gradient again."""
-    if type(gradient) is not Tensor:  # being traced
+    if type(gradient) is not Tensor or in_functional_transform():  # being traced, or a batch of them
         return gradient * grad_loss
     again = torch._C._autograd._get_current_graph_task_keep_graph()
     if gradient.device.type == "cpu" and grad_loss.item() == 1:

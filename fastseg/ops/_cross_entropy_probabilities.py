@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastseg import _check
-from fastseg._op import FLOATING, Backend, Op, native
+from fastseg._op import FLOATING, Backend, Op, autocasting, native
 from fastseg.kernels.cross_entropy import reference
 from fastseg.kernels.cross_entropy.reference import MEAN, NONE, SUM, accumulator
 from fastseg.ops._cross_entropy_common import (
@@ -202,7 +202,7 @@ def cross_entropy_of_probabilities(
     result = result if weight is None else torch.promote_types(result, weight.dtype)
     if result == torch.float64:
         input, target = input.double(), target.double()
-    if torch.is_autocast_enabled(input.device.type):
+    if autocasting(input):
         result = accumulator(result)
     if reduction == MEAN and (pixel_weight is not None or zero_if_empty):
         # A mean over weights is the sum with weights that add up to 1.

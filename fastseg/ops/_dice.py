@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._op import Backend, Op, native
+from fastseg._op import Backend, Op, autocasting, native
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy_dice import reference
 from fastseg.kernels.cross_entropy_dice.reference import dice_per_class, mean_or_nan
@@ -55,7 +55,7 @@ def sum_over_ranks(tensors: Sequence[Tensor], process_group) -> list[Tensor]:
 
 def loss_dtype(input: Tensor) -> torch.dtype:
     """The dtype of a loss of `input`: its own, and fp32 for half types under autocast, as stock PyTorch has it."""
-    if input.dtype != torch.float64 and torch.is_autocast_enabled(input.device.type):
+    if input.dtype != torch.float64 and autocasting(input):
         return torch.float32
     return input.dtype
 

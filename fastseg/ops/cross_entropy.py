@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import _reduction, functional
 
 from fastseg import _check
-from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
+from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, autocasting, native
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy import reference
 from fastseg.kernels.cross_entropy.reference import MEAN, MEAN_OF_COUNT, NONE, SUM, accumulator
@@ -209,8 +209,7 @@ def _run(input, target, weight, pixel_weight, ignore_index, reduction, label_smo
 
 def _result_dtype(input: Tensor) -> torch.dtype:
     """The input's, as stock's; under autocast stock computes and returns fp32."""
-    autocast = torch.is_autocast_enabled(input.device.type)
-    return accumulator(input.dtype) if autocast else input.dtype
+    return accumulator(input.dtype) if autocasting(input) else input.dtype
 
 
 def _reduction_of(op: str, reduction: str) -> int:

@@ -29,7 +29,7 @@ def test_forward_mode(contract, case):
     inputs = tuple(tensor.requires_grad_() for tensor in tensors if tensor.numel() > 0)
     if len(inputs) < max(1, len(tensors)):
         pytest.skip("nothing to differentiate in this case")
-    options = dict(check_backward_ad=False, check_forward_ad=True, check_batched_grad=False, check_undefined_grad=False)
+    options = dict(check_backward_ad=False, check_forward_ad=True, check_undefined_grad=False, fast_mode=True)
     assert torch.autograd.gradcheck(function, inputs, **options)
 
 

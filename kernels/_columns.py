@@ -62,8 +62,11 @@ def weight_sum(class_weight, C: tl.constexpr):
 
 
 @triton.jit
-def read_column(pointers, inside, plane, start, C: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl.constexpr):
-    """Logits of the classes [start, start + COUNT) as fp32; classes from C on are -inf, pixels outside are 0.
+def read_column(
+    pointers, inside, plane, start, C: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl.constexpr,
+    MISSING: tl.constexpr = -float("inf"),
+):  # fmt: skip
+    """Logits of the classes [start, start + COUNT) as fp32; classes from C on are MISSING, pixels outside are 0.
 
     pointers, inside: (BLOCK_P,) addresses of class 0, and whether the pixel exists; plane: distance of two classes.
     """
@@ -72,7 +75,7 @@ def read_column(pointers, inside, plane, start, C: tl.constexpr, COUNT: tl.const
         classes = (start + offset + tl.arange(0, CHUNK))[:, None]
         addresses = pointers[None, :] + classes.to(tl.int64) * plane
         if offset + CHUNK > C or (C > COUNT and C % COUNT != 0):
-            missing = tl.where(classes < C, 0.0, -float("inf")).to(pointers.dtype.element_ty)
+            missing = tl.where(classes < C, 0.0, MISSING).to(pointers.dtype.element_ty)
             tile = tl.load(addresses, mask=inside[None, :] & (classes < C), other=missing)
         else:
             tile = tl.load(addresses, mask=inside[None, :], other=0.0)

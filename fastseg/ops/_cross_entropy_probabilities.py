@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastseg import _check
-from fastseg._op import FLOATING, Backend, Op, autocasting, native
+from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, autocasting, native
+from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy import reference
 from fastseg.kernels.cross_entropy.reference import MEAN, NONE, SUM, accumulator
 from fastseg.ops._cross_entropy_common import (
@@ -148,6 +149,8 @@ def backward(ctx, grad_loss, *_):
     return grad_input if to_input else None, grad_target if to_target else None, *[None] * 4
 
 
+_triton = lazy("cross_entropy.triton_probabilities", "cross_entropy_probabilities")
+
 _cross_entropy_probabilities = Op(
     "cross_entropy_probabilities",
     f"({_INPUTS}, {_OPTIONS}) -> Tensor loss",
@@ -157,6 +160,7 @@ _cross_entropy_probabilities = Op(
     backward=backward,
     backends=[
         Backend("cpu", _forward_by(_native), dtypes=FLOATING),
+        Backend("triton", _forward_by(_triton), dtypes=FLOATING_GPU),
         Backend("reference", reference.cross_entropy_probabilities),
     ],
 )
@@ -170,6 +174,7 @@ _cross_entropy_probabilities_with_gradient = Op(
     backward=backward,
     backends=[
         Backend("cpu", _with_gradient_by(_native), dtypes=FLOATING),
+        Backend("triton", _with_gradient_by(_triton), dtypes=FLOATING_GPU),
         Backend("reference", _with_gradient_reference),
     ],
 )
@@ -182,6 +187,7 @@ cross_entropy_probabilities_backward = Op(
     differentiable=True,
     backends=[
         Backend("cpu", _backward_by(_native), dtypes=FLOATING),
+        Backend("triton", _backward_by(_triton), dtypes=FLOATING_GPU),
         Backend("reference", _backward_reference),
     ],
 )

@@ -23,6 +23,7 @@ from fastseg.kernels._columns import (
     weighted_logits,
 )
 from fastseg.kernels.cross_entropy.reference import MEAN, NONE
+from fastseg.kernels.cross_entropy.triton_probabilities import probability_aot_cases
 from fastseg.kernels.cross_entropy.triton_sums import (
     count_denominator,
     finish,
@@ -338,4 +339,5 @@ def aot_cases() -> list[AotCase]:
         _case("with_gradient", "fp32", 19, weights=True, gamma=2.0, target="i32", max_registers=168),
         _case("forward", "fp32", 19, debug=True, load_bits=128),
         *small_aot_cases(),
+        *probability_aot_cases(),
     ]  # fmt: skip

@@ -1,9 +1,11 @@
 """Size and scale of a bilinear upsampling, normalised as torch.nn.functional.interpolate does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastseg import _check
 
 
 def output_size_and_scales(
@@ -20,13 +22,13 @@ def output_size_and_scales(
     if size is not None and scale_factor is not None:
         raise ValueError(f"fastseg.ops.{op}: size and scale_factor are both given; allowed: one of them")
     if size is not None:
-        height, width = _pair(op, "size", size, int)
+        height, width = _pair(op, "size", size, _check.integer, "an integer")
         if height < 1 or width < 1:
             raise ValueError(f"fastseg.ops.{op}: size={size!r}; allowed: positive numbers")
         return (height, width), None
     if scale_factor is None:
         return None, None
-    scales = _pair(op, "scale_factor", scale_factor, float)
+    scales = _pair(op, "scale_factor", scale_factor, float, "one number")
     allowed = "positive finite factors that leave at least one pixel"
     if not all(0 < scale < float("inf") for scale in scales):
         raise ValueError(f"fastseg.ops.{op}: scale_factor={scale_factor!r}; allowed: {allowed}")
@@ -46,8 +48,18 @@ def interpolate(input: Tensor, size: Sequence[int], scales: Sequence[float] | No
     return F.interpolate(input, scale_factor=tuple(scales), mode="bilinear", align_corners=align_corners)
 
 
-def _pair(op: str, name: str, value, kind: type) -> list:
-    values = [value, value] if not isinstance(value, Sequence) else list(value)
+def _pair(op: str, name: str, value, convert: Callable, one: str) -> list:
+    """One number or a sequence of two as [height, width]; `one` says what `convert` takes."""
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value, value]
     if len(values) != 2:
-        raise ValueError(f"fastseg.ops.{op}: {name}={value!r}; allowed: one number, or one each for height and width")
-    return [kind(entry) for entry in values]
+        raise ValueError(_not_allowed(op, name, value, one))
+    if any(isinstance(entry, str) for entry in values):  # which float() would read
+        raise TypeError(_not_allowed(op, name, value, one))
+    try:
+        return [convert(entry) for entry in values]
+    except TypeError as error:
+        raise TypeError(_not_allowed(op, name, value, one)) from error
+
+
+def _not_allowed(op: str, name: str, value, one: str) -> str:
+    return f"fastseg.ops.{op}: {name}={value!r}; allowed: {one}, or one each for height and width"

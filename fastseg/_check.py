@@ -4,6 +4,7 @@ Every function takes `op` (the public name) and `name` (the argument) and raises
 TypeError for wrong types, ValueError for values, RuntimeError for dtype, device and shape mismatches.
 """
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 def tensor(op: str, name: str, value) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"fastseg.ops.{op}: {name} is {type(value).__name__}; allowed: torch.Tensor")
+
+
+def integer(value) -> int | torch.SymInt:
+    """`value` as an int, as torch takes it: of any kind, numpy's and 0-d tensors included; TypeError for anything else."""
+    return value if isinstance(value, (int, torch.SymInt)) else operator.index(value)
 
 
 def dtype(op: str, name: str, value: Tensor, allowed: Sequence[torch.dtype]) -> None:

@@ -66,14 +66,14 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
 
 // A [N, C, P] tensor that can be walked in tiles: classes or pixels lie side by side.
 inline bool is_pixel_view(const Tensor& tensor) {
-  return tensor.dim() == 3 && (tensor.stride(1) == 1 || tensor.stride(2) == 1 || tensor.size(1) == 1 || tensor.size(2) == 1);
+  return tensor.dim() == 3 && (tensor.stride(1) == 1 || tensor.stride(2) == 1 || tensor.size(1) <= 1 || tensor.size(2) <= 1);
 }
 
 template <typename scalar_t>
 PixelView<scalar_t> pixel_view(const Tensor& tensor, scalar_t* data) {
   STD_TORCH_CHECK(tensor.is_cpu() && is_pixel_view(tensor), "not a [N, C, P] view of pixels on the CPU");
-  const auto stride = [&](int64_t dimension) {  // of one element a stride means nothing
-    return tensor.size(dimension) == 1 ? 1 : tensor.stride(dimension);
+  const auto stride = [&](int64_t dimension) {  // of one element or none a stride means nothing
+    return tensor.size(dimension) <= 1 ? 1 : tensor.stride(dimension);
   };
   return {data, tensor.stride(0), stride(1), stride(2)};
 }

@@ -20,15 +20,23 @@ def check_common(op, input, weight, weight_dtypes, pixel_weight, label_smoothing
     if not 0 <= label_smoothing <= 1:
         raise RuntimeError(f"fastseg.ops.{op}: label_smoothing={label_smoothing!r}; allowed: 0.0 to 1.0")
     if weight is not None:
-        _check.dtype(op, "weight", weight, weight_dtypes)
-        _check.same_device(op, "weight", weight, "input", input)
-        _check.shape(op, "weight", weight, (input.shape[1],), "one per class")
+        name = weight_name(op)
+        _check.tensor(op, name, weight)
+        _check.dtype(op, name, weight, weight_dtypes)
+        _check.same_device(op, name, weight, "input", input)
+        _check.shape(op, name, weight, (input.shape[1],), "one per class")
     if pixel_weight is not None:
+        _check.tensor(op, "pixel_weight", pixel_weight)
         _check.dtype(op, "pixel_weight", pixel_weight, FLOATING)
         _check.same_device(op, "pixel_weight", pixel_weight, "input", input)
         check_spatial(op, "pixel_weight", pixel_weight, input)
         if pixel_weight.requires_grad:
             raise RuntimeError(f"fastseg.ops.{op}: pixel_weight requires grad; allowed: a constant")
+
+
+def weight_name(op: str) -> str:
+    """What the public function calls its class weights."""
+    return "alpha" if op == "focal_loss" else "weight"
 
 
 def check_spatial(op, name, value, input):

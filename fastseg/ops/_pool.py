@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from fastseg import _check
 from fastseg._op import NativeOp
 from fastseg.kernels.max_pool2d.reference import in_layout
 
@@ -19,11 +20,12 @@ GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation"
 
 def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
     """One int, or a sequence of one or two, as [height, width]."""
-    values = [value] if isinstance(value, (int, torch.SymInt)) else value
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        raise TypeError(f"fastseg.ops.{op}: {name} is {type(value).__name__}; allowed: int, or two of them")
-    if not all(isinstance(entry, (int, torch.SymInt)) for entry in values):
-        raise TypeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: int, or two of them")
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    try:
+        values = [_check.integer(entry) for entry in values]
+    except TypeError as error:
+        given = f"{name}={value!r}, {type(value).__name__}"
+        raise TypeError(f"fastseg.ops.{op}: {given}; allowed: int, or two of them") from error
     if len(values) not in (1, 2):
         raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: one int, or one each for height and width")
     return [values[0], values[-1]]

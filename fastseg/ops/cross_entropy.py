@@ -29,6 +29,7 @@ from fastseg.ops._cross_entropy_common import (
     pixels,
     plain,
     scaled,
+    weight_name,
 )
 from fastseg.ops._cross_entropy_probabilities import cross_entropy_of_probabilities
 
@@ -60,10 +61,11 @@ def check(input, target, weight, pixel_weight, ignore_index, reduction, label_sm
     check_common(op, input, weight, (input.dtype, accumulator(input.dtype)), pixel_weight, label_smoothing)
     _check.same_device(op, "target", target, "input", input)
     check_spatial(op, "target", target, input)
-    if gamma < 0:
+    if not gamma >= 0:
         raise ValueError(f"fastseg.ops.{op}: gamma={gamma!r}; allowed: 0 or more")
     if weight is not None and weight.requires_grad:
-        raise RuntimeError(f"fastseg.ops.{op}: weight requires grad; allowed: a constant, with labels as target")
+        name = weight_name(op)
+        raise RuntimeError(f"fastseg.ops.{op}: {name} requires grad; allowed: a constant, with labels as target")
 
 
 def _check_backward(input, target, weight, pixel_weight, grad_output, denominator, *options):
@@ -259,6 +261,8 @@ def cross_entropy(
     op = "cross_entropy"
     _check.tensor(op, "input", input)
     _check.tensor(op, "target", target)
+    if weight is not None:
+        _check.tensor(op, "weight", weight)
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
     reduced = _reduction_of(op, reduction)

@@ -143,6 +143,9 @@ def _check_call(name, input, target, weight, pixel_weight, label_smoothing):
         raise ValueError(f"fastseg.ops.{name}: input has shape (); allowed: (C,) or (N, C, ...)")
     maps = (input.size(0), *input.shape[2:]) if input.dim() > 1 else ()
     classes = input.size(min(1, input.dim() - 1))
+    if classes == 0:
+        allowed = "(C,) or (N, C, ...) with C of at least 1"
+        raise ValueError(f"fastseg.ops.{name}: input has shape {tuple(input.shape)}; allowed: {allowed}")
     _check.shape(name, "target", target, maps, f"input has shape {tuple(input.shape)}")
     _check.same_device(name, "target", target, "input", input)
     _check.in_range(name, "label_smoothing", label_smoothing, 0.0, 1.0)

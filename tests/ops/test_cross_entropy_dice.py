@@ -282,6 +282,12 @@ def test_equals_the_reference(images, classes, pixels, seed, scale, squared, per
         assert_within_policy(*values, what)
 
 
+@pytest.mark.parametrize("input", [torch.zeros(0, 6)[:, ::2], torch.zeros(0, 3, 4, 5).mT, torch.zeros(2, 3, 4, 0).mT])
+def test_empty_inputs_of_any_strides(input):
+    loss = fastseg.ops.dice_loss(input, torch.zeros(input[:, 0].shape, dtype=torch.int64))
+    torch.testing.assert_close(loss, torch.tensor(0.0))
+
+
 # --- errors ---
 
 
@@ -295,6 +301,7 @@ def test_equals_the_reference(images, classes, pixels, seed, scale, squared, per
     (dict(smooth=-1.0), ValueError, "smooth=-1.0"),
     (dict(input=[1.0]), TypeError, "input is list"),
     (dict(input=torch.zeros(())), ValueError, r"input has shape \(\)"),
+    (dict(input=torch.zeros(2, 0, 4, 5)), ValueError, r"input has shape \(2, 0, 4, 5\); allowed: .* C of at least 1"),
     (dict(input=torch.zeros(2, 1, 4, 5), include_background=False), ValueError, "include_background=False"),
 ])
 def test_bad_arguments_are_named(changes, error, message):

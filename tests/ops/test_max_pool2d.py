@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -189,6 +190,12 @@ def test_compact_indices_cross_exported_programs():
     assert torch.equal(torch.export.load(file).module()(values, indices), Unpool()(values, indices))
 
 
+@pytest.mark.parametrize("two", [np.int64(2), torch.tensor(2), (np.int32(2), 2)])
+def test_sizes_are_integers_of_any_kind(two):
+    input = torch.randn(1, 2, 4, 4)
+    assert torch.equal(max_pool2d(input, two, stride=two), F.max_pool2d(input, 2))
+
+
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
@@ -198,8 +205,8 @@ def test_compact_indices_cross_exported_programs():
         (dict(kernel_size=2, padding=2), RuntimeError, "at most half of kernel_size"),
         (dict(kernel_size=2, dilation=0), RuntimeError, "dilation="),
         (dict(kernel_size=(2, 2, 2)), RuntimeError, "kernel_size="),
-        (dict(kernel_size=2.0), TypeError, "kernel_size is float"),
-        (dict(kernel_size="2"), TypeError, "kernel_size is str"),
+        (dict(kernel_size=2.0), TypeError, "kernel_size=2.0, float; allowed: int"),
+        (dict(kernel_size="2"), TypeError, "kernel_size='2', str; allowed: int"),
         (dict(kernel_size=9), RuntimeError, "gives an output of 0x0"),
         (dict(kernel_size=2, index_format="bytes"), ValueError, "index_format='bytes'; allowed: 'flat', 'compact'"),
         (dict(kernel_size=(16, 16), padding=8, return_indices=True, index_format="compact"), RuntimeError, "at most 255"),

@@ -232,6 +232,8 @@ def test_no_gradient_flows():
         (dict(), ValueError, "size and scale_factor"),
         (dict(size=4, scale_factor=2), ValueError, "size and scale_factor"),
         (dict(size=0), ValueError, "size=0"),
+        (dict(size=4.7), TypeError, "size=4.7; allowed: an integer, or one each for height and width"),
+        (dict(size="ab"), TypeError, "size='ab'"),
         (dict(size=(4, 5, 6)), ValueError, r"size=\(4, 5, 6\)"),
         (dict(scale_factor=-1.0), ValueError, "scale_factor=-1.0"),
         (dict(scale_factor=float("nan")), ValueError, "scale_factor=nan"),

@@ -329,6 +329,8 @@ def test_threads_share_rows():
         (dict(size=7, scale_factor=2), ValueError, "both given"),
         (dict(scale_factor=-1.0), ValueError, "scale_factor=-1.0"),
         (dict(size=(0, 9)), ValueError, "size=\\(0, 9\\)"),
+        (dict(size=(7.5, 9)), TypeError, "size=\\(7.5, 9\\)"),
+        (dict(scale_factor="2"), TypeError, "scale_factor='2'"),
         (dict(reduction="median"), ValueError, "reduction='median'; allowed: 'none', 'mean', 'sum'"),
         (dict(weight=torch.ones(4)), RuntimeError, "weight has shape \\(4,\\)"),
         (dict(pixel_weight=torch.ones(2, 9, 7)), RuntimeError, "pixel_weight has shape"),

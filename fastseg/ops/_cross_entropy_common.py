@@ -100,11 +100,12 @@ def scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
     return gradient.mul_(grad_loss)
 
 
-def gradient_in_forward(input: Tensor, reduction: int) -> bool:
-    """Whether to compute the gradient with the loss: two sweeps over the logits' size instead of three.
+def gradient_in_forward(reduction: int, *inputs: Tensor) -> bool:
+    """Whether to compute the gradients with the loss: every input is then read once instead of twice.
 
     Not in fp16, where the gradient must be multiplied by the loss scale before it is rounded, and not in a compiled
     graph, which cannot know that grad_output is 1.
     """
-    wanted = torch.is_grad_enabled() and input.requires_grad
-    return wanted and reduction != NONE and input.dtype != torch.float16 and not torch.compiler.is_compiling()
+    wanted = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
+    fits = reduction != NONE and all(input.dtype != torch.float16 for input in inputs)
+    return wanted and fits and not torch.compiler.is_compiling()

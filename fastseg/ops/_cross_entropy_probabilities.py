@@ -33,6 +33,7 @@ from fastseg.ops._cross_entropy_common import (
 FEWEST_PROBABILITIES_CPU = 1 << 17
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
 _OPTIONS = "int reduction, float label_smoothing"
+_ASKED = "bool to_input, bool to_target"
 
 # One entry for forward and backward: it writes the outputs that are there. Input and target (and their gradients) are
 # [N, C, P] views with unit class or pixel stride, the rest contiguous and in the accumulator's dtype.
@@ -49,11 +50,16 @@ def check(input, target, weight, pixel_weight, reduction, label_smoothing):
     _check.dtype(op, "target", target, FLOATING)
     check_common(op, input, weight, FLOATING, pixel_weight, label_smoothing)
     _check.same_device(op, "target", target, "input", input)
-    _check.shape(op, "target", target, input.shape, "the shape of input")
+    if target.shape != input.shape:
+        _check.shape(op, "target", target, input.shape, "the shape of input")
+
+
+def _check_with_gradient(input, target, weight, pixel_weight, reduction, label_smoothing, to_input, to_target):
+    check(input, target, weight, pixel_weight, reduction, label_smoothing)
 
 
 def _check_backward(input, target, weight, pixel_weight, grad_output, *options):
-    check(input, target, weight, pixel_weight, *options[:2])
+    _check_with_gradient(input, target, weight, pixel_weight, *options)
 
 
 def fake(input, target, weight, pixel_weight, reduction, label_smoothing):
@@ -61,24 +67,27 @@ def fake(input, target, weight, pixel_weight, reduction, label_smoothing):
     return input.new_empty(shape, dtype=accumulator(input.dtype))
 
 
-def _fake_with_gradient(input, *args):
-    return fake(input, *args), empty_gradient(input)
+def _fake_with_gradient(input, target, weight, pixel_weight, reduction, label_smoothing, to_input, to_target):
+    """A gradient that is not asked for has no elements."""
+    gradients = (
+        empty_gradient(tensor) if asked else tensor.new_empty(0)
+        for tensor, asked in ((input, to_input), (target, to_target))
+    )
+    return fake(input, target, weight, pixel_weight, reduction, label_smoothing), *gradients
 
 
-def _fake_backward(input, target, weight, pixel_weight, grad_output, reduction, label_smoothing, to_input, to_target):
-    """What is not asked for has no elements."""
-    grad_input = empty_gradient(input) if to_input else input.new_empty(0)
-    return grad_input, empty_gradient(target) if to_target else target.new_empty(0)
+def _fake_backward(input, target, weight, pixel_weight, grad_output, *options):
+    return _fake_with_gradient(input, target, weight, pixel_weight, *options)[1:]
 
 
 # --- the C++ and the Triton backend ---
 
 
-def _run_by(kernel, arguments, grad_output=None, loss=None, grad_input=None, grad_target=None) -> None:
+def _run_by(kernel, arguments, grad_output, loss, *gradients) -> None:
     """Calls a kernel, C++ or Triton, on views of the op's arguments; it writes loss and gradients, those that are not None."""
     input, target, weight, pixel_weight, *options = arguments
     together = one_image(input) and one_image(target)
-    views = (None if tensor is None else pixels(tensor, together) for tensor in (grad_input, grad_target))
+    views = (None if gradient is None else pixels(gradient, together) for gradient in gradients)
     dtype = accumulator(input.dtype)
     grad_output = None if grad_output is None else grad_output.contiguous()
     tensors = pixels(input, together), pixels(target, together), plain(weight, dtype), plain(pixel_weight, dtype)
@@ -88,7 +97,7 @@ def _run_by(kernel, arguments, grad_output=None, loss=None, grad_input=None, gra
 def _forward_by(kernel):
     def run(*arguments):
         loss = fake(*arguments)
-        _run_by(kernel, arguments, loss=loss)
+        _run_by(kernel, arguments, None, loss, None, None)
         return loss
 
     return run
@@ -96,57 +105,65 @@ def _forward_by(kernel):
 
 def _with_gradient_by(kernel):
     def run(*arguments):
-        loss, gradient = _fake_with_gradient(*arguments)
-        _run_by(kernel, arguments, loss=loss, grad_input=gradient)
-        return loss, gradient
+        loss, *gradients = _fake_with_gradient(*arguments)
+        wanted = (gradient if asked else None for gradient, asked in zip(gradients, arguments[-2:]))
+        _run_by(kernel, arguments[:-2], None, loss, *wanted)
+        return loss, *gradients
 
     return run
 
 
 def _backward_by(kernel):
-    def run(input, target, weight, pixel_weight, grad_output, reduction, label_smoothing, to_input, to_target):
-        arguments = (input, target, weight, pixel_weight, reduction, label_smoothing)
-        gradients = empty_gradient(input) if to_input else None, empty_gradient(target) if to_target else None
-        _run_by(kernel, arguments, grad_output, None, *gradients)
-        return tuple(tensor.new_empty(0) if gradient is None else gradient for tensor, gradient in zip(arguments, gradients))
+    def run(input, target, weight, pixel_weight, grad_output, *options):
+        gradients = _fake_backward(input, target, weight, pixel_weight, grad_output, *options)
+        wanted = (gradient if asked else None for gradient, asked in zip(gradients, options[-2:]))
+        _run_by(kernel, (input, target, weight, pixel_weight, *options[:-2]), grad_output, None, *wanted)
+        return gradients
 
     return run
 
 
-def _with_gradient_reference(input, *args):
-    loss, gradient = reference.cross_entropy_probabilities_with_gradient(input, *args)
-    return loss, in_layout_of(input, gradient)
+def _in_layouts(input, target, grad_input, grad_target, to_input, to_target) -> tuple[Tensor, Tensor]:
+    grad_input = in_layout_of(input, grad_input) if to_input else grad_input
+    return grad_input, in_layout_of(target, grad_target) if to_target else grad_target
+
+
+def _with_gradient_reference(input, target, *args):
+    loss, *gradients = reference.cross_entropy_probabilities_with_gradient(input, target, *args)
+    return loss, *_in_layouts(input, target, *gradients, *args[-2:])
 
 
 def _backward_reference(input, target, *args):
-    grad_input, grad_target = reference.cross_entropy_probabilities_backward(input, target, *args)
-    to_input, to_target = args[-2:]
-    grad_input = in_layout_of(input, grad_input) if to_input else grad_input
-    return grad_input, in_layout_of(target, grad_target) if to_target else grad_target
+    gradients = reference.cross_entropy_probabilities_backward(input, target, *args)
+    return _in_layouts(input, target, *gradients, *args[-2:])
 
 
 # --- autograd ---
 
 
 def save(ctx, inputs, output):
-    *tensors, reduction, label_smoothing, ctx.backend = inputs
-    ctx.options = reduction, label_smoothing
-    gradient = output[1:] if isinstance(output, (tuple, list)) else ()
-    ctx.save_for_backward(*tensors, *gradient)
-    ctx.mark_non_differentiable(*gradient)
+    input, target, weight, pixel_weight, reduction, label_smoothing, *computed, ctx.backend = inputs
+    ctx.options, ctx.computed = (reduction, label_smoothing), computed
+    gradients = output[1:] if computed else ()
+    ctx.save_for_backward(input, target, weight, pixel_weight, *gradients)
+    ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)
 
 
 def backward(ctx, grad_loss, *_):
+    constants = [None] * (4 + len(ctx.computed))
     if grad_loss is None:
-        return (None,) * 6
-    input, target, weight, pixel_weight, *gradient = ctx.saved_tensors
-    to_input, to_target, *_ = ctx.needs_input_grad
-    if gradient and not torch.is_grad_enabled():
-        return scaled(gradient[0], grad_loss), *[None] * 5
-    arguments = (input, target, weight, pixel_weight, grad_loss, *ctx.options, to_input, to_target)
-    grad_input, grad_target = cross_entropy_probabilities_backward(*arguments, backend=ctx.backend)
-    return grad_input if to_input else None, grad_target if to_target else None, *[None] * 4
+        return None, None, *constants
+    input, target, weight, pixel_weight, *computed = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:2]
+    known = ctx.computed and all(has or not need for has, need in zip(ctx.computed, needed))
+    if known and not torch.is_grad_enabled():
+        gradients = [scaled(gradient, grad_loss) if need else None for gradient, need in zip(computed, needed)]
+    else:
+        arguments = (input, target, weight, pixel_weight, grad_loss, *ctx.options, *needed)
+        gradients = cross_entropy_probabilities_backward(*arguments, backend=ctx.backend)
+        gradients = [gradient if need else None for gradient, need in zip(gradients, needed)]
+    return *gradients, *constants
 
 
 _triton = lazy("cross_entropy.triton_probabilities", "cross_entropy_probabilities")
@@ -167,8 +184,8 @@ _cross_entropy_probabilities = Op(
 
 _cross_entropy_probabilities_with_gradient = Op(
     "cross_entropy_probabilities_with_gradient",
-    f"({_INPUTS}, {_OPTIONS}) -> (Tensor loss, Tensor gradient)",
-    check=check,
+    f"({_INPUTS}, {_OPTIONS}, {_ASKED}) -> (Tensor loss, Tensor grad_input, Tensor grad_target)",
+    check=_check_with_gradient,
     fake=_fake_with_gradient,
     save=save,
     backward=backward,
@@ -181,7 +198,7 @@ _cross_entropy_probabilities_with_gradient = Op(
 
 cross_entropy_probabilities_backward = Op(
     "cross_entropy_probabilities_backward",
-    f"({_INPUTS}, Tensor grad_output, {_OPTIONS}, bool to_input, bool to_target) -> (Tensor grad_input, Tensor grad_target)",
+    f"({_INPUTS}, Tensor grad_output, {_OPTIONS}, {_ASKED}) -> (Tensor grad_input, Tensor grad_target)",
     check=_check_backward,
     fake=_fake_backward,
     differentiable=True,
@@ -241,6 +258,7 @@ def _run(arguments: tuple, backend: str) -> Tensor:
                 f"fastseg.ops.cross_entropy: weight requires grad; allowed: a constant with backend={backend!r}"
             )
         return reference.cross_entropy_probabilities(*arguments)  # by autograd: nobody learns these in earnest
-    if gradient_in_forward(input, reduction) and not target.requires_grad:
-        return _cross_entropy_probabilities_with_gradient(*arguments, backend=backend)[0]
+    if gradient_in_forward(reduction, input, target):
+        asked = (input.requires_grad, target.requires_grad)
+        return _cross_entropy_probabilities_with_gradient(*arguments, *asked, backend=backend)[0]
     return _cross_entropy_probabilities(*arguments, backend=backend)

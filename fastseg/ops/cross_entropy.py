@@ -204,7 +204,7 @@ cross_entropy_backward = Op(
 
 def _run(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty, backend):
     arguments = (input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty)
-    if gradient_in_forward(input, reduction):
+    if gradient_in_forward(reduction, input):
         return _cross_entropy_with_gradient(*arguments, backend=backend)[0]
     return _cross_entropy(*arguments, backend=backend)[0]
 

@@ -169,10 +169,9 @@ def cross_entropy_probabilities_backward(
 
 
 def cross_entropy_probabilities_with_gradient(
-    input, target, weight, pixel_weight, reduction, label_smoothing
-) -> tuple[Tensor, Tensor]:
-    """(loss, gradient of the loss with respect to `input`)."""
-    options = (reduction, label_smoothing)
-    loss = cross_entropy_probabilities(input, target, weight, pixel_weight, *options)
-    arguments = (input, target, weight, pixel_weight, torch.ones_like(loss), *options)
-    return loss, cross_entropy_probabilities_backward(*arguments, True, False)[0]
+    input, target, weight, pixel_weight, reduction, label_smoothing, to_input, to_target
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, gradient of the loss with respect to `input`, to `target`), the latter without elements where not asked for."""
+    loss = cross_entropy_probabilities(input, target, weight, pixel_weight, reduction, label_smoothing)
+    options = (torch.ones_like(loss), reduction, label_smoothing, to_input, to_target)
+    return loss, *cross_entropy_probabilities_backward(input, target, weight, pixel_weight, *options)

@@ -1,11 +1,11 @@
-"""cross_entropy and focal_loss: forward and backward of the mean over the valid pixels."""
+"""cross_entropy, with labels and with probabilities, and focal_loss: forward and backward of the mean over the pixels."""
 
 import torch
 import torch.nn.functional as F
 
 import fastseg.ops
 from benchmarks import checks, peers
-from benchmarks.harness import Case, Target
+from benchmarks.harness import MEMORY_FORMATS, Case, Target
 from benchmarks.inputs import IGNORED, labels, logits
 
 
@@ -22,12 +22,28 @@ def minimal_bytes(shape, dtype):
     return batch * height * width * (2 * classes * dtype.itemsize + 8)
 
 
+def make_probabilities(shape, device, dtype, layout):
+    """Logits, and the softmax of others as target."""
+    target = logits(shape, device, torch.float32, layout).softmax(1).to(dtype)
+    return logits(shape, device, dtype, layout), target.contiguous(memory_format=MEMORY_FORMATS[layout])
+
+
+def minimal_bytes_of_probabilities(shape, dtype):
+    """Logits and targets read once, gradient written once."""
+    batch, classes, height, width = shape
+    return batch * height * width * 3 * classes * dtype.itemsize
+
+
 def stock_cross_entropy(input, target):
     return F.cross_entropy(input, target, ignore_index=IGNORED)
 
 
 def cross_entropy(input, target):
     return fastseg.ops.cross_entropy(input, target, ignore_index=IGNORED)
+
+
+def cross_entropy_of_probabilities(input, target):
+    return fastseg.ops.cross_entropy(input, target)
 
 
 def stock_focal_loss(input, target):
@@ -46,6 +62,14 @@ def cross_entropy_case(shape, targets=(), more_peers=None, **options):
         "cross_entropy", shape, make, cross_entropy,
         peers.stock(stock_cross_entropy) | {"liger": peers.LIGER_CROSS_ENTROPY} | (more_peers or {}),
         minimal_bytes, checks.differentiable_within_policy(stock_cross_entropy), targets=targets, **options,
+    )
+
+
+def probabilities_case(shape, **options):
+    return Case(
+        "cross_entropy", shape, make_probabilities, cross_entropy_of_probabilities,
+        peers.stock(F.cross_entropy), minimal_bytes_of_probabilities,
+        checks.differentiable_within_policy(F.cross_entropy), name="probabilities", **options,
     )
 
 
@@ -83,6 +107,11 @@ CASES = [
     cross_entropy_case((4, 2, 512, 512)),
     cross_entropy_case((1, 1000, 256, 256)),
     cross_entropy_case((1, 19, 64, 128)),
+    probabilities_case((2, 19, 512, 1024)),
+    probabilities_case((2, 19, 512, 1024), layout="channels_last"),
+    probabilities_case((2, 19, 512, 1024), dtype=torch.bfloat16),
+    probabilities_case((2, 150, 256, 256)),
+    probabilities_case((2, 19, 64, 64)),
     focal_loss_case((2, 19, 512, 1024)),
     focal_loss_case((2, 150, 512, 512)),
 ]

@@ -239,8 +239,9 @@ def cross_entropy(
         input: logits (C,), (N, C) or (N, C, d1, ..., dk), contiguous or channels_last without a copy; float32, float16,
             bfloat16, or float64 on CPU. Half types are accumulated in fp32.
         target: labels (), (N,) or (N, d1, ..., dk) of dtype int64, int32 or uint8; or probabilities in the shape of
-            input, floating, which then may require grad.
-        weight: (C,) weight of each class, of the input's dtype or fp32.
+            input, of any floating dtype and any layout, which then may require grad.
+        weight: (C,) weight of each class, of the input's dtype or fp32; with probabilities of any floating dtype, and it
+            may require grad (plain PyTorch runs then).
         size_average, reduce: deprecated, as in the stock function.
         ignore_index: label that contributes nothing; inside or outside [0, C). Not for probabilities, as in stock.
         reduction: "none", "mean" or "sum". A mean divides by the sum of weight[label] * pixel_weight over the pixels not
@@ -248,10 +249,12 @@ def cross_entropy(
         label_smoothing: in [0, 1].
         pixel_weight: (N, d1, ..., dk) constant that multiplies each pixel's loss, such as U-Net's border weights.
         zero_if_empty: a mean over nothing is 0 with zero gradient; by default NaN with zero gradient, as in stock.
-        backend: "auto", "cpu", "triton" or "reference". On CPU "auto" leaves fewer than 65,536 logits to stock PyTorch.
+        backend: "auto", "cpu", "triton" or "reference". On CPU "auto" leaves fewer than 65,536 logits to stock PyTorch;
+            with probabilities fewer than 131,072 (four times that for 2 or 3 classes), and rows (N, C) of 64 classes and up.
 
     Returns:
-        The loss in the input's dtype (fp32 under autocast): a scalar, or the target's shape for reduction "none".
+        The loss in the input's dtype (that of input, probabilities and weight together; fp32 under autocast): a scalar, or
+        input's shape without its class dimension for reduction "none".
         The gradient has the memory format of the input. Twice differentiable.
 
     Raises:

@@ -151,6 +151,7 @@ class Sweep {
       const vector_t loss = weight * (common - simd::load(product_ + i));
       sum_of_losses += loss;
       if (problem_.pixel_loss && here > 0) simd::store_partial(problem_.pixel_loss + position + i, loss, here);
+      if (!problem_.gradient.data && !problem_.target_gradient) continue;
       simd::store(log_sum_ + i, log_sum);
       simd::store(ratio_ + i, share / sum);
       simd::store(factor_ + i, weight * gradient_scale(position + i, here));

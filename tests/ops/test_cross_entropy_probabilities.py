@@ -349,21 +349,32 @@ def test_only_what_is_asked_for_is_computed(monkeypatch):
 
 @pytest.mark.parametrize("arguments, stock", [
     ({}, True), (dict(label_smoothing=0.1, reduction="none"), True), (dict(backend="cpu"), False),
-    (dict(zero_if_empty=True), False), (dict(pixel_weight=torch.ones(2, 4, 5)), False),
+    (dict(zero_if_empty=True), False), (dict(pixel_weight=torch.ones(2, 5, 6)), False),
 ])  # fmt: skip
 def test_few_probabilities_are_left_to_stock_where_it_can(arguments, stock, monkeypatch):
     module = importlib.import_module("fastseg.ops._cross_entropy_probabilities")
     calls = []
     monkeypatch.setattr(module, "_run", lambda *args: calls.append(args) or torch.zeros(()))
-    monkeypatch.setattr(module, "FEWEST_PROBABILITIES_CPU", 2 * 3 * 4 * 5 + 1)
-    input, target = torch.randn(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
+    monkeypatch.setattr(module, "FEWEST_PROBABILITIES_CPU", 2 * 4 * 5 * 6 + 1)
+    input, target = torch.randn(2, 4, 5, 6), torch.rand(2, 4, 5, 6)
     loss = cross_entropy(input, target, **arguments)
     assert bool(calls) != stock
     if stock:
         assert torch.equal(loss, F.cross_entropy(input, target, **arguments))
-    monkeypatch.setattr(module, "FEWEST_PROBABILITIES_CPU", 2 * 3 * 4 * 5)
+    monkeypatch.setattr(module, "FEWEST_PROBABILITIES_CPU", 2 * 4 * 5 * 6)
     cross_entropy(input, target, **arguments)
     assert calls
+
+
+@pytest.mark.parametrize("shape, ours", [((20, 63), True), ((20, 64), False), ((20, 64, 2), True), ((2, 3, 20), False),
+                                         ((3, 3, 40), True)])  # fmt: skip
+def test_shapes_that_are_left_to_stock(shape, ours, monkeypatch):
+    module = importlib.import_module("fastseg.ops._cross_entropy_probabilities")
+    calls = []
+    monkeypatch.setattr(module, "_run", lambda *args: calls.append(args) or torch.zeros(()))
+    monkeypatch.setattr(module, "FEWEST_PROBABILITIES_CPU", 80)
+    cross_entropy(torch.randn(shape), torch.rand(shape))
+    assert bool(calls) == ours
 
 
 LEVEL_SCRIPT = """

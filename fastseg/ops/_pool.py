@@ -43,6 +43,18 @@ def empty(like: Tensor, shape: Sequence[int], channels_last: bool, dtype: torch.
     return torch.empty(tuple(shape), dtype=dtype or like.dtype, device=like.device, memory_format=layout)
 
 
+def fake_scatter(values, indices, kernel_size, stride, padding, dilation, size, channels_last):
+    """The output of an op that puts `values` (N, C, rows, columns) where `indices` point in planes of `size`."""
+    return empty(values, (*values.shape[:2], *size), channels_last)
+
+
+def allocate_scatter(values, indices, kernel_size, stride, padding, dilation, size, channels_last):
+    """What `PoolNative` wants of such an op."""
+    geometry = kernel_size, stride, padding, dilation
+    output = fake_scatter(values, indices, *geometry, size, channels_last)
+    return [values, indices], geometry, channels_last, [output]
+
+
 class PoolNative(NativeOp):
     """A C++ entry point `<name>(inputs, geometry, outputs)`: brings the inputs into one layout, allocates the outputs.
 

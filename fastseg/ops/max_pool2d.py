@@ -22,7 +22,9 @@ from fastseg.ops._pool import (
     INDEX_DTYPES,
     MOST_COMPACT_TAPS,
     PoolNative,
+    allocate_scatter,
     empty,
+    fake_scatter,
     is_channels_last,
     pair,
 )
@@ -150,19 +152,9 @@ def check_backward(grad_output, indices, kernel_size, stride, padding, dilation,
     _check.same_device(name, "indices", indices, "grad_output", grad_output)
 
 
-def fake_backward(grad_output, indices, kernel_size, stride, padding, dilation, size, channels_last):
-    return empty(grad_output, (*grad_output.shape[:2], *size), channels_last)
-
-
-def _allocate_backward(grad_output, indices, kernel_size, stride, padding, dilation, size, channels_last):
-    geometry = kernel_size, stride, padding, dilation
-    grad_input = fake_backward(grad_output, indices, *geometry, size, channels_last)
-    return [grad_output, indices], geometry, channels_last, [grad_input]
-
-
 _backward_native = PoolNative(
     f"_max_pool2d_backward(Tensor grad_output, Tensor indices, {GEOMETRY}, Tensor(a!) grad_input) -> ()",
-    _allocate_backward,
+    allocate_scatter,
 )
 
 
@@ -182,7 +174,7 @@ max_pool2d_backward = Op(
     "max_pool2d_backward",
     f"(Tensor grad_output, Tensor indices, {GEOMETRY}, SymInt[] size, bool channels_last) -> Tensor",
     check=check_backward,
-    fake=fake_backward,
+    fake=fake_scatter,
     save=save_backward,
     backward=double_backward,
     backends=[

@@ -14,7 +14,16 @@ from torch import Tensor
 from fastseg import _check
 from fastseg._op import FLOATING, Backend, Op
 from fastseg.kernels.max_unpool2d import reference
-from fastseg.ops._pool import GEOMETRY, INDEX_DTYPES, PoolNative, empty, is_channels_last, pair
+from fastseg.ops._pool import (
+    GEOMETRY,
+    INDEX_DTYPES,
+    PoolNative,
+    allocate_scatter,
+    empty,
+    fake_scatter,
+    is_channels_last,
+    pair,
+)
 from fastseg.ops._pool_indices import PoolIndices
 from fastseg.ops.max_pool2d import max_pool2d_backward
 
@@ -42,19 +51,9 @@ def check(input, indices, kernel_size, stride, padding, dilation, size, channels
         raise ValueError(f"fastseg.ops.{_NAME}: output_size={tuple(size)}; allowed: 0 or more")
 
 
-def fake(input, indices, kernel_size, stride, padding, dilation, size, channels_last):
-    return empty(input, (*input.shape[:2], *size), channels_last)
-
-
-def _allocate_forward(input, indices, kernel_size, stride, padding, dilation, size, channels_last):
-    geometry = kernel_size, stride, padding, dilation
-    output = fake(input, indices, *geometry, size, channels_last)
-    return [input, indices], geometry, channels_last, [output]
-
-
 _forward_native = PoolNative(
     f"_max_unpool2d_forward(Tensor input, Tensor indices, {GEOMETRY}, Tensor(a!) output) -> ()",
-    _allocate_forward,
+    allocate_scatter,
 )
 
 
@@ -73,7 +72,7 @@ _op = Op(
     "max_unpool2d",
     f"(Tensor input, Tensor indices, {GEOMETRY}, SymInt[] size, bool channels_last) -> Tensor",
     check=check,
-    fake=fake,
+    fake=fake_scatter,
     save=save,
     backward=backward,
     backends=[

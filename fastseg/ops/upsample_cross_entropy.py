@@ -11,7 +11,7 @@ source grid is the transposed interpolation of v (p - onehot), gathered without 
 Sources: torch.nn.functional.interpolate and cross_entropy; V-Net (squared Dice).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -186,6 +186,15 @@ def _refuse_unless_built(*_):
     return _sums_native.missing("CPU")
 
 
+def _backends(name: str, cpu: Callable, plain: Callable) -> list[Backend]:
+    """`name`: of the launcher in kernels/upsample_cross_entropy/triton.py; `plain`: the reference."""
+    return [
+        Backend("cpu", cpu, dtypes=CPU_DTYPES, refuses=_refuse_unless_built),
+        Backend("triton", lazy("upsample_cross_entropy.triton", name), dtypes=FLOATING_GPU),
+        Backend("reference", plain),
+    ]
+
+
 upsample_cross_entropy_sums = Op(
     "upsample_cross_entropy_sums",
     f"({_TENSORS}, {_OPTIONS}, bool with_gradient) -> (Tensor, Tensor, Tensor)",
@@ -193,11 +202,7 @@ upsample_cross_entropy_sums = Op(
     fake=fake_sums,
     save=save_sums,
     backward=backward_sums,
-    backends=[
-        Backend("cpu", _sums_native, dtypes=CPU_DTYPES),
-        Backend("triton", lazy("upsample_cross_entropy.triton", "sums"), dtypes=FLOATING_GPU),
-        Backend("reference", reference.upsample_cross_entropy_sums),
-    ],
+    backends=_backends("sums", _sums_native, reference.upsample_cross_entropy_sums),
 )
 upsample_cross_entropy_sums_backward = Op(
     "upsample_cross_entropy_sums_backward",
@@ -205,11 +210,7 @@ upsample_cross_entropy_sums_backward = Op(
     check=check_sums_backward,
     fake=fake_gradient,
     differentiable=True,
-    backends=[
-        Backend("cpu", _scale_gradient, dtypes=CPU_DTYPES, refuses=_refuse_unless_built),
-        Backend("triton", lazy("upsample_cross_entropy.triton", "sums_backward"), dtypes=FLOATING_GPU),
-        Backend("reference", reference.upsample_cross_entropy_sums_backward),
-    ],
+    backends=_backends("sums_backward", _scale_gradient, reference.upsample_cross_entropy_sums_backward),
 )
 upsample_cross_entropy_pixels = Op(
     "upsample_cross_entropy_pixels",
@@ -218,11 +219,7 @@ upsample_cross_entropy_pixels = Op(
     fake=fake_pixels,
     save=save_pixels,
     backward=backward_pixels,
-    backends=[
-        Backend("cpu", _pixels_native, dtypes=CPU_DTYPES),
-        Backend("triton", lazy("upsample_cross_entropy.triton", "pixels"), dtypes=FLOATING_GPU),
-        Backend("reference", reference.upsample_cross_entropy_pixels),
-    ],
+    backends=_backends("pixels", _pixels_native, reference.upsample_cross_entropy_pixels),
 )
 upsample_cross_entropy_pixels_backward = Op(
     "upsample_cross_entropy_pixels_backward",
@@ -230,11 +227,9 @@ upsample_cross_entropy_pixels_backward = Op(
     check=check_pixels_backward,
     fake=fake_gradient,
     differentiable=True,
-    backends=[
-        Backend("cpu", _pixels_backward_cpu, dtypes=CPU_DTYPES, refuses=_refuse_unless_built),
-        Backend("triton", lazy("upsample_cross_entropy.triton", "pixels_backward"), dtypes=FLOATING_GPU),
-        Backend("reference", reference.upsample_cross_entropy_pixels_backward),
-    ],
+    backends=_backends(
+        "pixels_backward", _pixels_backward_cpu, reference.upsample_cross_entropy_pixels_backward
+    ),
 )
 upsample_softmax_statistics = Op(
     "upsample_softmax_statistics",
@@ -243,24 +238,18 @@ upsample_softmax_statistics = Op(
     fake=fake_statistics,
     save=save_statistics,
     backward=backward_statistics,
-    backends=[
-        Backend("cpu", _statistics_native, dtypes=CPU_DTYPES),
-        Backend("triton", lazy("upsample_cross_entropy.triton", "statistics"), dtypes=FLOATING_GPU),
-        Backend("reference", reference.upsample_softmax_statistics),
-    ],
+    backends=_backends("statistics", _statistics_native, reference.upsample_softmax_statistics),
 )
 upsample_softmax_statistics_backward = Op(
     "upsample_softmax_statistics_backward",
-    f"({_TENSORS}, Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator, {_OPTIONS}, bool squared)"
-    " -> Tensor",
+    f"({_TENSORS}, Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator, {_OPTIONS},"
+    " bool squared) -> Tensor",
     check=check_statistics_backward,
     fake=fake_gradient,
     differentiable=True,
-    backends=[
-        Backend("cpu", _statistics_backward_cpu, dtypes=CPU_DTYPES, refuses=_refuse_unless_built),
-        Backend("triton", lazy("upsample_cross_entropy.triton", "statistics_backward"), dtypes=FLOATING_GPU),
-        Backend("reference", reference.upsample_softmax_statistics_backward),
-    ],
+    backends=_backends(
+        "statistics_backward", _statistics_backward_cpu, reference.upsample_softmax_statistics_backward
+    ),
 )
 
 

@@ -2,9 +2,6 @@
 
 import importlib
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from fastseg import _library
 from fastseg.ops import cross_entropy
 from fastseg.testing import assert_within_policy
 from tests.contract import Case, Contract
+from tests.instruction_levels import run_at_level
 
 # In fp64 stock is its own reference and the policy would ask for its very bits; gradcheck and a test below hold fp64.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -392,17 +390,9 @@ for dtype, target_dtype in zip(DTYPES, (torch.float32, torch.float32, torch.bflo
                 input = torch.randn(shape, dtype=torch.float64).to(dtype)
                 input = input.movedim(1, -1).contiguous().movedim(-1, 1) if innermost else input
                 compare(input, torch.rand(shape).to(target_dtype), label_smoothing=smoothing, reduction="sum")
-print("agrees")
 """
 
 
 @pytest.mark.parametrize("level", _library.LEVELS)
 def test_instruction_levels(level):
-    if not (_library.LIBRARY_DIR / f"libfastseg_{level}.so").exists():
-        pytest.skip(f"libfastseg_{level}.so is not built")
-    if _library.LEVELS.index(level) < _library.LEVELS.index(_library.CPU_LEVEL or "base"):
-        pytest.skip(f"this machine does not run {level}")
-    environment = {**os.environ, "FASTSEG_CPU_LEVEL": level}
-    command = [sys.executable, "-c", LEVEL_SCRIPT.format(level=level)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0 and "agrees" in result.stdout, result.stderr
+    run_at_level(level, "-c", LEVEL_SCRIPT.format(level=level))

@@ -1,9 +1,6 @@
 """upsample_argmax against torch.nn.functional.interpolate(...).argmax(1)."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -14,6 +11,7 @@ from hypothesis import given, settings
 from fastseg.ops import upsample_argmax
 from fastseg.testing import allowed_error, assert_within_policy
 from tests.contract import Case, Contract
+from tests.instruction_levels import run_at_level
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -265,10 +263,5 @@ def test_other_instruction_levels(level):
     """The same source compiled for AVX2 and for plain x86-64 gives the same labels."""
     if os.environ.get("FASTSEG_CPU_LEVEL") is not None:
         pytest.skip("already running at a forced level")
-    selection = "5.5 or dtype0 or hostile"
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__, "-k", selection],
-        cwd=Path(__file__).resolve().parents[2], env={**os.environ, "FASTSEG_CPU_LEVEL": level},
-        capture_output=True, text=True, timeout=600,
-    )
-    assert result.returncode == 0, result.stdout[-10_000:] + result.stderr[-2_000:]
+    options = "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "5.5 or dtype0 or hostile"
+    run_at_level(level, "-m", "pytest", __file__, *options)

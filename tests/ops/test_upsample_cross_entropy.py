@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import hypothesis.strategies as strategies
 import pytest
@@ -15,6 +14,7 @@ import fastseg
 from fastseg.ops import upsample_cross_entropy, upsample_cross_entropy_dice
 from fastseg.testing import assert_within_policy
 from tests.contract import Case, Contract, Make
+from tests.instruction_levels import run_at_level
 
 
 def _upsampled(input, target, size=None, scale_factor=None, align_corners=False):
@@ -377,8 +377,8 @@ print(status("VmHWM") - before)
 )
 def test_peak_memory(function, classes, height, width, scale):
     """At most 4 times the low-resolution logits and 8 bytes per output pixel, all scratch included."""
-    numbers = map(str, (classes, height, width, scale))
-    found = subprocess.run([sys.executable, "-c", MEMORY, function, *numbers], capture_output=True, text=True, check=True)
+    arguments = [function, *map(str, (classes, height, width, scale))]
+    found = subprocess.run([sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True, check=True)
     source, output = 2 * classes * height * width * 4, 2 * height * width * scale**2
     noise = 512 * 1024  # pages of code and heap that the first large call touches
     assert int(found.stdout) <= 4 * source + 8 * output + noise
@@ -401,7 +401,4 @@ for source, output in (((9, 20), (72, 160)), ((9, 20), (23, 67)), ((40, 30), (11
 
 @pytest.mark.parametrize("level", ["v3", "base"])
 def test_lower_instruction_levels(level):
-    if not (Path(fastseg.__file__).parent / f"libfastseg_{level}.so").exists():
-        pytest.skip(f"libfastseg_{level}.so is not built")
-    environment = {**os.environ, "FASTSEG_CPU_LEVEL": level}
-    subprocess.run([sys.executable, "-c", LEVEL], env=environment, check=True)
+    run_at_level(level, "-c", LEVEL)

@@ -1,4 +1,4 @@
-// Vectors to and from memory, and their lanes put together. Raw intrinsics stand here only, where compilers have
+// Vectors to and from memory, and their lanes put together. Raw intrinsics stand here, where compilers have
 // no spelling of their own: fp16, streaming stores, gathers, permutations, masks as bits.
 #pragma once
 
@@ -120,6 +120,7 @@ FASTSEG_INLINE u16x16 round_to_bfloat16(f32x16 lanes) {
 FASTSEG_INLINE f32x16 load(const float* from) { return detail::read<f32x16>(from); }
 FASTSEG_INLINE f64x16 load(const double* from) { return detail::read<f64x16>(from); }
 FASTSEG_INLINE i32x16 load(const int32_t* from) { return detail::read<i32x16>(from); }
+FASTSEG_INLINE i64x16 load(const int64_t* from) { return detail::read<i64x16>(from); }
 FASTSEG_INLINE u8x16 load(const uint8_t* from) { return detail::read<u8x16>(from); }
 FASTSEG_INLINE f32x16 load(const BFloat16* from) {
   return bit_cast<f32x16>(convert<u32x16>(detail::read<u16x16>(from)) << 16);

@@ -7,6 +7,10 @@
 // else is a function below.
 #pragma once
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -126,10 +130,17 @@ constexpr bool is_pair<Pair<lane_t, lanes>> = true;
 
 namespace detail {
 
-// Lanes first, first + 1, ... of `low` followed by `high`.
-template <int first, typename vector_t, size_t... index>
+// Lanes first, first + step, ... of `low` followed by `high`.
+template <int first, int step = 1, typename vector_t, size_t... index>
 FASTSEG_INLINE auto pick(vector_t low, vector_t high, std::index_sequence<index...>) {
-  return __builtin_shufflevector(low, high, (first + static_cast<int>(index))...);
+  return __builtin_shufflevector(low, high, (first + step * static_cast<int>(index))...);
+}
+
+// Lanes first, first + 1, ... of both, by turns.
+template <int first, typename vector_t, size_t... index>
+FASTSEG_INLINE auto by_turns(vector_t even, vector_t odd, std::index_sequence<index...>) {
+  constexpr int kLanes = lanes_of<vector_t>;
+  return __builtin_shufflevector(even, odd, (first + static_cast<int>(index / 2 + index % 2 * kLanes))...);
 }
 
 }  // namespace detail
@@ -161,6 +172,37 @@ FASTSEG_INLINE vector_t join(half_of<vector_t> low, half_of<vector_t> high) {
   }
 }
 
+// Lanes `first`, first + 2, ... of `low` followed by `high`: the even or the odd ones.
+template <int first, typename vector_t>
+FASTSEG_INLINE vector_t every_second(vector_t low, vector_t high) {
+  if constexpr (is_pair<vector_t>) {
+    return {every_second<first>(low.low, low.high), every_second<first>(high.low, high.high)};
+  } else {
+    return detail::pick<first, 2>(low, high, std::make_index_sequence<lanes_of<vector_t>>());
+  }
+}
+
+// The other way round: even[0], odd[0], even[1], ... up to the middle, and from there on.
+template <typename vector_t>
+FASTSEG_INLINE vector_t interleave_low(vector_t even, vector_t odd);
+template <typename vector_t>
+FASTSEG_INLINE vector_t interleave_high(vector_t even, vector_t odd) {
+  if constexpr (is_pair<vector_t>) {
+    return {interleave_low(even.high, odd.high), interleave_high(even.high, odd.high)};
+  } else {
+    constexpr int kLanes = lanes_of<vector_t>;
+    return detail::by_turns<kLanes / 2>(even, odd, std::make_index_sequence<kLanes>());
+  }
+}
+template <typename vector_t>
+FASTSEG_INLINE vector_t interleave_low(vector_t even, vector_t odd) {
+  if constexpr (is_pair<vector_t>) {
+    return {interleave_low(even.low, odd.low), interleave_high(even.low, odd.low)};
+  } else {
+    return detail::by_turns<0>(even, odd, std::make_index_sequence<lanes_of<vector_t>>());
+  }
+}
+
 // --- lane by lane ---
 
 FASTSEG_INLINE f32x16 splat(float value) { return value - f32x16{}; }
@@ -179,12 +221,39 @@ FASTSEG_INLINE to_t bit_cast(const from_t& from) {
   }
 }
 
+template <typename to_t, typename from_t>
+FASTSEG_INLINE to_t convert(from_t from);
+
+namespace detail {
+
+// Between bytes and wider integers GCC 12 goes lane by lane.
+FASTSEG_INLINE i32x16 widen_bytes(u8x16 bytes) {
+#if defined(__AVX512F__)
+  return bit_cast<i32x16>(_mm512_maskz_cvtepu8_epi32(0xffff, bit_cast<__m128i>(bytes)));
+#elif defined(__AVX2__)
+  const __m128i all = bit_cast<__m128i>(bytes);
+  using eight_t = half_of<i32x16>;
+  return {bit_cast<eight_t>(_mm256_cvtepu8_epi32(all)),
+          bit_cast<eight_t>(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(all, all)))};
+#else
+  return convert<i32x16>(convert<u16x16>(bytes));
+#endif
+}
+
+}  // namespace detail
+
 // A C++ conversion of every lane, e.g. convert<f64x16>(f32x16).
 template <typename to_t, typename from_t>
 FASTSEG_INLINE to_t convert(from_t from) {
   static_assert(lanes_of<to_t> == lanes_of<from_t>);
   if constexpr (std::is_same_v<to_t, from_t>) {
     return from;
+  } else if constexpr (std::is_same_v<from_t, u8x16> && std::is_same_v<to_t, i32x16>) {
+    return detail::widen_bytes(from);
+  } else if constexpr (std::is_same_v<from_t, u8x16> && std::is_same_v<to_t, i64x16>) {
+    return convert<to_t>(detail::widen_bytes(from));
+  } else if constexpr (std::is_same_v<to_t, u8x16> && is_pair<from_t> && !std::is_same_v<from_t, u16x16>) {
+    return convert<to_t>(convert<u16x16>(from));
   } else if constexpr (is_pair<to_t> || is_pair<from_t>) {
     return join<to_t>(convert<half_of<to_t>>(low_half(from)), convert<half_of<to_t>>(high_half(from)));
   } else {

@@ -3,6 +3,8 @@
 
 #include "fastseg/huge_pages.h"
 #include "max_pool2d/phases.h"
+#include "max_pool2d/quads.h"
+#include "max_pool2d/rows.h"
 #include "max_pool2d/scatter.h"
 #include "max_pool2d/spread.h"
 #include "max_pool2d/windows.h"
@@ -16,18 +18,17 @@ class Pool {
  public:
   using compute_t = simd::accumulate<scalar_t>;
 
-  Pool(int64_t longest, bool stream_output, bool stream_indices)
-      : stream_indices_(stream_indices),
-        best_(round_up(longest) + kLanes),
-        indices_(round_up(longest) + kLanes),
-        writer_(longest, stream_output) {}
+  // total: elements of the whole output
+  Pool(scalar_t* output, index_t* indices, int64_t longest, int64_t total)
+      : output_(output, longest, total), indices_(indices, longest, total) {}
 
-  // Maxima of `count` lanes over the rows and the columns [first, end) of `taps`, to element `at` of the row
-  // on. empty(i): the labels of lanes i on where everything is -inf. origin, step: an index is its label plus
-  // origin + lane * step.
+  // Maxima of the next `count` windows or channels over the rows and the columns [first, end) of `taps`. empty(i):
+  // the labels of lanes i on where everything is -inf. origin, step: an index is its label plus origin + lane * step.
   template <typename value_t, typename Empty, typename Load>
-  FASTSEG_INLINE void maximum(const Taps<value_t>& taps, int64_t first, int64_t end, int64_t at, int64_t count,
-                              int64_t origin, int64_t step, const Empty& empty, const Load& load) {
+  FASTSEG_INLINE void maximum(const Taps<value_t>& taps, int64_t first, int64_t end, int64_t count, int64_t origin,
+                              int64_t step, const Empty& empty, const Load& load) {
+    scalar_t* output = output_.next(count);
+    index_t* indices = indices_.next(count);
     for_lanes(count, [&](int64_t i, auto vectors) {
       simd::vec<compute_t> best[vectors];
       Labels<compute_t> labels[vectors];
@@ -45,28 +46,26 @@ class Pool {
       });
       for (int v = 0; v < vectors; ++v) {
         const int64_t lane = i + v * kLanes;
-        simd::store(best_.data() + at + lane, best[v]);
+        simd::store(output + lane, best[v]);
         if constexpr (sizeof(index_t) == 1) {
-          simd::store(indices_.data() + at + lane, simd::convert<simd::u8x16>(labels[v]));
+          simd::store(indices + lane, simd::convert<simd::u8x16>(labels[v]));
         } else {
           const simd::i64x16 further = simd::convert<simd::i64x16>(simd::lane_index()) * step;
           const simd::i64x16 index = simd::convert<simd::i64x16>(labels[v]) + further + (origin + lane * step);
-          simd::store(indices_.data() + at + lane, index);
+          simd::store(indices + lane, index);
         }
       }
     });
   }
 
-  void write(scalar_t* output, index_t* indices, int64_t count) {
-    writer_.write(output, best_.data(), count);
-    write_row(indices, indices_.data(), count, stream_indices_);
+  void finish() {
+    output_.finish();
+    indices_.finish();
   }
 
  private:
-  bool stream_indices_;
-  std::vector<compute_t> best_;
-  std::vector<index_t> indices_;
-  RowWriter<scalar_t> writer_;
+  OutputStream<scalar_t> output_;
+  OutputStream<index_t> indices_;
 };
 
 // input [planes, H, W], output and indices [planes, rows, columns]
@@ -74,14 +73,11 @@ template <typename scalar_t, typename index_t>
 void pool_planar(const scalar_t* input, scalar_t* output, index_t* indices, const Windows& windows, int64_t planes) {
   using compute_t = simd::accumulate<scalar_t>;
   const int64_t rows = windows.y.output, columns = windows.x.output;
-  const int64_t total = planes * rows * columns;
-  const bool stream_output = worth_streaming<scalar_t>(total), stream_indices = worth_streaming<index_t>(total);
   std::vector<int32_t> first_label(round_up(columns));
   for (int64_t ox = 0; ox < columns; ++ox) first_label[ox] = windows.label(0, windows.x.first_tap(ox));
-  const int64_t slices = slice_count(planes * rows, ceil_divide(kSliceElements, columns));
-  parallel_slices(planes * rows, slices, [&](int64_t, int64_t begin, int64_t end) {
+  parallel_rows(planes * rows, columns, [&](int64_t begin, int64_t end) {
     PhaseRows<scalar_t> phases(windows, -std::numeric_limits<compute_t>::infinity());
-    Pool<scalar_t, index_t> pool(columns, stream_output, stream_indices);
+    Pool<scalar_t, index_t> pool(output + begin * columns, indices + begin * columns, columns, planes * rows * columns);
     Taps<compute_t> taps;
     for (int64_t kw = 0; kw < windows.x.kernel; ++kw) {
       taps.columns.push_back({phases.layout().tap(kw), windows.label(0, kw)});
@@ -92,10 +88,9 @@ void pool_planar(const scalar_t* input, scalar_t* output, index_t* indices, cons
       const auto above = splat_label<compute_t>(windows.label(windows.y.first_tap(oy), 0));
       const auto empty = [&](int64_t i) { return above + load_labels<compute_t>(first_label.data() + i); };
       const auto load = [](const compute_t* values) { return simd::load(values); };
-      pool.maximum(taps, 0, windows.x.kernel, 0, columns, windows.label_origin(oy, 0), windows.x.stride, empty, load);
-      pool.write(output + row * columns, indices + row * columns, columns);
+      pool.maximum(taps, 0, windows.x.kernel, columns, windows.label_origin(oy, 0), windows.x.stride, empty, load);
     }
-    simd::stream_fence();
+    pool.finish();
   });
 }
 
@@ -106,33 +101,25 @@ void pool_interleaved(const scalar_t* input, scalar_t* output, index_t* indices,
   using compute_t = simd::accumulate<scalar_t>;
   const Axis& x = windows.x;
   const int64_t rows = windows.y.output, columns = x.output, channels = planes.channels;
-  const int64_t total = planes.images * rows * columns * channels;
-  const bool stream_output = worth_streaming<scalar_t>(total), stream_indices = worth_streaming<index_t>(total);
-  const int64_t run = std::min(columns, ceil_divide(kRunElements, channels));  // windows written at a time
+  const int64_t length = columns * channels;
   const scalar_t* past_end = input + planes.images * windows.y.input * x.input * channels;
-  const int64_t slices = slice_count(planes.images * rows, ceil_divide(kSliceElements, columns * channels));
-  parallel_slices(planes.images * rows, slices, [&](int64_t, int64_t begin, int64_t end) {
-    Pool<scalar_t, index_t> pool(run * channels, stream_output, stream_indices);
+  parallel_rows(planes.images * rows, length, [&](int64_t begin, int64_t end) {
+    Pool<scalar_t, index_t> pool(output + begin * length, indices + begin * length, channels,
+                                 planes.images * rows * length);
     Taps<scalar_t> taps;
     taps.columns.resize(x.kernel);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t image = row / rows, oy = row % rows;
       rows_of_taps(input + image * windows.y.input * x.input * channels, windows, oy, channels, taps);
-      for (int64_t from = 0; from < columns; from += run) {
-        const int64_t to = std::min(from + run, columns);
-        for (int64_t ox = from; ox < to; ++ox) {
-          const int64_t first = x.first_tap(ox), origin = windows.label_origin(oy, ox);
-          const auto label = splat_label<compute_t>(windows.label(windows.y.first_tap(oy), first));
-          columns_of_taps(windows, ox, channels, taps);
-          pool.maximum(taps, first, x.end_tap(ox), (ox - from) * channels, channels, origin, 0,
-                       [&](int64_t) { return label; },
-                       [&](const scalar_t* values) { return load_before(values, past_end); });
-        }
-        const int64_t at = (row * columns + from) * channels;
-        pool.write(output + at, indices + at, (to - from) * channels);
+      for (int64_t ox = 0; ox < columns; ++ox) {
+        const int64_t first = x.first_tap(ox), origin = windows.label_origin(oy, ox);
+        const auto label = splat_label<compute_t>(windows.label(windows.y.first_tap(oy), first));
+        columns_of_taps(windows, ox, channels, taps);
+        pool.maximum(taps, first, x.end_tap(ox), channels, origin, 0, [&](int64_t) { return label; },
+                     [&](const scalar_t* values) { return load_before(values, past_end); });
       }
     }
-    simd::stream_fence();
+    pool.finish();
   });
 }
 
@@ -142,8 +129,13 @@ void pool(const Tensor& input, const Tensor& output, const Tensor& indices, cons
   const scalar_t* from = input.const_data_ptr<scalar_t>();
   scalar_t* to = output.mutable_data_ptr<scalar_t>();
   index_t* places = indices.mutable_data_ptr<index_t>();
-  if (planes.channels_last) pool_interleaved(from, to, places, windows, planes);
-  else pool_planar(from, to, places, windows, planes.images * planes.channels);
+  if (are_quads(windows, planes)) {
+    with_quads(windows, planes, [&](const auto& quads) { pool_quads(from, to, places, quads); });
+  } else if (planes.channels_last) {
+    pool_interleaved(from, to, places, windows, planes);
+  } else {
+    pool_planar(from, to, places, windows, planes.images * planes.channels);
+  }
 }
 
 void forward(const Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
@@ -174,7 +166,7 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
       return;
     }
     const Windows windows = windows_of(grad_input, grad_output, indices, kernel_size, stride, padding, dilation);
-    if (rows_pay(windows, planes, kShortestSpread)) {
+    if (are_quads(windows, planes) || rows_pay(windows, planes, kShortestSpread)) {
       spread<Add, scalar_t>(grad_output, indices, grad_input, windows, planes);
     } else {
       scatter<Add, scalar_t>(grad_output, indices, grad_input, &windows, planes, passed_over);

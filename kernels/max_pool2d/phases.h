@@ -3,6 +3,7 @@
 //     phase r, element q  =  row[q * stride + r]
 #pragma once
 
+#include "max_pool2d/rows.h"
 #include "max_pool2d/windows.h"
 
 namespace fastseg::pooling {

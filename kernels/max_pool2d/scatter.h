@@ -8,6 +8,7 @@
 #include <string>
 #include <type_traits>
 
+#include "max_pool2d/rows.h"
 #include "max_pool2d/spread.h"
 #include "max_pool2d/windows.h"
 

@@ -5,6 +5,9 @@
 // the windows; scatter.h does without.
 #pragma once
 
+#include "max_pool2d/phases.h"
+#include "max_pool2d/quads.h"
+#include "max_pool2d/rows.h"
 #include "max_pool2d/windows.h"
 
 namespace fastseg::pooling {
@@ -60,9 +63,10 @@ template <typename value_t>
 using CoverRows = std::vector<CoverRow<value_t>>;
 
 // [begin, end) of the columns: where a window lies in its row, and which of its taps the pixel is
-template <typename combine_t, typename value_t, typename compute_t, typename Load>
+template <typename combine_t, typename value_t, typename scalar_t, typename Load>
 FASTSEG_INLINE void collect(const CoverRows<value_t>& rows, const TapColumn* begin, const TapColumn* end,
-                            int64_t count, compute_t* pixels, const Load& load) {
+                            int64_t count, scalar_t* pixels, const Load& load) {
+  using compute_t = simd::accumulate<scalar_t>;
   for_lanes(count, [&](int64_t i, auto vectors) {
     simd::vec<compute_t> sums[vectors]{};
     for (const CoverRow<value_t>& row : rows) {
@@ -125,14 +129,12 @@ void spread_planar(const scalar_t* pooled, const index_t* indices, scalar_t* ima
     }
   }
   const RowCovers row_covers(windows);
-  const bool streamed = worth_streaming<scalar_t>(planes * height * width);
-  const int64_t slices = slice_count(planes * height, ceil_divide(kSliceElements, width));
-  parallel_slices(planes * height, slices, [&](int64_t, int64_t begin, int64_t end) {
+  parallel_rows(planes * height, width, [&](int64_t begin, int64_t end) {
     KeptRows<compute_t> values(covering_rows(y_axis), room, 0);
     KeptRows<int32_t> labels(covering_rows(y_axis), room, kNowhere);
-    std::vector<compute_t> by_phase(phases * in_phase), merged(stride > 1 ? round_up(width) : 0);
+    std::vector<scalar_t> by_phase(stride > 1 ? phases * in_phase : 0);
     CoverRows<compute_t> rows;
-    RowWriter<scalar_t> writer(width, streamed);
+    OutputStream<scalar_t> output(image + begin * width, width, planes * height * width);
     int64_t plane = begin / height, y = begin % height;
     for (int64_t row = begin; row < end; ++row, ++y) {
       if (y == height) y = 0, ++plane;
@@ -146,15 +148,16 @@ void spread_planar(const scalar_t* pooled, const index_t* indices, scalar_t* ima
         });
         rows.push_back({row_values, row_labels, cover->label});
       }
+      scalar_t* pixels = output.next(width);
       for (int64_t r = 0; r < phases; ++r) {
         const TapColumn* first = covers[r].data();
         collect<combine_t>(rows, first, first + covers[r].size(), ceil_divide(width - r, stride),
-                           by_phase.data() + r * in_phase, [](const compute_t* at) { return simd::load(at); });
+                           stride > 1 ? by_phase.data() + r * in_phase : pixels,
+                           [](const compute_t* at) { return simd::load(at); });
       }
-      if (stride > 1) PhaseLayout::merge(by_phase.data(), in_phase, stride, width, merged.data());
-      writer.write(image + row * width, stride > 1 ? merged.data() : by_phase.data(), width);
+      if (stride > 1) PhaseLayout::merge(by_phase.data(), in_phase, stride, width, pixels);
     }
-    simd::stream_fence();
+    output.finish();
   });
 }
 
@@ -162,7 +165,6 @@ void spread_planar(const scalar_t* pooled, const index_t* indices, scalar_t* ima
 template <typename combine_t, typename scalar_t, typename index_t>
 void spread_interleaved(const scalar_t* pooled, const index_t* indices, scalar_t* image, const Windows& windows,
                         const Planes& planes) {
-  using compute_t = simd::accumulate<scalar_t>;
   const Axis &y_axis = windows.y, &x_axis = windows.x;
   const int64_t height = y_axis.input, width = x_axis.input, channels = planes.channels;
   const int64_t length = x_axis.output * channels;
@@ -175,16 +177,13 @@ void spread_interleaved(const scalar_t* pooled, const index_t* indices, scalar_t
     }
     first.push_back(static_cast<int64_t>(covers.size()));
   }
-  const int64_t run = std::min(width, ceil_divide(kRunElements, channels));  // pixels written at a time
   const scalar_t* past_end = pooled + planes.images * y_axis.output * length;
   const RowCovers row_covers(windows);
-  const bool streamed = worth_streaming<scalar_t>(planes.images * height * width * channels);
-  const int64_t slices = slice_count(planes.images * height, ceil_divide(kSliceElements, width * channels));
-  parallel_slices(planes.images * height, slices, [&](int64_t, int64_t begin, int64_t end) {
+  const int64_t all_rows = planes.images * height;
+  parallel_rows(all_rows, width * channels, [&](int64_t begin, int64_t end) {
     KeptRows<int32_t> labels(covering_rows(y_axis), length + kLanes, kNowhere);
-    std::vector<compute_t> pixels(round_up(run * channels) + kLanes);
     CoverRows<scalar_t> rows;
-    RowWriter<scalar_t> writer(run * channels, streamed);
+    OutputStream<scalar_t> output(image + begin * width * channels, channels, all_rows * width * channels);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t y = row % height;
       rows.clear();
@@ -198,17 +197,13 @@ void spread_interleaved(const scalar_t* pooled, const index_t* indices, scalar_t
         });
         rows.push_back({pooled + from * length, row_labels, cover->label});
       }
-      for (int64_t from = 0; from < width; from += run) {
-        const int64_t to = std::min(from + run, width);
-        for (int64_t x = from; x < to; ++x) {
-          collect<combine_t>(rows, covers.data() + first[x], covers.data() + first[x + 1], channels,
-                             pixels.data() + (x - from) * channels,
-                             [&](const scalar_t* values) { return load_before(values, past_end); });
-        }
-        writer.write(image + (row * width + from) * channels, pixels.data(), (to - from) * channels);
+      for (int64_t x = 0; x < width; ++x) {
+        collect<combine_t>(rows, covers.data() + first[x], covers.data() + first[x + 1], channels,
+                           output.next(channels),
+                           [&](const scalar_t* values) { return load_before(values, past_end); });
       }
     }
-    simd::stream_fence();
+    output.finish();
   });
 }
 
@@ -218,8 +213,13 @@ void spread(const Tensor& pooled, const Tensor& indices, const Tensor& image, co
   const scalar_t* from = pooled.const_data_ptr<scalar_t>();
   scalar_t* to = image.mutable_data_ptr<scalar_t>();
   const auto run = [&](const auto* places) {
-    if (planes.channels_last) spread_interleaved<combine_t>(from, places, to, windows, planes);
-    else spread_planar<combine_t>(from, places, to, windows, planes.images * planes.channels);
+    if (are_quads(windows, planes)) {
+      with_quads(windows, planes, [&](const auto& quads) { spread_quads(from, places, to, quads); });
+    } else if (planes.channels_last) {
+      spread_interleaved<combine_t>(from, places, to, windows, planes);
+    } else {
+      spread_planar<combine_t>(from, places, to, windows, planes.images * planes.channels);
+    }
   };
   if (windows.flat) run(indices.const_data_ptr<int64_t>());
   else run(indices.const_data_ptr<uint8_t>());

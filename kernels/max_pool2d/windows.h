@@ -1,5 +1,4 @@
-// Pooling windows, their labels, and rows on their way in and out: what max_pool2d and max_unpool2d share on
-// the CPU.
+// Pooling windows and the labels of their taps: what max_pool2d and max_unpool2d share on the CPU.
 //
 // A label names a tap of a window in 32 bits, in either index format:
 //     compact  kh * KW + kw, which is the index itself
@@ -9,7 +8,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -144,110 +142,6 @@ FASTSEG_INLINE void columns_of_taps(const Windows& windows, int64_t ox, int64_t 
     const int64_t x = windows.x.start(ox) + kw * windows.x.dilation;
     taps.columns[kw] = {x * channels, windows.label(0, kw)};
   }
-}
-
-// ---- rows ----
-
-inline int64_t round_up(int64_t count) { return ceil_divide(count, kLanes) * kLanes; }
-
-constexpr int64_t kSliceElements = 4096;  // fewer outputs are not worth a thread
-constexpr int64_t kRunElements = 1024;    // of an interleaved row, computed before they are written
-
-// Outputs from this size on are written past the caches.
-constexpr int64_t kStreamedBytes = int64_t{1} << 23;
-
-template <typename value_t>
-bool worth_streaming(int64_t count) {
-  return count * static_cast<int64_t>(sizeof(value_t)) >= kStreamedBytes;
-}
-
-// Copies `count` elements; whole cache lines go past the caches if `streamed`. Ends with
-// simd::stream_fence().
-template <typename value_t>
-void write_row(value_t* to, const value_t* from, int64_t count, bool streamed) {
-  constexpr int64_t kPerLine = 64 / sizeof(value_t);
-  int64_t i = 0;
-  if (streamed) {
-    const int64_t past_line = reinterpret_cast<uintptr_t>(to) % 64 / sizeof(value_t);
-    i = std::min(count, (kPerLine - past_line) % kPerLine);
-    std::memcpy(to, from, i * sizeof(value_t));
-    for (; i + kPerLine <= count; i += kPerLine) {
-      simd::detail::write_past_cache(to + i, simd::detail::read<simd::f32x16>(from + i));
-    }
-  }
-  std::memcpy(to + i, from + i, (count - i) * sizeof(value_t));
-}
-
-// Rows of a storage type from rows of what it is computed in. `values` has room for whole vectors.
-template <typename scalar_t>
-class RowWriter {
- public:
-  using compute_t = simd::accumulate<scalar_t>;
-
-  RowWriter(int64_t longest, bool streamed) : rounded_(kConverts ? round_up(longest) : 0), streamed_(streamed) {}
-
-  void write(scalar_t* to, const compute_t* values, int64_t count) {
-    if constexpr (kConverts) {
-      for (int64_t i = 0; i < count; i += kLanes) simd::store(rounded_.data() + i, simd::load(values + i));
-      write_row(to, rounded_.data(), count, streamed_);
-    } else {
-      write_row(to, values, count, streamed_);
-    }
-  }
-
- private:
-  static constexpr bool kConverts = !std::is_same_v<scalar_t, compute_t>;
-  std::vector<scalar_t> rounded_;
-  bool streamed_;
-};
-
-// The rows used last, each with room around it.
-template <typename value_t>
-class KeptRows {
- public:
-  // kept: how many at least; room: elements of a row; fill: what they hold at first
-  KeptRows(int64_t kept, int64_t room, value_t fill) : room_(room) {
-    int64_t slots = 1;  // a power of two: divisions cost as much as a short row
-    while (slots < kept) slots *= 2;
-    row_of_.assign(slots, -1);
-    values_.assign(slots * room, fill);
-  }
-
-  // Row number `row`; read(to) is called for a row that was not kept.
-  template <typename Read>
-  FASTSEG_INLINE const value_t* get(int64_t row, const Read& read) {
-    const int64_t slot = row & (static_cast<int64_t>(row_of_.size()) - 1);
-    value_t* values = values_.data() + slot * room_;
-    if (row_of_[slot] != row) {
-      row_of_[slot] = row;
-      read(values);
-    }
-    return values;
-  }
-
- private:
-  int64_t room_;
-  std::vector<int64_t> row_of_;
-  std::vector<value_t> values_;
-};
-
-// `count` elements in the type they are computed in.
-template <typename scalar_t, typename compute_t>
-void read_row(const scalar_t* from, int64_t count, compute_t* to) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) simd::store(to + i, simd::load(from + i));
-  for (; i < count; ++i) to[i] = static_cast<compute_t>(from[i]);
-}
-
-// 16 elements, of which only those before `end` exist; the others are 0.
-template <typename scalar_t>
-__attribute__((noinline)) auto load_last(const scalar_t* from, const scalar_t* end) {
-  return simd::load_partial(from, static_cast<int>(end - from), scalar_t(0));
-}
-template <typename scalar_t>
-FASTSEG_INLINE auto load_before(const scalar_t* from, const scalar_t* end) {
-  if (__builtin_expect(from + kLanes <= end, 1)) return simd::load(from);
-  return load_last(from, end);
 }
 
 // ---- from tensors; only what memory safety needs is checked ----

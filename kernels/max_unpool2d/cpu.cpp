@@ -7,6 +7,8 @@
 
 #include "fastseg/huge_pages.h"
 #include "max_pool2d/phases.h"
+#include "max_pool2d/quads.h"
+#include "max_pool2d/rows.h"
 #include "max_pool2d/scatter.h"
 #include "max_pool2d/spread.h"
 #include "max_pool2d/windows.h"
@@ -86,9 +88,10 @@ void check_offsets(const Tensor& indices, const Windows& windows, const Planes& 
 
 // ---- the gradient by compact indices: every window looks for its index among its taps ----
 
-template <typename value_t, typename compute_t, typename Load>
+template <typename value_t, typename scalar_t, typename Load>
 FASTSEG_INLINE void choose(const Taps<value_t>& taps, int64_t first, int64_t end, const uint8_t* offsets,
-                           int64_t count, compute_t* chosen, const Load& load) {
+                           int64_t count, scalar_t* chosen, const Load& load) {
+  using compute_t = simd::accumulate<scalar_t>;
   for_lanes(count, [&](int64_t i, auto vectors) {
     simd::vec<compute_t> lanes[vectors]{};
     Labels<compute_t> wanted[vectors];
@@ -109,25 +112,20 @@ void choose_planar(const scalar_t* image, const uint8_t* offsets, scalar_t* pool
                    int64_t planes) {
   using compute_t = simd::accumulate<scalar_t>;
   const int64_t rows = windows.y.output, columns = windows.x.output;
-  const bool streamed = worth_streaming<scalar_t>(planes * rows * columns);
-  const int64_t slices = slice_count(planes * rows, ceil_divide(kSliceElements, columns));
-  parallel_slices(planes * rows, slices, [&](int64_t, int64_t begin, int64_t end) {
+  parallel_rows(planes * rows, columns, [&](int64_t begin, int64_t end) {
     PhaseRows<scalar_t> phases(windows, 0);
-    std::vector<compute_t> chosen(round_up(columns));
-    std::vector<uint8_t> labels(round_up(columns));
+    ReadableRow<uint8_t> labels(offsets + planes * rows * columns);
     Taps<compute_t> taps;
     for (int64_t kw = 0; kw < windows.x.kernel; ++kw) {
       taps.columns.push_back({phases.layout().tap(kw), windows.label(0, kw)});
     }
-    RowWriter<scalar_t> writer(columns, streamed);
+    OutputStream<scalar_t> chosen(pooled + begin * columns, columns, planes * rows * columns);
     for (int64_t row = begin; row < end; ++row) {
       phases.taps_of(image, row / rows, row % rows, taps);
-      std::memcpy(labels.data(), offsets + row * columns, columns);
-      choose(taps, 0, windows.x.kernel, labels.data(), columns, chosen.data(),
+      choose(taps, 0, windows.x.kernel, labels.get(offsets + row * columns, columns), columns, chosen.next(columns),
              [](const compute_t* values) { return simd::load(values); });
-      writer.write(pooled + row * columns, chosen.data(), columns);
     }
-    simd::stream_fence();
+    chosen.finish();
   });
 }
 
@@ -135,35 +133,26 @@ void choose_planar(const scalar_t* image, const uint8_t* offsets, scalar_t* pool
 template <typename scalar_t>
 void choose_interleaved(const scalar_t* image, const uint8_t* offsets, scalar_t* pooled, const Windows& windows,
                         const Planes& planes) {
-  using compute_t = simd::accumulate<scalar_t>;
   const Axis& x = windows.x;
-  const int64_t rows = windows.y.output, columns = x.output, channels = planes.channels;
-  const int64_t run = std::min(columns, ceil_divide(kRunElements, channels));  // windows written at a time
+  const int64_t rows = windows.y.output, channels = planes.channels, length = x.output * channels;
+  const int64_t all_rows = planes.images * rows;
   const scalar_t* past_end = image + planes.images * windows.y.input * x.input * channels;
-  const bool streamed = worth_streaming<scalar_t>(planes.images * rows * columns * channels);
-  const int64_t slices = slice_count(planes.images * rows, ceil_divide(kSliceElements, columns * channels));
-  parallel_slices(planes.images * rows, slices, [&](int64_t, int64_t begin, int64_t end) {
-    std::vector<uint8_t> labels(round_up(columns * channels) + kLanes);
-    std::vector<compute_t> chosen(round_up(run * channels) + kLanes);
+  parallel_rows(all_rows, length, [&](int64_t begin, int64_t end) {
+    ReadableRow<uint8_t> readable_labels(offsets + all_rows * length);
     Taps<scalar_t> taps;
     taps.columns.resize(x.kernel);
-    RowWriter<scalar_t> writer(run * channels, streamed);
+    OutputStream<scalar_t> chosen(pooled + begin * length, channels, all_rows * length);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t number = row / rows, oy = row % rows;
       rows_of_taps(image + number * windows.y.input * x.input * channels, windows, oy, channels, taps);
-      std::memcpy(labels.data(), offsets + row * columns * channels, columns * channels);
-      for (int64_t from = 0; from < columns; from += run) {
-        const int64_t to = std::min(from + run, columns);
-        for (int64_t ox = from; ox < to; ++ox) {
-          columns_of_taps(windows, ox, channels, taps);
-          choose(taps, x.first_tap(ox), x.end_tap(ox), labels.data() + ox * channels, channels,
-                 chosen.data() + (ox - from) * channels,
-                 [&](const scalar_t* values) { return load_before(values, past_end); });
-        }
-        writer.write(pooled + (row * columns + from) * channels, chosen.data(), (to - from) * channels);
+      const uint8_t* labels = readable_labels.get(offsets + row * length, length);
+      for (int64_t ox = 0; ox < x.output; ++ox) {
+        columns_of_taps(windows, ox, channels, taps);
+        choose(taps, x.first_tap(ox), x.end_tap(ox), labels + ox * channels, channels, chosen.next(channels),
+               [&](const scalar_t* values) { return load_before(values, past_end); });
       }
     }
-    simd::stream_fence();
+    chosen.finish();
   });
 }
 
@@ -182,7 +171,7 @@ void forward(const Tensor& input, const Tensor& indices, std::vector<int64_t> ke
     }
     const Windows windows = windows_of(output, input, indices, kernel_size, stride, padding, dilation);
     check_offsets(indices, windows, planes);
-    if (rows_pay(windows, planes, kShortestSpread)) {
+    if (are_quads(windows, planes) || rows_pay(windows, planes, kShortestSpread)) {
       spread<Last, scalar_t>(input, indices, output, windows, planes);
     } else {
       Outside none;  // the offsets have been checked
@@ -206,7 +195,8 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
     }
     const Windows windows = windows_of(grad_output, grad_input, indices, kernel_size, stride, padding, dilation);
     check_offsets(indices, windows, planes);
-    if (!rows_pay(windows, planes, kShortestChoice)) {
+    const bool quads = are_quads(windows, planes);
+    if (!quads && !rows_pay(windows, planes, kShortestChoice)) {
       Outside none;  // the offsets have been checked
       gather<uint8_t, scalar_t>(grad_output, indices, grad_input, &windows, planes, none);
       return;
@@ -214,8 +204,13 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
     const scalar_t* image = grad_output.const_data_ptr<scalar_t>();
     const uint8_t* offsets = indices.const_data_ptr<uint8_t>();
     scalar_t* pooled = grad_input.mutable_data_ptr<scalar_t>();
-    if (planes.channels_last) choose_interleaved(image, offsets, pooled, windows, planes);
-    else choose_planar(image, offsets, pooled, windows, planes.images * planes.channels);
+    if (quads) {
+      with_quads(windows, planes, [&](const auto& quads) { choose_quads(image, offsets, pooled, quads); });
+    } else if (planes.channels_last) {
+      choose_interleaved(image, offsets, pooled, windows, planes);
+    } else {
+      choose_planar(image, offsets, pooled, windows, planes.images * planes.channels);
+    }
   });
 }
 

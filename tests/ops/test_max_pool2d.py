@@ -136,6 +136,48 @@ def test_ties_nan_and_infinities(layout, dtype, backend):
     assert indices[:, :, 0, 0].tolist() == [[index] * 18 for index in windows.values()]
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("index_format", ["flat", "compact"])
+@pytest.mark.parametrize("channels, height, width", [(16, 2, 2), (17, 5, 31), (33, 3, 32), (48, 4, 67), (3, 9, 130)])
+def test_two_by_two_windows_at_every_edge(channels, height, width, index_format, dtype, layout):
+    """The kernels of quads.h read and write whole vectors: beside the last window, channel, row and plane too."""
+    generator = torch.Generator().manual_seed(channels)
+    input = torch.randint(-3, 4, (3, channels, height, width), generator=generator).to(dtype)
+    input[0, 0, 0, :2], input[-1, -1, -1, -1] = NAN, -INF
+    input = input.contiguous(memory_format=layout).requires_grad_()
+    stock = input.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    output, indices = max_pool2d(input, 2, return_indices=True, index_format=index_format)
+    expected, expected_indices = F.max_pool2d(stock, 2, return_indices=True)
+    assert same(output, expected)
+    assert torch.equal(indices.to_flat() if index_format == "compact" else indices, expected_indices)
+    gradient = torch.randint(-9, 9, output.shape, generator=generator).to(output)
+    output.backward(gradient)
+    expected.backward(gradient)
+    assert torch.equal(input.grad, stock.grad)
+    unpooled = fastseg.ops.max_unpool2d(output, indices, 2, output_size=(height, width))
+    assert same(unpooled, F.max_unpool2d(expected, expected_indices, 2, output_size=(height, width)))
+    again = torch.ones_like(unpooled) * torch.arange(width).to(unpooled)
+    (seen,) = torch.autograd.grad(unpooled, output, again)
+    assert torch.equal(seen, again.flatten(2).gather(2, expected_indices.flatten(2)).view_as(seen))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("wrong", [-1, 8, 2**31, 2**32, 2**63 - 1, -(2**63)])
+def test_a_flat_index_outside_its_window_takes_no_gradient(wrong, layout):
+    indices = torch.zeros(1, 16, 1, 2, dtype=torch.int64)
+    indices[..., 1] = 2 + 4  # the lower left pixel of the second window
+    indices[0, 5, 0, 1] = wrong
+    ones = torch.ones(1, 16, 1, 2).contiguous(memory_format=layout)
+    indices = indices.contiguous(memory_format=layout)
+    last = layout == torch.channels_last
+    gradient = torch.ops.fastseg.max_pool2d_backward(ones, indices, [2, 2], [2, 2], [0, 0], [1, 1], [2, 4], last)
+    expected = torch.zeros(1, 16, 2, 4)
+    expected[:, :, 0, 0] = expected[:, :, 1, 2] = 1
+    expected[0, 5, 1, 2] = 0
+    assert torch.equal(gradient, expected)
+
+
 def test_flat_from_compact_from_flat():
     image = torch.randn(2, 3, 9, 11)
     _, indices = F.max_pool2d(image, 3, 2, 1, return_indices=True)

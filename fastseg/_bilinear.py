@@ -16,8 +16,8 @@ def output_size_and_scales(
 ) -> tuple[tuple[int, int] | None, list[float] | None]:
     """((height, width), scales as torch's sampling rule wants them) for `input` (N, C, h, w).
 
-    The size is None if neither argument says it. The scales are None unless `scale_factor` is given: torch then samples
-    at 1/scale_factor instead of source size / output size.
+    The size is None if neither argument says it. The scales are None unless `scale_factor` is given: torch
+    then samples at 1/scale_factor instead of source size / output size.
     """
     if size is not None and scale_factor is not None:
         raise ValueError(f"fastseg.ops.{op}: size and scale_factor are both given; allowed: one of them")

@@ -1,7 +1,7 @@
 """Argument checks whose messages name the argument, what came and what is allowed.
 
-Every function takes `op` (the public name) and `name` (the argument) and raises what the stock function would raise:
-TypeError for wrong types, ValueError for values, RuntimeError for dtype, device and shape mismatches.
+Every function takes `op` (the public name) and `name` (the argument) and raises what the stock function would
+raise: TypeError for wrong types, ValueError for values, RuntimeError for dtype, device and shape mismatches.
 """
 
 import operator

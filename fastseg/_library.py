@@ -1,8 +1,8 @@
 """Loads the compiled libraries, and knows why one is absent.
 
-`libfastseg_{v4,v3,base}.so` hold the CPU kernels, the same sources compiled for AVX-512, AVX2 and plain x86-64 (or the
-platform's baseline); exactly one of them is loaded. `libfastseg_cuda.so` holds the CUDA kernels. Both register
-implementations of ops whose schemas `fastseg._op.native` defines.
+`libfastseg_{v4,v3,base}.so` hold the CPU kernels, the same sources compiled for AVX-512, AVX2 and plain
+x86-64 (or the platform's baseline); exactly one of them is loaded. `libfastseg_cuda.so` holds the CUDA
+kernels. Both register implementations of ops whose schemas `fastseg._op.native` defines.
 
 Environment: FASTSEG_CPU_LEVEL=v4|v3|base|none forces a level (`none`: no compiled library at all);
 FASTSEG_LIBRARY_DIR loads them from another folder (the sanitizer builds of the tests).

@@ -1,7 +1,7 @@
 """The one place for schema definition, backend choice, autograd and fakes.
 
-`Op` registers `torch.ops.fastseg.<name>` and chooses, per call, which `Backend` runs it. `native` defines the schema of
-a C++ entry point. See CONTRIBUTING.md for the path of one op through this file.
+`Op` registers `torch.ops.fastseg.<name>` and chooses, per call, which `Backend` runs it. `native` defines the
+schema of a C++ entry point. See CONTRIBUTING.md for the path of one op through this file.
 
 Environment: FASTSEG_BACKEND=<name> is what `backend="auto"` means (for debugging; it never falls back).
 """
@@ -71,8 +71,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _somebody_watches(args: tuple) -> bool:
-    """Whether a call may not go straight to the backends, because something wants to see it: a tracer or another mode,
-    torch.func, forward-mode differentiation, the profiler, or a tensor subclass.
+    """Whether a call may not go straight to the backends, because something wants to see it: a tracer or
+    another mode, torch.func, forward-mode differentiation, the profiler, or a tensor subclass.
     """
     return (
         torch.compiler.is_compiling()
@@ -148,10 +148,11 @@ class Op:
     check: semantic validation, called with the arguments by eager and fake alike; never looks at data.
     fake: like the op, on tensors without data; gives outputs of the right shape, dtype, strides and device.
     backends: in the order in which "auto" tries them.
-    save, backward: setup_context and backward as torch.library.register_autograd takes them; `backward` gives one
-        gradient per argument, without `backend`.
-    differentiable: instead of save and backward, for backward ops: the op differentiates through its own "reference"
-        backend with respect to all its floating tensor arguments (the double backward of the op it belongs to).
+    save, backward: setup_context and backward as torch.library.register_autograd takes them; `backward` gives
+        one gradient per argument, without `backend`.
+    differentiable: instead of save and backward, for backward ops: the op differentiates through its own
+        "reference" backend with respect to all its floating tensor arguments (the double backward of the op
+        it belongs to).
     """
 
     def __init__(

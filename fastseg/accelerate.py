@@ -31,8 +31,9 @@ def register(stock, replacement, why_not=lambda module: None):
 
     Args:
         stock: the class to look for; subclasses are never replaced, they may compute something else.
-        replacement: a subclass of ``stock`` that needs no instance attributes beyond those of ``stock`` (class
-            attributes give the defaults of others), or None where users should only be told why nothing is done.
+        replacement: a subclass of ``stock`` that needs no instance attributes beyond those of ``stock``
+            (class attributes give the defaults of others), or None where users should only be told why
+            nothing is done.
         why_not: gives the reason to leave one particular module alone, or None.
     """
     if replacement is not None and not issubclass(replacement, stock):
@@ -44,16 +45,16 @@ _refinements: list[Callable[[nn.Module, list[nn.Module]], dict[nn.Module, str]]]
 
 
 def register_refinement(refine):
-    """Let `accelerate` call ``refine(model, replaced)`` after the replacements: for what takes more than one module to
-    decide. It may change the modules ``replaced`` and gives notes for the report, by module.
+    """Let `accelerate` call ``refine(model, replaced)`` after the replacements: for what takes more than one
+    module to decide. It may change the modules ``replaced`` and gives notes for the report, by module.
     """
     _refinements.append(refine)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One module: every name it has in the model, its class before, and its class now or why it was left; how its new
-    class was set up, if there was a choice.
+    """One module: every name it has in the model, its class before, and its class now or why it was left; how
+    its new class was set up, if there was a choice.
     """
 
     names: tuple[str, ...]

@@ -1,8 +1,8 @@
 """The tolerance policy, public so that users can check their own models with it.
 
-An implementation is right when its error against an fp64 reference is at most twice the error of stock PyTorch in the
-same dtype, plus one rounding of the output dtype, both in the maximum norm (FlashAttention's rule). There are no other
-tolerances.
+An implementation is right when its error against an fp64 reference is at most twice the error of stock
+PyTorch in the same dtype, plus one rounding of the output dtype, both in the maximum norm (FlashAttention's
+rule). There are no other tolerances.
 """
 
 import torch

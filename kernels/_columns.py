@@ -1,9 +1,10 @@
 """What the Triton kernels of the softmax losses share: labels, weights, and a softmax over the classes of a block of pixels.
 
-A *column* is the tuple of tiles that holds the logits of BLOCK_P pixels, tile k the classes [k CHUNK, (k + 1) CHUNK) as
-(CHUNK, BLOCK_P). Different tiles are combined within a thread, the rows of a tile may lie in different lanes or warps:
-CHUNK = 1 for planes (NCHW, a thread owns all classes of its pixels and reads 16 bytes of a plane at once), CHUNK = 8 and
-up for rows (channels_last, the lanes share a pixel's contiguous classes).
+A *column* is the tuple of tiles that holds the logits of BLOCK_P pixels, tile k the classes [k CHUNK, (k + 1)
+CHUNK) as (CHUNK, BLOCK_P). Different tiles are combined within a thread, the rows of a tile may lie in
+different lanes or warps: CHUNK = 1 for planes (NCHW, a thread owns all classes of its pixels and reads 16
+bytes of a plane at once), CHUNK = 8 and up for rows (channels_last, the lanes share a pixel's contiguous
+classes).
 """
 
 import triton

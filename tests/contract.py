@@ -8,8 +8,8 @@
         )
     ]
 
-`function` and `stock` are called with the same keyword arguments. Tensors from `make.floating` are the leaves whose
-gradients are compared; `make.constant` gives floating tensors without gradient.
+`function` and `stock` are called with the same keyword arguments. Tensors from `make.floating` are the leaves
+whose gradients are compared; `make.constant` gives floating tensors without gradient.
 """
 
 from collections.abc import Callable, Sequence

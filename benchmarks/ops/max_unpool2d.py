@@ -1,5 +1,5 @@
-"""max_unpool2d by the indices of a 2x2 pooling, and the pair of both: forward, and backward for a gradient that is
-already there. The shape of a case is that of the image, the pool's input.
+"""max_unpool2d by the indices of a 2x2 pooling, and the pair of both: forward, and backward for a gradient
+that is already there. The shape of a case is that of the image, the pool's input.
 """
 
 import torch

@@ -1,8 +1,8 @@
 // A grid of threads that strides over the cells of a four-dimensional array without dividing at every step.
 //
-// A thread divides once, for its first cell; there are fewer threads than 2^32. Then it adds the stride, which the host
-// has taken apart into the same four digits, with carries. Nothing limits the number of cells: only the last three
-// sizes must be 2^30 or less.
+// A thread divides once, for its first cell; there are fewer threads than 2^32. Then it adds the stride,
+// which the host has taken apart into the same four digits, with carries. Nothing limits the number of cells:
+// only the last three sizes must be 2^30 or less.
 #pragma once
 
 #include "cuda/cuda_compat.h"
@@ -64,8 +64,8 @@ inline cudaError_t count_processors(int& processors) {
   return cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
 }
 
-// Launches kernel(CellGrid, arguments...) on enough blocks to fill the device a few times, so that blocks that end
-// early make room for others, or on fewer where there are not as many cells.
+// Launches kernel(CellGrid, arguments...) on enough blocks to fill the device a few times, so that blocks
+// that end early make room for others, or on fewer where there are not as many cells.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_over_cells(const Cells& cells, cudaStream_t stream, void (*kernel)(CellGrid, Parameters...),
                               Arguments... arguments) {

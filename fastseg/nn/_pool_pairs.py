@@ -1,9 +1,10 @@
 """Which poolings of somebody's model may return compact indices: those that provably nobody but an unpooling sees.
 
-The model is traced symbolically (torch.fx), in training and in evaluation mode. A pooling gets compact indices if in
-both traces every use of its indices, wherever the module is called, is as the indices of an unpooling. Where the model
-cannot be traced nothing is known of it, and int64 stays. What a trace cannot see is what the model's `forward` does
-not do: a caller who takes the pooling out of the model and calls it himself gets `fastseg.ops.PoolIndices`.
+The model is traced symbolically (torch.fx), in training and in evaluation mode. A pooling gets compact
+indices if in both traces every use of its indices, wherever the module is called, is as the indices of an
+unpooling. Where the model cannot be traced nothing is known of it, and int64 stays. What a trace cannot see
+is what the model's `forward` does not do: a caller who takes the pooling out of the model and calls it
+himself gets `fastseg.ops.PoolIndices`.
 """
 
 import copy

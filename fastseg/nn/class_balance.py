@@ -18,8 +18,8 @@ class ClassBalancedCrossEntropyLoss(Loss):
     weights cancels out and a batch that lacks the rare classes weighs as much as any other.
 
     It is softmax focal loss with gamma 0, and runs as `fastseg.ops.focal_loss`, where shapes, dtypes and
-    errors are documented. ``forward`` takes logits ``(N, C, d1, ..., dk)``, integer labels ``(N, d1, ..., dk)``
-    and optionally one factor per label, ``pixel_weight``; a mean then divides by their sum.
+    errors are documented. ``forward`` takes logits ``(N, C, d1, ..., dk)``, integer labels ``(N, d1, ...,
+    dk)`` and optionally one factor per label, ``pixel_weight``; a mean then divides by their sum.
 
     Args:
         weight: (C,) weight of each class, as from `median_frequency_weights`, or None for 1.

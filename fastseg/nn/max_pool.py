@@ -13,8 +13,8 @@ class MaxPool2d(nn.MaxPool2d):
     Arguments and attributes are those of the stock class, and besides:
 
     Args:
-        index_format: "flat", torch's int64 indices, or "compact", `fastseg.ops.PoolIndices` of one byte per element.
-            It matters with ``return_indices`` only.
+        index_format: "flat", torch's int64 indices, or "compact", `fastseg.ops.PoolIndices` of one byte per
+            element. It matters with ``return_indices`` only.
     """
 
     index_format = "flat"  # for stock modules whose class `fastseg.accelerate` changed

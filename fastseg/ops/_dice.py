@@ -4,8 +4,8 @@ Per image n and class c over the valid pixels, with probabilities p and one-hot 
 
     intersection = sum p y        prediction = sum p^2 (squared) or sum p (linear)        truth = sum y^2 or sum y
 
-and dice = (2 intersection + smooth) / (prediction + truth + smooth). The op `loss_of_sums` makes the loss of them in one
-launch, which plain PyTorch needs dozens for.
+and dice = (2 intersection + smooth) / (prediction + truth + smooth). The op `loss_of_sums` makes the loss of
+them in one launch, which plain PyTorch needs dozens for.
 """
 
 from collections.abc import Sequence

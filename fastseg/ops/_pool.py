@@ -58,8 +58,8 @@ def allocate_scatter(values, indices, kernel_size, stride, padding, dilation, si
 class PoolNative(NativeOp):
     """A C++ entry point `<name>(inputs, geometry, outputs)`: brings the inputs into one layout, allocates the outputs.
 
-    allocate: takes what the op takes and gives (the tensors that C++ reads, the lists of its geometry, channels_last,
-        the outputs).
+    allocate: takes what the op takes and gives (the tensors that C++ reads, the lists of its geometry,
+        channels_last, the outputs).
     """
 
     def __init__(self, schema: str, allocate):

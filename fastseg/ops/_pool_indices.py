@@ -14,9 +14,10 @@ from fastseg.ops._pool import MOST_COMPACT_TAPS, pair
 class PoolIndices:
     """The compact indices that ``fastseg.ops.max_pool2d(..., index_format="compact")`` returns.
 
-    One byte per pooled element, an eighth of torch's int64 index: the offset ``kh * KW + kw`` of the maximum in its
-    window. `fastseg.ops.max_unpool2d` takes it in place of int64 indices; `to_flat` gives these. It crosses the
-    boundaries of ``torch.compile`` and ``torch.export`` as a pytree: the offsets and the input's size are its leaves.
+    One byte per pooled element, an eighth of torch's int64 index: the offset ``kh * KW + kw`` of the maximum
+    in its window. `fastseg.ops.max_unpool2d` takes it in place of int64 indices; `to_flat` gives these. It
+    crosses the boundaries of ``torch.compile`` and ``torch.export`` as a pytree: the offsets and the input's
+    size are its leaves.
 
     Attributes:
         offsets: uint8 (N, C, rows, columns) or (C, rows, columns), like the pool's output.

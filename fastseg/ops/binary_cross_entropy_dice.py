@@ -4,8 +4,9 @@
     cross_entropy = sum_V v [(1 - y) z + (1 + (pos_weight - 1) y) log(1 + exp(-z))] / sum_V v
     dice[n]       = (2 I + smooth) / (P + T + smooth),  I = sum_V p y,  P, T = sum_V p^2, y^2 (squared) or p, y
 
-The op `sigmoid_statistics` reads logits and mask once and gives these sums; the loss is arithmetic on those few numbers,
-which autograd differentiates; `sigmoid_statistics_backward` makes one pass from their gradients to that of the logits.
+The op `sigmoid_statistics` reads logits and mask once and gives these sums; the loss is arithmetic on those
+few numbers, which autograd differentiates; `sigmoid_statistics_backward` makes one pass from their gradients
+to that of the logits.
 """
 
 import torch
@@ -123,8 +124,8 @@ def binary_cross_entropy_dice(
 ) -> Tensor:
     """bce_weight * BCE + dice_weight * Dice loss of sigmoid(input) for one-channel masks, from one read of the logits.
 
-    The BCE is torch.nn.functional.binary_cross_entropy_with_logits with reduction "mean"; the Dice loss is, with sums
-    over the pixels of the batch (of each image with `per_image`, then averaged over the images),
+    The BCE is torch.nn.functional.binary_cross_entropy_with_logits with reduction "mean"; the Dice loss is,
+    with sums over the pixels of the batch (of each image with `per_image`, then averaged over the images),
 
         squared=True   1 - (2 sum p y + smooth) / (sum p^2 + sum y^2 + smooth)       (V-Net)
         squared=False  1 - (2 sum p y + smooth) / (sum p   + sum y   + smooth)
@@ -138,8 +139,8 @@ def binary_cross_entropy_dice(
         pos_weight: factor of the positives in the BCE, a number or a tensor of one element, as in torch. A constant.
         ignore_index: target value of pixels that count for nothing, in the value and in the gradient, e.g. 255.
         smooth: 0 gives the bare quotient, NaN where nothing is true or predicted.
-        pixel_weight: floating weights v shaped like `input`, of the BCE alone, whose mean becomes sum v l / sum v.
-            A constant.
+        pixel_weight: floating weights v shaped like `input`, of the BCE alone, whose mean becomes sum v l /
+            sum v. A constant.
         zero_if_empty: 0 instead of NaN for a mean over nothing.
         process_group: ranks over which the sums are taken before the quotients; see `fastseg.ops.dice_loss`.
         backend: "auto", "cpu", "cuda", "triton" or "reference".

@@ -4,14 +4,14 @@
     dice[n, c]     = (2 I + smooth) / (P + T + smooth),  I = sum_V p y,  P = sum_V p^2 or p,  T = sum_V y
     cross_entropy  = sum_V w_y (logsumexp(z) - z_y) / sum_V w_y                         (label smoothing as in torch)
 
-The op `softmax_statistics` reads the logits once and gives I, P, T and the two sums of the cross-entropy; the losses
-are arithmetic on those few numbers, which autograd differentiates. `softmax_statistics_backward` turns the gradients
-of the statistics into the gradient of the logits in one pass:
+The op `softmax_statistics` reads the logits once and gives I, P, T and the two sums of the cross-entropy; the
+losses are arithmetic on those few numbers, which autograd differentiates. `softmax_statistics_backward` turns
+the gradients of the statistics into the gradient of the logits in one pass:
 
     dz = p (h - sum_k p_k h_k) + cross-entropy part,  h = 2 p dP (or dP) + y dI
 
-It computes the softmax again: a stored fp32 logsumexp would lose digits of large logits. Sources: V-Net (squared Dice),
-torch.nn.functional.cross_entropy.
+It computes the softmax again: a stored fp32 logsumexp would lose digits of large logits. Sources: V-Net
+(squared Dice), torch.nn.functional.cross_entropy.
 """
 
 import torch
@@ -197,25 +197,26 @@ def dice_loss(
         squared=True   1 - (2 sum p y + smooth) / (sum p^2 + sum y^2 + smooth)       (V-Net)
         squared=False  1 - (2 sum p y + smooth) / (sum p   + sum y   + smooth)
 
-    A class with neither truth nor predicted probability has loss 0; one that is only predicted (or, with all of its
-    probability elsewhere, only true) has loss 1. smooth=0 gives the bare quotient, NaN for an empty class.
+    A class with neither truth nor predicted probability has loss 0; one that is only predicted (or, with all
+    of its probability elsewhere, only true) has loss 1. smooth=0 gives the bare quotient, NaN for an empty
+    class.
 
     Args:
-        input: logits (N, C, d1, ..., dk), (N, C) or (C,), in fp32, fp16, bf16 or fp64; NC... and channels_last are
-            both read in place.
+        input: logits (N, C, d1, ..., dk), (N, C) or (C,), in fp32, fp16, bf16 or fp64; NC... and
+            channels_last are both read in place.
         target: labels (N, d1, ..., dk), (N,) or (), in int64, int32 or uint8.
         weight: (C,) floating class weights of the mean over classes, sum_c w_c loss_c / sum_c w_c. A constant.
         ignore_index: label of pixels that count for nothing, in the value and in the gradient, whatever their logits.
         include_background: False leaves class 0 out of the mean.
-        per_image: the quotient is taken per image (per row for (N, C) input) and averaged; otherwise the sums run over
-            the whole batch.
-        reduction: "mean"; "sum" of w_c loss_c; "none": the w_c loss_c, of shape (C',), or (N, C') with per_image,
-            where C' is C, or C - 1 without background.
-        process_group: a torch.distributed group over whose ranks the sums are taken before the quotient, so that every
-            rank returns the loss of the whole batch. The gradient of the sum over ranks is what arrives at `input`:
-            (number of ranks) x the gradient of that one loss, which DistributedDataParallel's averaging over ranks
-            turns into exactly the single-process gradient of the parameters. Every rank must take part, in forward and
-            in backward.
+        per_image: the quotient is taken per image (per row for (N, C) input) and averaged; otherwise the sums
+            run over the whole batch.
+        reduction: "mean"; "sum" of w_c loss_c; "none": the w_c loss_c, of shape (C',), or (N, C') with
+            per_image, where C' is C, or C - 1 without background.
+        process_group: a torch.distributed group over whose ranks the sums are taken before the quotient, so
+            that every rank returns the loss of the whole batch. The gradient of the sum over ranks is what
+            arrives at `input`: (number of ranks) x the gradient of that one loss, which
+            DistributedDataParallel's averaging over ranks turns into exactly the single-process gradient of
+            the parameters. Every rank must take part, in forward and in backward.
         backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
@@ -268,12 +269,13 @@ def cross_entropy_dice(
 ) -> Tensor:
     """ce_weight * cross-entropy + dice_weight * Dice loss, from one read of the logits, with a one-pass backward.
 
-    The cross-entropy is torch.nn.functional.cross_entropy(input, target, weight, ignore_index=..., label_smoothing=...)
-    with reduction "mean"; the Dice loss is `fastseg.ops.dice_loss` with reduction "mean" and no class weights.
+    The cross-entropy is torch.nn.functional.cross_entropy(input, target, weight, ignore_index=...,
+    label_smoothing=...) with reduction "mean"; the Dice loss is `fastseg.ops.dice_loss` with reduction "mean"
+    and no class weights.
 
     Args:
-        input: logits (N, C, d1, ..., dk), (N, C) or (C,), in fp32, fp16, bf16 or fp64; NC... and channels_last are
-            both read in place.
+        input: logits (N, C, d1, ..., dk), (N, C) or (C,), in fp32, fp16, bf16 or fp64; NC... and
+            channels_last are both read in place.
         target: labels (N, d1, ..., dk), (N,) or (), in int64, int32 or uint8.
         weight: (C,) floating class weights of the cross-entropy. A constant.
         ce_weight, dice_weight: factors of the two terms; a term with factor 0 is left out.

@@ -2,8 +2,9 @@
 
     output[y, x] = max over (kh, kw) of input[y sh - ph + kh dh, x sw - pw + kw dw]
 
-The index of each maximum is kept in one of two formats, told apart by dtype: int64 `y * W + x` in the plane of the
-input, as torch has it, or uint8 `kh * KW + kw` in its window. The gradient needs nothing but the indices:
+The index of each maximum is kept in one of two formats, told apart by dtype: int64 `y * W + x` in the plane
+of the input, as torch has it, or uint8 `kh * KW + kw` in its window. The gradient needs nothing but the
+indices:
 
     max_pool2d_backward    adds every gradient at its index; its own gradient is
     max_unpool2d_backward  the gradient at every index, whose own gradient is max_pool2d_backward again.
@@ -213,9 +214,9 @@ def max_pool2d(
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
-        (N, C, rows, columns) or (C, rows, columns) in the memory format of the input, with the indices if asked for.
-        Of equal maxima the first counts, a NaN is above every number, of NaNs the last counts. Differentiable any
-        number of times.
+        (N, C, rows, columns) or (C, rows, columns) in the memory format of the input, with the indices if
+        asked for. Of equal maxima the first counts, a NaN is above every number, of NaNs the last counts.
+        Differentiable any number of times.
 
     Raises:
         RuntimeError: shapes, sizes, dtypes or devices not listed above, as torch does.

@@ -2,8 +2,8 @@
 
     output[indices[i]] = input[i], zero elsewhere; of equal indices in a plane the last one counts
 
-Indices come in the two formats of `fastseg.ops.max_pool2d`. The gradient is the gradient of the output at every
-index (`max_unpool2d_backward`), as in torch also where indices repeat.
+Indices come in the two formats of `fastseg.ops.max_pool2d`. The gradient is the gradient of the output at
+every index (`max_unpool2d_backward`), as in torch also where indices repeat.
 """
 
 from collections.abc import Sequence
@@ -172,24 +172,26 @@ def max_unpool2d(
     """Puts pooled values back where they came from; drop-in for torch.nn.functional.max_unpool2d.
 
     Args:
-        input: (N, C, rows, columns) or (C, rows, columns), empty in N only; float32, float16, bfloat16 or float64;
-            contiguous, channels_last or any other strides.
-        indices: int64 of the shape of `input`, positions `y * W + x` in the plane of the output, as torch's pooling
-            returns them; or `fastseg.ops.PoolIndices`. These mean the same positions as their `to_flat()`; where the
-            output has the size of the pool's input they are used as they are, every output is then written once.
-        kernel_size, stride, padding: as in torch, they give the default size of the output and nothing else. None
-            with `PoolIndices` only: the pool's own, and its input's size as default.
+        input: (N, C, rows, columns) or (C, rows, columns), empty in N only; float32, float16, bfloat16 or
+            float64; contiguous, channels_last or any other strides.
+        indices: int64 of the shape of `input`, positions `y * W + x` in the plane of the output, as torch's
+            pooling returns them; or `fastseg.ops.PoolIndices`. These mean the same positions as their
+            `to_flat()`; where the output has the size of the pool's input they are used as they are, every
+            output is then written once.
+        kernel_size, stride, padding: as in torch, they give the default size of the output and nothing else.
+            None with `PoolIndices` only: the pool's own, and its input's size as default.
         output_size: (H, W) or (N, C, H, W) of the output, less than a stride away from the default size.
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
         (N, C, H, W) or (C, H, W) in the memory format of `input`, zero where no index points. Where several
-        point, the last in the plane is written, on every device and run. Differentiable any number of times with
-        respect to `input`.
+        point, the last in the plane is written, on every device and run. Differentiable any number of times
+        with respect to `input`.
 
     Raises:
-        RuntimeError: on CPU an index outside the plane of the output (forward and backward; checked in 64 bits; on
-            GPU, where raising would stall the stream, it is passed over); shapes, dtypes or devices that do not fit.
+        RuntimeError: on CPU an index outside the plane of the output (forward and backward; checked in 64
+            bits; on GPU, where raising would stall the stream, it is passed over); shapes, dtypes or devices
+            that do not fit.
         ValueError: an `output_size` out of bounds.
         TypeError: arguments of other types.
     """

@@ -3,8 +3,8 @@
     p = sigmoid(z),  p_t = p t + (1 - p)(1 - t),  alpha_t = alpha t + (1 - alpha)(1 - t)
     loss = alpha_t (1 - p_t)^gamma BCE(z, t)
 
-One read of logits and targets forward, one backward; the probabilities are computed again rather than stored. The ops
-take flat tensors; the public function flattens in the order of the memory.
+One read of logits and targets forward, one backward; the probabilities are computed again rather than stored.
+The ops take flat tensors; the public function flattens in the order of the memory.
 """
 
 import torch
@@ -105,8 +105,9 @@ def sigmoid_focal_loss(
         backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
-        The loss, shaped like `inputs`, or a scalar; its dtype is that of `inputs` and `targets` together, and fp32 for
-        half types under autocast. Twice differentiable in `inputs`; if `targets` requires grad, plain PyTorch runs.
+        The loss, shaped like `inputs`, or a scalar; its dtype is that of `inputs` and `targets` together, and
+        fp32 for half types under autocast. Twice differentiable in `inputs`; if `targets` requires grad,
+        plain PyTorch runs.
 
     Raises:
         ValueError: shapes that differ, an unknown reduction, alpha above 1.

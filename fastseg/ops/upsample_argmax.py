@@ -2,8 +2,9 @@
 
     label[n, Y, X] = argmax_c sum over the four neighbours (y, x) of weight(Y, y) weight(X, x) input[n, c, y, x]
 
-with PyTorch's sampling rule; the first maximum wins and NaN is the maximum, as for torch.argmax. The upsampled logits
-never exist, and classes that cannot win at a pixel are not computed there: see kernels/upsample_argmax/README.md.
+with PyTorch's sampling rule; the first maximum wins and NaN is the maximum, as for torch.argmax. The
+upsampled logits never exist, and classes that cannot win at a pixel are not computed there: see
+kernels/upsample_argmax/README.md.
 """
 
 from collections.abc import Sequence
@@ -84,29 +85,30 @@ def upsample_argmax(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`F.interpolate(input, size, scale_factor, mode="bilinear", align_corners=align_corners).argmax(1)` in one pass.
 
-    The upsampled logits never exist: beside the results only a few source rows per thread are held. Half inputs are
-    interpolated in fp32, so the labels are those of the fp32 computation. Nothing is differentiated: the results carry
-    no gradient.
+    The upsampled logits never exist: beside the results only a few source rows per thread are held. Half
+    inputs are interpolated in fp32, so the labels are those of the fp32 computation. Nothing is
+    differentiated: the results carry no gradient.
 
     Args:
         input: logits (N, C, h, w), contiguous, channels_last or any other strides; float32, float16, bfloat16
             (float64 through the plain PyTorch reference, which does hold the upsampled logits).
         size: output size, one integer or (H, W).
-        scale_factor: instead of size, one number or one each for height and width; sampling then uses 1/scale_factor
-            as torch.nn.functional.interpolate does.
+        scale_factor: instead of size, one number or one each for height and width; sampling then uses
+            1/scale_factor as torch.nn.functional.interpolate does.
         align_corners: whether the corner pixels' centres of input and output coincide.
         dtype: of the labels, torch.int64 or torch.uint8 (at most 256 classes).
         return_probability: also return the softmax probability of the label.
         backend: "auto" or one backend's name.
 
     Returns:
-        Labels (N, H, W) of `dtype`; the first maximum wins, and the first NaN is the maximum, as for torch.argmax.
-        With return_probability the pair of labels and probabilities (N, H, W), float32; NaN where a class is NaN.
+        Labels (N, H, W) of `dtype`; the first maximum wins, and the first NaN is the maximum, as for
+        torch.argmax. With return_probability the pair of labels and probabilities (N, H, W), float32; NaN
+        where a class is NaN.
 
     Raises:
         TypeError: input is not a tensor.
-        ValueError: size and scale_factor are both or neither given or not positive; dtype is not one of the two, or is
-            uint8 for more than 256 classes.
+        ValueError: size and scale_factor are both or neither given or not positive; dtype is not one of the
+            two, or is uint8 for more than 256 classes.
         RuntimeError: input is not four-dimensional, has no classes or pixels, or has another dtype.
     """
     _check.tensor("upsample_argmax", "input", input)

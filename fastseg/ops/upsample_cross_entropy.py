@@ -5,9 +5,9 @@
     numerator = sum_V losses,  denominator = sum_V v w_y,  mean = numerator / denominator
     Dice: the statistics of `fastseg.ops.cross_entropy_dice`, per image and class
 
-Shapes: input (N, C, h, w), target and pixel_weight v (N, H, W), weight w (C,). `scale_factors` is None, or torch's two
-scale factors when the caller gave them (torch then samples at 1/scale_factor rather than at h/H). The gradient at the
-source grid is the transposed interpolation of v (p - onehot), gathered without atomics.
+Shapes: input (N, C, h, w), target and pixel_weight v (N, H, W), weight w (C,). `scale_factors` is None, or
+torch's two scale factors when the caller gave them (torch then samples at 1/scale_factor rather than at h/H).
+The gradient at the source grid is the transposed interpolation of v (p - onehot), gathered without atomics.
 Sources: torch.nn.functional.interpolate and cross_entropy; V-Net (squared Dice).
 """
 
@@ -301,10 +301,11 @@ def upsample_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of bilinearly upsampled logits, without ever making the upsampled logits.
 
-    Equals F.cross_entropy(F.interpolate(input, size, scale_factor, mode="bilinear", align_corners=align_corners),
-    target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing), F being
-    torch.nn.functional, with torch's sampling rule on the CPU (clamped below 0; 1/scale_factor where that is given).
-    Peak extra memory is at most 4 times `input` and 8 bytes per output pixel, forward and backward together.
+    Equals F.cross_entropy(F.interpolate(input, size, scale_factor, mode="bilinear",
+    align_corners=align_corners), target, weight, ignore_index=ignore_index, reduction=reduction,
+    label_smoothing=label_smoothing), F being torch.nn.functional, with torch's sampling rule on the CPU
+    (clamped below 0; 1/scale_factor where that is given). Peak extra memory is at most 4 times `input` and 8
+    bytes per output pixel, forward and backward together.
 
     Args:
         input: low-resolution logits (N, C, h, w) in fp32, fp16, bf16 or fp64, contiguous, channels_last or strided.
@@ -368,9 +369,10 @@ def upsample_cross_entropy_dice(
 ) -> Tensor:
     """`fastseg.ops.cross_entropy_dice` of bilinearly upsampled logits, without ever making the upsampled logits.
 
-    Equals cross_entropy_dice(F.interpolate(input, size, scale_factor, mode="bilinear", align_corners=align_corners),
-    target, ...): the forward gives the Dice sums per image and class and the two sums of the cross-entropy, the backward
-    makes the probabilities once more. Peak extra memory as for `upsample_cross_entropy`.
+    Equals cross_entropy_dice(F.interpolate(input, size, scale_factor, mode="bilinear",
+    align_corners=align_corners), target, ...): the forward gives the Dice sums per image and class and the
+    two sums of the cross-entropy, the backward makes the probabilities once more. Peak extra memory as for
+    `upsample_cross_entropy`.
 
     Args:
         input, target, size, scale_factor, align_corners, weight, ignore_index, label_smoothing, pixel_weight, backend:

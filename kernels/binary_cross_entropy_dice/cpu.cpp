@@ -29,8 +29,8 @@ struct Problem {
   int64_t slices() const { return chunk_slices(images * chunks_per_image()); }
 };
 
-// A chunk of at most kChunk pixels in the accumulator type. Padding lanes are not valid. `plain`: whole vectors, nothing
-// ignored and no pixel weights, the usual case.
+// A chunk of at most kChunk pixels in the accumulator type. Padding lanes are not valid. `plain`: whole
+// vectors, nothing ignored and no pixel weights, the usual case.
 template <typename value_t, bool plain>
 struct Chunk {
   using accumulate_t = value_t;

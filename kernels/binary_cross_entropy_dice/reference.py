@@ -1,7 +1,7 @@
 """Sigmoid statistics in plain PyTorch: the definition of the op, and the explicit formula of its gradient.
 
-Shapes: input, target and pixel_weight (N, P), pos_weight (). Pixels whose target equals `ignore_index` count for nothing,
-whatever their logits hold. See README.md for the derivation.
+Shapes: input, target and pixel_weight (N, P), pos_weight (). Pixels whose target equals `ignore_index` count
+for nothing, whatever their logits hold. See README.md for the derivation.
 """
 
 import torch

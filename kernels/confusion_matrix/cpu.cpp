@@ -25,9 +25,9 @@ using torch::stable::Tensor;
 
 constexpr int kBlock = 512;  // pixels of two label maps handled at a time
 
-// Counts pairs of labels. Neighbouring pixels mostly fall into one bin: 16 that do are counted at once. The others are
-// counted one by one, where an increment must wait for the one before it to reach memory if it hits the same bin: several
-// copies of the counters, used in turn, break that chain.
+// Counts pairs of labels. Neighbouring pixels mostly fall into one bin: 16 that do are counted at once. The
+// others are counted one by one, where an increment must wait for the one before it to reach memory if it
+// hits the same bin: several copies of the counters, used in turn, break that chain.
 class Histogram {
  public:
   explicit Histogram(int classes) : classes_(classes), bins_(classes * classes) {

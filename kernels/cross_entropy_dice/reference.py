@@ -1,7 +1,7 @@
 """Softmax statistics in plain PyTorch: the definition of the op, and the explicit formula of its gradient.
 
-Shapes: input (N, C, P), target and pixel_weight (N, P), weight (C,). Ignored pixels count for nothing, whatever their
-logits hold. See README.md for the derivation.
+Shapes: input (N, C, P), target and pixel_weight (N, P), weight (C,). Ignored pixels count for nothing,
+whatever their logits hold. See README.md for the derivation.
 """
 
 import torch
@@ -145,8 +145,8 @@ def _check_labels(target: Tensor, ignore_index: int, classes: int) -> None:
 
 
 def _prepare(input: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, ignore_index: int):
-    """Logits (N, C, P) in the accumulator dtype, 0 where ignored; valid (N, 1, P) and one-hot truth (N, C, P), bool;
-    class weights (1, C, 1) and pixel weights (N, 1, P), 0 where ignored."""
+    """Logits (N, C, P) in the accumulator dtype, 0 where ignored; valid (N, 1, P) and one-hot truth (N, C,
+    P), bool; class weights (1, C, 1) and pixel weights (N, 1, P), 0 where ignored."""
     classes = input.size(1)
     label = target.long().unsqueeze(1)
     valid = label != ignore_index

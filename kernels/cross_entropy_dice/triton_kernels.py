@@ -178,8 +178,8 @@ def softmax_statistics_backward_kernel(
 ):  # fmt: skip
     """Gradient of BLOCK_P pixels of one image. Grid: (N * blocks,).
 
-    With y one-hot, i and d the gradients of intersection and prediction, h = y i + d (2 p, or 1 for linear sums):
-    p (h - sum p h) + cross-entropy part, which is a p - t y - u w_c with one number a, t, u per pixel.
+    With y one-hot, i and d the gradients of intersection and prediction, h = y i + d (2 p, or 1 for linear
+    sums): p (h - sum p h) + cross-entropy part, which is a p - t y - u w_c with one number a, t, u per pixel.
     """
     program = tl.program_id(0)
     n = (program // blocks).to(tl.int64)

@@ -1,7 +1,7 @@
-// Bilinear upsampling fused with argmax over the classes (and the maximum softmax probability): no upsampled logits.
-// README.md derives the method and proves that the classes left out can never win. A class is interpolated
-// horizontally once per block of 16 columns and band of rows (geometry.h); each row of the band then costs one
-// multiply-add, one comparison and two selections per 16 pixels and class.
+// Bilinear upsampling fused with argmax over the classes (and the maximum softmax probability): no upsampled
+// logits. README.md derives the method and proves that the classes left out can never win. A class is
+// interpolated horizontally once per block of 16 columns and band of rows (geometry.h); each row of the band
+// then costs one multiply-add, one comparison and two selections per 16 pixels and class.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -160,8 +160,9 @@ class Labeller {
 
   // --- pruning ---
 
-  // Marks, for every cell and class, whether the class reaches the cell's champion (the class that is largest in the
-  // middle of the cell) at one of the four corners at least. One that is smaller at all four is smaller everywhere.
+  // Marks, for every cell and class, whether the class reaches the cell's champion (the class that is largest
+  // in the middle of the cell) at one of the four corners at least. One that is smaller at all four is
+  // smaller everywhere.
   void find_live(int64_t columns) {
     const int64_t classes = problem_.classes, pitch = problem_.pitch;
     for (int64_t j = 0; j < columns; j += kLanes) {
@@ -210,8 +211,8 @@ class Labeller {
 
   // --- one block of one band ---
 
-  // tame: interpolate as top + fraction * (bottom - top). Otherwise with two weights and NaN winning, as PyTorch does,
-  // since the difference of infinities is not a number.
+  // tame: interpolate as top + fraction * (bottom - top). Otherwise with two weights and NaN winning, as
+  // PyTorch does, since the difference of infinities is not a number.
   template <bool tame>
   void label_block(int64_t image, const Band& band, const Block& block, int64_t x, int64_t column,
                    const int32_t* classes, int64_t count) {
@@ -233,8 +234,8 @@ class Labeller {
     }
   }
 
-  // Interpolates the two source rows horizontally: expanded_[2 i] is the upper one of classes[i], expanded_[2 i + 1]
-  // the lower one (its difference to the upper one if tame).
+  // Interpolates the two source rows horizontally: expanded_[2 i] is the upper one of classes[i], expanded_[2
+  // i + 1] the lower one (its difference to the upper one if tame).
   template <bool tame, bool narrow>
   void expand(const Block& block, int64_t column, const int32_t* classes, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {

@@ -36,9 +36,10 @@ struct Tile {
   int64_t begin, end, column, columns;
 };
 
-// The two source elements an output pixel reads and the weight of the second, in the terms of PyTorch's own rule: where
-// the coordinate is clamped to 0 the first two elements are read with weights 1 and 0, and an axis that keeps its size
-// is read element by element. That matters where an element is infinite or NaN, since 0 times it is NaN.
+// The two source elements an output pixel reads and the weight of the second, in the terms of PyTorch's own
+// rule: where the coordinate is clamped to 0 the first two elements are read with weights 1 and 0, and an
+// axis that keeps its size is read element by element. That matters where an element is infinite or NaN,
+// since 0 times it is NaN.
 struct Sample {
   int64_t low, high;
   float fraction;

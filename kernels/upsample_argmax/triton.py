@@ -23,8 +23,8 @@ class Config(NamedTuple):
     warps: int
 
 
-# Most output rows of a cell -> Config, the first that fits. A thread owns one column (two for single rows) and its
-# rows: what it reads and interpolates horizontally serves them all.
+# Most output rows of a cell -> Config, the first that fits. A thread owns one column (two for single rows)
+# and its rows: what it reads and interpolates horizontally serves them all.
 CONFIGS = {
     1: Config(1, 256, 4, 4),
     2: Config(2, 128, 4, 4),

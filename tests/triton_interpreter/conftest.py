@@ -1,5 +1,7 @@
-"""The files of this folder run only in a process that had TRITON_INTERPRET=1 from its start: tests/test_triton_interpreter.py
-starts one for each. Keep the grids small: the interpreter takes about 6 ms per program, whatever its block size."""
+"""The files of this folder run only in a process that had TRITON_INTERPRET=1 from its start:
+tests/test_triton_interpreter.py starts one for each. Keep the grids small: the interpreter takes about 6 ms
+per program, whatever its block size.
+"""
 
 import os
 

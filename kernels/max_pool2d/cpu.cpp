@@ -166,7 +166,14 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
       return;
     }
     const Windows windows = windows_of(grad_input, grad_output, indices, kernel_size, stride, padding, dilation);
-    if (are_quads(windows, planes) || rows_pay(windows, planes, kShortestSpread)) {
+    if (are_quads(windows, planes)) {
+      const scalar_t* pooled = grad_output.const_data_ptr<scalar_t>();
+      scalar_t* image = grad_input.mutable_data_ptr<scalar_t>();
+      with_quads(windows, planes, [&](const auto& quads) {
+        if (windows.flat) spread_quads(pooled, indices.const_data_ptr<int64_t>(), image, quads);
+        else spread_quads(pooled, indices.const_data_ptr<uint8_t>(), image, quads);
+      });
+    } else if (rows_pay(windows, planes, kShortestSpread)) {
       spread<Add, scalar_t>(grad_output, indices, grad_input, windows, planes);
     } else {
       scatter<Add, scalar_t>(grad_output, indices, grad_input, &windows, planes, passed_over);

@@ -15,6 +15,8 @@
 
 
 
+#include <atomic>
+
 #include "max_pool2d/rows.h"
 #include "max_pool2d/windows.h"
 
@@ -194,13 +196,27 @@ void pool_quads(const scalar_t* image, scalar_t* pooled, index_t* indices, const
   });
 }
 
-// Pooled values at their pixels, 0 elsewhere: pooled and indices [planes, rows, length] -> image [planes, height, width]
+// Whether all compact labels seen are taps: their bits are collected.
+template <typename compute_t>
+class LabelBits {
+ public:
+  FASTSEG_INLINE void see(Labels<compute_t> labels) { bits_ = bits_ | labels; }
+  bool all_taps() const { return !simd::any(bits_ > splat_label<compute_t>(3)); }
+
+ private:
+  Labels<compute_t> bits_{};
+};
+
+// Pooled values at their pixels, 0 elsewhere: pooled and indices [planes, rows, length] -> image [planes, height, width].
+// Returns whether all compact indices were taps; those that are none go nowhere.
 template <bool interleaved, typename scalar_t, typename index_t>
-void spread_quads(const scalar_t* pooled, const index_t* indices, scalar_t* image, const Quads<interleaved>& quads) {
+bool spread_quads(const scalar_t* pooled, const index_t* indices, scalar_t* image, const Quads<interleaved>& quads) {
   using compute_t = simd::accumulate<scalar_t>;
   const int64_t rows = quads.rows(), width = quads.width(), length = quads.length(), count = quads.count();
   const int64_t height = quads.height(), all_windows = quads.planes() * rows * length;
+  std::atomic<bool> all_taps{true};
   parallel_rows(quads.planes() * height, width, [&](int64_t begin, int64_t end) {
+    LabelBits<compute_t> seen;
     ReadableRow<scalar_t> readable_values(pooled + all_windows);
     ReadableRow<index_t> readable_places(indices + all_windows);
     OutputStream<scalar_t> pixels(image + begin * width, 2 * count, quads.planes() * height * width);
@@ -222,23 +238,29 @@ void spread_quads(const scalar_t* pooled, const index_t* indices, scalar_t* imag
           prefetch_lines<kLanes>(places + i);
           const simd::vec<compute_t> value = simd::load(values + i);
           const auto labels = quads.template load_labels<compute_t>(places, i, oy, run);
+          seen.see(labels);
           quads.store(to, i, simd::keep_where(labels == left, value), simd::keep_where(labels == right, value));
         });
       }
       pixels.zeros(width - 2 * length);  // right of the last window
     }
     pixels.finish();
+    if (!seen.all_taps()) all_taps.store(false, std::memory_order_relaxed);
   });
+  return all_taps.load();
 }
 
-// The pixels at the offsets, which must be taps: image [planes, height, width] -> pooled [planes, rows, length]
+// The pixels at the offsets: image [planes, height, width] -> pooled [planes, rows, length]. Returns whether all offsets
+// were taps.
 template <bool interleaved, typename scalar_t>
-void choose_quads(const scalar_t* image, const uint8_t* offsets, scalar_t* pooled, const Quads<interleaved>& quads) {
+bool choose_quads(const scalar_t* image, const uint8_t* offsets, scalar_t* pooled, const Quads<interleaved>& quads) {
   using compute_t = simd::accumulate<scalar_t>;
   const int64_t rows = quads.rows(), width = quads.width(), length = quads.length(), count = quads.count();
   const int64_t all_rows = quads.planes() * rows;
   const scalar_t* end_of_image = image + quads.planes() * quads.height() * width;
+  std::atomic<bool> all_taps{true};
   parallel_rows(all_rows, length, [&](int64_t begin, int64_t end) {
+    LabelBits<compute_t> seen;
     ReadableRow<scalar_t> upper(end_of_image), lower(end_of_image);
     ReadableRow<uint8_t> readable_offsets(offsets + all_rows * length);
     OutputStream<scalar_t> chosen(pooled + begin * length, count, all_rows * length);
@@ -256,6 +278,7 @@ void choose_quads(const scalar_t* image, const uint8_t* offsets, scalar_t* poole
           quads.load(top, i, value, other[0]);
           quads.load(bottom, i, other[1], other[2]);
           const auto wanted = pooling::load_labels<compute_t>(places + i);
+          seen.see(wanted);
           for (int tap = 1; tap < 4; ++tap) {
             value = simd::select(wanted == splat_label<compute_t>(tap), other[tap - 1], value);
           }
@@ -264,7 +287,9 @@ void choose_quads(const scalar_t* image, const uint8_t* offsets, scalar_t* poole
       }
     }
     chosen.finish();
+    if (!seen.all_taps()) all_taps.store(false, std::memory_order_relaxed);
   });
+  return all_taps.load();
 }
 
 }  // namespace fastseg::pooling

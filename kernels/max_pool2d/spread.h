@@ -6,7 +6,6 @@
 #pragma once
 
 #include "max_pool2d/phases.h"
-#include "max_pool2d/quads.h"
 #include "max_pool2d/rows.h"
 #include "max_pool2d/windows.h"
 
@@ -213,13 +212,8 @@ void spread(const Tensor& pooled, const Tensor& indices, const Tensor& image, co
   const scalar_t* from = pooled.const_data_ptr<scalar_t>();
   scalar_t* to = image.mutable_data_ptr<scalar_t>();
   const auto run = [&](const auto* places) {
-    if (are_quads(windows, planes)) {
-      with_quads(windows, planes, [&](const auto& quads) { spread_quads(from, places, to, quads); });
-    } else if (planes.channels_last) {
-      spread_interleaved<combine_t>(from, places, to, windows, planes);
-    } else {
-      spread_planar<combine_t>(from, places, to, windows, planes.images * planes.channels);
-    }
+    if (planes.channels_last) spread_interleaved<combine_t>(from, places, to, windows, planes);
+    else spread_planar<combine_t>(from, places, to, windows, planes.images * planes.channels);
   };
   if (windows.flat) run(indices.const_data_ptr<int64_t>());
   else run(indices.const_data_ptr<uint8_t>());

@@ -47,6 +47,12 @@ std::pair<int64_t, int64_t> whole_windows(const Axis& x) {
   return {first, end};
 }
 
+[[noreturn]] void refuse_offsets() {
+  throw std::runtime_error(
+      "fastseg.ops.max_unpool2d: indices holds an offset that is no pixel of its window; allowed: the indices of "
+      "a pooling with this geometry");
+}
+
 void check_offsets(const Tensor& indices, const Windows& windows, const Planes& planes) {
   const uint8_t* offsets = indices.const_data_ptr<uint8_t>();
   std::atomic<bool> inside{true};
@@ -79,11 +85,7 @@ void check_offsets(const Tensor& indices, const Windows& windows, const Planes& 
       if (!all) inside.store(false, std::memory_order_relaxed);
     });
   }
-  if (!inside.load()) {
-    throw std::runtime_error(
-        "fastseg.ops.max_unpool2d: indices holds an offset that is no pixel of its window; allowed: the indices of "
-        "a pooling with this geometry");
-  }
+  if (!inside.load()) refuse_offsets();
 }
 
 // ---- the gradient by compact indices: every window looks for its index among its taps ----
@@ -170,8 +172,16 @@ void forward(const Tensor& input, const Tensor& indices, std::vector<int64_t> ke
       return;
     }
     const Windows windows = windows_of(output, input, indices, kernel_size, stride, padding, dilation);
+    const scalar_t* pooled = input.const_data_ptr<scalar_t>();
+    const uint8_t* offsets = indices.const_data_ptr<uint8_t>();
+    if (are_quads(windows, planes)) {
+      with_quads(windows, planes, [&](const auto& quads) {
+        if (!spread_quads(pooled, offsets, output.mutable_data_ptr<scalar_t>(), quads)) refuse_offsets();
+      });
+      return;
+    }
     check_offsets(indices, windows, planes);
-    if (are_quads(windows, planes) || rows_pay(windows, planes, kShortestSpread)) {
+    if (rows_pay(windows, planes, kShortestSpread)) {
       spread<Last, scalar_t>(input, indices, output, windows, planes);
     } else {
       Outside none;  // the offsets have been checked
@@ -194,18 +204,19 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
       return;
     }
     const Windows windows = windows_of(grad_output, grad_input, indices, kernel_size, stride, padding, dilation);
-    check_offsets(indices, windows, planes);
-    const bool quads = are_quads(windows, planes);
-    if (!quads && !rows_pay(windows, planes, kShortestChoice)) {
-      Outside none;  // the offsets have been checked
-      gather<uint8_t, scalar_t>(grad_output, indices, grad_input, &windows, planes, none);
-      return;
-    }
     const scalar_t* image = grad_output.const_data_ptr<scalar_t>();
     const uint8_t* offsets = indices.const_data_ptr<uint8_t>();
     scalar_t* pooled = grad_input.mutable_data_ptr<scalar_t>();
-    if (quads) {
-      with_quads(windows, planes, [&](const auto& quads) { choose_quads(image, offsets, pooled, quads); });
+    if (are_quads(windows, planes)) {
+      with_quads(windows, planes, [&](const auto& quads) {
+        if (!choose_quads(image, offsets, pooled, quads)) refuse_offsets();
+      });
+      return;
+    }
+    check_offsets(indices, windows, planes);
+    if (!rows_pay(windows, planes, kShortestChoice)) {
+      Outside none;  // the offsets have been checked
+      gather<uint8_t, scalar_t>(grad_output, indices, grad_input, &windows, planes, none);
     } else if (planes.channels_last) {
       choose_interleaved(image, offsets, pooled, windows, planes);
     } else {

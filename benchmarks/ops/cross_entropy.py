@@ -1,4 +1,4 @@
-"""cross_entropy, with labels and with probabilities, and focal_loss: forward and backward of the mean over the pixels."""
+"""cross_entropy with labels and with probabilities, focal_loss: forward and backward of the mean over the pixels."""
 
 import torch
 import torch.nn.functional as F

@@ -1,5 +1,6 @@
-"""What cross_entropy does alike for labels and for probabilities: checks, [N, C, P] views for C++ and Triton, gradients in the
-layout of what they belong to.
+"""What cross_entropy does alike for labels and for probabilities.
+
+Checks, [N, C, P] views for C++ and Triton, gradients in the layout of what they belong to.
 """
 
 import torch

@@ -86,7 +86,7 @@ def _fake_backward(input, target, weight, pixel_weight, grad_output, *options):
 
 
 def _run_by(kernel, arguments, grad_output, loss, *gradients) -> None:
-    """Calls a kernel, C++ or Triton, on views of the op's arguments; it writes loss and gradients, those that are not None."""
+    """Calls a kernel, C++ or Triton, on views of the op's arguments; it writes what is not None."""
     input, target, weight, pixel_weight, *options = arguments
     together = one_image(input) and one_image(target)
     views = (None if gradient is None else pixels(gradient, together) for gradient in gradients)

@@ -1,4 +1,4 @@
-"""Softmax cross entropy against probabilities in Triton: formulas and byte counts in README.md, columns in ../_columns.py."""
+"""Softmax cross entropy against probabilities in Triton: formulas in README.md, columns in ../_columns.py."""
 
 from typing import NamedTuple
 
@@ -29,9 +29,9 @@ class Config(NamedTuple):
     warps: int
 
 
-# (layout of the logits, most classes) -> Config, the first that fits. Logits and targets of STEP classes are held together,
-# so a thread has about half the pixels that it has with labels. Beyond STEP a first sweep takes the softmax online, a second
-# the products, and the gradients read both tensors again (from L2).
+# (layout of the logits, most classes) -> Config, the first that fits. Logits and targets of STEP classes are held
+# together, so a thread has about half the pixels that it has with labels. Beyond STEP a first sweep takes the softmax
+# online, a second the products, and the gradients read both tensors again (from L2).
 CONFIGS = {
     ("planes", 8): Config(1, 8, 512, 4),
     ("planes", 32): Config(1, 32, 256, 4),
@@ -46,9 +46,10 @@ CONFIGS = {
 
 
 def config_of(pixel: int, classes: int) -> Config:
-    """For logits whose neighbouring pixels lie `pixel` elements apart: 1 in planes (NCHW), more in rows (channels_last)."""
+    """For logits whose neighbouring pixels lie `pixel` elements apart: 1 in planes, more in rows (channels_last)."""
     layout = "planes" if pixel == 1 else "rows"
-    return next(config for (name, most), config in CONFIGS.items() if name == layout and (most is None or classes <= most))
+    return next(config for (name, most), config in CONFIGS.items()
+                if name == layout and (most is None or classes <= most))
 
 
 @triton.jit
@@ -85,7 +86,7 @@ def write_gradients(
     largest, log_total, ratio, factor,
     C: tl.constexpr, CHUNK: tl.constexpr, SMOOTHING: tl.constexpr,
 ):  # fmt: skip
-    """To logits: (e^(logit_c - largest) ratio - weighted target_c) factor. To targets: w_c (1 - s) (-log p_c) factor."""
+    """To logits (e^(logit_c - largest) ratio - weighted target_c) factor, to targets w_c (1 - s) (-log p_c) factor."""
     if pointers is not None:
         values = exponentials(column, largest)
         weighted = weighted_targets(targets, start, class_weight, label_smoothing, C, CHUNK, SMOOTHING)
@@ -179,8 +180,9 @@ def cross_entropy_probabilities_kernel(
         if target_gradient is not None:
             target_gradients = target_gradient + n * target_gradient_image + (first + p) * TARGET_GRADIENT_PIXEL
         if HELD:
-            write_gradients(column, targets, 0, gradients, target_gradients, inside, gradient_plane, target_gradient_plane,
-                            class_weight, label_smoothing, largest, log_total, ratio, factor, C, CHUNK, SMOOTHING)
+            write_gradients(column, targets, 0, gradients, target_gradients, inside, gradient_plane,
+                            target_gradient_plane, class_weight, label_smoothing, largest, log_total, ratio, factor,
+                            C, CHUNK, SMOOTHING)
         else:
             for start in range(0, C, STEP):
                 column = read_column(pointers, inside, plane, start, C, STEP, CHUNK)
@@ -253,7 +255,7 @@ def _case(what: str, dtype: str, classes: int, target: str = "", rows: bool = Fa
     absent = {name: None for name in _OPTIONAL if name not in pointers}
     flags = dict(rows=rows, weights=weights, smoothing=label_smoothing)
     return AotCase(
-        name="-".join(["probabilities", what, dtype, target, str(classes), *(flag for flag, on in flags.items() if on)]),
+        name="-".join(["probabilities", what, dtype, target, str(classes), *filter(flags.get, flags)]),
         kernel=cross_entropy_probabilities_kernel,
         signature={**pointers, **sizes, **({} if rows else planes), "scale": "fp32", "label_smoothing": "fp32"},
         constexprs={**constexprs, **({name: 1 for name in planes} if rows else {}), **absent},

@@ -3,8 +3,8 @@
 // A loss sees rows of `tile_pixels(C)` pixels, one row per class, in the accumulator type; only this file
 // knows how the tensor lies in memory and which dtype it has:
 //   for_each_tile(...)             cuts [N, P] into tiles
-//   TileAccess::visit(...)         hands a body one tile: `load(c, i)` 16 logits, `store(c, i, lanes)` 16
-//   gradients load_labels(...)               the tile's labels as int32, -1 where the pixel is ignored
+//   TileAccess::visit(...)         hands a body one tile: `load(c, i)` 16 logits, `store(c, i, lanes)` gradients
+//   load_labels(...)               the tile's labels as int32, -1 where the pixel is ignored
 //   tile_maximum, tile_softmax     largest logit and exponentials of every pixel
 // Memory beyond the tensor is never touched: a partial tile is padded in scratch with zero logits and ignored
 // labels.
@@ -28,12 +28,12 @@ using simd::kLanes;
 
 constexpr int kRowPadding = 16;  // keeps the scratch rows of one pixel out of the same cache set
 
-// Pixels in a tile: as many as keep two copies of the tile (logits and exponentials) in the second-level
-// cache.
+// Pixels in a tile: one group of tile_softmax.h, so that a tile of few classes stays in the first-level cache, or fewer
+// where two tiles (this one and the one on its way) would not fit the second-level cache.
 inline int tile_pixels(int64_t classes) {
   constexpr int64_t kMostElements = 1 << 16;
   const int64_t fitting = kMostElements / std::max<int64_t>(1, classes) / kLanes * kLanes;
-  return static_cast<int>(std::clamp<int64_t>(fitting, kLanes, 128));
+  return static_cast<int>(std::clamp<int64_t>(fitting, kLanes, 64));
 }
 
 // A [N, C, P] tensor, strides in elements. Planar (NCHW): pixel_stride is 1. Interleaved (channels_last):
@@ -159,24 +159,34 @@ struct TileInMemory {
   using accumulate_t = simd::accumulate<scalar_t>;
   const scalar_t* logits;  // [C, T], rows logits_stride apart
   scalar_t* gradient;      // [C, T], rows gradient_stride apart
-  int64_t logits_stride, gradient_stride;
+  accumulate_t* rows;      // [C, T], rows row_stride apart
+  int64_t logits_stride, gradient_stride, row_stride;
   bool streaming;
 
   FASTSEG_INLINE auto load(int64_t c, int i) const { return simd::load(logits + c * logits_stride + i); }
   FASTSEG_INLINE accumulate_t at(int64_t c, int i) const {
     return static_cast<accumulate_t>(logits[c * logits_stride + i]);
   }
-  FASTSEG_INLINE void store(int64_t c, int i, simd::vec<accumulate_t> lanes) const {
+  // load(c, i), leaving the logits in `rows` too.
+  FASTSEG_INLINE auto fetch(int64_t c, int i) const {
+    const auto lanes = load(c, i);
+    simd::store(rows + c * row_stride + i, lanes);
+    return lanes;
+  }
+  // One vector, or two for the 32 pixels from i on.
+  template <typename... vector_t>
+  FASTSEG_INLINE void store(int64_t c, int i, vector_t... lanes) const {
     scalar_t* to = gradient + c * gradient_stride + i;
     if (streaming) {
-      simd::stream(to, lanes);
+      simd::stream(to, lanes...);
     } else {
-      simd::store(to, lanes);
+      simd::store(to, lanes...);
     }
   }
-  // The same row of the next tile: the hardware does not follow hundreds of rows at once.
+  // The same row of the next tile: the hardware does not follow hundreds of rows at once. It is read once, so it need
+  // not stay in the outer caches (where rows that are a power of two apart compete for the same few places).
   FASTSEG_INLINE void prefetch(int64_t c, int i, int tile) const {
-    __builtin_prefetch(logits + c * logits_stride + i + tile);
+    if (i * sizeof(scalar_t) % 64 == 0) __builtin_prefetch(logits + c * logits_stride + i + 2 * tile, 0, 2);
   }
 };
 
@@ -190,8 +200,10 @@ struct TileInScratch {
 
   FASTSEG_INLINE auto load(int64_t c, int i) const { return simd::load(rows + c * row_stride + i); }
   FASTSEG_INLINE accumulate_t at(int64_t c, int i) const { return rows[c * row_stride + i]; }
-  FASTSEG_INLINE void store(int64_t c, int i, simd::vec<accumulate_t> lanes) const {
-    simd::store(rows + c * row_stride + i, lanes);
+  FASTSEG_INLINE auto fetch(int64_t c, int i) const { return load(c, i); }
+  template <typename... vector_t>
+  FASTSEG_INLINE void store(int64_t c, int i, vector_t... lanes) const {
+    simd::store(rows + c * row_stride + i, lanes...);
   }
   FASTSEG_INLINE void prefetch(int64_t, int, int) const {}
 };
@@ -218,7 +230,7 @@ class TileAccess {
   ~TileAccess() { simd::stream_fence(); }
 
   int tile() const { return tile_; }
-  // Where the exponentials of the tile go: [C][row_stride()]. A TileInScratch has its logits there.
+  // [C][row_stride()]: the tile's logits once tile_maximum() has run, its exponentials after tile_softmax().
   accumulate_t* rows() const { return rows_.get(); }
   int64_t row_stride() const { return row_stride_; }
 
@@ -229,7 +241,8 @@ class TileAccess {
     const scalar_t* from = logits_.at(image, first);
     scalar_t* to = gradient_.data ? gradient_.at(image, first) : nullptr;
     if (count == tile_ && logits_.planar() && (!to || gradient_.planar())) {
-      body(TileInMemory<scalar_t>{from, to, logits_.class_stride, gradient_.class_stride, rows_aligned_});
+      body(TileInMemory<scalar_t>{from, to, rows(), logits_.class_stride, gradient_.class_stride, row_stride_,
+                                  rows_aligned_});
       return;
     }
     read(from, count);
@@ -352,8 +365,11 @@ auto with_label_type(const LabelView& labels, const Function& fn) {
 // `count`. False if one was neither ignored nor in [0, classes).
 inline bool load_labels(const LabelView& labels, int64_t first, int count, int tile, int32_t* to) {
   std::fill(to + count, to + tile, -1);
-  return detail::with_label_type(labels, [&](const auto* from) {
-    return detail::load_labels(from + first, count, labels.ignore_index, labels.classes, to);
+  return detail::with_label_type(labels, [&](const auto* all) {
+    const auto* from = all + first;
+    // the next tile's; between two tiles the hardware loses sight of this stream
+    for (int i = 0; i < count; i += 64 / sizeof *from) __builtin_prefetch(from + count + i);
+    return detail::load_labels(from, count, labels.ignore_index, labels.classes, to);
   });
 }
 

@@ -70,7 +70,8 @@ FASTSEG_INLINE f64x16 exp(f64x16 x) {
 FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
   constexpr float kLog2e = 1.44269504f;
 #if defined(__AVX512F__)
-  const f32x16 clamped = maximum(x, splat(-110.0f));  // 2^n is 0 there
+  // 2^n is 0 there. (GCC 12 makes a comparison and a masked move of maximum() with a constant.)
+  const f32x16 clamped = bit_cast<f32x16>(_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-110.0f), bit_cast<__m512>(x)));
   const __m512 n = _mm512_maskz_roundscale_ps(0xffff, bit_cast<__m512>(clamped * kLog2e), 0);
   // Compilers do not fuse a product that has a second use, and r needs its last digits.
   const f32x16 r = bit_cast<f32x16>(_mm512_fmsub_ps(bit_cast<__m512>(clamped), _mm512_set1_ps(kLog2e), n));

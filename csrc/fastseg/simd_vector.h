@@ -18,7 +18,8 @@
 
 namespace simd {
 
-#define FASTSEG_INLINE inline __attribute__((always_inline))
+#define FASTSEG_ALWAYS_INLINE __attribute__((always_inline))  // behind the parameters of a lambda
+#define FASTSEG_INLINE inline FASTSEG_ALWAYS_INLINE
 
 constexpr int kLanes = 16;
 
@@ -111,6 +112,7 @@ using i32x16 = Vector<int32_t, 16>;
 using u32x16 = Vector<uint32_t, 16>;
 using u8x16 = Vector<uint8_t, 16>;
 using u16x16 = Vector<uint16_t, 16>;
+using u16x32 = Vector<uint16_t, 32>;
 using f64x16 = Vector<double, 16>;
 using i64x16 = Vector<int64_t, 16>;
 

@@ -14,7 +14,9 @@ namespace fastseg {
 // AVX-512, and leave the tiles of many classes, which are smaller, to single vectors.)
 constexpr int kGroup = simd::kRegisterBytes > 16 ? 4 : 2;
 
-// Calls body(first_pixel, constant<vectors>) over the tile's pixels, in groups that fit the registers.
+// Calls body(first_pixel, constant<vectors>) over the tile's pixels, in groups that fit the registers. Write bodies as
+// FASTSEG_ALWAYS_INLINE lambdas on copies of the tile and of numbers: whatever they reach through a reference is read
+// again after every store, because a streaming store might have changed it.
 template <int vectors>
 using constant = std::integral_constant<int, vectors>;
 
@@ -25,19 +27,27 @@ FASTSEG_INLINE void for_each_group(int tile, const Body& body) {
   for (; i < tile; i += kLanes) body(i, constant<1>());
 }
 
-// maximum[i] = largest logit of pixel i; NaN logits are passed over (they come back as NaN exponentials).
+// Gradients of a whole group, two vectors at a time: half types leave as whole cache lines.
+template <typename tile_t, typename vector_t, int vectors>
+FASTSEG_INLINE void store_group(const tile_t& tile, int64_t c, int first, const vector_t (&gradient)[vectors]) {
+  if constexpr (vectors == 1) {
+    tile.store(c, first, gradient[0]);
+  } else {
+    for (int v = 0; v < vectors; v += 2) tile.store(c, first + v * kLanes, gradient[v], gradient[v + 1]);
+  }
+}
+
+// maximum[i] = largest logit of pixel i; NaN logits are passed over (they come back as NaN exponentials). The one look
+// at the logits in memory: they are left, widened, in the rows of the TileAccess.
 template <typename tile_t>
-FASTSEG_INLINE void tile_maximum(const tile_t& tile, int64_t classes, int pixels,
+FASTSEG_INLINE void tile_maximum(tile_t tile, int64_t classes, int pixels,
                                  typename tile_t::accumulate_t* maximum) {
   using vector_t = simd::vec<typename tile_t::accumulate_t>;
-  for_each_group(pixels, [&](int first, auto vectors) {
+  for_each_group(pixels, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
     vector_t best[vectors];
-    for (int v = 0; v < vectors; ++v) best[v] = tile.load(0, first + v * kLanes);
-    for (int64_t c = 0; c < classes; ++c) {
-      for (int v = 0; v < vectors; ++v) {
-        tile.prefetch(c, first + v * kLanes, pixels);
-        best[v] = simd::maximum(best[v], tile.load(c, first + v * kLanes));
-      }
+    for (int v = 0; v < vectors; ++v) best[v] = tile.fetch(0, first + v * kLanes);
+    for (int64_t c = 1; c < classes; ++c) {
+      for (int v = 0; v < vectors; ++v) best[v] = simd::maximum(best[v], tile.fetch(c, first + v * kLanes));
     }
     for (int v = 0; v < vectors; ++v) simd::store(maximum + first + v * kLanes, best[v]);
   });
@@ -46,15 +56,17 @@ FASTSEG_INLINE void tile_maximum(const tile_t& tile, int64_t classes, int pixels
 constexpr int64_t kSumBlock =
     32;  // sums over many classes go in two levels, so that their error does not grow with C
 
-// rows[c][i] = e^(logit - maximum[i]); sum[i] = their sum over c. each(c, i, shifted logits, exponentials)
-// sees every vector of 16 pixels from i on as it passes.
+// rows[c][i], the logits that tile_maximum() left, become e^(logit - maximum[i]); sum[i] = their sum over c.
+// each(c, i, shifted logits, exponentials) sees every vector of 16 pixels from i on as it passes. The next tile is
+// asked for here, not in tile_maximum(), which waits for memory as it is: its lines come while exponentials are computed.
 template <typename tile_t, typename Each>
-FASTSEG_INLINE void tile_softmax(const tile_t& tile, int64_t classes, int pixels,
+FASTSEG_INLINE void tile_softmax(tile_t tile, int64_t classes, int pixels,
                                  typename tile_t::accumulate_t* rows, int64_t row_stride,
                                  const typename tile_t::accumulate_t* maximum,
                                  typename tile_t::accumulate_t* sum, const Each& each) {
-  using vector_t = simd::vec<typename tile_t::accumulate_t>;
-  for_each_group(pixels, [&](int first, auto vectors) {
+  using accumulate_t = typename tile_t::accumulate_t;
+  using vector_t = simd::vec<accumulate_t>;
+  for_each_group(pixels, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
     vector_t largest[vectors], total[vectors];
     for (int v = 0; v < vectors; ++v) {
       largest[v] = simd::load(maximum + first + v * kLanes);
@@ -67,10 +79,12 @@ FASTSEG_INLINE void tile_softmax(const tile_t& tile, int64_t classes, int pixels
       for (int64_t c = begin; c < end; ++c) {
         for (int v = 0; v < vectors; ++v) {
           const int i = first + v * kLanes;
-          const vector_t shifted = tile.load(c, i) - largest[v];
+          tile.prefetch(c, i, pixels);
+          accumulate_t* at = rows + c * row_stride + i;
+          const vector_t shifted = simd::load(at) - largest[v];
           const vector_t exponential = simd::exp_nonpositive(shifted);
           block[v] += exponential;
-          simd::store(rows + c * row_stride + i, exponential);
+          simd::store(at, exponential);
           each(c, i, shifted, exponential);
         }
       }

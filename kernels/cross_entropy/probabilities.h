@@ -112,7 +112,8 @@ class Sweep {
           for (int v = 0; v < vectors; ++v) {
             const int i = first + v * kLanes;
             target.prefetch(c, i, tile_);
-            const vector_t shifted = tile.load(c, i) - largest[v];
+            tile.prefetch(c, i, tile_);
+            const vector_t shifted = simd::load(access_.rows() + c * stride_ + i) - largest[v];
             const vector_t weighted = weighted_target(target, c, i);
             const vector_t exponential = simd::exp_nonpositive(shifted);
             block_sum[v] += exponential;
@@ -191,7 +192,7 @@ class Sweep {
             logit_gradient = (exponential * ratio[v] - weighted_target(target, c, i)) * factor[v];
           }
           if constexpr (to_target) {
-            const vector_t shifted = tile.load(c, i) - simd::load(maximum_ + i);
+            const vector_t shifted = simd::load(access_.rows() + c * stride_ + i) - simd::load(maximum_ + i);
             target_gradient = (simd::load(log_sum_ + i) - shifted) * target_scale_[c] * factor[v];
             target.store(c, i, target_gradient);
           }

@@ -129,24 +129,25 @@ class Sweep {
   template <typename tile_t>
   void one_tile(const tile_t& tile, int64_t position, int count) {
     tile_maximum(tile, problem_.classes, tile_, numbers_.maximum);
-    load_target_logits(tile);
+    load_target_logits();
     exponentials(tile);
     pixel_formulas(position, count);
     if (problem_.gradient.data) write_gradient(tile);
   }
 
-  template <typename tile_t>
-  void load_target_logits(const tile_t& tile) {
+  void load_target_logits() {
+    const accumulate_t* rows = access_.rows();
+    const int64_t stride = access_.row_stride();
     one_label_each_ = true;
     for (int i = 0; i < tile_; i += kLanes) {
       const int32_t common = common_label(numbers_.labels + i);
       numbers_.common_labels[i / kLanes] = common;
       if (common >= 0) {
-        simd::store(numbers_.target_logit + i, tile.load(common, i));
+        simd::store(numbers_.target_logit + i, simd::load(rows + common * stride + i));
         continue;
       }
       one_label_each_ = false;
-      for (int k = i; k < i + kLanes; ++k) numbers_.target_logit[k] = tile.at(std::max(numbers_.labels[k], 0), k);
+      for (int k = i; k < i + kLanes; ++k) numbers_.target_logit[k] = rows[std::max(numbers_.labels[k], 0) * stride + k];
     }
   }
 
@@ -220,10 +221,8 @@ class Sweep {
         simd::store(numbers_.smoothing_scale + i, scale * smoothing_);
       }
     }
-    for (int lane = 0; lane < kLanes; ++lane) {
-      sums_.loss += loss_sum[lane];
-      sums_.denominator += denominator_sum[lane];
-    }
+    sums_.loss += simd::reduce_add(simd::convert<simd::f64x16>(loss_sum));
+    sums_.denominator += simd::reduce_add(simd::convert<simd::f64x16>(denominator_sum));
   }
 
   vector_t gradient_scale(int64_t position, int i, int count) const {
@@ -268,9 +267,9 @@ class Sweep {
     // several labels and the classes are few.
     if (one_label_each_ || problem_.classes > kFewClasses) {
       subtract_labels();
-      write_rows<false>(tile);
+      smoothing_ == 0 ? write_rows<false, false>(tile) : write_rows<false, true>(tile);
     } else {
-      write_rows<true>(tile);
+      smoothing_ == 0 ? write_rows<true, false>(tile) : write_rows<true, true>(tile);
     }
   }
 
@@ -289,22 +288,23 @@ class Sweep {
     }
   }
 
-  template <bool compare, typename tile_t>
-  void write_rows(const tile_t& tile) const {
+  template <bool compare, bool smoothed, typename tile_t>
+  void write_rows(tile_t tile) const {
     const accumulate_t* rows = access_.rows();
-    const int64_t stride = access_.row_stride();
-    for_each_group(tile_, [&](int first, auto vectors) {
+    const int64_t classes = problem_.classes, stride = access_.row_stride();
+    for_each_group(tile_, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
       vector_t scale[vectors];
       for (int v = 0; v < vectors; ++v) scale[v] = simd::load(numbers_.scale + first + v * kLanes);
-      for (int64_t c = 0; c < problem_.classes; ++c) {
+      for (int64_t c = 0; c < classes; ++c) {
+        vector_t gradient[vectors];
         for (int v = 0; v < vectors; ++v) {
           const int i = first + v * kLanes;
-          vector_t gradient = simd::load(rows + c * stride + i);
-          if (compare) gradient -= simd::keep_where(is_label(c, i), simd::load(numbers_.label_excess + i));
-          gradient *= scale[v];
-          if (smoothing_ != 0) gradient -= weight_of(c) * simd::load(numbers_.smoothing_scale + i);
-          tile.store(c, i, gradient);
+          gradient[v] = simd::load(rows + c * stride + i);
+          if (compare) gradient[v] -= simd::keep_where(is_label(c, i), simd::load(numbers_.label_excess + i));
+          gradient[v] *= scale[v];
+          if (smoothed) gradient[v] -= weight_of(c) * simd::load(numbers_.smoothing_scale + i);
         }
+        store_group(tile, c, first, gradient);
       }
     });
   }

@@ -66,7 +66,8 @@ class Forward {
     tile_maximum(tile, problem_.classes, s.pixels, s.maximum);
     for (int i = 0; i < s.pixels; i += kLanes) {
       const vector_t logit = s.of_label(
-          i, [&](int64_t c) { return tile.load(c, i); }, [&](int64_t c, int k) { return tile.at(c, k); });
+          i, [&](int64_t c) { return simd::load(s.rows + c * s.stride + i); },
+          [&](int64_t c, int k) { return s.rows[c * s.stride + k]; });
       simd::store(s.behind + i, simd::load(s.maximum + i) - logit);
     }
     if (smoothing_ != 0) {
@@ -105,7 +106,7 @@ class Forward {
   // fp32 within the tile, fp64 across tiles.
   template <bool squared>
   void add_predictions() {
-    for_each_group(softmax_.pixels, [&](int first, auto vectors) {
+    for_each_group(softmax_.pixels, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
       vector_t inverse[vectors];
       for (int v = 0; v < vectors; ++v) inverse[v] = simd::load(softmax_.inverse + first + v * kLanes);
       for (int64_t c = 0; c < problem_.classes; ++c) {

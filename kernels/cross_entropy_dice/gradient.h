@@ -66,21 +66,25 @@ class Backward {
 
   // rows = e^(z - maximum), sum = their sum, extra = sum_c dP_c e_c^2 (or e_c): all of one read of the tile.
   template <bool squared, typename tile_t>
-  void exponentials(const tile_t& tile, const accumulate_t* prediction) {
-    for_each_group(softmax_.pixels, [&](int first, auto vectors) {
+  void exponentials(tile_t tile, const accumulate_t* prediction) {
+    accumulate_t* rows = softmax_.rows;
+    const int64_t classes = problem_.classes, stride = softmax_.stride;
+    for_each_group(softmax_.pixels, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
       vector_t largest[vectors], total[vectors], dot[vectors];
       for (int v = 0; v < vectors; ++v) {
         largest[v] = simd::load(softmax_.maximum + first + v * kLanes);
         total[v] = dot[v] = vector_t{};
       }
-      for (int64_t c = 0; c < problem_.classes; ++c) {
+      for (int64_t c = 0; c < classes; ++c) {
         const accumulate_t factor = prediction[c];
         for (int v = 0; v < vectors; ++v) {
           const int i = first + v * kLanes;
-          const vector_t e = simd::exp_nonpositive(tile.load(c, i) - largest[v]);
+          tile.prefetch(c, i, softmax_.pixels);
+          accumulate_t* at = rows + c * stride + i;
+          const vector_t e = simd::exp_nonpositive(simd::load(at) - largest[v]);
           total[v] += e;
           dot[v] += squared ? factor * e * e : factor * e;
-          simd::store(softmax_.rows + c * softmax_.stride + i, e);
+          simd::store(at, e);
         }
       }
       for (int v = 0; v < vectors; ++v) {
@@ -120,20 +124,23 @@ class Backward {
   FASTSEG_INLINE static Wide wide(vector_t lanes) { return simd::convert<Wide>(lanes); }
 
   template <bool squared, bool smoothed, typename tile_t>
-  void write_gradient(const tile_t& tile, const accumulate_t* prediction) {
+  void write_gradient(tile_t tile, const accumulate_t* prediction) {
+    const accumulate_t* rows = softmax_.rows;
+    const int64_t classes = problem_.classes, stride = softmax_.stride;
     mark_present_classes();
-    for_each_group(softmax_.pixels, [&](int first, auto vectors) {
+    for_each_group(softmax_.pixels, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
       vector_t inverse[vectors], base[vectors];
       for (int v = 0; v < vectors; ++v) {
         inverse[v] = simd::load(softmax_.inverse + first + v * kLanes);
         base[v] = simd::load(softmax_.extra + first + v * kLanes);
       }
-      for (int64_t c = 0; c < problem_.classes; ++c) {
+      for (int64_t c = 0; c < classes; ++c) {
         const accumulate_t weight = smoothed ? problem_.weight_of(c) : accumulate_t(0);
-        const auto row = [&](auto is_present) {
+        vector_t gradients[vectors];
+        const auto row = [&](auto is_present) FASTSEG_ALWAYS_INLINE {
           for (int v = 0; v < vectors; ++v) {
             const int i = first + v * kLanes;
-            const vector_t p = simd::load(softmax_.rows + c * softmax_.stride + i) * inverse[v];
+            const vector_t p = simd::load(rows + c * stride + i) * inverse[v];
             const vector_t of_p = squared ? prediction[c] * p : simd::splat(prediction[c]);
             vector_t gradient;
             if constexpr (is_present) {
@@ -145,7 +152,7 @@ class Backward {
               gradient = p * (of_p + base[v]);
             }
             if (smoothed) gradient += simd::load(softmax_.behind + i) * (p * weight_total_ - weight);
-            tile.store(c, i, gradient);
+            gradients[v] = gradient;
           }
         };
         if (present_[c]) {
@@ -153,6 +160,7 @@ class Backward {
         } else {
           row(std::false_type());
         }
+        store_group(tile, c, first, gradients);
       }
     });
   }

@@ -337,6 +337,21 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
                     results.append((loss, torch.autograd.grad(loss, leaf)[0]))
                 for ours, stock, exact in zip(*results):
                     assert_within_policy(ours, stock, exact)
+
+# bfloat16 gradients are the float32 ones rounded to nearest even; NaN is kept even if its bits would round up to 0
+nan_of_ones = torch.tensor([0x7fffffff, -1], dtype=torch.int32).view(torch.float32)
+for pixels in (64 * 7, 33 * 13):
+    input = (4 * torch.randn(2, 19, pixels)).bfloat16()
+    input[0, 3, 11], input[1, 2, 70] = float("nan"), float("inf")
+    target, pixel_weight = torch.randint(19, (2, pixels)), torch.rand(2, pixels)
+    pixel_weight[0, 100:102] = nan_of_ones
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaf = input.to(dtype).requires_grad_()
+        loss = cross_entropy(leaf, target, pixel_weight=pixel_weight, reduction="sum", backend="cpu")
+        gradients.append(torch.autograd.grad(loss, leaf)[0])
+    assert gradients[1][0, :, 100:102].isnan().all()
+    torch.testing.assert_close(gradients[1], gradients[0].bfloat16(), rtol=0, atol=0, equal_nan=True)
 """
 
 

@@ -31,6 +31,23 @@ def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
     return [values[0], values[-1]]
 
 
+def check_geometry(op: str, kernel_size, stride, padding, dilation):
+    for name, values, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        if min(values) < least:
+            raise RuntimeError(f"fastseg.ops.{op}: {name}={tuple(values)}; allowed: {least} or more")
+    for kernel, pad in zip(kernel_size, padding):
+        if pad > kernel // 2:
+            raise RuntimeError(
+                f"fastseg.ops.{op}: padding={tuple(padding)}; allowed: at most half of "
+                f"kernel_size={tuple(kernel_size)}"
+            )
+
+
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether torch would answer an op on this (N, C, H, W) tensor in channels_last."""
     if tensor.numel() == 0:  # suggest_memory_format takes every empty tensor for contiguous

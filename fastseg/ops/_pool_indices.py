@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 
 from fastseg import _check
 from fastseg.kernels.max_pool2d import reference
-from fastseg.ops._pool import MOST_COMPACT_TAPS, pair
+from fastseg.ops._pool import MOST_COMPACT_TAPS, check_geometry, pair
 
 
 class PoolIndices:
@@ -40,6 +40,7 @@ class PoolIndices:
         self.stride = tuple(pair("PoolIndices", "stride", kernel_size if stride is None else stride))
         self.padding = tuple(pair("PoolIndices", "padding", padding))
         self.dilation = tuple(pair("PoolIndices", "dilation", dilation))
+        check_geometry("PoolIndices", *self.geometry)
 
     @property
     def geometry(self) -> tuple[tuple[int, int], ...]:

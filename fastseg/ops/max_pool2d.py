@@ -23,6 +23,7 @@ from fastseg.ops._pool import (
     INDEX_DTYPES,
     MOST_COMPACT_TAPS,
     PoolNative,
+    check_geometry,
     allocate_scatter,
     empty,
     fake_scatter,
@@ -34,6 +35,9 @@ from fastseg.ops._pool_indices import PoolIndices
 __all__ = ["max_pool2d"]
 
 _NAME = "max_pool2d"
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # on the CPU, by torch
+_POOLED = (*FLOATING, *_INTEGERS)
+_LEAST_FLAT_INTERLEAVED = 1 << 19  # elements of the input
 
 
 # ---- forward ----
@@ -53,13 +57,13 @@ def _output_shape(input: Tensor, kernel_size, stride, padding, dilation, ceil_mo
 
 
 def check(input, kernel_size, stride, padding, dilation, ceil_mode, compact, channels_last):
-    _check.dtype(_NAME, "input", input, FLOATING)
+    _check.dtype(_NAME, "input", input, _POOLED)
     if input.dim() != 4 or 0 in input.shape[1:]:
         raise RuntimeError(
             f"fastseg.ops.{_NAME}: input has shape {tuple(input.shape)}; allowed: (N, C, H, W) or (C, H, W), "
             "empty in N only"
         )
-    _check_geometry(kernel_size, stride, padding, dilation)
+    check_geometry(_NAME, kernel_size, stride, padding, dilation)
     taps = kernel_size[0] * kernel_size[1]
     if compact and taps > MOST_COMPACT_TAPS:
         raise RuntimeError(
@@ -74,23 +78,6 @@ def check(input, kernel_size, stride, padding, dilation, ceil_mode, compact, cha
         )
 
 
-def _check_geometry(kernel_size, stride, padding, dilation):
-    for name, values, least in (
-        ("kernel_size", kernel_size, 1),
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-        ("dilation", dilation, 1),
-    ):
-        if min(values) < least:
-            raise RuntimeError(f"fastseg.ops.{_NAME}: {name}={tuple(values)}; allowed: {least} or more")
-    for kernel, pad in zip(kernel_size, padding):
-        if pad > kernel // 2:
-            raise RuntimeError(
-                f"fastseg.ops.{_NAME}: padding={tuple(padding)}; allowed: at most half of "
-                f"kernel_size={tuple(kernel_size)}"
-            )
-
-
 def fake(input, kernel_size, stride, padding, dilation, ceil_mode, compact, channels_last):
     shape = _output_shape(input, kernel_size, stride, padding, dilation, ceil_mode)
     index_dtype = torch.uint8 if compact else torch.int64
@@ -103,8 +90,14 @@ def _allocate_forward(input, kernel_size, stride, padding, dilation, ceil_mode, 
 
 
 def _slower_forward(input, kernel_size, stride, padding, dilation, ceil_mode, compact, channels_last):
-    if channels_last and not compact:
-        return "stock PyTorch, which the reference calls, is as fast in channels_last with int64 indices"
+    if not channels_last or compact:
+        return None
+    two_by_two = [*kernel_size, *stride, *padding, *dilation] == [2, 2, 2, 2, 0, 0, 1, 1]
+    if not two_by_two or input.numel() < _LEAST_FLAT_INTERLEAVED:
+        return (
+            "stock PyTorch, which the reference calls, is as fast in channels_last with int64 indices, but for large "
+            "images and windows of 2x2"
+        )
     return None
 
 
@@ -201,8 +194,8 @@ def max_pool2d(
     """Max pooling; drop-in for torch.nn.functional.max_pool2d, and with indices for max_pool2d_with_indices.
 
     Args:
-        input: (N, C, H, W) or (C, H, W), empty in N only; float32, float16, bfloat16 or float64; contiguous,
-            channels_last or any other strides.
+        input: (N, C, H, W) or (C, H, W), empty in N only; float32, float16, bfloat16 or float64 (on CPU
+            also integers, without a gradient); contiguous, channels_last or any other strides.
         kernel_size: one int, or one each for height and width; so are `stride`, `padding` and `dilation`.
         stride: None or an empty sequence stands for `kernel_size`.
         padding: of -inf on both sides, at most half of `kernel_size`.

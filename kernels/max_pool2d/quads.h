@@ -24,7 +24,7 @@ namespace fastseg::pooling {
 
 inline bool are_quads(const Windows& windows, const Planes& planes) {
   const auto are_pairs = [](const Axis& axis) {
-    return axis.kernel == 2 && axis.stride == 2 && axis.padding == 0 && axis.dilation == 1 &&
+    return axis.kernel == 2 && (axis.stride == 2 || axis.output == 1) && axis.padding == 0 && axis.dilation == 1 &&
            2 * axis.output <= axis.input;
   };
   return are_pairs(windows.y) && are_pairs(windows.x) && (!planes.channels_last || planes.channels >= kLanes);

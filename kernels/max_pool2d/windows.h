@@ -149,7 +149,10 @@ FASTSEG_INLINE void columns_of_taps(const Windows& windows, int64_t ox, int64_t 
 inline Axis axis_of(const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int axis,
                     int64_t input, int64_t output) {
-  return {kernel_size[axis], stride[axis], padding[axis], dilation[axis], input, output};
+  const bool inside = (static_cast<double>(output) - 1) * stride[axis] < static_cast<double>(input) + padding[axis];
+  STD_TORCH_CHECK(inside, "fastseg pooling: windows begin beyond the image");
+  const int64_t step = output == 1 ? 1 : stride[axis];  // of one window any; tables have the size of a stride
+  return {kernel_size[axis], step, padding[axis], dilation[axis], input, output};
 }
 
 // image: the pool's input or what is unpooled into; pooled: the pool's output.

@@ -178,6 +178,27 @@ def test_a_flat_index_outside_its_window_takes_no_gradient(wrong, layout):
     assert torch.equal(gradient, expected)
 
 
+@pytest.mark.parametrize("stride", [5, 2**31 - 1, 2**40, (2**62, 1)])
+@pytest.mark.parametrize("index_format", ["flat", "compact"])
+def test_any_stride_of_a_single_window(stride, index_format):
+    input = torch.randn(1, 2, 5, 4, requires_grad=True)
+    output, indices = max_pool2d(input, (2, 4), stride, return_indices=True, index_format=index_format)
+    expected, expected_indices = F.max_pool2d(input, (2, 4), 5, return_indices=True)  # stock's must fit 32 bits
+    assert torch.equal(output, expected)
+    assert torch.equal(indices.to_flat() if index_format == "compact" else indices, expected_indices)
+    gradients = [torch.autograd.grad(result.sum(), input)[0] for result in (output, expected)]
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_integers_are_pooled_as_by_stock(dtype):
+    input = torch.randint(0, 100, (2, 3, 7, 9)).to(dtype)
+    output, indices = max_pool2d(input, 3, 2, 1, return_indices=True, index_format="compact")
+    expected, expected_indices = F.max_pool2d(input, 3, 2, 1, return_indices=True)
+    assert output.dtype == dtype and torch.equal(output, expected)
+    assert torch.equal(indices.to_flat(), expected_indices)
+
+
 def test_flat_from_compact_from_flat():
     image = torch.randn(2, 3, 9, 11)
     _, indices = F.max_pool2d(image, 3, 2, 1, return_indices=True)
@@ -256,8 +277,14 @@ def test_sizes_are_integers_of_any_kind(two):
         (dict(kernel_size=1, input=torch.zeros(4, 4)), RuntimeError, "input has shape"),
         (dict(kernel_size=1, input=torch.zeros(2, 0, 4, 4)), RuntimeError, "input has shape"),
         (dict(kernel_size=1, input=torch.zeros(2, 3, 0, 4)), RuntimeError, "input has shape"),
+        (dict(kernel_size=1, input=torch.zeros(2, 3, 4, 4) > 0), RuntimeError, "input has dtype bool"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         max_pool2d(**{"input": torch.zeros(1, 2, 4, 4), **arguments})
+
+
+def test_indices_of_an_impossible_pool_are_refused():
+    with pytest.raises(RuntimeError, match=r"PoolIndices: stride=\(0, 1\); allowed: 1 or more"):
+        PoolIndices(torch.zeros(1, 2, 2, dtype=torch.uint8), (4, 4), 2, (0, 1))

@@ -45,11 +45,12 @@ def values_and_compact_gradient(input, **arguments):
 
 
 CONTRACTS = [
-    Contract(function=max_pool2d, stock=F.max_pool2d, cases=CASES),
+    Contract(function=max_pool2d, stock=F.max_pool2d, cases=CASES, rejected=(torch.bool, torch.complex64)),
     Contract(
         function=values_and_compact_gradient,
         stock=F.max_pool2d,
         cases=CASES,
+        rejected=(torch.bool, torch.complex64),
         name="max_pool2d_with_flat_indices",
     ),
 ]

@@ -30,7 +30,7 @@ from fastseg.ops._cross_entropy_common import (
 )
 
 # On the CPU stock's few small C++ calls end sooner than one of ours below that; four times that with 2 or 3 classes.
-FEWEST_PROBABILITIES_CPU = 1 << 17
+FEWEST_PROBABILITIES_CPU = 1 << 18
 # Rows (N, C) of that many classes, which stock reads along the row and ours must transpose, are as fast in stock.
 LONGEST_ROWS_CPU = 64
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"

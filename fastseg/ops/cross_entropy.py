@@ -250,7 +250,7 @@ def cross_entropy(
         pixel_weight: (N, d1, ..., dk) constant that multiplies each pixel's loss, such as U-Net's border weights.
         zero_if_empty: a mean over nothing is 0 with zero gradient; by default NaN with zero gradient, as in stock.
         backend: "auto", "cpu", "triton" or "reference". On CPU "auto" leaves fewer than 65,536 logits to stock PyTorch;
-            with probabilities fewer than 131,072 (four times that for 2 or 3 classes), and rows (N, C) of 64 classes and up.
+            with probabilities fewer than 262,144 (four times that for 2 or 3 classes), and rows (N, C) of 64 classes and up.
 
     Returns:
         The loss in the input's dtype (that of input, probabilities and weight together; fp32 under autocast): a scalar, or

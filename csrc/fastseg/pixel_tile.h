@@ -367,8 +367,9 @@ inline bool load_labels(const LabelView& labels, int64_t first, int count, int t
   std::fill(to + count, to + tile, -1);
   return detail::with_label_type(labels, [&](const auto* all) {
     const auto* from = all + first;
-    // the next tile's; between two tiles the hardware loses sight of this stream
-    for (int i = 0; i < count; i += 64 / sizeof *from) __builtin_prefetch(from + count + i);
+    // The next tile's, if tiles are small: between two of them the hardware loses sight of this stream.
+    const int next = tile <= tile_pixels(1) ? count : 0;
+    for (int i = 0; i < next; i += 64 / sizeof *from) __builtin_prefetch(from + count + i);
     return detail::load_labels(from, count, labels.ignore_index, labels.classes, to);
   });
 }

@@ -33,15 +33,16 @@ def pairs(device: str) -> list[dict[str, dict]]:
 
 
 def caption(device: str) -> str:
-    """Where and when, one line per distinct machine, software and commit."""
-    lines = []
+    """Where and when: machine, software and day, and the commits that were measured there."""
+    commits: dict[str, list[str]] = {}
     for meta, _ in results.load(device):
         others = {name: version for name, version in meta["versions"].items() if name != "fastseg"}
         packages = ", ".join(f"{name} {version}" for name, version in others.items())
-        commit = f"commit {meta['commit'][:10]}" + (" with local changes" if meta["dirty"] else "")
-        line = f"{meta['device_name']}, {meta['threads']} threads, {packages}, {commit}, {meta['date'][:10]}"
-        lines += [line] if line not in lines else []
-    return "Measured on " + "; ".join(lines) + "."
+        place = f"{meta['device_name']}, {meta['threads']} threads, {packages}, {meta['date'][:10]}"
+        commit = meta["commit"][:10] + (" with local changes" if meta["dirty"] else "")
+        known = commits.setdefault(place, [])
+        known += [commit] if commit not in known else []
+    return "Measured on " + "; ".join(f"{place} (commit {', '.join(known)})" for place, known in commits.items()) + "."
 
 
 def workload(record: dict) -> str:

@@ -65,7 +65,8 @@ def meta(device: str, threads: int) -> dict:
         "environment": {name: value for name, value in os.environ.items() if name.startswith("FASTSEG_")},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        # Results of the runs before this one change nothing that is measured.
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", ":!benchmarks/results")),
     }
 
 

@@ -287,7 +287,7 @@ def test_markers_are_filled_and_filling_is_stable(monkeypatch):
     )
     filled = report.filled(text)
     assert "old" not in filled
-    assert filled.count("Example CPU, 2 threads, torch 2, commit abc with local changes, 2026-01-01") == 2
+    assert filled.count("Example CPU, 2 threads, torch 2, 2026-01-01 (commit abc with local changes)") == 2
     assert "Not yet measured." in filled
     assert report.filled(filled) == filled
 

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from fastseg.kernels.cross_entropy import triton as kernels
 from fastseg.ops import cross_entropy, focal_loss
 from tests.contract import Case, Contract, Make
-from tests.ops.test_cross_entropy import CONTRACTS, focal_definition
+from tests.ops import test_cross_entropy, test_focal_loss
+from tests.ops.test_focal_loss import focal_definition
 from tests.test_contract import _compare
 from tests.triton_interpreter.contracts import check_contracts
 
-test_contracts = check_contracts(CONTRACTS)
+test_contracts = check_contracts([*test_cross_entropy.CONTRACTS, *test_focal_loss.CONTRACTS])
 
 
 def labels(make, classes):

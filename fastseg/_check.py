@@ -21,7 +21,7 @@ def tensor(op: str, name: str, value) -> None:
 
 
 def integer(value) -> int | torch.SymInt:
-    """`value` as an int, as torch takes it: of any kind, numpy's and 0-d tensors included; TypeError for anything else."""
+    """`value` as an int, as torch takes it: of any kind, numpy's and 0-d tensors included; else TypeError."""
     return value if isinstance(value, (int, torch.SymInt)) else operator.index(value)
 
 

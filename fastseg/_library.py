@@ -19,7 +19,10 @@ import torch
 LIBRARY_DIR = Path(os.environ.get("FASTSEG_LIBRARY_DIR", Path(__file__).resolve().parent))
 LEVELS = ("v4", "v3", "base")  # best first
 _ATEN_LEVEL = {"AVX512": "v4", "AVX2": "v3"}
-HOW_TO_BUILD = "build it with `pip install --no-build-isolation .` (or `-e .`) from the source tree; `make build` does so"
+HOW_TO_BUILD = (
+    "build it with `pip install --no-build-isolation .` (or `-e .`) from the source tree; "
+    "`make build` does so"
+)
 
 
 def _cpu_candidates() -> list[str]:
@@ -61,7 +64,10 @@ def _load_cuda() -> str | None:
         return f"this torch ({torch.__version__}) has no CUDA"
     path = LIBRARY_DIR / "libfastseg_cuda.so"
     if not path.exists():
-        return "the CUDA library is not built (nvcc was not found, or FASTSEG_CUDA=OFF); install the CUDA toolkit and rebuild"
+        return (
+            "the CUDA library is not built (nvcc was not found, or FASTSEG_CUDA=OFF); "
+            "install the CUDA toolkit and rebuild"
+        )
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
@@ -72,7 +78,9 @@ def _load_cuda() -> str | None:
 CPU_LEVEL, _cpu_missing = _load_cpu()
 _cuda_library_missing = _load_cuda()
 if _cpu_missing is not None and os.environ.get("FASTSEG_CPU_LEVEL") != "none":
-    warnings.warn(f"fastseg: {_cpu_missing}. Until then every op runs through its slow plain-PyTorch reference.", stacklevel=2)
+    warnings.warn(
+        f"fastseg: {_cpu_missing}. Until then every op runs through its slow plain-PyTorch reference.", stacklevel=2
+    )
 
 
 def interpreting() -> bool:

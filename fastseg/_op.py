@@ -245,7 +245,9 @@ class Op:
                 continue
             if candidate.why_not(lead, args) is None and (backend != "auto" or candidate.slower(*args) is None):
                 return candidate
-        raise BackendError(f"fastseg.{self.name}: backend={backend!r} cannot run this call:\n{self._reasons(lead, args)}")
+        raise BackendError(
+            f"fastseg.{self.name}: backend={backend!r} cannot run this call:\n{self._reasons(lead, args)}"
+        )
 
     def explain(self, *args, backend: str = "auto") -> str:
         """What would run this call, and why the other backends would not."""
@@ -287,7 +289,7 @@ class Op:
         return self._fake(*args)
 
     def _split(self, args: tuple) -> tuple[tuple, str]:
-        # The dispatcher drops trailing arguments that equal their default, and `backend` is the only one with a default.
+        # The dispatcher drops trailing arguments that equal their default; `backend` alone has one.
         count = len(self._packet._schema.arguments) - 1
         return args[:count], (args[count] if len(args) > count else "auto")
 

@@ -56,7 +56,9 @@ def markdown_table() -> str:
         functions.setdefault(getattr(fastseg.ops, name).__module__, []).append(f"`{name}`")
     lines = ["| op | " + " | ".join(BACKEND_NAMES) + " |", "|---" * (len(BACKEND_NAMES) + 1) + "|"]
     for module, names in functions.items():
-        ops = [op for op in vars(sys.modules[module]).values() if isinstance(op, Op) and not op.name.endswith("_backward")]
+        ops = [
+            op for op in vars(sys.modules[module]).values() if isinstance(op, Op) and not op.name.endswith("_backward")
+        ]
         cells = [_dtypes(ops[0], name, built_only=False) for name in BACKEND_NAMES]
         lines.append(f"| {', '.join(names)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def max_error(value: Tensor, exact: Tensor) -> float:
-    """Largest |value - exact|; NaN where exact is NaN and equal infinities count as no error, NaN elsewhere as infinite."""
+    """Largest |value - exact|; NaN where exact is NaN and equal infinities count as no error, other NaN as infinite."""
     value, exact = value.detach().double(), exact.detach().double()
     same = (value == exact) | (value.isnan() & exact.isnan())
     error = torch.where(same, torch.zeros_like(exact), (value - exact).abs())

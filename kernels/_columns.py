@@ -1,4 +1,4 @@
-"""What the Triton kernels of the softmax losses share: labels, weights, and a softmax over the classes of a block of pixels.
+"""What the Triton kernels of the softmax losses share: labels, weights, a softmax over the classes of a pixel block.
 
 A *column* is the tuple of tiles that holds the logits of BLOCK_P pixels, tile k the classes [k CHUNK, (k + 1)
 CHUNK) as (CHUNK, BLOCK_P). Different tiles are combined within a thread, the rows of a tile may lie in
@@ -15,7 +15,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def valid_labels(labels, inside, ignore_index, C: tl.constexpr, DEBUG: tl.constexpr):
-    """(labels as int32 with -1 for every pixel that does not count, which pixels count), from labels of any int type."""
+    """(int32 labels with -1 for every pixel that does not count, which pixels count), from labels of any int type."""
     labels = labels.to(tl.int64)
     known = (labels >= 0) & (labels < C)
     kept = inside & (labels != ignore_index)

@@ -16,7 +16,11 @@ CONTRACTS = [
     for module in pkgutil.iter_modules(tests.ops.__path__, "tests.ops.")
     for contract in getattr(importlib.import_module(module.name), "CONTRACTS", [])
 ]
-CASES = [pytest.param(contract, case, id=f"{contract.name}-{case.name}") for contract in CONTRACTS for case in contract.cases]
+CASES = [
+    pytest.param(contract, case, id=f"{contract.name}-{case.name}")
+    for contract in CONTRACTS
+    for case in contract.cases
+]
 DIFFERENTIABLE = [parameter for parameter in CASES if not parameter.values[0].exact]
 SMALL = [parameter for parameter in DIFFERENTIABLE if parameter.values[1].small]
 FIRST = [pytest.param(contract, contract.cases[0], id=contract.name) for contract in CONTRACTS]

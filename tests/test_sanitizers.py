@@ -1,4 +1,4 @@
-"""The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: the contract cases, in a process of its own."""
+"""The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: the contract cases, in their own process."""
 
 import os
 import re

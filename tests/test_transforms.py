@@ -62,7 +62,9 @@ def test_meta_tensors(contract, case):
         pytest.skip("the result depends on data")
     arguments = case.arguments(Make(torch.float32))
     on_meta = {
-        name: value.detach().to("meta").requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
+        name: (
+            value.detach().to("meta").requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
+        )
         for name, value in arguments.items()
     }
     expected, outputs = contract.function(**arguments), contract.function(**on_meta)

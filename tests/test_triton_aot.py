@@ -37,7 +37,10 @@ def test_kernel_keeps_its_limits(case, capability):
 def test_every_kernel_of_a_folder_has_a_case(folder):
     module = MODULES[folder]
     assert module.CONFIGS
-    files = [importlib.import_module(f"fastseg.kernels.{folder}.{path.stem}") for path in (KERNELS / folder).glob("triton*.py")]
+    files = [
+        importlib.import_module(f"fastseg.kernels.{folder}.{path.stem}")
+        for path in (KERNELS / folder).glob("triton*.py")
+    ]
     functions = {name: value for file in files for name, value in vars(file).items() if isinstance(value, JITFunction)}
     kernels = {name for name in functions if name.endswith("_kernel")}
     compiled = {case.kernel.__name__ for case in module.aot_cases()}
@@ -61,7 +64,9 @@ def scalar_kernel(values, size, BLOCK: tl.constexpr):
 
 
 def _case(kernel, block, **limits):
-    return AotCase("probe", kernel, {"values": "*fp32", "size": "i32"}, {"BLOCK": block}, divisible=("values",), **limits)
+    return AotCase(
+        "probe", kernel, {"values": "*fp32", "size": "i32"}, {"BLOCK": block}, divisible=("values",), **limits
+    )
 
 
 def test_gates_can_fail():

@@ -1,4 +1,4 @@
-"""Runs each file of tests/triton_interpreter in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
+"""Runs each file of tests/triton_interpreter in its own process: Triton reads TRITON_INTERPRET when it is imported."""
 
 import os
 import subprocess
@@ -15,7 +15,8 @@ FILES = sorted(path.name for path in (ROOT / "tests" / "triton_interpreter").glo
 def run_interpreted(path: Path, report: Path) -> None:
     """Raises AssertionError unless pytest runs at least one test of the file, and none fails or is skipped."""
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={report}", str(path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
+         f"--junitxml={report}", str(path)],
         cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600,
     )
     assert result.returncode == 0, result.stdout[-20_000:] + result.stderr[-2_000:]

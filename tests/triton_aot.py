@@ -1,4 +1,4 @@
-"""Compiles Triton kernels for GPUs that are not here, and reads registers, spills and load widths from the machine code."""
+"""Compiles Triton kernels for absent GPUs, and reads registers, spills and load widths from the machine code."""
 
 import collections
 import re
@@ -21,7 +21,7 @@ _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What was compiled: per-thread registers and stack bytes, shared bytes of a block, SASS opcodes with their counts."""
+    """What was compiled: per-thread registers and stack bytes, shared bytes of a block, counts of SASS opcodes."""
 
     registers: int
     stack: int

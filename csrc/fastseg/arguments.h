@@ -1,5 +1,5 @@
-// From stable-ABI tensors to the pointers of pixel_tile.h. Only what memory safety needs is checked: everything else was
-// checked in Python.
+// From stable-ABI tensors to the pointers of pixel_tile.h. Only what memory safety needs is checked: everything else
+// was checked in Python.
 #pragma once
 
 #include <optional>
@@ -34,7 +34,8 @@ auto with_floating_type(const Tensor& tensor, const char* name, const Function& 
     case ScalarType::Half:
       return fn(simd::Half{});
     default:
-      STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::BFloat16, name, " must be float32, float64, float16 or bfloat16");
+      STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::BFloat16, name,
+                      " must be float32, float64, float16 or bfloat16");
       return fn(simd::BFloat16{});
   }
 }
@@ -66,7 +67,8 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
 
 // A [N, C, P] tensor that can be walked in tiles: classes or pixels lie side by side.
 inline bool is_pixel_view(const Tensor& tensor) {
-  return tensor.dim() == 3 && (tensor.stride(1) == 1 || tensor.stride(2) == 1 || tensor.size(1) <= 1 || tensor.size(2) <= 1);
+  return tensor.dim() == 3 &&
+         (tensor.stride(1) == 1 || tensor.stride(2) == 1 || tensor.size(1) <= 1 || tensor.size(2) <= 1);
 }
 
 template <typename scalar_t>

@@ -75,8 +75,8 @@ void round_to(const accumulate_t* from, int count, void* to, int64_t offset) {
 
 }  // namespace detail
 
-// Elements [offset, offset + count) in the accumulator type: where they lie if that is their type and the chunk is full,
-// else in `buffer` [kChunk], filled up to whole vectors with `padding`.
+// Elements [offset, offset + count) in the accumulator type: where they lie if that is their type and the chunk is
+// full, else in `buffer` [kChunk], filled up to whole vectors with `padding`.
 template <typename accumulate_t>
 const accumulate_t* read_chunk(FlatView from, int64_t offset, int count, accumulate_t padding, accumulate_t* buffer) {
   using torch::headeronly::ScalarType;
@@ -125,8 +125,8 @@ void write_chunk(const accumulate_t* values, int count, FlatView to, int64_t off
   }
 }
 
-// p = sigmoid(z) and q = 1 - p, both to their last digits, and -log p = below + rest, below = max(-z, 0). The two are kept
-// apart because z + below is exactly 0 where the loss of a negative is no more than the rest.
+// p = sigmoid(z) and q = 1 - p, both to their last digits, and -log p = below + rest, below = max(-z, 0). The two are
+// kept apart because z + below is exactly 0 where the loss of a negative is no more than the rest.
 template <typename vector_t>
 struct Sigmoid {
   vector_t p, q, below, rest;
@@ -139,7 +139,8 @@ struct Sigmoid {
     p = simd::select(z < zero, small * inverse, inverse);
     q = simd::select(z < zero, inverse, small * inverse);
     below = simd::select(z < zero, -z, zero);
-    rest = simd::log_finite(grown) + (small - (grown - 1)) * inverse;  // log(1 + small), with what the rounding of grown left out
+    // log(1 + small), with what the rounding of grown left out
+    rest = simd::log_finite(grown) + (small - (grown - 1)) * inverse;
   }
 };
 

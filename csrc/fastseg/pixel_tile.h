@@ -374,8 +374,8 @@ inline bool load_labels(const LabelView& labels, int64_t first, int count, int t
   });
 }
 
-// The one class of 16 labels (ignored ones apart; any class if all are), -1 if they are of several. Segmentation labels come
-// in patches, so most runs of 16 have one.
+// The one class of 16 labels (ignored ones apart; any class if all are), -1 if they are of several. Segmentation labels
+// come in patches, so most runs of 16 have one.
 FASTSEG_INLINE int32_t common_label(const int32_t* labels) {
   const simd::i32x16 lanes = simd::load(labels);
   const uint32_t counted = simd::mask_bits(lanes >= simd::splat(int32_t(0)));

@@ -64,9 +64,9 @@ FASTSEG_INLINE f64x16 exp(f64x16 x) {
   return detail::each_lane(x, [](double lane) { return std::exp(lane); });
 }
 
-// e^x for x <= 0, the exponential of a softmax: absolute error below 1e-7, e^0 = 1 exactly, 0 for -inf, NaN kept. Less work
-// than exp(): no upper end, and x log2(e) is reduced in one step, whose relative error grows with |x| only where e^x is
-// small.
+// e^x for x <= 0, the exponential of a softmax: absolute error below 1e-7, e^0 = 1 exactly, 0 for -inf, NaN kept. Less
+// work than exp(): no upper end, and x log2(e) is reduced in one step, whose relative error grows with |x| only where
+// e^x is small.
 FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
   constexpr float kLog2e = 1.44269504f;
 #if defined(__AVX512F__)

@@ -114,8 +114,9 @@ FASTSEG_INLINE bits_t round_to_half(float_t lanes) {
 
 FASTSEG_INLINE f32x16 widen_bfloat16(u16x16 bits) {
 #if defined(__AVX512BW__)  // a zero below every element: one shuffle, where widening and shifting are two
-  return bit_cast<f32x16>(__builtin_shufflevector(bits, u16x16{}, 16, 0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7,
-                                                  16, 8, 16, 9, 16, 10, 16, 11, 16, 12, 16, 13, 16, 14, 16, 15));
+  return bit_cast<f32x16>(__builtin_shufflevector(
+      bits, u16x16{}, 16, 0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7,
+      16, 8, 16, 9, 16, 10, 16, 11, 16, 12, 16, 13, 16, 14, 16, 15));
 #else
   return bit_cast<f32x16>(convert<u32x16>(bits) << 16);
 #endif
@@ -211,8 +212,8 @@ FASTSEG_INLINE void store_partial(scalar_t* to, vector_t lanes, int count) {
 }
 
 // Streaming stores write whole cache lines without reading them first: for outputs larger than the cache that
-// nobody reads soon. `to` must be aligned to 64 bytes; 32 for 16 elements of half types. Call stream_fence() once per thread
-// after the last of them.
+// nobody reads soon. `to` must be aligned to 64 bytes; 32 for 16 elements of half types. Call stream_fence() once per
+// thread after the last of them.
 FASTSEG_INLINE void stream(float* to, f32x16 lanes) { detail::write_past_cache(to, lanes); }
 FASTSEG_INLINE void stream(double* to, f64x16 lanes) { detail::write_past_cache(to, lanes); }
 FASTSEG_INLINE void stream(int64_t* to, i64x16 lanes) { detail::write_past_cache(to, lanes); }

@@ -58,7 +58,7 @@ constexpr int64_t kSumBlock =
 
 // rows[c][i], the logits that tile_maximum() left, become e^(logit - maximum[i]); sum[i] = their sum over c.
 // each(c, i, shifted logits, exponentials) sees every vector of 16 pixels from i on as it passes. The next tile is
-// asked for here, not in tile_maximum(), which waits for memory as it is: its lines come while exponentials are computed.
+// asked for here, not in tile_maximum(), which waits for memory as it is: its lines come during the exponentials.
 template <typename tile_t, typename Each>
 FASTSEG_INLINE void tile_softmax(tile_t tile, int64_t classes, int pixels,
                                  typename tile_t::accumulate_t* rows, int64_t row_stride,

@@ -17,7 +17,9 @@ _scale_on_gpu = lazy("cross_entropy.triton", "scale_in_place")
 def check_common(op, input, weight, weight_dtypes, pixel_weight, label_smoothing):
     """The arguments that labels and probabilities share."""
     if input.dim() < 2 or input.shape[1] == 0:
-        raise RuntimeError(f"fastseg.ops.{op}: input has shape {tuple(input.shape)}; allowed: (C,) or (N, C, ...) with C > 0")
+        raise RuntimeError(
+            f"fastseg.ops.{op}: input has shape {tuple(input.shape)}; allowed: (C,) or (N, C, ...) with C > 0"
+        )
     if not 0 <= label_smoothing <= 1:
         raise RuntimeError(f"fastseg.ops.{op}: label_smoothing={label_smoothing!r}; allowed: 0.0 to 1.0")
     if weight is not None:
@@ -44,7 +46,8 @@ def check_spatial(op, name, value, input):
     """`value` has one element per pixel."""
     if value.dim() > 0 and value.shape[0] != input.shape[0]:
         raise ValueError(
-            f"fastseg.ops.{op}: {name} has batch size {value.shape[0]}; allowed: {input.shape[0]}, the batch size of input"
+            f"fastseg.ops.{op}: {name} has batch size {value.shape[0]}; "
+            f"allowed: {input.shape[0]}, the batch size of input"
         )
     _check.shape(op, name, value, (input.shape[0], *input.shape[2:]), "input without its class dimension")
 
@@ -74,7 +77,7 @@ def one_image(input: Tensor) -> bool:
 
 
 def pixels(tensor: Tensor, as_one_image: bool) -> Tensor:
-    """A [N, C, P] or [1, C, N * P] view with unit class or pixel stride; a copy where the strides allow no such view."""
+    """A [N, C, P] or [1, C, N * P] view with unit class or pixel stride; a copy where the strides allow none."""
     if tensor.numel() == 0:
         return tensor.new_empty((1, tensor.shape[1], 0))
     view = tensor.movedim(1, 0).flatten(1).unsqueeze(0) if as_one_image else tensor.flatten(2)

@@ -78,11 +78,16 @@ def _fake(intersection, *others):
 
 
 def _fake_backward(intersection, prediction, truth, numerator, *others):
-    return tuple(torch.empty_like(value, memory_format=torch.contiguous_format) for value in (intersection, prediction, numerator))
+    return tuple(
+        torch.empty_like(value, memory_format=torch.contiguous_format)
+        for value in (intersection, prediction, numerator)
+    )
 
 
 def _save(ctx, inputs, output):
-    *sums, ctx.ce_weight, ctx.dice_weight, ctx.smooth, ctx.include_background, ctx.per_image, ctx.zero_if_empty = inputs[:11]
+    (
+        *sums, ctx.ce_weight, ctx.dice_weight, ctx.smooth, ctx.include_background, ctx.per_image, ctx.zero_if_empty
+    ) = inputs[:11]  # fmt: skip
     ctx.backend = inputs[12]
     ctx.save_for_backward(*sums)
 

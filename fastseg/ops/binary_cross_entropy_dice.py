@@ -146,7 +146,7 @@ def binary_cross_entropy_dice(
         backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
-        The loss, a scalar in the dtype of `input` (fp32 for half types under autocast). Twice differentiable in `input`.
+        The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
 
     Raises:
         IndexError: on CPU, an integer target other than 0, 1 and `ignore_index`.

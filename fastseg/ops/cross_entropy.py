@@ -42,14 +42,18 @@ FEWEST_LOGITS_CPU = 1 << 16
 _OPTIONS = "int ignore_index, int reduction, float label_smoothing, float gamma, bool zero_if_empty"
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
 
-# What C++ and Triton see: input and gradient as [N, C, P] views with unit class or pixel stride, the rest contiguous and in the
-# accumulator's dtype, outputs allocated here.
-_forward_native = native(f"_cross_entropy_forward({_INPUTS}, {_OPTIONS}, Tensor(a!) loss, Tensor(b!) denominator) -> ()")
+# What C++ and Triton see: input and gradient as [N, C, P] views with unit class or pixel stride, the rest contiguous
+# and in the accumulator's dtype, outputs allocated here.
+_forward_native = native(
+    f"_cross_entropy_forward({_INPUTS}, {_OPTIONS}, Tensor(a!) loss, Tensor(b!) denominator) -> ()"
+)
 _with_gradient_native = native(
-    f"_cross_entropy_with_gradient({_INPUTS}, {_OPTIONS}, Tensor(a!) loss, Tensor(b!) denominator, Tensor(c!) grad_input) -> ()"
+    f"_cross_entropy_with_gradient({_INPUTS}, {_OPTIONS}, "
+    f"Tensor(a!) loss, Tensor(b!) denominator, Tensor(c!) grad_input) -> ()"
 )
 _backward_native = native(
-    f"_cross_entropy_backward({_INPUTS}, Tensor grad_output, Tensor denominator, {_OPTIONS}, Tensor(a!) grad_input) -> ()"
+    f"_cross_entropy_backward({_INPUTS}, Tensor grad_output, Tensor denominator, "
+    f"{_OPTIONS}, Tensor(a!) grad_input) -> ()"
 )
 
 
@@ -240,21 +244,21 @@ def cross_entropy(
             bfloat16, or float64 on CPU. Half types are accumulated in fp32.
         target: labels (), (N,) or (N, d1, ..., dk) of dtype int64, int32 or uint8; or probabilities in the shape of
             input, of any floating dtype and any layout, which then may require grad.
-        weight: (C,) weight of each class, of the input's dtype or fp32; with probabilities of any floating dtype, and it
-            may require grad (plain PyTorch runs then).
+        weight: (C,) weight of each class, of the input's dtype or fp32; with probabilities of any floating dtype, and
+            it may require grad (plain PyTorch runs then).
         size_average, reduce: deprecated, as in the stock function.
         ignore_index: label that contributes nothing; inside or outside [0, C). Not for probabilities, as in stock.
-        reduction: "none", "mean" or "sum". A mean divides by the sum of weight[label] * pixel_weight over the pixels not
-            ignored; for probabilities by the number of pixels (with pixel_weight: their sum).
+        reduction: "none", "mean" or "sum". A mean divides by the sum of weight[label] * pixel_weight over the pixels
+            not ignored; for probabilities by the number of pixels (with pixel_weight: their sum).
         label_smoothing: in [0, 1].
         pixel_weight: (N, d1, ..., dk) constant that multiplies each pixel's loss, such as U-Net's border weights.
         zero_if_empty: a mean over nothing is 0 with zero gradient; by default NaN with zero gradient, as in stock.
         backend: "auto", "cpu", "triton" or "reference". On CPU "auto" leaves fewer than 65,536 logits to stock PyTorch;
-            with probabilities fewer than 262,144 (four times that for 2 or 3 classes), and rows (N, C) of 64 classes and up.
+            with probabilities fewer than 262,144 (four times that for 2 or 3 classes), and rows (N, C) of 64+ classes.
 
     Returns:
-        The loss in the input's dtype (that of input, probabilities and weight together; fp32 under autocast): a scalar, or
-        input's shape without its class dimension for reduction "none".
+        The loss in the input's dtype (that of input, probabilities and weight together; fp32 under autocast): a scalar,
+        or input's shape without its class dimension for reduction "none".
         The gradient has the memory format of the input. Twice differentiable.
 
     Raises:
@@ -279,7 +283,9 @@ def cross_entropy(
         pixel_weight = None if pixel_weight is None else pixel_weight.reshape(1)
     if probabilities:
         if ignore_index >= 0:
-            raise RuntimeError(f"fastseg.ops.{op}: ignore_index={ignore_index} with probabilities as target; allowed: none")
+            raise RuntimeError(
+                f"fastseg.ops.{op}: ignore_index={ignore_index} with probabilities as target; allowed: none"
+            )
         options = (reduced, float(label_smoothing), zero_if_empty, backend)
         loss = cross_entropy_of_probabilities(input, target, weight, pixel_weight, *options)
         result = loss.dtype

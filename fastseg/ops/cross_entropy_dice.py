@@ -42,7 +42,9 @@ _MOST_CLASSES_TRITON = 4096  # that fit in the registers of a block
 
 def _refuses_triton(input, *others):
     too_many = input.size(1) > _MOST_CLASSES_TRITON
-    return f"{input.size(1)} classes; at most {_MOST_CLASSES_TRITON} fit in the registers of a block" if too_many else None
+    return (
+        f"{input.size(1)} classes; at most {_MOST_CLASSES_TRITON} fit in the registers of a block" if too_many else None
+    )
 
 
 def accumulator(input: Tensor) -> torch.dtype:
@@ -289,7 +291,7 @@ def cross_entropy_dice(
         backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
-        The loss, a scalar in the dtype of `input` (fp32 for half types under autocast). Twice differentiable in `input`.
+        The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
 
     Raises:
         IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)

@@ -154,7 +154,8 @@ def _size(input: Tensor, kernel_size, stride, padding, output_size: Sequence[int
     for axis, extent, usual, step in zip("HW", given[-2:], default, stride):
         if not usual - step < extent < usual + step:
             raise ValueError(
-                f"fastseg.ops.{_NAME}: output_size={given}; allowed for {axis}: {usual - step + 1} to {usual + step - 1}"
+                f"fastseg.ops.{_NAME}: output_size={given}; "
+                f"allowed for {axis}: {usual - step + 1} to {usual + step - 1}"
             )
     return given[-2], given[-1]
 
@@ -211,7 +212,9 @@ def max_unpool2d(
         kernel_size = [(kernel - 1) * dilation + 1 for kernel, dilation in reach]
         stride, padding, default_size = indices.stride, indices.padding, indices.input_size
     else:
-        raise TypeError(f"fastseg.ops.{_NAME}: kernel_size is None; allowed: int, or two of them (None with PoolIndices)")
+        raise TypeError(
+            f"fastseg.ops.{_NAME}: kernel_size is None; allowed: int, or two of them (None with PoolIndices)"
+        )
     if output_size is None and default_size is not None:
         size = default_size
     else:

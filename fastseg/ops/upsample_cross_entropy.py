@@ -381,7 +381,7 @@ def upsample_cross_entropy_dice(
             see `cross_entropy_dice`.
 
     Returns:
-        The loss, a scalar in the dtype of `input` (fp32 for half types under autocast). Twice differentiable in `input`.
+        The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
 
     Raises:
         IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)

@@ -200,7 +200,8 @@ Problem problem_of(const Tensor& input, const Tensor& target, const std::optiona
   const int64_t images = input.size(0), pixels = input.size(1), count = images * pixels;
   with_floating_type(input, "input", [](auto) {});
   const ScalarType mask = target.scalar_type();
-  const bool integer = mask == ScalarType::Bool || mask == ScalarType::Byte || mask == ScalarType::Int || mask == ScalarType::Long;
+  const bool integer =
+      mask == ScalarType::Bool || mask == ScalarType::Byte || mask == ScalarType::Int || mask == ScalarType::Long;
   if (!integer) with_floating_type(target, "target", [](auto) {});
   if (pixel_weight) with_floating_type(*pixel_weight, "pixel_weight", [](auto) {});
   return {images,
@@ -222,7 +223,9 @@ Statistics forward(const Tensor& input, const Tensor& target, std::optional<Tens
   const Tensor logits = torch::stable::contiguous(input), mask = torch::stable::contiguous(target);
   pixel_weight = contiguous(pixel_weight);
   const Problem problem = problem_of(logits, mask, pos_weight, pixel_weight, ignore_index, squared);
-  const auto zeros = [&](std::vector<int64_t> shape) { return torch::stable::new_zeros(input, shape, ScalarType::Double); };
+  const auto zeros = [&](std::vector<int64_t> shape) {
+    return torch::stable::new_zeros(input, shape, ScalarType::Double);
+  };
   Tensor intersection = zeros({problem.images}), prediction = zeros({problem.images}), truth = zeros({problem.images});
   Tensor numerator = zeros({}), denominator = zeros({});
   if (problem.images * problem.pixels == 0) return {intersection, prediction, truth, numerator, denominator};

@@ -21,8 +21,8 @@ MOST_TURNS = 16
 
 
 @triton.jit
-def masked_pixels(input, target, pixel_weight, place, inside, ignore_index, IGNORES: tl.constexpr, INTEGER: tl.constexpr,
-                  DEBUG: tl.constexpr):  # fmt: skip
+def masked_pixels(input, target, pixel_weight, place, inside, ignore_index, IGNORES: tl.constexpr,
+                  INTEGER: tl.constexpr, DEBUG: tl.constexpr):  # fmt: skip
     """(logits, truth, weight, which pixels count) in fp32, 0 where a pixel does not count.
 
     An integer target other than 0 and 1 counts for nothing, as `ignore_index` does.
@@ -68,7 +68,9 @@ def sigmoid_statistics_kernel(
         offset = tl.arange(0, BLOCK)
         inside = offset < pixels - first
         place = program // groups * pixels + first + offset
-        z, y, weight, valid = masked_pixels(input, target, pixel_weight, place, inside, ignore_index, IGNORES, INTEGER, DEBUG)
+        z, y, weight, valid = masked_pixels(
+            input, target, pixel_weight, place, inside, ignore_index, IGNORES, INTEGER, DEBUG
+        )
         p, _, below, rest = sigmoid_parts(z)
         p = tl.where(valid, p, 0.0)
         positive = 1.0 + (factor - 1.0) * y
@@ -102,7 +104,9 @@ def sigmoid_statistics_backward_kernel(
     offset = tl.arange(0, BLOCK)
     inside = offset < pixels - first
     place = n * pixels + first + offset
-    z, y, weight, valid = masked_pixels(input, target, pixel_weight, place, inside, ignore_index, IGNORES, INTEGER, DEBUG)
+    z, y, weight, valid = masked_pixels(
+        input, target, pixel_weight, place, inside, ignore_index, IGNORES, INTEGER, DEBUG
+    )
     p, q, _, _ = sigmoid_parts(z)
     factor = 1.0
     if pos_weight is not None:
@@ -183,7 +187,9 @@ def _case(kernel, dtype: str, target: str, weights: bool, squared: bool, debug: 
         pointers |= dict(sums="*fp32")
         scalars |= dict(groups="i32", turns="i32")
     else:
-        pointers |= dict(grad_intersection="*fp64", grad_prediction="*fp64", grad_numerator="*fp64", gradient=f"*{dtype}")
+        pointers |= dict(
+            grad_intersection="*fp64", grad_prediction="*fp64", grad_numerator="*fp64", gradient=f"*{dtype}"
+        )
         scalars |= dict(blocks="i32", intersection_image="i32", prediction_image="i32")
     constexprs = dict(
         IGNORES=True, INTEGER=not target.startswith(("fp", "bf")), SQUARED=squared, BLOCK=config.block, DEBUG=debug,

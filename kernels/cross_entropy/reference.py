@@ -151,7 +151,7 @@ def cross_entropy_probabilities(input, target, weight, pixel_weight, reduction, 
 def cross_entropy_probabilities_backward(
     input, target, weight, pixel_weight, grad_output, reduction, label_smoothing, to_input, to_target
 ) -> tuple[Tensor, Tensor]:
-    """(gradient to input, gradient to target), without elements where not asked for; autograd differentiates both again."""
+    """(gradient to input, to target), without elements where not asked for; autograd differentiates both again."""
     log_p = input.to(accumulator(input.dtype)).log_softmax(1)
     factor = grad_output / (input.numel() / input.shape[1]) if reduction == MEAN and input.numel() else grad_output
     if pixel_weight is not None:
@@ -171,7 +171,7 @@ def cross_entropy_probabilities_backward(
 def cross_entropy_probabilities_with_gradient(
     input, target, weight, pixel_weight, reduction, label_smoothing, to_input, to_target
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, gradient of the loss with respect to `input`, to `target`), the latter without elements where not asked for."""
+    """(loss, its gradient with respect to `input`, to `target`), the latter without elements where not asked for."""
     loss = cross_entropy_probabilities(input, target, weight, pixel_weight, reduction, label_smoothing)
     options = (torch.ones_like(loss), reduction, label_smoothing, to_input, to_target)
     return loss, *cross_entropy_probabilities_backward(input, target, weight, pixel_weight, *options)

@@ -147,7 +147,8 @@ class Sweep {
         continue;
       }
       one_label_each_ = false;
-      for (int k = i; k < i + kLanes; ++k) numbers_.target_logit[k] = rows[std::max(numbers_.labels[k], 0) * stride + k];
+      for (int k = i; k < i + kLanes; ++k)
+        numbers_.target_logit[k] = rows[std::max(numbers_.labels[k], 0) * stride + k];
     }
   }
 

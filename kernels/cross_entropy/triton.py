@@ -61,7 +61,7 @@ CONFIGS = {
 
 
 def config_of(pixel: int, classes: int) -> Config:
-    """For logits whose neighbouring pixels lie `pixel` elements apart: 1 in planes (NCHW), more in rows (channels_last)."""
+    """For logits with neighbouring pixels `pixel` elements apart: 1 in planes (NCHW), more in rows (channels_last)."""
     names = ("planes",) if pixel == 1 else ("rows",) if pixel % 4 else ("aligned rows", "rows")
     return next(config for (layout, most), config in CONFIGS.items()
                 if layout in names and (most is None or classes <= most))
@@ -99,7 +99,8 @@ def focal(behind, others, gamma):
 
 @triton.jit
 def write_gradient(
-    column, start, pointers, inside, plane, class_weight, label, largest, probability_scale, target_scale, uniform_scale,
+    column, start, pointers, inside, plane, class_weight, label, largest,
+    probability_scale, target_scale, uniform_scale,
     C: tl.constexpr, CHUNK: tl.constexpr, SMOOTHING: tl.constexpr,
 ):  # fmt: skip
     """Stores e^(logit_c - largest) probability_scale - [c = label] target_scale - w_c uniform_scale."""
@@ -266,7 +267,7 @@ def forward(input, target, weight, pixel_weight, ignore_index, reduction, label_
 
 def with_gradient(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
                   loss, denominator, grad_input) -> None:
-    """Writes loss [], denominator [] and the gradient of the loss from one read of the logits. Not without reduction."""
+    """Writes loss [], denominator [] and the loss's gradient from one read of the logits. Not without reduction."""
     if takes_mean(reduction):
         count_denominator(target, weight, pixel_weight, ignore_index, reduction, input.size(1), denominator)
     sums = _partial_sums(input)

@@ -1,4 +1,4 @@
-"""The small kernels around the sweep of cross_entropy: the denominator from the labels, the last sum, the late scaling."""
+"""The small kernels around the sweep of cross_entropy: denominator from the labels, last sum, late scaling."""
 
 import triton
 import triton.language as tl

@@ -134,7 +134,8 @@ class Forward {
       for (int lane = 0; lane < kLanes; ++lane) {
         const int64_t label = softmax_.labels[i + lane];
         if (label < 0) continue;
-        intersection_[label * kLanes + lane] += softmax_.rows[label * softmax_.stride + i + lane] * softmax_.inverse[i + lane];
+        intersection_[label * kLanes + lane] +=
+            softmax_.rows[label * softmax_.stride + i + lane] * softmax_.inverse[i + lane];
         truth_[label * kLanes + lane] += 1;
       }
     }
@@ -217,7 +218,8 @@ Statistics forward(const Tensor& input, const Tensor& target, std::optional<Tens
   Tensor denominator = torch::stable::new_zeros(input, std::vector<int64_t>{}, ScalarType::Double);
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
-    const auto problem = problem_of<scalar_t>(logits, labels, weight, pixel_weight, ignore_index, label_smoothing, squared);
+    const auto problem =
+        problem_of<scalar_t>(logits, labels, weight, pixel_weight, ignore_index, label_smoothing, squared);
     if (problem.images * problem.pixels == 0) return;
     std::vector<Sums> partial(slices_of(problem));
     in_slices(problem, partial.size(), [&](int64_t slice, int64_t begin, int64_t end) {
@@ -260,7 +262,8 @@ Tensor backward(const Tensor& input, const Tensor& target, std::optional<Tensor>
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
     using accumulate_t = simd::accumulate<scalar_t>;
-    const auto problem = problem_of<scalar_t>(logits, labels, weight, pixel_weight, ignore_index, label_smoothing, squared);
+    const auto problem =
+        problem_of<scalar_t>(logits, labels, weight, pixel_weight, ignore_index, label_smoothing, squared);
     if (problem.images * problem.pixels == 0) return;
     const int64_t count = problem.images * problem.classes;
     const Coefficients<accumulate_t> coefficients{

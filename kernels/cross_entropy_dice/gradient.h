@@ -23,7 +23,8 @@ class Backward {
 
   using Wide = simd::f64x16;
 
-  Backward(const Problem<scalar_t>& problem, PixelView<scalar_t> gradient, const Coefficients<accumulate_t>& coefficients)
+  Backward(const Problem<scalar_t>& problem, PixelView<scalar_t> gradient,
+           const Coefficients<accumulate_t>& coefficients)
       : problem_(problem),
         coefficients_(coefficients),
         softmax_(problem, gradient),

@@ -69,9 +69,9 @@ inline Sums sums_of(const Tensor& intersection, const Tensor& prediction, const 
           options};
 }
 
-inline Tensor forward(const Tensor& intersection, const Tensor& prediction, const Tensor& truth, const Tensor& numerator,
-                      const Tensor& denominator, double ce_weight, double dice_weight, double smooth,
-                      bool include_background, bool per_image, bool zero_if_empty, ScalarType dtype) {
+inline Tensor forward(const Tensor& intersection, const Tensor& prediction, const Tensor& truth,
+                      const Tensor& numerator, const Tensor& denominator, double ce_weight, double dice_weight,
+                      double smooth, bool include_background, bool per_image, bool zero_if_empty, ScalarType dtype) {
   const Sums sums = sums_of(intersection, prediction, truth, numerator, denominator,
                             {ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty});
   double loss = 0;

@@ -92,7 +92,7 @@ def loss_of_sums(
     zero_if_empty: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """ce_weight * numerator / denominator + dice_weight * (mean Dice loss), () of `dtype`, from the statistics above."""
+    """ce_weight * numerator / denominator + dice_weight * (mean Dice loss), () of `dtype`, of the statistics above."""
     sums = [values if include_background else values[:, 1:] for values in (intersection, prediction, truth)]
     sums = sums if per_image else [values.sum(0, keepdim=True) for values in sums]
     loss = torch.zeros_like(numerator)

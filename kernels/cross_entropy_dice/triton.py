@@ -44,7 +44,7 @@ FINISH_ROWS, FINISH_COLUMNS = 16, 64  # programs and sums that finish_statistics
 
 
 def config_of(pixel: int, classes: int, itemsize: int) -> Config:
-    """For logits whose neighbouring pixels lie `pixel` elements apart: 1 in planes (NCHW), more in rows (channels_last)."""
+    """For logits with neighbouring pixels `pixel` elements apart: 1 in planes (NCHW), more in rows (channels_last)."""
     if pixel == 1:
         names = ("planes",) if itemsize == 4 else ("half planes", "planes")
     else:
@@ -131,7 +131,9 @@ def _case(kernel, dtype: str, classes: int, rows: bool = False, weights: bool = 
         others = dict(groups="i32", turns="i32")
         constexprs |= dict(FOLD=config.fold)
     else:
-        pointers |= dict(grad_intersection="*fp64", grad_prediction="*fp64", grad_numerator="*fp64", gradient=f"*{dtype}")
+        pointers |= dict(
+            grad_intersection="*fp64", grad_prediction="*fp64", grad_numerator="*fp64", gradient=f"*{dtype}"
+        )
         sizes |= dict(gradient_image="i32")
         others = dict(blocks="i32", intersection_image="i32", prediction_image="i32")
         constexprs |= dict(GRADIENT_PIXEL=pixel, intersection_class=1, prediction_class=1)

@@ -1,4 +1,4 @@
-"""The Triton kernels of the softmax statistics and of their gradient: README.md has formulas, ../_columns.py columns."""
+"""The Triton kernels of the softmax statistics and their gradient: README.md has formulas, ../_columns.py columns."""
 
 import triton
 import triton.language as tl
@@ -96,7 +96,9 @@ def softmax_statistics_kernel(
         log_total = tl.log(total)
         loss = label_weight * ((largest - own) + log_total)
         if SMOOTHING:
-            uniform = weight_sum(class_weight, C) * log_total - weighted_logits(column, 0, class_weight, largest, C, CHUNK)
+            uniform = weight_sum(class_weight, C) * log_total - weighted_logits(
+                column, 0, class_weight, largest, C, CHUNK
+            )
             loss = (1.0 - label_smoothing) * loss + label_smoothing / C * uniform
         numerator += tl.where(valid, each * loss, 0.0)
         denominator += each * label_weight
@@ -107,7 +109,9 @@ def softmax_statistics_kernel(
             probability = values[k] * inverse[None, :]
             mine = chunk_classes(0, k, CHUNK) == label[None, :]
             predicted = probability * probability if SQUARED else probability
-            new_intersection = new_intersection + (intersection[k] + fold(tl.where(mine, probability, 0.0), PIXEL, FOLD),)
+            new_intersection = new_intersection + (
+                intersection[k] + fold(tl.where(mine, probability, 0.0), PIXEL, FOLD),
+            )
             new_prediction = new_prediction + (prediction[k] + fold(predicted, PIXEL, FOLD),)
         intersection = new_intersection
         prediction = new_prediction
@@ -122,7 +126,7 @@ def softmax_statistics_kernel(
 
 @triton.jit
 def prediction_slope(slopes, classes, stride, probability, C: tl.constexpr, SQUARED: tl.constexpr):
-    """From the gradients of the prediction sums to their share in the gradient of p: times 2 p, or 1 for linear sums."""
+    """From the gradients of the prediction sums to their share in the gradient of p: times 2 p, 1 for linear sums."""
     slope = tl.load(slopes + classes * stride, mask=classes < C, other=0.0).to(tl.float32)
     return 2.0 * slope * probability if SQUARED else slope
 

@@ -1,5 +1,5 @@
-// Launchers of cuda.cu, free of torch: instantiated there for float, double, c10::Half and c10::BFloat16, with int64 (flat) and
-// uint8 (compact) indices. [outer, H, W, inner] and both kinds of index: see cuda_shape.h.
+// Launchers of cuda.cu, free of torch: instantiated there for float, double, c10::Half and c10::BFloat16, with
+// int64 (flat) and uint8 (compact) indices. [outer, H, W, inner] and both kinds of index: see cuda_shape.h.
 #pragma once
 
 #include "cuda/cuda_compat.h"

@@ -1,5 +1,5 @@
-// From the arguments of the native pooling ops to the launchers' PoolShape. What memory safety needs is checked here, the
-// rest was checked in Python. Shared by the registrations of max_pool2d and max_unpool2d.
+// From the arguments of the native pooling ops to the launchers' PoolShape. What memory safety needs is checked here,
+// the rest was checked in Python. Shared by the registrations of max_pool2d and max_unpool2d.
 #pragma once
 
 #include <initializer_list>

@@ -51,8 +51,8 @@ struct WindowAxis : Axis {
   }
 };
 
-// Launches kernel(arguments...) with blocks that take a plane at a time, few enough to return quickly if there is nothing
-// to do.
+// Launches kernel(arguments...) with blocks that take a plane at a time, few enough to return quickly if there is
+// nothing to do.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_over_planes(const PoolShape& shape, int threads, cudaStream_t stream,
                                void (*kernel)(Parameters...), Arguments... arguments) {

@@ -207,7 +207,7 @@ class LabelBits {
   Labels<compute_t> bits_{};
 };
 
-// Pooled values at their pixels, 0 elsewhere: pooled and indices [planes, rows, length] -> image [planes, height, width].
+// Pooled values at their pixels, 0 elsewhere: pooled, indices [planes, rows, length] -> image [planes, height, width].
 // Returns whether all compact indices were taps; those that are none go nowhere.
 template <bool interleaved, typename scalar_t, typename index_t>
 bool spread_quads(const scalar_t* pooled, const index_t* indices, scalar_t* image, const Quads<interleaved>& quads) {
@@ -250,8 +250,8 @@ bool spread_quads(const scalar_t* pooled, const index_t* indices, scalar_t* imag
   return all_taps.load();
 }
 
-// The pixels at the offsets: image [planes, height, width] -> pooled [planes, rows, length]. Returns whether all offsets
-// were taps.
+// The pixels at the offsets: image [planes, height, width] -> pooled [planes, rows, length]. Returns whether all
+// offsets were taps.
 template <bool interleaved, typename scalar_t>
 bool choose_quads(const scalar_t* image, const uint8_t* offsets, scalar_t* pooled, const Quads<interleaved>& quads) {
   using compute_t = simd::accumulate<scalar_t>;

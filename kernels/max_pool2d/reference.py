@@ -70,7 +70,7 @@ def max_pool2d(
     if compact:
         geometry = kernel_size, stride, padding, dilation
         offsets, inside = offsets_from_flat(indices, input.shape[-2:], *geometry)
-        # Dilated taps may all miss the plane. Like torch's index, the offset is then that of the first tap not before it.
+        # Dilated taps may all miss the plane. Like torch's index, the offset is then of the first tap not before it.
         top, left = window_corners(*output.shape[-2:], stride, padding, input.device)
         first_row, first_column = (-top).clamp_min(0), (-left).clamp_min(0)
         kh = (first_row + dilation[0] - 1) // dilation[0]

@@ -62,7 +62,10 @@ class Places {
  public:
   // windows: of compact indices; channels: interleaved ones
   Places(const Windows* windows, int64_t columns, int64_t channels)
-      : windows_(windows), columns_(columns), channels_(channels), row_(sizeof(index_t) == 1 ? columns * channels : 0) {}
+      : windows_(windows),
+        columns_(columns),
+        channels_(channels),
+        row_(sizeof(index_t) == 1 ? columns * channels : 0) {}
 
   // Row `oy` of `indices` [rows, columns, channels]. Offsets that no tap has give places outside the plane.
   const int64_t* row(const index_t* indices, int64_t oy) {

@@ -73,7 +73,8 @@ FASTSEG_INLINE void collect(const CoverRows<value_t>& rows, const TapColumn* beg
         const auto label = splat_label<compute_t>(row.label + column->label);
         for (int v = 0; v < vectors; ++v) {
           const int64_t at = column->offset + i + v * kLanes;
-          sums[v] = combine_t::combine(load_labels<compute_t>(row.labels + at) == label, load(row.values + at), sums[v]);
+          sums[v] =
+              combine_t::combine(load_labels<compute_t>(row.labels + at) == label, load(row.values + at), sums[v]);
         }
       }
     }

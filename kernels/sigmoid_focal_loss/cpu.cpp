@@ -48,7 +48,8 @@ struct Focal {
     if constexpr (gamma_kind == Gamma::zero) return alpha_t * slope;
     const vector_t spread = gamma * sigmoid.p * sigmoid.q * (1 - 2 * t) * cross_entropy;
     if constexpr (gamma_kind == Gamma::two) return alpha_t * missed * (missed * slope + spread);
-    const vector_t ratio = simd::select(missed == vector_t{}, vector_t{}, spread / missed);  // 0 / 0 stands for its limit
+    // 0 / 0 stands for its limit
+    const vector_t ratio = simd::select(missed == vector_t{}, vector_t{}, spread / missed);
     return alpha_t * modulation() * (slope + ratio);
   }
 };
@@ -95,19 +96,21 @@ double run_forward(const Problem& problem, FlatView losses) {
 template <typename accumulate_t>
 void run_backward(const Problem& problem, FlatView grad_loss, double grad_each, FlatView gradient) {
   with_gamma(problem.gamma, [&](auto kind) {
-    for_each_chunk(problem.count, chunk_slices(ceil_divide(problem.count, kChunk)), [&](int64_t, int64_t offset, int count) {
-      alignas(64) accumulate_t buffers[4][kChunk];
-      const accumulate_t* z = read_chunk(problem.logits, offset, count, accumulate_t(0), buffers[0]);
-      const accumulate_t* t = read_chunk(problem.targets, offset, count, accumulate_t(0), buffers[1]);
-      const accumulate_t* grad = grad_loss ? read_chunk(grad_loss, offset, count, accumulate_t(0), buffers[2]) : nullptr;
-      for (int i = 0; i < count; i += kLanes) {
-        const Focal<kind, accumulate_t> focal(simd::load(z + i), simd::load(t + i), accumulate_t(problem.alpha),
-                                              accumulate_t(problem.gamma));
-        const auto factor = grad ? simd::load(grad + i) : simd::splat(accumulate_t(grad_each));
-        simd::store(buffers[3] + i, factor * focal.derivative());
-      }
-      write_chunk(buffers[3], count, gradient, offset);
-    });
+    for_each_chunk(
+        problem.count, chunk_slices(ceil_divide(problem.count, kChunk)), [&](int64_t, int64_t offset, int count) {
+          alignas(64) accumulate_t buffers[4][kChunk];
+          const accumulate_t* z = read_chunk(problem.logits, offset, count, accumulate_t(0), buffers[0]);
+          const accumulate_t* t = read_chunk(problem.targets, offset, count, accumulate_t(0), buffers[1]);
+          const accumulate_t* grad =
+              grad_loss ? read_chunk(grad_loss, offset, count, accumulate_t(0), buffers[2]) : nullptr;
+          for (int i = 0; i < count; i += kLanes) {
+            const Focal<kind, accumulate_t> focal(simd::load(z + i), simd::load(t + i), accumulate_t(problem.alpha),
+                                                  accumulate_t(problem.gamma));
+            const auto factor = grad ? simd::load(grad + i) : simd::splat(accumulate_t(grad_each));
+            simd::store(buffers[3] + i, factor * focal.derivative());
+          }
+          write_chunk(buffers[3], count, gradient, offset);
+        });
   });
 }
 

@@ -131,7 +131,8 @@ def aot_cases() -> list[AotCase]:
             constexprs = dict(_constexprs(0.25, gamma), BLOCK=config.block)
             cases += [
                 AotCase(
-                    f"forward-{dtype}-gamma{gamma}", sigmoid_focal_loss_kernel, {**pointers, "loss": f"*{dtype}", **scalars},
+                    f"forward-{dtype}-gamma{gamma}", sigmoid_focal_loss_kernel,
+                    {**pointers, "loss": f"*{dtype}", **scalars},
                     dict(constexprs, SUMMED=False), divisible=(*pointers, "loss", "n"), store_bits=128, **wide,
                 ),
                 AotCase(

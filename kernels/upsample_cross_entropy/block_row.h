@@ -12,7 +12,7 @@ namespace upsample_cross_entropy {
 
 constexpr float kLargestSpread = 60.0f;
 
-// What does not depend on the number of steps: reading the cells, and the arithmetic between the passes over the classes.
+// What does not depend on the number of steps: reading the cells, and the arithmetic between passes over the classes.
 class BlockRowBase {
  public:
   BlockRowBase(const Problem& problem, Workspace& work, const Block& block, float fraction, int64_t image, int64_t row)

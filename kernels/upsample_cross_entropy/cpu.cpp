@@ -33,7 +33,8 @@ Arguments checked(Arguments arguments) {
   const Tensor& input = arguments.input;
   STD_TORCH_CHECK(input.dim() == 4 && arguments.target.dim() == 3 && arguments.target.size(0) == input.size(0),
                   "upsample_cross_entropy: input must be [N, C, h, w] and target [N, H, W]");
-  for (int64_t size : {input.size(1), input.size(2), input.size(3), arguments.target.size(1), arguments.target.size(2)}) {
+  for (int64_t size :
+       {input.size(1), input.size(2), input.size(3), arguments.target.size(1), arguments.target.size(2)}) {
     STD_TORCH_CHECK(size > 0 && size < (int64_t{1} << 30), "upsample_cross_entropy: a dimension is 0 or above 2^30");
   }
   STD_TORCH_CHECK(!arguments.scale_factors || arguments.scale_factors->size() == 2,
@@ -56,7 +57,9 @@ decltype(Problem::read_row) reader_of(ScalarType type) {
   }
 }
 
-Strides strides_of(const Tensor& tensor) { return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)}; }
+Strides strides_of(const Tensor& tensor) {
+  return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
+}
 
 Problem make_problem(const Arguments& arguments, Task task) {
   const Tensor& input = arguments.input;
@@ -72,7 +75,8 @@ Problem make_problem(const Arguments& arguments, Task task) {
   problem.pixel_weight = fastseg::dense_values<float>(arguments.pixel_weight, target.numel(), "pixel_weight");
   problem.label_smoothing = static_cast<float>(arguments.label_smoothing);
   double weights = static_cast<double>(problem.classes);
-  if (problem.class_weight) weights = std::accumulate(problem.class_weight, problem.class_weight + problem.classes, 0.0);
+  if (problem.class_weight)
+    weights = std::accumulate(problem.class_weight, problem.class_weight + problem.classes, 0.0);
   problem.class_weight_sum = static_cast<float>(weights);
   return problem;
 }
@@ -86,7 +90,8 @@ Totals run_checked(const Problem& problem, const Arguments& arguments) {
 // Zeros [N, C, h, w], channels_last if the input is, else contiguous.
 Tensor zero_gradient(const Tensor& input) {
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
-  if (input.is_contiguous() || !fastseg::is_channels_last(input)) return torch::stable::new_zeros(input, std::vector<int64_t>{n, c, h, w}, ScalarType::Float);
+  if (input.is_contiguous() || !fastseg::is_channels_last(input))
+    return torch::stable::new_zeros(input, std::vector<int64_t>{n, c, h, w}, ScalarType::Float);
   Tensor zeros = torch::stable::new_zeros(input, std::vector<int64_t>{n, h, w, c}, ScalarType::Float);
   return torch::stable::transpose(torch::stable::transpose(zeros, 1, 3), 2, 3);
 }
@@ -173,9 +178,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
   return {sums[0], sums[1], sums[2], scalar(input, totals.numerator), scalar(input, totals.denominator)};
 }
 
-Tensor statistics_backward(Tensor input, Tensor target, std::optional<Tensor> weight, std::optional<Tensor> pixel_weight,
-                           Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator, Scales scale_factors,
-                           bool align_corners, int64_t ignore_index, double label_smoothing, bool squared) {
+Tensor statistics_backward(Tensor input, Tensor target, std::optional<Tensor> weight,
+                           std::optional<Tensor> pixel_weight, Tensor grad_intersection, Tensor grad_prediction,
+                           Tensor grad_numerator, Scales scale_factors, bool align_corners, int64_t ignore_index,
+                           double label_smoothing, bool squared) {
   const Arguments arguments =
       checked({input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing});
   Problem problem = make_problem(arguments, Task::kStatisticsGradient);

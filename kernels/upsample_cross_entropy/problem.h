@@ -108,7 +108,7 @@ struct Workspace {
   int64_t stride;
   Scratch<float> rows;
   Scratch<float> logits;        // [C][2][16]: ends of the cells, vertically interpolated; then start and ratio
-  Scratch<float> accumulators;  // [C][4][16]: gradients of the corners: upper left, upper right, lower left, lower right
+  Scratch<float> accumulators;  // [C][4][16]: gradients of the corners: upper left and right, lower left and right
   Scratch<float> statistics;
   Scratch<int32_t> labels;      // [kBandRows][W + 1], the last of a row is -1
   PixelTile tile;

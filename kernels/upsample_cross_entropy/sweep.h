@@ -109,7 +109,8 @@ class Slice {
     for (int row = 0; row < count; ++row) {
       int32_t* labels = work.labels.get() + row * (width + 1);
       const int64_t first = (image_ * problem_.height() + y + row) * width;
-      labels_in_range_ &= load_labels(problem_.labels, first, static_cast<int>(width), static_cast<int>(width) + 1, labels);
+      labels_in_range_ &=
+          load_labels(problem_.labels, first, static_cast<int>(width), static_cast<int>(width) + 1, labels);
       count_labels(work, labels, first);
     }
     for (const Block& block : problem_.plan.blocks) {

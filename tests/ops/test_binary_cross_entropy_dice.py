@@ -101,7 +101,9 @@ def test_equals_the_reference(images, pixels, seed, scale, squared, per_image, d
 
     def run(compute, backend):
         leaf = input.to(compute).requires_grad_()
-        loss = fastseg.ops.binary_cross_entropy_dice(leaf, target, squared=squared, per_image=per_image, backend=backend)
+        loss = fastseg.ops.binary_cross_entropy_dice(
+            leaf, target, squared=squared, per_image=per_image, backend=backend
+        )
         return loss, torch.autograd.grad(loss, leaf)[0]
 
     ours, stock, exact = run(torch.float32, "auto"), run(torch.float32, "reference"), run(torch.float64, "reference")

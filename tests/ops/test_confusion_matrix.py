@@ -182,7 +182,9 @@ def test_any_labels_equal_the_count_or_raise(data):
         if data.draw(st.booleans())
         else st.integers(0, classes - 1)
     )
-    make = lambda: torch.tensor(data.draw(st.lists(label, min_size=size, max_size=size)), dtype=torch.int64)  # noqa: E731
+    make = lambda: torch.tensor(  # noqa: E731
+        data.draw(st.lists(label, min_size=size, max_size=size)), dtype=torch.int64
+    )
     prediction, target = make(), make()
     ignore_index = data.draw(st.sampled_from([-100, -1, 0, 255, 2**40]), "ignore_index")
     try:

@@ -176,7 +176,8 @@ def test_labels_out_of_range_raise_as_stock(label, smoothing, grad):
 @pytest.mark.parametrize("arguments, error, message", [
     (dict(target=torch.zeros(3, dtype=torch.int64)), ValueError, "batch size 3"),
     (dict(target=torch.zeros(2, 5, dtype=torch.int64)), RuntimeError, r"target has shape \(2, 5\)"),
-    (dict(target=torch.zeros(2, 4, dtype=torch.int16)), RuntimeError, "target has dtype int16; allowed: int64, int32, uint8"),
+    (dict(target=torch.zeros(2, 4, dtype=torch.int16)), RuntimeError,
+     "target has dtype int16; allowed: int64, int32, uint8"),
     (dict(target=torch.zeros(2, 4)), RuntimeError, "target has dtype float32"),
     (dict(weight=torch.ones(4)), RuntimeError, r"weight has shape \(4,\); allowed: \(3\)"),
     (dict(weight=torch.ones(3, requires_grad=True)), RuntimeError, "weight requires grad"),
@@ -335,7 +336,9 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 input = input.movedim(1, -1).contiguous().movedim(-1, 1) if layout else input
                 target = torch.randint(shape[1], (shape[0], *shape[2:]))
                 results = []
-                for function, kind in ((cross_entropy, dtype), (F.cross_entropy, dtype), (F.cross_entropy, torch.float64)):
+                for function, kind in (
+                    (cross_entropy, dtype), (F.cross_entropy, dtype), (F.cross_entropy, torch.float64)
+                ):
                     leaf = input.to(kind).detach().requires_grad_()
                     loss = function(leaf, target, label_smoothing=smoothing, reduction="sum")
                     results.append((loss, torch.autograd.grad(loss, leaf)[0]))

@@ -261,7 +261,9 @@ def test_fp64(contract):
     scale=st.sampled_from([0.0, 1.0, 30.0, 300.0]), squared=st.booleans(), per_image=st.booleans(),
     smoothing=st.sampled_from([0.0, 0.1, 1.0]), interleaved=st.booleans(), ignored=st.sampled_from([-100, 0, 255]),
 )
-def test_equals_the_reference(images, classes, pixels, seed, scale, squared, per_image, smoothing, interleaved, ignored):
+def test_equals_the_reference(
+    images, classes, pixels, seed, scale, squared, per_image, smoothing, interleaved, ignored
+):
     generator = torch.Generator().manual_seed(seed)
     input = torch.randn(images, classes, pixels, generator=generator) * scale
     if interleaved:
@@ -314,7 +316,7 @@ def test_bad_arguments_are_named(changes, error, message):
 
 
 def _loss_on_rank(rank, group, options):
-    """Loss and gradient of this rank's half of the batch, and the gradient of a shared parameter under DDP averaging."""
+    """Loss and gradient of this rank's half of the batch, and a shared parameter's gradient under DDP averaging."""
     input, target = _whole_batch()
     half = slice(0, 1) if rank == 0 else slice(1, 4)
     scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)

@@ -16,7 +16,7 @@ BACKENDS = ("auto", "reference")
 
 
 def pooled(make, *shape, **pool):
-    """(a leaf of the shape of the pool's output, int64 indices of a pooling of random numbers, the pool's input size)."""
+    """(a leaf of the pool's output shape, int64 indices of a pooling of random numbers, the pool's input size)."""
     image = torch.randn(shape, generator=make.generator)
     output, indices = F.max_pool2d(image, return_indices=True, **pool)
     return make.floating(*output.shape), indices.to(make.device), shape[-2:]
@@ -218,8 +218,10 @@ def three_by_three():
         (dict(output_size=(6, 4)), ValueError, "allowed for W: 5 to 7"),
         (dict(output_size=(2, 6, 6)), ValueError, "output_size="),
         (dict(kernel_size=None), TypeError, "kernel_size is None"),
-        (dict(indices=torch.zeros(1, 2, 3, 3, dtype=torch.int32)), RuntimeError, "indices has dtype int32; allowed: int64"),
-        (dict(indices=torch.zeros(1, 2, 3, 3, dtype=torch.uint8)), RuntimeError, "indices has dtype uint8; allowed: int64"),
+        (dict(indices=torch.zeros(1, 2, 3, 3, dtype=torch.int32)), RuntimeError,
+         "indices has dtype int32; allowed: int64"),
+        (dict(indices=torch.zeros(1, 2, 3, 3, dtype=torch.uint8)), RuntimeError,
+         "indices has dtype uint8; allowed: int64"),
         (dict(indices=torch.zeros(1, 2, 3, 2).long()), RuntimeError, "indices has shape"),
         (dict(indices=None), TypeError, "indices is NoneType"),
         (dict(input=torch.zeros(3, 3)), RuntimeError, "input has shape"),

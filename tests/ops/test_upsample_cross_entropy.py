@@ -90,7 +90,8 @@ CONTRACTS = [
             _case("eight times", (3, 4), (24, 32), ignored=-100),
             _case("aligned corners", (3, 4), (17, 25), align_corners=True, ignored=255, label_dtype=torch.uint8),
             _case("scale factor", (5, 4), (7, 9), scale_factor=(1.5, 2.4), label_dtype=torch.int32),
-            _case("sum, weights, smoothing", (4, 3), (9, 10), reduction="sum", weight=True, label_smoothing=0.1, ignored=1),
+            _case("sum, weights, smoothing", (4, 3), (9, 10), reduction="sum", weight=True, label_smoothing=0.1,
+                  ignored=1),
             _case("no reduction", (4, 3), (9, 10), reduction="none", weight=True, pixel_weight=True, ignored=-100),
             _case("downscaled", (4, 7), (3, 2), ignored=0),
             _case("same size", (4, 3), (4, 3), pixel_weight=True),
@@ -155,7 +156,9 @@ def test_sizes(source, output, align_corners):
     input, target = torch.randn(2, 7, *source) * 3, torch.randint(7, (2, *output))
     target[torch.rand(target.shape) < 0.1] = -100
     for reduction in ("mean", "none"):
-        _check(upsample_cross_entropy, stock_cross_entropy, input, target, align_corners=align_corners, reduction=reduction)
+        _check(
+            upsample_cross_entropy, stock_cross_entropy, input, target, align_corners=align_corners, reduction=reduction
+        )
     _check(upsample_cross_entropy_dice, stock_dice, input, target, align_corners=align_corners)
 
 
@@ -266,7 +269,10 @@ def test_layouts(layout, reduction):
         "expanded": lambda: torch.randn(1, 5, 9, 1).expand(2, 5, 9, 14),
     }[layout]().requires_grad_()
     gradients = []
-    for leaf, labels in ((strided, target.mT.contiguous().mT), (strided.detach().contiguous().requires_grad_(), target)):
+    for leaf, labels in (
+        (strided, target.mT.contiguous().mT),
+        (strided.detach().contiguous().requires_grad_(), target),
+    ):
         loss = upsample_cross_entropy(leaf, labels, reduction=reduction)
         gradients.append((loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]))
     assert torch.equal(gradients[0][0], gradients[1][0]) and torch.equal(gradients[0][1], gradients[1][1])

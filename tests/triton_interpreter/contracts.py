@@ -1,4 +1,4 @@
-"""Runs contract cases (tests/contract.py) on the Triton backend in the interpreter: every dtype, layout and kind of gradient."""
+"""Runs contract cases (tests/contract.py) on Triton in the interpreter: every dtype, layout and kind of gradient."""
 
 import pytest
 
@@ -8,11 +8,15 @@ from tests.test_contract import _compare
 
 
 def check_contracts(contracts):
-    """The test of a module: each small case in each dtype, and in each layout with a stride-0 gradient; others in fp32."""
+    """A module's test: each small case in each dtype, and in each layout with a stride-0 gradient; others in fp32."""
 
     @pytest.mark.parametrize(
         "contract, case",
-        [pytest.param(contract, case, id=f"{contract.name}-{case.name}") for contract in contracts for case in contract.cases],
+        [
+            pytest.param(contract, case, id=f"{contract.name}-{case.name}")
+            for contract in contracts
+            for case in contract.cases
+        ],
     )
     def check(contract, case):
         for dtype in FLOATING_GPU if case.small else FLOATING_GPU[:1]:

@@ -1,4 +1,4 @@
-"""cross_entropy_dice and dice_loss in Triton: the contract, class counts of every configuration, several turns, bad labels."""
+"""cross_entropy_dice, dice_loss in Triton: contract, class counts of every configuration, several turns, bad labels."""
 
 import pytest
 import torch

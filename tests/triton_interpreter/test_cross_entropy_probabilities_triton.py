@@ -1,4 +1,4 @@
-"""cross_entropy with probabilities in Triton: the contract, class counts of every configuration, mixed layouts and dtypes."""
+"""cross_entropy of probabilities in Triton: contract, class counts of every configuration, mixed layouts and dtypes."""
 
 import itertools
 

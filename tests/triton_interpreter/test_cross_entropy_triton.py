@@ -1,4 +1,4 @@
-"""cross_entropy and focal_loss in Triton: the contract, class counts of every configuration, hostile labels, NaN rules."""
+"""cross_entropy and focal_loss in Triton: contract, class counts of every configuration, hostile labels, NaN rules."""
 
 import pytest
 import torch
@@ -76,7 +76,11 @@ def test_hostile_labels_contribute_nothing(dtype):
     input = torch.randn(1, 4, 3, 3, requires_grad=True)
     target = torch.randint(4, (1, 3, 3))
     hostile = target.clone()
-    bad = {torch.int64: [4, -1, 2**32 + 1, -(2**63)], torch.int32: [4, -1, 2**31 - 1, -(2**31)], torch.uint8: [4, 5, 200, 255]}
+    bad = {
+        torch.int64: [4, -1, 2**32 + 1, -(2**63)],
+        torch.int32: [4, -1, 2**31 - 1, -(2**31)],
+        torch.uint8: [4, 5, 200, 255],
+    }
     hostile[0, 0], hostile[0, 1, 0] = torch.tensor(bad[dtype][:3]), bad[dtype][3]
     target[0, 0], target[0, 1, 0] = -100, -100
     ours = cross_entropy(input, hostile.to(dtype), backend="triton")

@@ -1,4 +1,4 @@
-"""An op that misses its reference, README, tests, benchmark or info row fails here; so does a file that grew too long."""
+"""An op that misses its reference, README, tests, benchmark or info row fails here; so does a file or line too long."""
 
 import importlib
 from pathlib import Path
@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OP_FILES = sorted(path.stem for path in (ROOT / "fastseg" / "ops").glob("*.py") if not path.stem.startswith("_"))
 FOLDERS = sorted(path.name for path in (ROOT / "kernels").iterdir() if path.is_dir() and not path.name.startswith("_"))
 MOST_LINES = 400
+MOST_COLUMNS = 120
 
 
 @pytest.mark.parametrize("op", OP_FILES)
@@ -57,12 +58,19 @@ def test_the_readme_shows_the_table_of_ops():
     assert fastseg.info.with_table(text) == text, "run `python -m fastseg.info --write README.md`"
 
 
-def test_files_stay_short():
-    endings = {".py", ".cpp", ".cu", ".h", ".cuh"}
+def _sources():
+    endings = {".py", ".cpp", ".cu", ".h", ".cuh", ".sh"}
     folders = ("fastseg", "kernels", "csrc", "benchmarks", "tests", "examples")
-    long = {}
-    for path in (path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in endings):
-        count = len(path.read_text().splitlines())
-        if count > MOST_LINES * 1.1:
-            long[str(path.relative_to(ROOT))] = count
+    paths = [*ROOT.glob("*"), *(path for folder in folders for path in (ROOT / folder).rglob("*"))]
+    return {str(path.relative_to(ROOT)): path.read_text().splitlines() for path in paths if path.suffix in endings}
+
+
+def test_files_stay_short():
+    long = {path: len(lines) for path, lines in _sources().items() if len(lines) > MOST_LINES * 1.1}
     assert not long, f"files over ~{MOST_LINES} lines: {long}"
+
+
+def test_lines_stay_short():
+    numbered = ((path, number, line) for path, lines in _sources().items() for number, line in enumerate(lines, 1))
+    long = [f"{path}:{number}: {len(line)}" for path, number, line in numbered if len(line) > MOST_COLUMNS]
+    assert not long, f"lines over {MOST_COLUMNS} characters:\n" + "\n".join(long)

@@ -183,8 +183,8 @@ struct TileInMemory {
       simd::store(to, lanes...);
     }
   }
-  // The same row of the next tile: the hardware does not follow hundreds of rows at once. It is read once, so it need
-  // not stay in the outer caches (where rows that are a power of two apart compete for the same few places).
+  // The same row of the next tile but one: the hardware does not follow hundreds of rows at once. Into the second-level
+  // cache; the first, where rows a power of two apart compete for the same few places, loses some before their turn.
   FASTSEG_INLINE void prefetch(int64_t c, int i, int tile) const {
     if (i * sizeof(scalar_t) % 64 == 0) __builtin_prefetch(logits + c * logits_stride + i + 2 * tile, 0, 2);
   }

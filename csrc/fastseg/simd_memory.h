@@ -69,12 +69,6 @@ FASTSEG_INLINE void write_past_cache(void* to, vector_t lanes) {
 
 // --- half types as bits ---
 
-// Lanes first, first + 2, first + 4, ... of `low` followed by `high`.
-template <int first, typename vector_t, size_t... index>
-FASTSEG_INLINE auto pick_every_second(vector_t low, vector_t high, std::index_sequence<index...>) {
-  return __builtin_shufflevector(low, high, (first + 2 * static_cast<int>(index))...);
-}
-
 template <typename float_t, typename bits_t>
 FASTSEG_INLINE float_t widen_half(bits_t bits) {
   if constexpr (is_pair<float_t>) {
@@ -142,9 +136,7 @@ FASTSEG_INLINE f32x16 canonical_nan(f32x16 lanes) {
 FASTSEG_INLINE u16x32 round_to_bfloat16(f32x16 first, f32x16 second) {
 #if defined(__AVX512BW__)
   const u16x32 low = bit_cast<u16x32>(canonical_nan(first)), high = bit_cast<u16x32>(canonical_nan(second));
-  using every_second = std::make_index_sequence<32>;
-  const u16x32 lower = pick_every_second<0>(low, high, every_second());
-  const u16x32 upper = pick_every_second<1>(low, high, every_second());
+  const u16x32 lower = every_second<0>(low, high), upper = every_second<1>(low, high);
   // Up if lower + 0x7fff + (upper is odd) carries out of 16 bits; vpavgw is (a + b + 1) / 2 without losing the carry.
   const u16x32 half = (upper & uint16_t(1)) | uint16_t(0x7ffe);
   const u16x32 average = bit_cast<u16x32>(_mm512_avg_epu16(bit_cast<__m512i>(lower), bit_cast<__m512i>(half)));

@@ -141,19 +141,6 @@ void with_quads(const Windows& windows, const Planes& planes, const Body& body) 
   else body(Quads<false>(windows, planes));
 }
 
-// Row number `row` of planes of `rows` each, and those after it: divisions cost as much as a short row.
-struct RowOfPlane {
-  RowOfPlane(int64_t row, int64_t rows) : plane(row / rows), y(row % rows), rows(rows) {}
-  void next() {
-    if (++y == rows) y = 0, ++plane;
-  }
-
-  int64_t plane, y;
-
- private:
-  int64_t rows;
-};
-
 // image [planes, height, width] -> pooled and indices [planes, rows, length]
 template <bool interleaved, typename scalar_t, typename index_t>
 void pool_quads(const scalar_t* image, scalar_t* pooled, index_t* indices, const Quads<interleaved>& quads) {

@@ -101,6 +101,19 @@ void parallel_rows(int64_t rows, int64_t length, const Body& body) {
   parallel_slices(rows, slices, [&](int64_t, int64_t begin, int64_t end) { body(begin, end); });
 }
 
+// Row number `row` of planes of `rows` each, and those after it: divisions cost as much as a short row.
+struct RowOfPlane {
+  RowOfPlane(int64_t row, int64_t rows) : plane(row / rows), y(row % rows), rows(rows) {}
+  void next() {
+    if (++y == rows) y = 0, ++plane;
+  }
+
+  int64_t plane, y;
+
+ private:
+  int64_t rows;
+};
+
 // The rows used last, each with room around it.
 template <typename value_t>
 class KeptRows {

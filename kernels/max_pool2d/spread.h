@@ -135,12 +135,11 @@ void spread_planar(const scalar_t* pooled, const index_t* indices, scalar_t* ima
     std::vector<scalar_t> by_phase(stride > 1 ? phases * in_phase : 0);
     CoverRows<compute_t> rows;
     OutputStream<scalar_t> output(image + begin * width, width, planes * height * width);
-    int64_t plane = begin / height, y = begin % height;
-    for (int64_t row = begin; row < end; ++row, ++y) {
-      if (y == height) y = 0, ++plane;
+    RowOfPlane row(begin, height);
+    for (int64_t number = begin; number < end; ++number, row.next()) {
       rows.clear();
-      for (const TapColumn* cover = row_covers.begin(y); cover < row_covers.end(y); ++cover) {
-        const int64_t oy = cover->offset, from = plane * y_axis.output + oy;
+      for (const TapColumn* cover = row_covers.begin(row.y); cover < row_covers.end(row.y); ++cover) {
+        const int64_t oy = cover->offset, from = row.plane * y_axis.output + oy;
         const compute_t* row_values = values.get(
             from, [&](compute_t* to) { read_row(pooled + from * columns, columns, to + before); });
         const int32_t* row_labels = labels.get(from, [&](int32_t* to) {

@@ -24,6 +24,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int kBlock = 512;  // pixels of two label maps handled at a time
+constexpr int64_t kSparse = 5;  // pixels per bin below which a table is counted by rows
 
 // Counts pairs of labels. Neighbouring pixels mostly fall into one bin: 16 that do are counted at once. The
 // others are counted one by one, where an increment must wait for the one before it to reach memory if it
@@ -100,46 +101,97 @@ class Histogram {
   std::vector<int64_t> spilled_;  // [bins] or empty
 };
 
-// One histogram per slice, and which of the two inputs held a label out of range.
+struct InRange {
+  bool truth = true, prediction = true;
+};
+
 struct Slice {
   explicit Slice(int classes) : histogram(classes) {}
   Histogram histogram;
-  bool truth_in_range = true, prediction_in_range = true;
+  InRange in_range;
 };
 
-// Cuts `items` of `pixels_per_item` pixels into slices, at least as large as their histograms, and adds these
-// up. Throws IndexError for a label out of range.
+// Throws IndexError for a label out of range.
+void check(const InRange& in_range, int classes) {
+  if (in_range.truth && in_range.prediction) return;
+  const std::string name = in_range.truth ? "input" : "target";
+  throw std::out_of_range("fastseg.ops.confusion_matrix: " + name + " holds a label out of range; allowed: 0 to " +
+                          std::to_string(classes - 1) + (in_range.truth ? "" : " and ignore_index"));
+}
+
+// Cuts `items` into slices of `fewest` or more, each with a histogram of its own, and adds these up.
 template <typename Body>
-void count_in_slices(int64_t items, int64_t pixels_per_item, int classes, int64_t* totals, const Body& body) {
-  const int64_t fewest_pixels = std::max<int64_t>(16384, int64_t{classes} * classes);
-  const int64_t slices = fastseg::slice_count(items, fastseg::ceil_divide(fewest_pixels, pixels_per_item));
+void count_in_slices(int64_t items, int64_t fewest, int classes, int64_t* totals, const Body& body) {
+  const int64_t slices = fastseg::slice_count(items, fewest);
   std::vector<Slice> partial(slices, Slice(classes));
   fastseg::parallel_slices(
       items, slices, [&](int64_t slice, int64_t begin, int64_t end) { body(partial[slice], begin, end); });
   for (const Slice& slice : partial) {
-    if (!slice.truth_in_range || !slice.prediction_in_range) {
-      const std::string name = slice.truth_in_range ? "input" : "target";
-      throw std::out_of_range("fastseg.ops.confusion_matrix: " + name +
-                              " holds a label out of range; allowed: 0 to " + std::to_string(classes - 1) +
-                              (slice.truth_in_range ? "" : " and ignore_index"));
-    }
+    check(slice.in_range, classes);
     slice.histogram.add_to(totals);
   }
 }
 
-void count_labels(LabelView prediction, const LabelView& truth, int64_t pixels, int64_t* totals) {
-  prediction.ignore_index = -1;  // nothing is ignored here: a prediction only matters where the truth counts
+void count_labels(const LabelView& prediction, const LabelView& truth, int64_t pixels, int64_t* totals) {
   const int classes = static_cast<int>(truth.classes);
   const int64_t blocks = fastseg::ceil_divide(pixels, kBlock);
-  count_in_slices(blocks, kBlock, classes, totals, [&](Slice& slice, int64_t begin, int64_t end) {
+  const int64_t fewest_pixels = std::max<int64_t>(16384, int64_t{classes} * classes);
+  const int64_t fewest = fastseg::ceil_divide(fewest_pixels, kBlock);
+  count_in_slices(blocks, fewest, classes, totals, [&](Slice& slice, int64_t begin, int64_t end) {
     alignas(64) int32_t predicted[kBlock], real[kBlock];
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kBlock;
       const int count = static_cast<int>(std::min<int64_t>(kBlock, pixels - first));
-      slice.truth_in_range &= fastseg::load_labels(truth, first, count, kBlock, real);
+      slice.in_range.truth &= fastseg::load_labels(truth, first, count, kBlock, real);
       fastseg::load_labels(prediction, first, count, kBlock, predicted);
-      slice.prediction_in_range &= slice.histogram.add(real, predicted, kBlock);
+      slice.in_range.prediction &= slice.histogram.add(real, predicted, kBlock);
     }
+  });
+}
+
+// Adds to the bins [first, end) of the totals what `bins` [count] has for them; count is a multiple of 16.
+void count_bins(const int32_t* bins, int64_t count, int32_t first, int32_t end, int64_t* totals) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const i32x16 bin = simd::load(bins + i);
+    uint32_t lanes = simd::mask_bits((bin >= first) & (bin < end));
+    if (lanes == 0) continue;
+    const int32_t common = bins[i + __builtin_ctz(lanes)];
+    if ((simd::mask_bits(bin == simd::splat(common)) & lanes) == lanes) {
+      totals[common] += __builtin_popcount(lanes);
+      continue;
+    }
+    for (; lanes != 0; lanes &= lanes - 1) ++totals[bins[i + __builtin_ctz(lanes)]];
+  }
+}
+
+// The same without histograms, for tables so large that clearing and adding them up would be most of the work: the
+// bins of all pixels are written down, then each thread counts those of its own rows of the totals.
+void count_labels_by_rows(const LabelView& prediction, const LabelView& truth, int64_t pixels, int64_t* totals) {
+  const int classes = static_cast<int>(truth.classes);
+  const int64_t blocks = fastseg::ceil_divide(pixels, kBlock);
+  const fastseg::Scratch<int32_t> bins(blocks * kBlock);  // -1 where a pixel is not counted
+  const int64_t slices = fastseg::slice_count(blocks, 32);
+  std::vector<InRange> in_range(slices);
+  fastseg::parallel_slices(blocks, slices, [&](int64_t slice, int64_t begin, int64_t end) {
+    alignas(64) int32_t predicted[kBlock];
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kBlock;
+      int32_t* real = bins.get() + first;
+      const int count = static_cast<int>(std::min<int64_t>(kBlock, pixels - first));
+      in_range[slice].truth &= fastseg::load_labels(truth, first, count, kBlock, real);
+      fastseg::load_labels(prediction, first, count, kBlock, predicted);
+      i32x16 unpredicted{};
+      for (int i = 0; i < kBlock; i += kLanes) {
+        const i32x16 row = simd::load(real + i), column = simd::load(predicted + i);
+        unpredicted |= (row >= 0) & (column < 0);
+        simd::store(real + i, simd::select((row | column) >= 0, row * classes + column, simd::splat(-1)));
+      }
+      in_range[slice].prediction &= !simd::any(unpredicted);
+    }
+  });
+  for (const InRange& slice : in_range) check(slice, classes);
+  fastseg::parallel_slices(classes, slices, [&](int64_t, int64_t begin, int64_t end) {
+    count_bins(bins.get(), blocks * kBlock, begin * classes, end * classes, totals);
   });
 }
 
@@ -171,11 +223,13 @@ void count_logits(PixelView<const scalar_t> logits, const LabelView& truth, int6
   const int classes = static_cast<int>(truth.classes);
   const int tile = fastseg::tile_pixels(classes);
   const int64_t tiles = images * fastseg::ceil_divide(plane, tile);
-  count_in_slices(tiles, tile, classes, totals, [&](Slice& slice, int64_t begin, int64_t end) {
+  // A pixel is a column of logits to read, and a slice costs that many for its own histogram.
+  const int64_t fewest = fastseg::ceil_divide(std::max(16384 / classes, classes), tile);
+  count_in_slices(tiles, fewest, classes, totals, [&](Slice& slice, int64_t begin, int64_t end) {
     fastseg::TileAccess<scalar_t> access(logits, {}, classes);
     fastseg::Scratch<int32_t> predicted(tile), real(tile);
     fastseg::for_each_tile(begin, end, plane, tile, [&](int64_t image, int64_t first, int count) {
-      slice.truth_in_range &= fastseg::load_labels(truth, image * plane + first, count, tile, real.get());
+      slice.in_range.truth &= fastseg::load_labels(truth, image * plane + first, count, tile, real.get());
       access.visit(image, first, count,
                    [&](const auto& rows) { tile_argmax(rows, classes, tile, predicted.get()); });
       slice.histogram.add(real.get(), predicted.get(), tile);
@@ -233,8 +287,13 @@ Tensor forward(const Tensor& input, const Tensor& target, int64_t num_classes, i
   const LabelView truth = label_view(real, ignore_index, num_classes);
   const bool channels_last = !from_labels && fastseg::is_channels_last(input);
   const Tensor source = channels_last ? input : torch::stable::contiguous(input);
-  if (from_labels) count_labels(label_view(source, -1, num_classes), truth, pixels, totals);
-  else count_logits(source, truth, totals);
+  if (!from_labels) {
+    count_logits(source, truth, totals);
+  } else {
+    const LabelView prediction = label_view(source, -1, num_classes);  // only matters where the truth counts
+    const bool sparse = pixels < kSparse * num_classes * num_classes;
+    (sparse ? count_labels_by_rows : count_labels)(prediction, truth, pixels, totals);
+  }
   return result;
 }
 

@@ -86,6 +86,15 @@ def test_class_counts_and_sizes(classes, pixels, device):
     assert torch.equal(confusion_matrix(prediction.to(device), target.to(device), classes).cpu(), expected)
 
 
+@pytest.mark.parametrize("pixels", [70000, 200000])  # fewer and more than pay for histograms
+def test_patches_of_many_classes_with_ignored_pixels(pixels, device):
+    prediction, target = (random_labels((pixels // 40,), 150, torch.int64, seed).repeat_interleave(40) for seed in (1, 2))
+    target[7::31] = 255
+    expected = confusion_matrix(prediction, target, 150, ignore_index=255, backend="reference")
+    result = confusion_matrix(prediction.to(device), target.to(device), 150, ignore_index=255)
+    assert torch.equal(result.cpu(), expected) and expected.sum() == (target != 255).sum()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
@@ -159,17 +168,18 @@ HOSTILE = [
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("where", ["target", "input"])
 @pytest.mark.parametrize("label", HOSTILE)
-def test_label_out_of_range_is_an_index_error(label, where, backend):
-    labels = {"target": torch.zeros(100, dtype=torch.int64), "input": torch.zeros(100, dtype=torch.int64)}
-    labels[where][57] = label
+@pytest.mark.parametrize("pixels", [100, 40000])  # fewer and more than pay for a histogram
+def test_label_out_of_range_is_an_index_error(pixels, label, where, backend):
+    labels = {"target": torch.zeros(pixels, dtype=torch.int64), "input": torch.zeros(pixels, dtype=torch.int64)}
+    labels[where][-43] = label
     with pytest.raises(IndexError, match="allowed: 0 to 18"):
         confusion_matrix(**labels, num_classes=19, backend=backend)
     if where == "target":
         result = confusion_matrix(**labels, num_classes=19, ignore_index=label, backend=backend)
     else:
-        labels["target"][57] = -100  # what is predicted at an ignored pixel does not matter
+        labels["target"][-43] = -100  # what is predicted at an ignored pixel does not matter
         result = confusion_matrix(**labels, num_classes=19, backend=backend)
-    assert result[0, 0] == 99 and result.sum() == 99
+    assert result[0, 0] == pixels - 1 and result.sum() == pixels - 1
 
 
 @settings(max_examples=150, deadline=None)

@@ -37,12 +37,17 @@ class NativeOp:
         self.name = schema.partition("(")[0]
         _definitions.define(schema)
         NATIVE_SCHEMAS.append(schema)
+        self._packet = getattr(torch.ops.fastseg, self.name).default
+        self._keys: set[str] = set()  # found implemented, which is not asked again
 
     def __call__(self, *args):
-        return getattr(torch.ops.fastseg, self.name).default(*args)
+        return self._packet(*args)
 
     def missing(self, key: str) -> str | None:
+        if key in self._keys:
+            return None
         if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastseg::{self.name}", key):
+            self._keys.add(key)
             return None
         return f"the loaded library does not implement {self.name} for {key}: rebuild it ({_library.HOW_TO_BUILD})"
 
@@ -67,6 +72,21 @@ def in_functional_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def few_for_auto(backend: str, lead: Tensor, fewest: int) -> bool:
+    """Whether "auto" leaves a call on `lead` to stock PyTorch because it has less than `fewest` elements: on the CPU
+    one call into torch's C++ ends sooner than one of ours, which comes from Python.
+
+    Never while exporting, where the answer would become a condition on the sizes the program takes.
+    """
+    return (
+        backend == "auto"
+        and lead.device.type == "cpu"
+        and not torch.compiler.is_exporting()
+        and lead.numel() < fewest
+        and "FASTSEG_BACKEND" not in os.environ
+    )
+
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -74,6 +94,9 @@ def _somebody_watches(args: tuple) -> bool:
     """Whether a call may not go straight to the backends, because something wants to see it: a tracer or
     another mode, torch.func, forward-mode differentiation, the profiler, or a tensor subclass.
     """
+    for value in args:  # a loop: a generator costs a microsecond more
+        if type(value) not in _PLAIN and isinstance(value, Tensor):
+            return True
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
@@ -81,7 +104,6 @@ def _somebody_watches(args: tuple) -> bool:
         or in_functional_transform()
         or forward_ad._current_level >= 0
         or torch.autograd.profiler._is_profiler_enabled
-        or any(isinstance(value, Tensor) and type(value) not in _PLAIN for value in args)
     )
 
 
@@ -186,6 +208,7 @@ class Op:
                 f"fastseg::{name}", self._function.backward, setup_context=save, lib=_definitions
             )
         self._packet = getattr(torch.ops.fastseg, name).default
+        self._count = len(self._packet._schema.arguments) - 1  # without `backend`
         REGISTRY[name] = self
 
     def __call__(self, *args, backend: str = "auto"):
@@ -290,7 +313,7 @@ class Op:
 
     def _split(self, args: tuple) -> tuple[tuple, str]:
         # The dispatcher drops trailing arguments that equal their default; `backend` alone has one.
-        count = len(self._packet._schema.arguments) - 1
+        count = self._count
         return args[:count], (args[count] if len(args) > count else "auto")
 
     @staticmethod

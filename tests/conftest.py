@@ -29,5 +29,9 @@ def _no_call_is_left_to_stock(monkeypatch):
     for module, name in (
         ("cross_entropy", "FEWEST_LOGITS_CPU"),
         ("_cross_entropy_probabilities", "FEWEST_PROBABILITIES_CPU"),
+        ("max_pool2d", "FEWEST_CONTIGUOUS_CPU"),
+        ("max_pool2d", "FEWEST_CHANNELS_LAST_CPU"),
+        ("max_unpool2d", "FEWEST_CONTIGUOUS_CPU"),
+        ("max_unpool2d", "FEWEST_CHANNELS_LAST_CPU"),
     ):
         monkeypatch.setattr(importlib.import_module(f"fastseg.ops.{module}"), name, 0)

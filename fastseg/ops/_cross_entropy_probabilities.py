@@ -7,14 +7,14 @@ With log p = log_softmax(input) over dim 1, class weights w and smoothing s, a p
 as torch.nn.functional.cross_entropy has it. A mean divides by the number of pixels, not by weights.
 """
 
-import os
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fastseg import _check
-from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, autocasting, native
+from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, autocasting, few_for_auto, native
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy import reference
 from fastseg.kernels.cross_entropy.reference import MEAN, NONE, SUM, accumulator
@@ -220,7 +220,7 @@ def cross_entropy_of_probabilities(
 ) -> Tensor:
     """The loss in stock's dtype. input, target: (N, C, d1, ..., dk); reduction: NONE, MEAN or SUM."""
     check(input, target, weight, pixel_weight, reduction, label_smoothing)
-    if backend == "auto" and _stock_is_faster(input, pixel_weight, zero_if_empty):
+    if _stock_is_faster(backend, input, pixel_weight, zero_if_empty):
         name = {NONE: "none", MEAN: "mean", SUM: "sum"}[reduction]
         return functional.cross_entropy(input, target, weight, reduction=name, label_smoothing=label_smoothing)
     result = torch.promote_types(input.dtype, target.dtype)
@@ -237,12 +237,11 @@ def cross_entropy_of_probabilities(
     return _run(arguments, backend).to(result)
 
 
-def _stock_is_faster(input, pixel_weight, zero_if_empty) -> bool:
+def _stock_is_faster(backend, input, pixel_weight, zero_if_empty) -> bool:
     """Whether "auto" leaves a call to stock PyTorch, which gives the same loss and raises the same errors."""
-    if input.device.type != "cpu" or pixel_weight is not None or zero_if_empty or "FASTSEG_BACKEND" in os.environ:
-        return False
-    few = input.numel() < FEWEST_PROBABILITIES_CPU * (4 if input.shape[1] < 4 else 1)
-    return few or (input.dim() == 2 and input.shape[1] >= LONGEST_ROWS_CPU)
+    long_rows = input.dim() == 2 and input.shape[1] >= LONGEST_ROWS_CPU
+    fewest = math.inf if long_rows else FEWEST_PROBABILITIES_CPU * (4 if input.shape[1] < 4 else 1)
+    return pixel_weight is None and not zero_if_empty and few_for_auto(backend, input, fewest)
 
 
 def _shares(input: Tensor, pixel_weight: Tensor | None, zero_if_empty: bool) -> Tensor:

@@ -20,6 +20,8 @@ GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation"
 
 def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
     """One int, or a sequence of one or two, as [height, width]."""
+    if type(value) is int:
+        return [value, value]
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     try:
         values = [_check.integer(entry) for entry in values]
@@ -52,6 +54,8 @@ def is_channels_last(tensor: Tensor) -> bool:
     """Whether torch would answer an op on this (N, C, H, W) tensor in channels_last."""
     if tensor.numel() == 0:  # suggest_memory_format takes every empty tensor for contiguous
         return tensor.is_contiguous(memory_format=torch.channels_last)
+    if tensor.is_contiguous():  # the usual case, told without the work in Python below
+        return False
     return suggest_memory_format(tensor) == torch.channels_last
 
 

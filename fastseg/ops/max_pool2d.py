@@ -14,9 +14,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fastseg import _check
-from fastseg._op import FLOATING, Backend, Op
+from fastseg._op import FLOATING, Backend, Op, few_for_auto
 from fastseg.kernels.max_pool2d import reference
 from fastseg.ops._pool import (
     GEOMETRY,
@@ -38,6 +39,8 @@ _NAME = "max_pool2d"
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # on the CPU, by torch
 _POOLED = (*FLOATING, *_INTEGERS)
 _LEAST_FLAT_INTERLEAVED = 1 << 19  # elements of the input
+# What `few_for_auto` wants, by the memory format of the input; measured.
+FEWEST_CONTIGUOUS_CPU, FEWEST_CHANNELS_LAST_CPU = 1 << 17, 1 << 21
 
 
 # ---- forward ----
@@ -179,6 +182,11 @@ max_pool2d_backward = Op(
 )
 
 
+def _stock_is_faster(backend, input, channels_last) -> bool:
+    """Whether "auto" leaves a call to stock PyTorch, which gives the same output and indices."""
+    return few_for_auto(backend, input, FEWEST_CHANNELS_LAST_CPU if channels_last else FEWEST_CONTIGUOUS_CPU)
+
+
 def max_pool2d(
     input: Tensor,
     kernel_size: int | Sequence[int],
@@ -217,17 +225,22 @@ def max_pool2d(
     """
     _check.tensor(_NAME, "input", input)
     _check.one_of(_NAME, "index_format", index_format, ("flat", "compact"))
+    channels_last = input.dim() == 4 and is_channels_last(input)
+    if index_format == "flat" and _stock_is_faster(backend, input, channels_last):
+        try:
+            return functional.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        except (RuntimeError, TypeError, ValueError):
+            pass  # What follows takes it, or says what is wrong.
     kernel_size = pair(_NAME, "kernel_size", kernel_size)
     without_stride = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
     stride = kernel_size if without_stride else pair(_NAME, "stride", stride)
     padding, dilation = pair(_NAME, "padding", padding), pair(_NAME, "dilation", dilation)
+    geometry = kernel_size, stride, padding, dilation
     single = input.dim() == 3
     images = input.contiguous().unsqueeze(0) if single else input
     compact = index_format == "compact"
     if not return_indices:
         compact = kernel_size[0] * kernel_size[1] <= MOST_COMPACT_TAPS  # all that the gradient needs
-    channels_last = input.dim() == 4 and is_channels_last(input)
-    geometry = kernel_size, stride, padding, dilation
     output, indices = _op(images, *geometry, bool(ceil_mode), compact, channels_last, backend=backend)
     if single:
         output, indices = output.squeeze(0), indices.squeeze(0)

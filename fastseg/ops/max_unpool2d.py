@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fastseg import _check
-from fastseg._op import FLOATING, Backend, Op
+from fastseg._op import FLOATING, Backend, Op, few_for_auto
 from fastseg.kernels.max_unpool2d import reference
 from fastseg.ops._pool import (
     GEOMETRY,
@@ -30,6 +31,8 @@ from fastseg.ops.max_pool2d import max_pool2d_backward
 __all__ = ["max_unpool2d"]
 
 _NAME = "max_unpool2d"
+# What `few_for_auto` wants, by the memory format of the input; measured.
+FEWEST_CONTIGUOUS_CPU, FEWEST_CHANNELS_LAST_CPU = 1 << 19, 1 << 15
 _HALVES = (torch.float16, torch.bfloat16)
 _UNKNOWN_GEOMETRY = ([], [], [], [])  # of int64 indices, which say themselves where they point
 
@@ -160,6 +163,18 @@ def _size(input: Tensor, kernel_size, stride, padding, output_size: Sequence[int
     return given[-2], given[-1]
 
 
+def _stock_is_faster(backend, input) -> bool:
+    """Whether "auto" leaves a call with int64 indices to stock PyTorch, which gives the same output.
+
+    Not where its threads would share a plane: then either of two that write to one index may come last.
+    """
+    channels_last = input.dim() == 4 and is_channels_last(input)
+    if not few_for_auto(backend, input, FEWEST_CHANNELS_LAST_CPU if channels_last else FEWEST_CONTIGUOUS_CPU):
+        return False
+    handed_out = input.shape[0] if channels_last else input.shape[:-2].numel()
+    return not torch.compiler.is_compiling() and handed_out % torch.get_num_threads() == 0
+
+
 def max_unpool2d(
     input: Tensor,
     indices: Tensor | PoolIndices,
@@ -202,6 +217,11 @@ def max_unpool2d(
         _check.tensor(_NAME, "indices", indices)
         allowed = INDEX_DTYPES[:1]  # uint8 stands for offsets only inside a PoolIndices
         _check.dtype(_NAME, "indices", indices, allowed)
+        if _stock_is_faster(backend, input):
+            try:
+                return functional.max_unpool2d(input, indices, kernel_size, stride, padding, output_size)
+            except (RuntimeError, TypeError, ValueError):
+                pass  # What follows takes it, or says what is wrong.
     default_size = None
     if kernel_size is not None:
         kernel_size = pair(_NAME, "kernel_size", kernel_size)

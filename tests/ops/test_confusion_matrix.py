@@ -88,7 +88,8 @@ def test_class_counts_and_sizes(classes, pixels, device):
 
 @pytest.mark.parametrize("pixels", [70000, 200000])  # fewer and more than pay for histograms
 def test_patches_of_many_classes_with_ignored_pixels(pixels, device):
-    prediction, target = (random_labels((pixels // 40,), 150, torch.int64, seed).repeat_interleave(40) for seed in (1, 2))
+    patches = random_labels((2, pixels // 40), 150, torch.int64)
+    prediction, target = patches.repeat_interleave(40, dim=1)
     target[7::31] = 255
     expected = confusion_matrix(prediction, target, 150, ignore_index=255, backend="reference")
     result = confusion_matrix(prediction.to(device), target.to(device), 150, ignore_index=255)

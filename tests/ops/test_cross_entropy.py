@@ -394,3 +394,17 @@ def test_few_logits_are_checked_as_many_are(monkeypatch):
         cross_entropy(torch.randn(2, 3), torch.full((2,), 3))
     with pytest.raises(TypeError, match="weight is list"):
         cross_entropy(torch.randn(2, 3), torch.zeros(2, dtype=torch.int64), [1.0, 1.0, 1.0])
+
+
+def test_a_program_exported_with_few_logits_takes_many(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("fastseg.ops.cross_entropy"), "FEWEST_LOGITS_CPU", 1000)
+
+    class Loss(torch.nn.Module):
+        def forward(self, input, target):
+            return cross_entropy(input, target)
+
+    images = torch.export.Dim("images")
+    few = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
+    program = torch.export.export(Loss(), few, dynamic_shapes={"input": {0: images}, "target": {0: images}}).module()
+    many = torch.randn(20, 3, 4, 5), torch.randint(3, (20, 4, 5))
+    torch.testing.assert_close(program(*many), F.cross_entropy(*many))

@@ -1,5 +1,6 @@
 """max_pool2d: geometry, ties, NaN and infinities against torch's, both index formats, gradients of any order."""
 
+import importlib
 import io
 
 import numpy as np
@@ -290,3 +291,41 @@ def test_bad_arguments_are_named(arguments, error, message):
 def test_indices_of_an_impossible_pool_are_refused():
     with pytest.raises(RuntimeError, match=r"PoolIndices: stride=\(0, 1\); allowed: 1 or more"):
         PoolIndices(torch.zeros(1, 2, 2, dtype=torch.uint8), (4, 4), 2, (0, 1))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("arguments, stock", [
+    ({}, True),
+    (dict(return_indices=True), True),
+    (dict(return_indices=True, index_format="compact"), False),
+    (dict(backend="cpu"), False),
+])
+def test_few_elements_are_left_to_stock_where_it_can(arguments, stock, layout, monkeypatch):
+    input = torch.randn(2, 3, 4, 6).contiguous(memory_format=layout).requires_grad_()
+    _leave_to_stock_below(input.numel() + 1, layout, monkeypatch)
+    assert _is_stocks(max_pool2d(input, 2, **arguments)) == stock
+    _leave_to_stock_below(input.numel(), layout, monkeypatch)
+    assert not _is_stocks(max_pool2d(input, 2, **arguments))
+
+
+def test_few_elements_are_checked_as_many_are(monkeypatch):
+    _leave_to_stock_below(1000, torch.contiguous_format, monkeypatch)
+    input = torch.randn(1, 2, 6, 6)
+    for arguments, error, message in (
+        (dict(kernel_size=0), RuntimeError, "max_pool2d: kernel_size"),
+        (dict(kernel_size=2, padding=2), RuntimeError, "max_pool2d: padding"),
+        (dict(kernel_size="2"), TypeError, "max_pool2d: kernel_size"),
+    ):
+        with pytest.raises(error, match=message):
+            max_pool2d(input, **arguments)
+    assert max_pool2d(input, 6, stride=2**40).shape == (1, 2, 1, 1)  # which stock refuses
+
+
+def _leave_to_stock_below(fewest, layout, monkeypatch):
+    name = "FEWEST_CHANNELS_LAST_CPU" if layout == torch.channels_last else "FEWEST_CONTIGUOUS_CPU"
+    monkeypatch.setattr(importlib.import_module("fastseg.ops.max_pool2d"), name, fewest)
+
+
+def _is_stocks(result) -> bool:
+    output = result[0] if isinstance(result, tuple) else result
+    return type(output.grad_fn).__name__ == "MaxPool2DWithIndicesBackward0"

@@ -1,5 +1,7 @@
 """max_unpool2d: against torch's in every form of its arguments, duplicates, hostile indices, both index formats."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -232,3 +234,35 @@ def three_by_three():
 def test_bad_arguments_are_named(change, error, message):
     with pytest.raises(error, match=message):
         max_unpool2d(**{**three_by_three(), **change})
+
+
+@pytest.mark.parametrize("layout, shape, stock", [
+    (torch.contiguous_format, (1, 4, 3, 5), True),
+    (torch.contiguous_format, (4, 3, 5), True),
+    (torch.contiguous_format, (1, 3, 3, 5), False),  # of three planes two threads would share one
+    (torch.channels_last, (2, 3, 3, 5), True),
+    (torch.channels_last, (1, 4, 3, 5), False),
+])
+def test_few_elements_are_left_to_stock_where_no_threads_share_a_plane(layout, shape, stock, monkeypatch):
+    input = torch.randn(shape)
+    input = (input.contiguous(memory_format=layout) if len(shape) == 4 else input).requires_grad_()
+    indices = torch.randint(60, shape)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for fewest, expected in ((input.numel() + 1, stock), (input.numel(), False)):
+        for name in ("FEWEST_CHANNELS_LAST_CPU", "FEWEST_CONTIGUOUS_CPU"):
+            monkeypatch.setattr(importlib.import_module("fastseg.ops.max_unpool2d"), name, fewest)
+        assert _is_stocks(max_unpool2d(input, indices, 2)) == expected
+        assert not _is_stocks(max_unpool2d(input, indices, 2, backend="cpu"))
+
+
+def test_few_elements_are_checked_as_many_are(one_thread, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("fastseg.ops.max_unpool2d"), "FEWEST_CONTIGUOUS_CPU", 1000)
+    input, indices = torch.randn(1, 4, 3, 5), torch.full((1, 4, 3, 5), 60)
+    with pytest.raises(RuntimeError, match="max_unpool2d: indices holds a position outside the plane, 60"):
+        max_unpool2d(input, indices, 2)
+    with pytest.raises(ValueError, match="max_unpool2d: output_size"):
+        max_unpool2d(input, indices, 2, output_size=(8, 10))
+
+
+def _is_stocks(output) -> bool:
+    return type(output.grad_fn).__name__ == "MaxUnpool2DBackward0"

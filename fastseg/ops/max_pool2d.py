@@ -38,9 +38,8 @@ __all__ = ["max_pool2d"]
 _NAME = "max_pool2d"
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # on the CPU, by torch
 _POOLED = (*FLOATING, *_INTEGERS)
-_LEAST_FLAT_INTERLEAVED = 1 << 19  # elements of the input
-# What `few_for_auto` wants, by the memory format of the input; measured.
-FEWEST_CONTIGUOUS_CPU, FEWEST_CHANNELS_LAST_CPU = 1 << 17, 1 << 21
+# What `few_for_auto` wants, by the memory format of the input; measured. Half of it without indices.
+FEWEST_CONTIGUOUS_CPU, FEWEST_CHANNELS_LAST_CPU = 1 << 17, 1 << 22
 
 
 # ---- forward ----
@@ -93,15 +92,10 @@ def _allocate_forward(input, kernel_size, stride, padding, dilation, ceil_mode, 
 
 
 def _slower_forward(input, kernel_size, stride, padding, dilation, ceil_mode, compact, channels_last):
-    if not channels_last or compact:
-        return None
     two_by_two = [*kernel_size, *stride, *padding, *dilation] == [2, 2, 2, 2, 0, 0, 1, 1]
-    if not two_by_two or input.numel() < _LEAST_FLAT_INTERLEAVED:
-        return (
-            "stock PyTorch, which the reference calls, is as fast in channels_last with int64 indices, but for large "
-            "images and windows of 2x2"
-        )
-    return None
+    if not channels_last or compact or two_by_two:
+        return None
+    return "stock PyTorch, which the reference calls, is as fast in channels_last but for 2x2 windows"
 
 
 _forward_native = PoolNative(
@@ -182,9 +176,10 @@ max_pool2d_backward = Op(
 )
 
 
-def _stock_is_faster(backend, input, channels_last) -> bool:
+def _stock_is_faster(backend, input, channels_last, return_indices) -> bool:
     """Whether "auto" leaves a call to stock PyTorch, which gives the same output and indices."""
-    return few_for_auto(backend, input, FEWEST_CHANNELS_LAST_CPU if channels_last else FEWEST_CONTIGUOUS_CPU)
+    fewest = FEWEST_CHANNELS_LAST_CPU if channels_last else FEWEST_CONTIGUOUS_CPU
+    return few_for_auto(backend, input, fewest if return_indices else fewest // 2)
 
 
 def max_pool2d(
@@ -212,7 +207,8 @@ def max_pool2d(
         return_indices: return (output, indices).
         index_format: "flat": int64 `y * W + x` in the plane of the input, identical to torch's. "compact":
             `fastseg.ops.PoolIndices`, one byte per element, for kernels of up to 255 taps.
-        backend: "auto", "cpu", "cuda" or "reference".
+        backend: "auto", "cpu", "cuda" or "reference". "auto" leaves small CPU tensors to torch's function, which is
+            as fast there, but for compact indices.
 
     Returns:
         (N, C, rows, columns) or (C, rows, columns) in the memory format of the input, with the indices if
@@ -226,7 +222,7 @@ def max_pool2d(
     _check.tensor(_NAME, "input", input)
     _check.one_of(_NAME, "index_format", index_format, ("flat", "compact"))
     channels_last = input.dim() == 4 and is_channels_last(input)
-    if index_format == "flat" and _stock_is_faster(backend, input, channels_last):
+    if index_format == "flat" and _stock_is_faster(backend, input, channels_last, return_indices):
         try:
             return functional.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
         except (RuntimeError, TypeError, ValueError):

@@ -32,7 +32,7 @@ __all__ = ["max_unpool2d"]
 
 _NAME = "max_unpool2d"
 # What `few_for_auto` wants, by the memory format of the input; measured.
-FEWEST_CONTIGUOUS_CPU, FEWEST_CHANNELS_LAST_CPU = 1 << 19, 1 << 15
+FEWEST_CONTIGUOUS_CPU, FEWEST_CHANNELS_LAST_CPU = 1 << 20, 1 << 17
 _HALVES = (torch.float16, torch.bfloat16)
 _UNKNOWN_GEOMETRY = ([], [], [], [])  # of int64 indices, which say themselves where they point
 
@@ -197,7 +197,8 @@ def max_unpool2d(
         kernel_size, stride, padding: as in torch, they give the default size of the output and nothing else.
             None with `PoolIndices` only: the pool's own, and its input's size as default.
         output_size: (H, W) or (N, C, H, W) of the output, less than a stride away from the default size.
-        backend: "auto", "cpu", "cuda" or "reference".
+        backend: "auto", "cpu", "cuda" or "reference". "auto" leaves small CPU tensors with int64 indices to torch's
+            function, which is as fast there, if its threads share no plane.
 
     Returns:
         (N, C, H, W) or (C, H, W) in the memory format of `input`, zero where no index points. Where several

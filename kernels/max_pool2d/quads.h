@@ -5,16 +5,6 @@
 // windows (or channels) in a run, 16 are handled at a time.
 #pragma once
 
-
-
-
-
-
-
-
-
-
-
 #include <atomic>
 
 #include "max_pool2d/rows.h"
@@ -183,19 +173,37 @@ void pool_quads(const scalar_t* image, scalar_t* pooled, index_t* indices, const
   });
 }
 
-// Whether all compact labels seen are taps: their bits are collected.
+// Whether all labels seen are taps of their windows.
 template <typename compute_t>
-class LabelBits {
+class SeenLabels {
  public:
-  FASTSEG_INLINE void see(Labels<compute_t> labels) { bits_ = bits_ | labels; }
-  bool all_taps() const { return !simd::any(bits_ > splat_label<compute_t>(3)); }
+  template <typename quads_t>
+  explicit SeenLabels(const quads_t& quads) : count_(quads.count()) {
+    for (int tap = 0; tap < 4; ++tap) taps_[tap] = quads.template label<compute_t>(tap / 2, tap % 2);
+  }
+
+  // Labels of compact indices at i of a run: it is enough to collect their bits.
+  FASTSEG_INLINE void see(const uint8_t*, int64_t, Labels<compute_t> labels) { compact_ = compact_ | labels; }
+  // Of flat ones, where lanes beyond the run hold indices of other rows.
+  FASTSEG_INLINE void see(const int64_t*, int64_t i, Labels<compute_t> labels) {
+    const auto top = (labels == taps_[0]) | (labels == taps_[1]);
+    const auto bottom = (labels == taps_[2]) | (labels == taps_[3]);
+    const auto beyond = simd::lane_index() >= simd::splat(static_cast<int32_t>(count_ - i));
+    flat_ = flat_ & (top | bottom | simd::convert<Labels<compute_t>>(beyond));
+  }
+
+  bool all_taps() const {
+    return !simd::any((compact_ > splat_label<compute_t>(3)) | (flat_ == splat_label<compute_t>(0)));
+  }
 
  private:
-  Labels<compute_t> bits_{};
+  int64_t count_;
+  Labels<compute_t> taps_[4];
+  Labels<compute_t> compact_{}, flat_ = splat_label<compute_t>(-1);
 };
 
 // Pooled values at their pixels, 0 elsewhere: pooled, indices [planes, rows, length] -> image [planes, height, width].
-// Returns whether all compact indices were taps; those that are none go nowhere.
+// Returns whether all indices were taps of their windows; those that are none go nowhere.
 template <bool interleaved, typename scalar_t, typename index_t>
 bool spread_quads(const scalar_t* pooled, const index_t* indices, scalar_t* image, const Quads<interleaved>& quads) {
   using compute_t = simd::accumulate<scalar_t>;
@@ -203,7 +211,7 @@ bool spread_quads(const scalar_t* pooled, const index_t* indices, scalar_t* imag
   const int64_t height = quads.height(), all_windows = quads.planes() * rows * length;
   std::atomic<bool> all_taps{true};
   parallel_rows(quads.planes() * height, width, [&](int64_t begin, int64_t end) {
-    LabelBits<compute_t> seen;
+    SeenLabels<compute_t> seen(quads);
     ReadableRow<scalar_t> readable_values(pooled + all_windows);
     ReadableRow<index_t> readable_places(indices + all_windows);
     OutputStream<scalar_t> pixels(image + begin * width, 2 * count, quads.planes() * height * width);
@@ -225,7 +233,7 @@ bool spread_quads(const scalar_t* pooled, const index_t* indices, scalar_t* imag
           prefetch_lines<kLanes>(places + i);
           const simd::vec<compute_t> value = simd::load(values + i);
           const auto labels = quads.template load_labels<compute_t>(places, i, oy, run);
-          seen.see(labels);
+          seen.see(places, i, labels);
           quads.store(to, i, simd::keep_where(labels == left, value), simd::keep_where(labels == right, value));
         });
       }
@@ -237,26 +245,26 @@ bool spread_quads(const scalar_t* pooled, const index_t* indices, scalar_t* imag
   return all_taps.load();
 }
 
-// The pixels at the offsets: image [planes, height, width] -> pooled [planes, rows, length]. Returns whether all
-// offsets were taps.
-template <bool interleaved, typename scalar_t>
-bool choose_quads(const scalar_t* image, const uint8_t* offsets, scalar_t* pooled, const Quads<interleaved>& quads) {
+// The pixels at the indices: image [planes, height, width] -> pooled [planes, rows, length]. Returns whether all
+// indices were taps of their windows.
+template <bool interleaved, typename scalar_t, typename index_t>
+bool choose_quads(const scalar_t* image, const index_t* indices, scalar_t* pooled, const Quads<interleaved>& quads) {
   using compute_t = simd::accumulate<scalar_t>;
   const int64_t rows = quads.rows(), width = quads.width(), length = quads.length(), count = quads.count();
   const int64_t all_rows = quads.planes() * rows;
   const scalar_t* end_of_image = image + quads.planes() * quads.height() * width;
   std::atomic<bool> all_taps{true};
   parallel_rows(all_rows, length, [&](int64_t begin, int64_t end) {
-    LabelBits<compute_t> seen;
+    SeenLabels<compute_t> seen(quads);
     ReadableRow<scalar_t> upper(end_of_image), lower(end_of_image);
-    ReadableRow<uint8_t> readable_offsets(offsets + all_rows * length);
+    ReadableRow<index_t> readable_places(indices + all_rows * length);
     OutputStream<scalar_t> chosen(pooled + begin * length, count, all_rows * length);
     RowOfPlane row(begin, rows);
     for (int64_t number = begin; number < end; ++number, row.next()) {
       const scalar_t* from = image + (row.plane * quads.height() + 2 * row.y) * width;
       const scalar_t* top = upper.get(from, width);
       const scalar_t* bottom = lower.get(from + width, width);
-      const uint8_t* places = readable_offsets.get(offsets + number * length, length);
+      const index_t* places = readable_places.get(indices + number * length, length);
       for (int64_t run = 0; run < quads.runs(); ++run, top += 2 * count, bottom += 2 * count, places += count) {
         scalar_t* to = chosen.next(count);
         quads.for_each([&](int64_t i) {
@@ -264,10 +272,11 @@ bool choose_quads(const scalar_t* image, const uint8_t* offsets, scalar_t* poole
           simd::vec<compute_t> value, other[3];
           quads.load(top, i, value, other[0]);
           quads.load(bottom, i, other[1], other[2]);
-          const auto wanted = pooling::load_labels<compute_t>(places + i);
-          seen.see(wanted);
+          const auto wanted = quads.template load_labels<compute_t>(places, i, row.y, run);
+          seen.see(places, i, wanted);
           for (int tap = 1; tap < 4; ++tap) {
-            value = simd::select(wanted == splat_label<compute_t>(tap), other[tap - 1], value);
+            const auto here = wanted == quads.template label<compute_t>(tap / 2, tap % 2);
+            value = simd::select(here, other[tap - 1], value);
           }
           simd::store(to + i, value);
         });

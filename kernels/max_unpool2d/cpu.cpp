@@ -158,6 +158,28 @@ void choose_interleaved(const scalar_t* image, const uint8_t* offsets, scalar_t*
   });
 }
 
+// Calls body(quads) if int64 indices may come from a pooling with windows of 2x2 side by side, as most do, and going by
+// these pays: planes that stay in the caches are as fast element by element. The result is whether the indices do come
+// from there, as body finds out; if not, everything it wrote is to be written again.
+template <typename Body>
+bool as_quads(const Tensor& image, const Tensor& pooled, const Tensor& indices, const Planes& planes,
+              const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+              const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, const Body& body) {
+  using Pair = std::vector<int64_t>;
+  constexpr int64_t kWidest = int64_t{1} << 30;  // labels have 32 bits
+  constexpr int64_t kShortestFlat = 48;          // windows; measured
+  if (kernel_size != Pair{2, 2} || stride != Pair{2, 2} || padding != Pair{0, 0} || dilation != Pair{1, 1} ||
+      image.size(2) < 2 * pooled.size(2) || image.size(3) < 2 * pooled.size(3) || image.size(3) >= kWidest) {
+    return false;
+  }
+  const bool large = image.numel() * static_cast<int64_t>(image.element_size()) >= kStreamedBytes;
+  if (!planes.channels_last && !(large && pooled.size(3) >= kShortestFlat)) return false;
+  const Windows windows = windows_of(image, pooled, indices, kernel_size, stride, padding, dilation);
+  bool fits = are_quads(windows, planes);
+  if (fits) with_quads(windows, planes, [&](const auto& quads) { fits = body(quads); });
+  return fits;
+}
+
 void forward(const Tensor& input, const Tensor& indices, std::vector<int64_t> kernel_size,
              std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
              const Tensor& output) {
@@ -165,18 +187,23 @@ void forward(const Tensor& input, const Tensor& indices, std::vector<int64_t> ke
   use_huge_pages(output);
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
+    const scalar_t* pooled = input.const_data_ptr<scalar_t>();
+    scalar_t* image = output.mutable_data_ptr<scalar_t>();
     if (indices.scalar_type() == ScalarType::Long) {
+      const auto spread = [&](const auto& quads) {
+        return spread_quads(pooled, indices.const_data_ptr<int64_t>(), image, quads);
+      };
+      if (as_quads(output, input, indices, planes, kernel_size, stride, padding, dilation, spread)) return;
       Outside outside;
       scatter<Last, scalar_t>(input, indices, output, nullptr, planes, outside);
       outside.check(output.size(2), output.size(3));
       return;
     }
     const Windows windows = windows_of(output, input, indices, kernel_size, stride, padding, dilation);
-    const scalar_t* pooled = input.const_data_ptr<scalar_t>();
     const uint8_t* offsets = indices.const_data_ptr<uint8_t>();
     if (are_quads(windows, planes)) {
       with_quads(windows, planes, [&](const auto& quads) {
-        if (!spread_quads(pooled, offsets, output.mutable_data_ptr<scalar_t>(), quads)) refuse_offsets();
+        if (!spread_quads(pooled, offsets, image, quads)) refuse_offsets();
       });
       return;
     }
@@ -197,16 +224,20 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
   use_huge_pages(grad_input);
   with_floating_type(grad_output, "grad_output", [&](auto zero) {
     using scalar_t = decltype(zero);
+    const scalar_t* image = grad_output.const_data_ptr<scalar_t>();
+    scalar_t* pooled = grad_input.mutable_data_ptr<scalar_t>();
     if (indices.scalar_type() == ScalarType::Long) {
+      const auto choose = [&](const auto& quads) {
+        return choose_quads(image, indices.const_data_ptr<int64_t>(), pooled, quads);
+      };
+      if (as_quads(grad_output, grad_input, indices, planes, kernel_size, stride, padding, dilation, choose)) return;
       Outside outside;
       gather<int64_t, scalar_t>(grad_output, indices, grad_input, nullptr, planes, outside);
       outside.check(grad_output.size(2), grad_output.size(3));
       return;
     }
     const Windows windows = windows_of(grad_output, grad_input, indices, kernel_size, stride, padding, dilation);
-    const scalar_t* image = grad_output.const_data_ptr<scalar_t>();
     const uint8_t* offsets = indices.const_data_ptr<uint8_t>();
-    scalar_t* pooled = grad_input.mutable_data_ptr<scalar_t>();
     if (are_quads(windows, planes)) {
       with_quads(windows, planes, [&](const auto& quads) {
         if (!choose_quads(image, offsets, pooled, quads)) refuse_offsets();

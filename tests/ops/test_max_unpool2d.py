@@ -130,6 +130,29 @@ def test_overlapping_windows_the_last_write_counts(pool, shape, backend, layout,
     assert torch.equal(max_unpool2d(values, compact, backend=backend), expected)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape, layout", [
+    ((2, 19, 13, 22), torch.channels_last),
+    ((3, 9, 301, 271), torch.contiguous_format),  # large enough for the way by windows
+])
+@pytest.mark.parametrize("strange", [0, 1, 500])
+def test_int64_indices_that_are_no_taps_of_2x2_windows(strange, shape, layout, dtype, one_thread):
+    """Those of a pooling, and some that point anywhere in the plane."""
+    shape = (*shape[:2], 2 * shape[2], shape[3]) if dtype.itemsize == 2 else shape
+    image = torch.randn(shape).to(dtype).contiguous(memory_format=layout)
+    _, indices = F.max_pool2d(image, 2, return_indices=True)
+    in_memory = indices.permute(0, 2, 3, 1).view(-1) if layout == torch.channels_last else indices.view(-1)
+    in_memory[torch.randint(indices.numel(), (strange,))] = torch.randint(shape[2] * shape[3], (strange,))
+    gradient = torch.randn_like(image)
+    ours = torch.randn(indices.shape).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    theirs = ours.detach().requires_grad_()
+    expected = F.max_unpool2d(theirs, indices, 2, output_size=shape[2:])
+    output = max_unpool2d(ours, indices, 2, output_size=shape[2:])
+    expected.backward(gradient)
+    output.backward(gradient)
+    assert torch.equal(output, expected) and torch.equal(ours.grad, theirs.grad)
+
+
 @pytest.mark.parametrize("index_format", ["flat", "compact"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_unpool_of_pool_and_pool_of_that(index_format, layout):

@@ -25,6 +25,10 @@ _definitions = torch.library.Library("fastseg", "DEF")
 NATIVE_SCHEMAS: list[str] = []  # every C++ entry point, so that the CUDA emulator can define them a second time
 REGISTRY: dict[str, "Op"] = {}  # every Op by name, in order of import
 
+# "function: of what" -> elements of a CPU tensor below which "auto" leaves a call to stock PyTorch, as measured: one
+# call into torch's C++ ends sooner than one of ours, which comes from Python.
+STOCK_BELOW: dict[str, int] = {}
+
 
 class BackendError(RuntimeError):
     """No backend can run this call; the message gives each backend's reason."""
@@ -72,9 +76,8 @@ def in_functional_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def few_for_auto(backend: str, lead: Tensor, fewest: int) -> bool:
-    """Whether "auto" leaves a call on `lead` to stock PyTorch because it has less than `fewest` elements: on the CPU
-    one call into torch's C++ ends sooner than one of ours, which comes from Python.
+def few_for_auto(backend: str, lead: Tensor, fewest: float) -> bool:
+    """Whether "auto" leaves a call on `lead` to stock PyTorch because it has fewer than `fewest` elements.
 
     Never while exporting, where the answer would become a condition on the sizes the program takes.
     """

@@ -13,7 +13,7 @@ import torch
 
 import fastseg.ops  # noqa: F401  fills the registry
 from fastseg import _library
-from fastseg._op import BACKEND_NAMES, REGISTRY, NativeOp, Op
+from fastseg._op import BACKEND_NAMES, REGISTRY, STOCK_BELOW, NativeOp, Op
 
 
 def explain(op: str, *args, backend: str = "auto") -> str:
@@ -48,18 +48,24 @@ def table() -> list[dict[str, str]]:
 
 
 def markdown_table() -> str:
-    """The README's table: per module of `fastseg.ops` its public functions and the dtypes each backend takes."""
+    """The README's table: per module of `fastseg.ops` its public functions, the dtypes each backend takes, and the CPU
+    tensors that "auto" leaves to stock PyTorch.
+    """
     functions: dict[str, list[str]] = {}
     for name in fastseg.ops.__all__:
         if isinstance(getattr(fastseg.ops, name), type):
             continue  # what ops take or return
         functions.setdefault(getattr(fastseg.ops, name).__module__, []).append(f"`{name}`")
-    lines = ["| op | " + " | ".join(BACKEND_NAMES) + " |", "|---" * (len(BACKEND_NAMES) + 1) + "|"]
+    titles = ["op", *BACKEND_NAMES, "left to stock by `auto` on CPU: fewer elements than"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for module, names in functions.items():
         ops = [
             op for op in vars(sys.modules[module]).values() if isinstance(op, Op) and not op.name.endswith("_backward")
         ]
         cells = [_dtypes(ops[0], name, built_only=False) for name in BACKEND_NAMES]
+        left = [(*key.split(": "), fewest) for key, fewest in STOCK_BELOW.items()]
+        stock = [f"{what} {fewest:,}" for function, what, fewest in left if f"`{function}`" in names]
+        cells.append("; ".join(stock) or "-")
         lines.append(f"| {', '.join(names)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -106,6 +112,9 @@ def main() -> None:
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]} if rows else {}
     for row in [{column: column for column in widths}, *rows]:
         print("  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip())
+    print("\nleft to stock PyTorch by backend=\"auto\": CPU tensors of fewer than")
+    for what, fewest in STOCK_BELOW.items():
+        print(f"{fewest:>12}  elements  {what}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastseg import _check
-from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, autocasting, few_for_auto, native
+from fastseg._op import FLOATING, FLOATING_GPU, STOCK_BELOW, Backend, Op, autocasting, few_for_auto, native
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy import reference
 from fastseg.kernels.cross_entropy.reference import MEAN, NONE, SUM, accumulator
@@ -29,8 +29,7 @@ from fastseg.ops._cross_entropy_common import (
     scaled,
 )
 
-# On the CPU stock's few small C++ calls end sooner than one of ours below that; four times that with 2 or 3 classes.
-FEWEST_PROBABILITIES_CPU = 1 << 18
+STOCK_BELOW["cross_entropy: probabilities"] = 1 << 18  # four times that with 2 or 3 classes
 # Rows (N, C) of that many classes, which stock reads along the row and ours must transpose, are as fast in stock.
 LONGEST_ROWS_CPU = 64
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
@@ -240,7 +239,7 @@ def cross_entropy_of_probabilities(
 def _stock_is_faster(backend, input, pixel_weight, zero_if_empty) -> bool:
     """Whether "auto" leaves a call to stock PyTorch, which gives the same loss and raises the same errors."""
     long_rows = input.dim() == 2 and input.shape[1] >= LONGEST_ROWS_CPU
-    fewest = math.inf if long_rows else FEWEST_PROBABILITIES_CPU * (4 if input.shape[1] < 4 else 1)
+    fewest = math.inf if long_rows else STOCK_BELOW["cross_entropy: probabilities"] * (4 if input.shape[1] < 4 else 1)
     return pixel_weight is None and not zero_if_empty and few_for_auto(backend, input, fewest)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import _reduction, functional
 
 from fastseg import _check
-from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, autocasting, few_for_auto, native
+from fastseg._op import FLOATING, FLOATING_GPU, STOCK_BELOW, Backend, Op, autocasting, few_for_auto, native
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy import reference
 from fastseg.kernels.cross_entropy.reference import MEAN, MEAN_OF_COUNT, NONE, SUM, accumulator
@@ -35,8 +35,7 @@ __all__ = ["cross_entropy", "focal_loss"]
 
 _REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
 _LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
-# What `few_for_auto` wants; measured.
-FEWEST_LOGITS_CPU = 1 << 16
+STOCK_BELOW["cross_entropy: labels"] = 1 << 16
 _OPTIONS = "int ignore_index, int reduction, float label_smoothing, float gamma, bool zero_if_empty"
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
 
@@ -305,7 +304,7 @@ def _stock_is_faster(backend, input, target, weight, pixel_weight, zero_if_empty
     """Whether "auto" leaves a call to stock PyTorch, which gives the same loss and raises the same errors."""
     plain = pixel_weight is None and not zero_if_empty and target.dtype == torch.int64
     same_dtype = weight is None or weight.dtype == input.dtype
-    return plain and same_dtype and few_for_auto(backend, input, FEWEST_LOGITS_CPU)
+    return plain and same_dtype and few_for_auto(backend, input, STOCK_BELOW["cross_entropy: labels"])
 
 
 def focal_loss(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastseg import _check
-from fastseg._op import FLOATING, Backend, Op, few_for_auto
+from fastseg._op import FLOATING, STOCK_BELOW, Backend, Op, few_for_auto
 from fastseg.kernels.max_pool2d import reference
 from fastseg.ops._pool import (
     GEOMETRY,
@@ -38,8 +38,10 @@ __all__ = ["max_pool2d"]
 _NAME = "max_pool2d"
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # on the CPU, by torch
 _POOLED = (*FLOATING, *_INTEGERS)
-# What `few_for_auto` wants, by the memory format of the input; measured. Half of it without indices.
-FEWEST_CONTIGUOUS_CPU, FEWEST_CHANNELS_LAST_CPU = 1 << 17, 1 << 22
+STOCK_BELOW["max_pool2d: NCHW"] = 1 << 16
+STOCK_BELOW["max_pool2d: NCHW, int64 indices"] = 1 << 17
+STOCK_BELOW["max_pool2d: channels_last"] = 1 << 21
+STOCK_BELOW["max_pool2d: channels_last, int64 indices"] = 1 << 22
 
 
 # ---- forward ----
@@ -178,8 +180,8 @@ max_pool2d_backward = Op(
 
 def _stock_is_faster(backend, input, channels_last, return_indices) -> bool:
     """Whether "auto" leaves a call to stock PyTorch, which gives the same output and indices."""
-    fewest = FEWEST_CHANNELS_LAST_CPU if channels_last else FEWEST_CONTIGUOUS_CPU
-    return few_for_auto(backend, input, fewest if return_indices else fewest // 2)
+    what = f"max_pool2d: {'channels_last' if channels_last else 'NCHW'}{', int64 indices' if return_indices else ''}"
+    return few_for_auto(backend, input, STOCK_BELOW[what])
 
 
 def max_pool2d(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastseg import _check
-from fastseg._op import FLOATING, Backend, Op, few_for_auto
+from fastseg._op import FLOATING, STOCK_BELOW, Backend, Op, few_for_auto
 from fastseg.kernels.max_unpool2d import reference
 from fastseg.ops._pool import (
     GEOMETRY,
@@ -31,8 +31,8 @@ from fastseg.ops.max_pool2d import max_pool2d_backward
 __all__ = ["max_unpool2d"]
 
 _NAME = "max_unpool2d"
-# What `few_for_auto` wants, by the memory format of the input; measured.
-FEWEST_CONTIGUOUS_CPU, FEWEST_CHANNELS_LAST_CPU = 1 << 20, 1 << 17
+STOCK_BELOW["max_unpool2d: NCHW, int64 indices"] = 1 << 20
+STOCK_BELOW["max_unpool2d: channels_last, int64 indices"] = 1 << 17
 _HALVES = (torch.float16, torch.bfloat16)
 _UNKNOWN_GEOMETRY = ([], [], [], [])  # of int64 indices, which say themselves where they point
 
@@ -169,7 +169,8 @@ def _stock_is_faster(backend, input) -> bool:
     Not where its threads would share a plane: then either of two that write to one index may come last.
     """
     channels_last = input.dim() == 4 and is_channels_last(input)
-    if not few_for_auto(backend, input, FEWEST_CHANNELS_LAST_CPU if channels_last else FEWEST_CONTIGUOUS_CPU):
+    layout = "channels_last" if channels_last else "NCHW"
+    if not few_for_auto(backend, input, STOCK_BELOW[f"max_unpool2d: {layout}, int64 indices"]):
         return False
     handed_out = input.shape[0] if channels_last else input.shape[:-2].numel()
     return not torch.compiler.is_compiling() and handed_out % torch.get_num_threads() == 0

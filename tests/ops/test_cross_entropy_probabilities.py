@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastseg import _library
+from fastseg._op import STOCK_BELOW
 from fastseg.ops import cross_entropy
 from fastseg.testing import assert_within_policy
 from tests.contract import Case, Contract
@@ -356,13 +357,13 @@ def test_few_probabilities_are_left_to_stock_where_it_can(arguments, stock, monk
     module = importlib.import_module("fastseg.ops._cross_entropy_probabilities")
     calls = []
     monkeypatch.setattr(module, "_run", lambda *args: calls.append(args) or torch.zeros(()))
-    monkeypatch.setattr(module, "FEWEST_PROBABILITIES_CPU", 2 * 4 * 5 * 6 + 1)
+    monkeypatch.setitem(STOCK_BELOW, "cross_entropy: probabilities", 2 * 4 * 5 * 6 + 1)
     input, target = torch.randn(2, 4, 5, 6), torch.rand(2, 4, 5, 6)
     loss = cross_entropy(input, target, **arguments)
     assert bool(calls) != stock
     if stock:
         assert torch.equal(loss, F.cross_entropy(input, target, **arguments))
-    monkeypatch.setattr(module, "FEWEST_PROBABILITIES_CPU", 2 * 4 * 5 * 6)
+    monkeypatch.setitem(STOCK_BELOW, "cross_entropy: probabilities", 2 * 4 * 5 * 6)
     cross_entropy(input, target, **arguments)
     assert calls
 
@@ -373,7 +374,7 @@ def test_shapes_that_are_left_to_stock(shape, ours, monkeypatch):
     module = importlib.import_module("fastseg.ops._cross_entropy_probabilities")
     calls = []
     monkeypatch.setattr(module, "_run", lambda *args: calls.append(args) or torch.zeros(()))
-    monkeypatch.setattr(module, "FEWEST_PROBABILITIES_CPU", 80)
+    monkeypatch.setitem(STOCK_BELOW, "cross_entropy: probabilities", 80)
     cross_entropy(torch.randn(shape), torch.rand(shape))
     assert bool(calls) == ours
 
@@ -381,10 +382,10 @@ def test_shapes_that_are_left_to_stock(shape, ours, monkeypatch):
 LEVEL_SCRIPT = """
 import torch
 from fastseg import _library
-from fastseg.ops import _cross_entropy_probabilities
+from fastseg._op import STOCK_BELOW
 from tests.ops.test_cross_entropy_probabilities import DTYPES, compare
 assert _library.CPU_LEVEL == {level!r}, _library.CPU_LEVEL
-_cross_entropy_probabilities.FEWEST_PROBABILITIES_CPU = 0
+STOCK_BELOW["cross_entropy: probabilities"] = 0
 torch.manual_seed(0)
 for dtype, target_dtype in zip(DTYPES, (torch.float32, torch.float32, torch.bfloat16)):
     for shape in ((2, 19, 17, 31), (3, 150, 40), (2, 600, 9), (50, 3)):

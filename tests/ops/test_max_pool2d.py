@@ -1,6 +1,5 @@
 """max_pool2d: geometry, ties, NaN and infinities against torch's, both index formats, gradients of any order."""
 
-import importlib
 import io
 
 import numpy as np
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastseg
+from fastseg._op import STOCK_BELOW
 from fastseg.ops import PoolIndices, max_pool2d
 from tests.contract import Case, Contract
 
@@ -302,15 +302,14 @@ def test_indices_of_an_impossible_pool_are_refused():
 ])
 def test_few_elements_are_left_to_stock_where_it_can(arguments, stock, layout, monkeypatch):
     input = torch.randn(2, 3, 4, 6).contiguous(memory_format=layout).requires_grad_()
-    fewest = input.numel() if "return_indices" in arguments else 2 * input.numel()
-    _leave_to_stock_below(fewest + 2, layout, monkeypatch)
+    _leave_to_stock_below(input.numel() + 1, monkeypatch)
     assert _is_stocks(max_pool2d(input, 2, **arguments)) == stock
-    _leave_to_stock_below(fewest, layout, monkeypatch)
+    _leave_to_stock_below(input.numel(), monkeypatch)
     assert not _is_stocks(max_pool2d(input, 2, **arguments))
 
 
 def test_few_elements_are_checked_as_many_are(monkeypatch):
-    _leave_to_stock_below(1000, torch.contiguous_format, monkeypatch)
+    _leave_to_stock_below(1000, monkeypatch)
     input = torch.randn(1, 2, 6, 6)
     for arguments, error, message in (
         (dict(kernel_size=0), RuntimeError, "max_pool2d: kernel_size"),
@@ -322,9 +321,10 @@ def test_few_elements_are_checked_as_many_are(monkeypatch):
     assert max_pool2d(input, 6, stride=2**40).shape == (1, 2, 1, 1)  # which stock refuses
 
 
-def _leave_to_stock_below(fewest, layout, monkeypatch):
-    name = "FEWEST_CHANNELS_LAST_CPU" if layout == torch.channels_last else "FEWEST_CONTIGUOUS_CPU"
-    monkeypatch.setattr(importlib.import_module("fastseg.ops.max_pool2d"), name, fewest)
+def _leave_to_stock_below(fewest, monkeypatch):
+    for what in STOCK_BELOW:
+        if what.startswith("max_pool2d"):
+            monkeypatch.setitem(STOCK_BELOW, what, fewest)
 
 
 def _is_stocks(result) -> bool:

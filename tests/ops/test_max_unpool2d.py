@@ -1,7 +1,5 @@
 """max_unpool2d: against torch's in every form of its arguments, duplicates, hostile indices, both index formats."""
 
-import importlib
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastseg
-from fastseg._op import REGISTRY
+from fastseg._op import REGISTRY, STOCK_BELOW
 from fastseg.ops import PoolIndices, max_pool2d, max_unpool2d
 from tests.contract import Case, Contract
 
@@ -272,14 +270,14 @@ def test_few_elements_are_left_to_stock_where_no_threads_share_a_plane(layout, s
     indices = torch.randint(60, shape)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for fewest, expected in ((input.numel() + 1, stock), (input.numel(), False)):
-        for name in ("FEWEST_CHANNELS_LAST_CPU", "FEWEST_CONTIGUOUS_CPU"):
-            monkeypatch.setattr(importlib.import_module("fastseg.ops.max_unpool2d"), name, fewest)
+        for name in ("NCHW", "channels_last"):
+            monkeypatch.setitem(STOCK_BELOW, f"max_unpool2d: {name}, int64 indices", fewest)
         assert _is_stocks(max_unpool2d(input, indices, 2)) == expected
         assert not _is_stocks(max_unpool2d(input, indices, 2, backend="cpu"))
 
 
 def test_few_elements_are_checked_as_many_are(one_thread, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("fastseg.ops.max_unpool2d"), "FEWEST_CONTIGUOUS_CPU", 1000)
+    monkeypatch.setitem(STOCK_BELOW, "max_unpool2d: NCHW, int64 indices", 1000)
     input, indices = torch.randn(1, 4, 3, 5), torch.full((1, 4, 3, 5), 60)
     with pytest.raises(RuntimeError, match="max_unpool2d: indices holds a position outside the plane, 60"):
         max_unpool2d(input, indices, 2)

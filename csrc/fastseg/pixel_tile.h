@@ -21,6 +21,7 @@
 
 #include "fastseg/parallel.h"
 #include "fastseg/simd.h"
+#include "fastseg/transpose.h"
 
 namespace fastseg {
 
@@ -78,54 +79,9 @@ void for_each_tile(int64_t begin, int64_t end, int64_t pixels, int tile, const B
   }
 }
 
-// --- transposition between interleaved pixels [count][C] and class rows [C][row_stride] ---
+// --- rows of elements on their way ---
 
 namespace detail {
-
-template <typename value_t>
-void transpose_block(const value_t* from, int64_t from_stride, value_t* to, int64_t to_stride, int64_t rows,
-                     int64_t columns) {
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t column = 0; column < columns; ++column)
-      to[column * to_stride + row] = from[row * from_stride + column];
-  }
-}
-
-using f32x4 = float __attribute__((vector_size(16)));
-
-FASTSEG_INLINE void transpose_4x4(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
-  f32x4 line[4];
-  for (int i = 0; i < 4; ++i) std::memcpy(&line[i], from + i * from_stride, sizeof(f32x4));
-  const f32x4 low01 = __builtin_shufflevector(line[0], line[1], 0, 4, 1, 5);
-  const f32x4 low23 = __builtin_shufflevector(line[2], line[3], 0, 4, 1, 5);
-  const f32x4 high01 = __builtin_shufflevector(line[0], line[1], 2, 6, 3, 7);
-  const f32x4 high23 = __builtin_shufflevector(line[2], line[3], 2, 6, 3, 7);
-  line[0] = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
-  line[1] = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
-  line[2] = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
-  line[3] = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
-  for (int i = 0; i < 4; ++i) std::memcpy(to + i * to_stride, &line[i], sizeof(f32x4));
-}
-
-// to[column][row] = from[row][column]. A last block that does not fill 4 x 4 overlaps the block before it.
-template <typename value_t>
-void transpose(const value_t* from, int64_t from_stride, value_t* to, int64_t to_stride, int64_t rows,
-               int64_t columns) {
-  if constexpr (std::is_same_v<value_t, float>) {
-    if (rows >= 4 && columns >= 4) {
-      for (int64_t row = 0; row < rows; row += 4) {
-        row = std::min(row, rows - 4);
-        for (int64_t column = 0; column < columns; column += 4) {
-          column = std::min(column, columns - 4);
-          transpose_4x4(from + row * from_stride + column, from_stride, to + column * to_stride + row,
-                        to_stride);
-        }
-      }
-      return;
-    }
-  }
-  transpose_block(from, from_stride, to, to_stride, rows, columns);
-}
 
 // Widens `count` consecutive elements.
 template <typename scalar_t, typename accumulate_t>
@@ -153,7 +109,7 @@ void narrow(const accumulate_t* from, scalar_t* to, int64_t count, bool streamin
 
 // --- one tile, as a loss sees it ---
 
-// A full tile of planar tensors: logits are read, and gradients written, where they lie.
+// A tile whose logits are read, and gradients written, in rows of their own type: where they lie, if planar and full.
 template <typename scalar_t>
 struct TileInMemory {
   using accumulate_t = simd::accumulate<scalar_t>;
@@ -190,8 +146,7 @@ struct TileInMemory {
   }
 };
 
-// Any other tile, widened (and transposed, when interleaved) into scratch; gradients replace the scratch
-// rows.
+// Any other tile, widened (and transposed, when interleaved) into scratch; gradients replace the scratch rows.
 template <typename accumulate>
 struct TileInScratch {
   using accumulate_t = accumulate;
@@ -222,7 +177,10 @@ class TileAccess {
         tile_(tile_pixels(classes)),
         row_stride_(tile_ + kRowPadding),
         rows_(classes * row_stride_),
-        lines_(logits.planar() && gradient.planar() ? 0 : classes * kLanes) {
+        lines_(logits.planar() && gradient.planar() ? 0 : classes * kLanes),
+        turns_halves_(sizeof(scalar_t) == 2 && classes >= 8 && !logits.planar() && !(gradient.data && gradient.planar())),
+        half_rows_(turns_halves_ ? classes * row_stride_ : 0),
+        half_lines_(turns_halves_ ? classes * tile_ : 0) {
     const int64_t row_bytes = gradient.class_stride * sizeof(scalar_t);
     const int64_t image_bytes = gradient.image_stride * sizeof(scalar_t);
     rows_aligned_ = simd::is_aligned(gradient.data) && row_bytes % 64 == 0 && image_bytes % 64 == 0;
@@ -245,12 +203,30 @@ class TileAccess {
                                   rows_aligned_});
       return;
     }
+    if constexpr (sizeof(scalar_t) == 2) {
+      if (turns_halves_) {  // Then every tile is as a planar one.
+        scalar_t* turned = half_rows_.get();
+        detail::transpose(from, logits_.pixel_stride, turned, row_stride_, count, classes_);
+        pad(turned, count);
+        body(TileInMemory<scalar_t>{turned, turned, rows(), row_stride_, row_stride_, row_stride_, false});
+        if (to) write_halves(to, count);
+        return;
+      }
+    }
     read(from, count);
     body(TileInScratch<accumulate_t>{rows(), row_stride_});
     if (to) write(to, count);
   }
 
  private:
+  // Zero logits behind the `count` pixels that there are.
+  template <typename value_t>
+  void pad(value_t* rows, int count) const {
+    for (int64_t c = 0; count < tile_ && c < classes_; ++c) {
+      std::fill(rows + c * row_stride_ + count, rows + c * row_stride_ + tile_, static_cast<value_t>(0.0f));
+    }
+  }
+
   void read(const scalar_t* from, int count) {
     if (logits_.planar()) {
       for (int64_t c = 0; c < classes_; ++c)
@@ -260,9 +236,7 @@ class TileAccess {
         read_pixels(from + i * logits_.pixel_stride, std::min(kLanes, count - i), rows() + i);
       }
     }
-    for (int64_t c = 0; count < tile_ && c < classes_; ++c) {
-      std::fill(rows() + c * row_stride_ + count, rows() + c * row_stride_ + tile_, accumulate_t(0));
-    }
+    pad(rows(), count);
   }
 
   void read_pixels(const scalar_t* from, int count, accumulate_t* to) {
@@ -302,6 +276,24 @@ class TileAccess {
     }
   }
 
+  void write_halves(scalar_t* to, int count) {
+    if (gradient_.pixel_stride != classes_) {
+      detail::transpose(half_rows_.get(), row_stride_, to, gradient_.pixel_stride, classes_, count);
+      return;
+    }
+    const scalar_t* lines = half_lines_.get();
+    detail::transpose(half_rows_.get(), row_stride_, half_lines_.get(), classes_, classes_, count);
+    const int64_t elements = count * classes_;
+    int64_t i = 0;
+    if (simd::is_aligned(to)) {
+      constexpr int64_t kPerLine = 64 / sizeof(scalar_t);
+      for (; i + kPerLine <= elements; i += kPerLine) {
+        simd::detail::write_past_cache(to + i, simd::detail::read<simd::f32x16>(lines + i));
+      }
+    }
+    std::copy(lines + i, lines + elements, to + i);
+  }
+
   PixelView<const scalar_t> logits_;
   PixelView<scalar_t> gradient_;
   int64_t classes_;
@@ -309,6 +301,9 @@ class TileAccess {
   int64_t row_stride_;
   Scratch<accumulate_t> rows_;   // [C][row_stride]
   Scratch<accumulate_t> lines_;  // [16][C], interleaved pixels on their way
+  bool turns_halves_;            // of half types, which are transposed as they are:
+  Scratch<scalar_t> half_rows_;  // [C][row_stride]
+  Scratch<scalar_t> half_lines_;  // [tile][C]
   bool rows_aligned_;
 };
 

@@ -178,7 +178,8 @@ class TileAccess {
         row_stride_(tile_ + kRowPadding),
         rows_(classes * row_stride_),
         lines_(logits.planar() && gradient.planar() ? 0 : classes * kLanes),
-        turns_halves_(sizeof(scalar_t) == 2 && classes >= 8 && !logits.planar() && !(gradient.data && gradient.planar())),
+        turns_halves_(sizeof(scalar_t) == 2 && classes >= 8 && !logits.planar() &&
+                      !(gradient.data && gradient.planar())),
         half_rows_(turns_halves_ ? classes * row_stride_ : 0),
         half_lines_(turns_halves_ ? classes * tile_ : 0) {
     const int64_t row_bytes = gradient.class_stride * sizeof(scalar_t);
@@ -300,9 +301,9 @@ class TileAccess {
   int tile_;
   int64_t row_stride_;
   Scratch<accumulate_t> rows_;   // [C][row_stride]
-  Scratch<accumulate_t> lines_;  // [16][C], interleaved pixels on their way
-  bool turns_halves_;            // of half types, which are transposed as they are:
-  Scratch<scalar_t> half_rows_;  // [C][row_stride]
+  Scratch<accumulate_t> lines_;   // [16][C], interleaved pixels on their way
+  bool turns_halves_;             // of half types, which are transposed as they are:
+  Scratch<scalar_t> half_rows_;   // [C][row_stride]
   Scratch<scalar_t> half_lines_;  // [tile][C]
   bool rows_aligned_;
 };

@@ -11,10 +11,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fastseg import _check
-from fastseg._op import FLOATING, FLOATING_GPU, STOCK_BELOW, Backend, Op, autocasting, few_for_auto, native
+from fastseg._op import FLOATING, FLOATING_GPU, STOCK_BELOW, Backend, Op, autocasting, native
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy import reference
 from fastseg.kernels.cross_entropy.reference import MEAN, NONE, SUM, accumulator
@@ -219,9 +218,6 @@ def cross_entropy_of_probabilities(
 ) -> Tensor:
     """The loss in stock's dtype. input, target: (N, C, d1, ..., dk); reduction: NONE, MEAN or SUM."""
     check(input, target, weight, pixel_weight, reduction, label_smoothing)
-    if _stock_is_faster(backend, input, pixel_weight, zero_if_empty):
-        name = {NONE: "none", MEAN: "mean", SUM: "sum"}[reduction]
-        return functional.cross_entropy(input, target, weight, reduction=name, label_smoothing=label_smoothing)
     result = torch.promote_types(input.dtype, target.dtype)
     result = result if weight is None else torch.promote_types(result, weight.dtype)
     if result == torch.float64:
@@ -236,11 +232,12 @@ def cross_entropy_of_probabilities(
     return _run(arguments, backend).to(result)
 
 
-def _stock_is_faster(backend, input, pixel_weight, zero_if_empty) -> bool:
-    """Whether "auto" leaves a call to stock PyTorch, which gives the same loss and raises the same errors."""
-    long_rows = input.dim() == 2 and input.shape[1] >= LONGEST_ROWS_CPU
-    fewest = math.inf if long_rows else STOCK_BELOW["cross_entropy: probabilities"] * (4 if input.shape[1] < 4 else 1)
-    return pixel_weight is None and not zero_if_empty and few_for_auto(backend, input, fewest)
+def fewest_probabilities(input: Tensor) -> float:
+    """What `few_for_auto` is to be asked about (N, C, ...)."""
+    if input.dim() == 2 and input.shape[1] >= LONGEST_ROWS_CPU:
+        return math.inf
+    few_classes = input.dim() > 1 and input.shape[1] < 4
+    return STOCK_BELOW["cross_entropy: probabilities"] * (4 if few_classes else 1)
 
 
 def _shares(input: Tensor, pixel_weight: Tensor | None, zero_if_empty: bool) -> Tensor:

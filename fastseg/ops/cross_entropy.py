@@ -29,7 +29,7 @@ from fastseg.ops._cross_entropy_common import (
     scaled,
     weight_name,
 )
-from fastseg.ops._cross_entropy_probabilities import cross_entropy_of_probabilities
+from fastseg.ops._cross_entropy_probabilities import cross_entropy_of_probabilities, fewest_probabilities
 
 __all__ = ["cross_entropy", "focal_loss"]
 
@@ -269,9 +269,15 @@ def cross_entropy(
         _check.tensor(op, "weight", weight)
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
+    probabilities = target.is_floating_point() and target.shape == input.shape
+    if pixel_weight is None and not zero_if_empty and _stock_is_faster(backend, input, target, weight, probabilities):
+        options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+        try:
+            return functional.cross_entropy(input, target, weight, **options)
+        except (IndexError, RuntimeError, TypeError, ValueError):
+            pass  # What follows takes it, or says what is wrong.
     reduced = _reduction_of(op, reduction)
     single = input.dim() == 1
-    probabilities = target.is_floating_point() and target.shape == input.shape
     if single:
         input = input.unsqueeze(0)
         if not probabilities and target.numel() != 1:
@@ -286,12 +292,6 @@ def cross_entropy(
         options = (reduced, float(label_smoothing), zero_if_empty, backend)
         loss = cross_entropy_of_probabilities(input, target, weight, pixel_weight, *options)
         result = loss.dtype
-    elif _stock_is_faster(backend, input, target, weight, pixel_weight, zero_if_empty):
-        check(input, target, weight, None, ignore_index, reduced, label_smoothing, 0.0, False)
-        loss = functional.cross_entropy(
-            input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
-        )
-        result = loss.dtype
     else:
         options = (ignore_index, reduced, float(label_smoothing), 0.0, zero_if_empty, backend)
         loss = _run(input, target, weight, pixel_weight, *options)
@@ -300,11 +300,13 @@ def cross_entropy(
     return loss.squeeze(0) if single and reduced == NONE else loss
 
 
-def _stock_is_faster(backend, input, target, weight, pixel_weight, zero_if_empty) -> bool:
-    """Whether "auto" leaves a call to stock PyTorch, which gives the same loss and raises the same errors."""
-    plain = pixel_weight is None and not zero_if_empty and target.dtype == torch.int64
-    same_dtype = weight is None or weight.dtype == input.dtype
-    return plain and same_dtype and few_for_auto(backend, input, STOCK_BELOW["cross_entropy: labels"])
+def _stock_is_faster(backend, input, target, weight, probabilities) -> bool:
+    """Whether "auto" leaves a call to stock PyTorch, which gives the same loss."""
+    if probabilities:
+        return few_for_auto(backend, input, fewest_probabilities(input))
+    if target.dtype != torch.int64 or (weight is not None and weight.dtype != input.dtype):
+        return False
+    return few_for_auto(backend, input, STOCK_BELOW["cross_entropy: labels"])
 
 
 def focal_loss(

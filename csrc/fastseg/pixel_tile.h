@@ -300,7 +300,7 @@ class TileAccess {
   int64_t classes_;
   int tile_;
   int64_t row_stride_;
-  Scratch<accumulate_t> rows_;   // [C][row_stride]
+  Scratch<accumulate_t> rows_;    // [C][row_stride]
   Scratch<accumulate_t> lines_;   // [16][C], interleaved pixels on their way
   bool turns_halves_;             // of half types, which are transposed as they are:
   Scratch<scalar_t> half_rows_;   // [C][row_stride]

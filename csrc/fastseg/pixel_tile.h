@@ -79,50 +79,34 @@ void for_each_tile(int64_t begin, int64_t end, int64_t pixels, int tile, const B
   }
 }
 
-// --- rows of elements on their way ---
-
-namespace detail {
-
-// Widens `count` consecutive elements.
-template <typename scalar_t, typename accumulate_t>
-void widen(const scalar_t* from, accumulate_t* to, int64_t count) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) simd::store(to + i, simd::load(from + i));
-  for (; i < count; ++i) to[i] = static_cast<accumulate_t>(from[i]);
-}
-
-// Rounds `count` consecutive elements to the storage type.
-template <typename accumulate_t, typename scalar_t>
-void narrow(const accumulate_t* from, scalar_t* to, int64_t count, bool streaming) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    if (streaming) {
-      simd::stream(to + i, simd::load(from + i));
-    } else {
-      simd::store(to + i, simd::load(from + i));
-    }
-  }
-  for (; i < count; ++i) to[i] = static_cast<scalar_t>(from[i]);
-}
-
-}  // namespace detail
-
 // --- one tile, as a loss sees it ---
 
-// A tile whose logits are read, and gradients written, in rows of their own type: where they lie, if planar and full.
+// What to ask memory for while a tile is computed, as many cache lines per class as the tile has: the hardware neither
+// follows hundreds of rows at once nor, between two tiles, the stream of interleaved pixels.
 template <typename scalar_t>
-struct TileInMemory {
+struct LinesAhead {
+  const scalar_t* from;  // [C, T], rows `stride` apart
+  int64_t stride;
+
+  // Into the second-level cache; the first, where rows a power of two apart compete for the same few places, loses some
+  // before their turn.
+  FASTSEG_INLINE void prefetch(int64_t c, int i) const {
+    if (i * sizeof(scalar_t) % 64 == 0) __builtin_prefetch(from + c * stride + i, 0, 2);
+  }
+};
+
+// Rows of logits and gradients in their own type: where they lie, if planar and full, or in scratch.
+template <typename scalar_t>
+struct Tile {
   using accumulate_t = simd::accumulate<scalar_t>;
   const scalar_t* logits;  // [C, T], rows logits_stride apart
-  scalar_t* gradient;      // [C, T], rows gradient_stride apart
-  accumulate_t* rows;      // [C, T], rows row_stride apart
+  scalar_t* gradient;      // [C, T], rows gradient_stride apart; perhaps over the logits
+  accumulate_t* rows;      // [C, T], rows row_stride apart; perhaps over the logits
   int64_t logits_stride, gradient_stride, row_stride;
   bool streaming;
+  LinesAhead<scalar_t> ahead;
 
   FASTSEG_INLINE auto load(int64_t c, int i) const { return simd::load(logits + c * logits_stride + i); }
-  FASTSEG_INLINE accumulate_t at(int64_t c, int i) const {
-    return static_cast<accumulate_t>(logits[c * logits_stride + i]);
-  }
   // load(c, i), leaving the logits in `rows` too.
   FASTSEG_INLINE auto fetch(int64_t c, int i) const {
     const auto lanes = load(c, i);
@@ -139,28 +123,7 @@ struct TileInMemory {
       simd::store(to, lanes...);
     }
   }
-  // The same row of the next tile but one: the hardware does not follow hundreds of rows at once. Into the second-level
-  // cache; the first, where rows a power of two apart compete for the same few places, loses some before their turn.
-  FASTSEG_INLINE void prefetch(int64_t c, int i, int tile) const {
-    if (i * sizeof(scalar_t) % 64 == 0) __builtin_prefetch(logits + c * logits_stride + i + 2 * tile, 0, 2);
-  }
-};
-
-// Any other tile, widened (and transposed, when interleaved) into scratch; gradients replace the scratch rows.
-template <typename accumulate>
-struct TileInScratch {
-  using accumulate_t = accumulate;
-  accumulate_t* rows;  // [C, T], rows row_stride apart
-  int64_t row_stride;
-
-  FASTSEG_INLINE auto load(int64_t c, int i) const { return simd::load(rows + c * row_stride + i); }
-  FASTSEG_INLINE accumulate_t at(int64_t c, int i) const { return rows[c * row_stride + i]; }
-  FASTSEG_INLINE auto fetch(int64_t c, int i) const { return load(c, i); }
-  template <typename... vector_t>
-  FASTSEG_INLINE void store(int64_t c, int i, vector_t... lanes) const {
-    simd::store(rows + c * row_stride + i, lanes...);
-  }
-  FASTSEG_INLINE void prefetch(int64_t, int, int) const {}
+  FASTSEG_INLINE void prefetch(int64_t c, int i) const { ahead.prefetch(c, i); }
 };
 
 // Moves tiles between memory and one thread's scratch.
@@ -176,12 +139,9 @@ class TileAccess {
         classes_(classes),
         tile_(tile_pixels(classes)),
         row_stride_(tile_ + kRowPadding),
-        rows_(classes * row_stride_),
-        lines_(logits.planar() && gradient.planar() ? 0 : classes * kLanes),
-        turns_halves_(sizeof(scalar_t) == 2 && classes >= 8 && !logits.planar() &&
-                      !(gradient.data && gradient.planar())),
-        half_rows_(turns_halves_ ? classes * row_stride_ : 0),
-        half_lines_(turns_halves_ ? classes * tile_ : 0) {
+        rows_(padded_classes() * row_stride_),
+        narrow_rows_(kNarrow ? padded_classes() * row_stride_ : 0),
+        lines_(logits.planar() && (!gradient.data || gradient.planar()) ? 0 : tile_ * padded_classes() + kSquare) {
     const int64_t row_bytes = gradient.class_stride * sizeof(scalar_t);
     const int64_t image_bytes = gradient.image_stride * sizeof(scalar_t);
     rows_aligned_ = simd::is_aligned(gradient.data) && row_bytes % 64 == 0 && image_bytes % 64 == 0;
@@ -193,101 +153,87 @@ class TileAccess {
   accumulate_t* rows() const { return rows_.get(); }
   int64_t row_stride() const { return row_stride_; }
 
-  // Calls body(tile) with a TileInMemory or TileInScratch, then writes what it stored to the gradient.
-  // A body that is given a non-null gradient must store all of it.
+  // Calls body(tile), then writes what it stored to the gradient. A body that is given a non-null gradient must store
+  // all of it.
   template <typename Body>
   void visit(int64_t image, int64_t first, int count, const Body& body) {
     const scalar_t* from = logits_.at(image, first);
     scalar_t* to = gradient_.data ? gradient_.at(image, first) : nullptr;
     if (count == tile_ && logits_.planar() && (!to || gradient_.planar())) {
-      body(TileInMemory<scalar_t>{from, to, rows(), logits_.class_stride, gradient_.class_stride, row_stride_,
-                                  rows_aligned_});
+      body(Tile<scalar_t>{from, to, rows(), logits_.class_stride, gradient_.class_stride, row_stride_, rows_aligned_,
+                          ahead_of(from)});
       return;
     }
-    if constexpr (sizeof(scalar_t) == 2) {
-      if (turns_halves_) {  // Then every tile is as a planar one.
-        scalar_t* turned = half_rows_.get();
-        detail::transpose(from, logits_.pixel_stride, turned, row_stride_, count, classes_);
-        pad(turned, count);
-        body(TileInMemory<scalar_t>{turned, turned, rows(), row_stride_, row_stride_, row_stride_, false});
-        if (to) write_halves(to, count);
-        return;
-      }
-    }
-    read(from, count);
-    body(TileInScratch<accumulate_t>{rows(), row_stride_});
-    if (to) write(to, count);
+    bring(from, count);
+    body(Tile<scalar_t>{own_rows(), own_rows(), rows(), row_stride_, row_stride_, row_stride_, false, ahead_of(from)});
+    if (to) send(to, count);
   }
 
  private:
+  static constexpr bool kNarrow = !std::is_same_v<scalar_t, accumulate_t>;
+  static constexpr int64_t kSquare = detail::square_of<scalar_t>;
+
+  // Fewer classes than transpose() takes at once get rows that hold nothing.
+  int64_t padded_classes() const { return std::max(classes_, kSquare); }
+
+  scalar_t* own_rows() const {
+    if constexpr (kNarrow) {
+      return narrow_rows_.get();
+    } else {
+      return rows_.get();
+    }
+  }
+
+  // Planar: the same rows of the next tile but one. Interleaved: the pixels of the next.
+  LinesAhead<scalar_t> ahead_of(const scalar_t* from) const {
+    if (logits_.planar()) return {from + 2 * tile_, logits_.class_stride};
+    return {from + tile_ * logits_.pixel_stride, tile_};
+  }
+
   // Zero logits behind the `count` pixels that there are.
-  template <typename value_t>
-  void pad(value_t* rows, int count) const {
-    for (int64_t c = 0; count < tile_ && c < classes_; ++c) {
-      std::fill(rows + c * row_stride_ + count, rows + c * row_stride_ + tile_, static_cast<value_t>(0.0f));
-    }
-  }
-
-  void read(const scalar_t* from, int count) {
+  void bring(const scalar_t* from, int count) {
+    scalar_t* rows = own_rows();
+    const int64_t step = logits_.pixel_stride;
     if (logits_.planar()) {
-      for (int64_t c = 0; c < classes_; ++c)
-        detail::widen(from + c * logits_.class_stride, rows() + c * row_stride_, count);
+      for (int64_t c = 0; c < classes_; ++c) std::copy_n(from + c * logits_.class_stride, count, rows + c * row_stride_);
+    } else if (classes_ >= kSquare) {
+      detail::transpose(from, step, rows, row_stride_, count, classes_);
     } else {
-      for (int i = 0; i < count; i += kLanes) {
-        read_pixels(from + i * logits_.pixel_stride, std::min(kLanes, count - i), rows() + i);
-      }
-    }
-    pad(rows(), count);
-  }
-
-  void read_pixels(const scalar_t* from, int count, accumulate_t* to) {
-    if constexpr (std::is_same_v<scalar_t, accumulate_t>) {
-      detail::transpose(from, logits_.pixel_stride, to, row_stride_, count, classes_);
-    } else {
-      if (logits_.pixel_stride == classes_) {
-        detail::widen(from, lines_.get(), count * classes_);
+      if (step == classes_) {
+        std::copy_n(from, count * classes_, lines_.get());
       } else {
-        for (int i = 0; i < count; ++i) {
-          detail::widen(from + i * logits_.pixel_stride, lines_.get() + i * classes_, classes_);
-        }
+        for (int i = 0; i < count; ++i) std::copy_n(from + i * step, classes_, lines_.get() + i * classes_);
       }
-      detail::transpose(lines_.get(), classes_, to, row_stride_, count, classes_);
+      detail::transpose(lines_.get(), classes_, rows, row_stride_, count, kSquare);
+    }
+    for (int64_t c = 0; count < tile_ && c < classes_; ++c) {
+      std::fill(rows + c * row_stride_ + count, rows + c * row_stride_ + tile_, static_cast<scalar_t>(0.0f));
     }
   }
 
-  void write(scalar_t* to, int count) {
+  void send(scalar_t* to, int count) {
+    const scalar_t* rows = own_rows();
+    const int64_t step = gradient_.pixel_stride;
     if (gradient_.planar()) {
-      for (int64_t c = 0; c < classes_; ++c) {
-        detail::narrow(rows() + c * row_stride_, to + c * gradient_.class_stride, count, false);
-      }
+      for (int64_t c = 0; c < classes_; ++c) std::copy_n(rows + c * row_stride_, count, to + c * gradient_.class_stride);
       return;
     }
-    const bool streaming = count == tile_ && gradient_.pixel_stride == classes_ && simd::is_aligned(to);
-    for (int i = 0; i < count; i += kLanes) {
-      const int pixels = std::min(kLanes, count - i);
-      scalar_t* line = to + i * gradient_.pixel_stride;
-      detail::transpose(rows() + i, row_stride_, lines_.get(), classes_, classes_, pixels);
-      if (gradient_.pixel_stride == classes_) {
-        detail::narrow(lines_.get(), line, pixels * classes_, streaming);
-      } else {
-        for (int k = 0; k < pixels; ++k) {
-          detail::narrow(lines_.get() + k * classes_, line + k * gradient_.pixel_stride, classes_, false);
-        }
-      }
+    scalar_t* lines = lines_.get();
+    const int64_t line = padded_classes();
+    detail::transpose(rows, row_stride_, lines, line, line, count);
+    if (step != classes_) {
+      for (int i = 0; i < count; ++i) std::copy_n(lines + i * line, classes_, to + i * step);
+      return;
     }
+    for (int i = 0; line > classes_ && i < count; ++i) std::memmove(lines + i * classes_, lines + i * line, sizeof(scalar_t) * kSquare);
+    write_lines(to, count * classes_);
   }
 
-  void write_halves(scalar_t* to, int count) {
-    if (gradient_.pixel_stride != classes_) {
-      detail::transpose(half_rows_.get(), row_stride_, to, gradient_.pixel_stride, classes_, count);
-      return;
-    }
-    const scalar_t* lines = half_lines_.get();
-    detail::transpose(half_rows_.get(), row_stride_, half_lines_.get(), classes_, classes_, count);
-    const int64_t elements = count * classes_;
+  void write_lines(scalar_t* to, int64_t elements) const {
+    const scalar_t* lines = lines_.get();
+    constexpr int64_t kPerLine = 64 / sizeof(scalar_t);
     int64_t i = 0;
     if (simd::is_aligned(to)) {
-      constexpr int64_t kPerLine = 64 / sizeof(scalar_t);
       for (; i + kPerLine <= elements; i += kPerLine) {
         simd::detail::write_past_cache(to + i, simd::detail::read<simd::f32x16>(lines + i));
       }
@@ -300,11 +246,9 @@ class TileAccess {
   int64_t classes_;
   int tile_;
   int64_t row_stride_;
-  Scratch<accumulate_t> rows_;    // [C][row_stride]
-  Scratch<accumulate_t> lines_;   // [16][C], interleaved pixels on their way
-  bool turns_halves_;             // of half types, which are transposed as they are:
-  Scratch<scalar_t> half_rows_;   // [C][row_stride]
-  Scratch<scalar_t> half_lines_;  // [tile][C]
+  Scratch<accumulate_t> rows_;     // [C][row_stride]
+  Scratch<scalar_t> narrow_rows_;  // [C][row_stride], of half types: logits or gradients that do not lie in memory so
+  Scratch<scalar_t> lines_;        // [tile][C], interleaved pixels on their way
   bool rows_aligned_;
 };
 
@@ -321,24 +265,46 @@ struct LabelView {
 
 namespace detail {
 
-// classes: 1 to 2^31 - 1. A plain loop with its flags in the labels' own width: compilers vectorise it, where
-// they take vectors of 16 int64 apart.
+// What a label is, by comparisons in its own width. classes: 1 to 2^31 - 1.
 template <typename label_t>
-bool load_labels(const label_t* __restrict__ from, int count, int64_t ignore_index, int64_t classes,
-                 int32_t* __restrict__ to) {
+struct LabelTest {
   using unsigned_t = std::make_unsigned_t<label_t>;
-  constexpr uint64_t kLargest = static_cast<unsigned_t>(-1);
-  const unsigned_t last = static_cast<unsigned_t>(std::min<uint64_t>(classes - 1, kLargest));
-  const label_t ignored = static_cast<label_t>(ignore_index);
-  const unsigned_t ignores = static_cast<int64_t>(ignored) == ignore_index;  // else no such label is ignored
-  unsigned_t out_of_range = 0;
+  unsigned_t last, ignores;
+  label_t ignored;
+
+  LabelTest(int64_t ignore_index, int64_t classes)
+      : last(static_cast<unsigned_t>(std::min<uint64_t>(classes - 1, static_cast<unsigned_t>(-1)))),
+        ignores(static_cast<int64_t>(static_cast<label_t>(ignore_index)) == ignore_index),  // else no label is ignored
+        ignored(static_cast<label_t>(ignore_index)) {}
+
+  FASTSEG_INLINE unsigned_t skipped(label_t label) const { return (label == ignored) & ignores; }
+  FASTSEG_INLINE unsigned_t in_range(label_t label) const { return static_cast<unsigned_t>(label) <= last; }
+};
+
+// Plain loops with their flags in the labels' own width: compilers vectorise them, where they take vectors of 16 int64
+// apart.
+template <typename label_t>
+bool load_labels(const label_t* __restrict__ from, int count, const LabelTest<label_t> test, int32_t* __restrict__ to) {
+  std::make_unsigned_t<label_t> out_of_range = 0;
   for (int i = 0; i < count; ++i) {
     const label_t label = from[i];
-    const unsigned_t skipped = (label == ignored) & ignores;
-    const unsigned_t valid = static_cast<unsigned_t>(label) <= last;
+    const auto skipped = test.skipped(label), valid = test.in_range(label);
     to[i] = valid > skipped ? static_cast<int32_t>(label) : -1;
     out_of_range |= !(valid | skipped);
   }
+  return out_of_range == 0;
+}
+
+// counted: how many labels are not ignored. At most 255 labels, so that a byte can count them.
+template <typename label_t>
+bool count_labels(const label_t* from, int count, const LabelTest<label_t> test, int64_t& counted) {
+  std::make_unsigned_t<label_t> out_of_range = 0, valid = 0;
+  for (int i = 0; i < count; ++i) {
+    const auto skipped = test.skipped(from[i]), in_range = test.in_range(from[i]);
+    valid += in_range > skipped;
+    out_of_range |= !(in_range | skipped);
+  }
+  counted += valid;
   return out_of_range == 0;
 }
 
@@ -366,7 +332,21 @@ inline bool load_labels(const LabelView& labels, int64_t first, int count, int t
     // The next tile's, if tiles are small: between two of them the hardware loses sight of this stream.
     const int next = tile <= tile_pixels(1) ? count : 0;
     for (int i = 0; i < next; i += 64 / sizeof *from) __builtin_prefetch(from + count + i);
-    return detail::load_labels(from, count, labels.ignore_index, labels.classes, to);
+    return detail::load_labels(from, count, {labels.ignore_index, labels.classes}, to);
+  });
+}
+
+// Adds to `counted` how many of the labels [first, first + count) are not ignored. False as load_labels().
+inline bool count_labels(const LabelView& labels, int64_t first, int64_t count, int64_t& counted) {
+  constexpr int64_t kChunk = 192;
+  return detail::with_label_type(labels, [&](const auto* all) {
+    const detail::LabelTest<std::decay_t<decltype(*all)>> test(labels.ignore_index, labels.classes);
+    bool in_range = true;
+    for (int64_t i = first; i < first + count; i += kChunk) {
+      const int here = static_cast<int>(std::min(kChunk, first + count - i));
+      in_range &= detail::count_labels(all + i, here, test, counted);
+    }
+    return in_range;
   });
 }
 

@@ -28,8 +28,8 @@ FASTSEG_INLINE void for_each_group(int tile, const Body& body) {
 }
 
 // Gradients of a whole group, two vectors at a time: half types leave as whole cache lines.
-template <typename tile_t, typename vector_t, int vectors>
-FASTSEG_INLINE void store_group(const tile_t& tile, int64_t c, int first, const vector_t (&gradient)[vectors]) {
+template <typename scalar_t, typename vector_t, int vectors>
+FASTSEG_INLINE void store_group(const Tile<scalar_t>& tile, int64_t c, int first, const vector_t (&gradient)[vectors]) {
   if constexpr (vectors == 1) {
     tile.store(c, first, gradient[0]);
   } else {
@@ -38,11 +38,11 @@ FASTSEG_INLINE void store_group(const tile_t& tile, int64_t c, int first, const 
 }
 
 // maximum[i] = largest logit of pixel i; NaN logits are passed over (they come back as NaN exponentials). The one look
-// at the logits in memory: they are left, widened, in the rows of the TileAccess.
-template <typename tile_t>
-FASTSEG_INLINE void tile_maximum(tile_t tile, int64_t classes, int pixels,
-                                 typename tile_t::accumulate_t* maximum) {
-  using vector_t = simd::vec<typename tile_t::accumulate_t>;
+// at the logits in memory: they are left, widened, in `rows`.
+template <typename scalar_t>
+FASTSEG_INLINE void tile_maximum(Tile<scalar_t> tile, int64_t classes, int pixels,
+                                 simd::accumulate<scalar_t>* maximum) {
+  using vector_t = simd::vec<simd::accumulate<scalar_t>>;
   for_each_group(pixels, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
     vector_t best[vectors];
     for (int v = 0; v < vectors; ++v) best[v] = tile.fetch(0, first + v * kLanes);
@@ -59,12 +59,11 @@ constexpr int64_t kSumBlock =
 // rows[c][i], the logits that tile_maximum() left, become e^(logit - maximum[i]); sum[i] = their sum over c.
 // each(c, i, shifted logits, exponentials) sees every vector of 16 pixels from i on as it passes. The next tile is
 // asked for here, not in tile_maximum(), which waits for memory as it is: its lines come during the exponentials.
-template <typename tile_t, typename Each>
-FASTSEG_INLINE void tile_softmax(tile_t tile, int64_t classes, int pixels,
-                                 typename tile_t::accumulate_t* rows, int64_t row_stride,
-                                 const typename tile_t::accumulate_t* maximum,
-                                 typename tile_t::accumulate_t* sum, const Each& each) {
-  using accumulate_t = typename tile_t::accumulate_t;
+template <typename scalar_t, typename Each>
+FASTSEG_INLINE void tile_softmax(Tile<scalar_t> tile, int64_t classes, int pixels,
+                                 const simd::accumulate<scalar_t>* maximum, simd::accumulate<scalar_t>* sum,
+                                 const Each& each) {
+  using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
   for_each_group(pixels, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
     vector_t largest[vectors], total[vectors];
@@ -79,10 +78,10 @@ FASTSEG_INLINE void tile_softmax(tile_t tile, int64_t classes, int pixels,
       for (int64_t c = begin; c < end; ++c) {
         for (int v = 0; v < vectors; ++v) {
           const int i = first + v * kLanes;
-          tile.prefetch(c, i, pixels);
-          accumulate_t* at = rows + c * row_stride + i;
+          tile.prefetch(c, i);
+          accumulate_t* at = tile.rows + c * tile.row_stride + i;
           const vector_t shifted = simd::load(at) - largest[v];
-          const vector_t exponential = simd::exp_nonpositive(shifted);
+          const vector_t exponential = simd::exp_of_logits<scalar_t>(shifted);
           block[v] += exponential;
           simd::store(at, exponential);
           each(c, i, shifted, exponential);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "fastseg/simd.h"
 
@@ -19,64 +20,108 @@ void transpose_block(const value_t* from, int64_t from_stride, value_t* to, int6
   }
 }
 
-using f32x4 = float __attribute__((vector_size(16)));
+// A lane is 128 bits, a row of a square that is transposed in registers; a register holds as many rows, one each of as
+// many squares.
+using Lane = simd::Vector<uint64_t, 2>;
+using Register = simd::Vector<uint64_t, simd::kRegisterBytes / 8>;
+constexpr int kSquares = simd::kRegisterBytes / 16;
 
-FASTSEG_INLINE void transpose_4x4(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
-  f32x4 line[4];
-  for (int i = 0; i < 4; ++i) std::memcpy(&line[i], from + i * from_stride, sizeof(f32x4));
-  const f32x4 low01 = __builtin_shufflevector(line[0], line[1], 0, 4, 1, 5);
-  const f32x4 low23 = __builtin_shufflevector(line[2], line[3], 0, 4, 1, 5);
-  const f32x4 high01 = __builtin_shufflevector(line[0], line[1], 2, 6, 3, 7);
-  const f32x4 high23 = __builtin_shufflevector(line[2], line[3], 2, 6, 3, 7);
-  line[0] = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
-  line[1] = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
-  line[2] = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
-  line[3] = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
-  for (int i = 0; i < 4; ++i) std::memcpy(to + i * to_stride, &line[i], sizeof(f32x4));
+// Reads or writes the lanes of a register, `step` bytes apart.
+template <typename vector_t>
+FASTSEG_INLINE vector_t read_lanes(const char* from, int64_t step) {
+  if constexpr (sizeof(vector_t) == sizeof(Lane)) {
+    return simd::detail::read<vector_t>(from);
+  } else {
+    using half_t = simd::half_of<vector_t>;
+    const int64_t half_step = step * static_cast<int64_t>(sizeof(half_t) / sizeof(Lane));
+    return simd::join<vector_t>(read_lanes<half_t>(from, step), read_lanes<half_t>(from + half_step, step));
+  }
+}
+template <typename vector_t>
+FASTSEG_INLINE void write_lanes(char* to, int64_t step, vector_t lanes) {
+  if constexpr (sizeof(vector_t) == sizeof(Lane)) {
+    simd::detail::write(to, lanes);
+  } else {
+    const int64_t half_step = step * static_cast<int64_t>(sizeof(vector_t) / sizeof(Lane) / 2);
+    write_lanes(to, step, simd::low_half(lanes));
+    write_lanes(to + half_step, step, simd::high_half(lanes));
+  }
 }
 
-using u16x8 = uint16_t __attribute__((vector_size(16)));
-
-// Pairs, fours and eights of elements change places.
-template <typename half_t>
-FASTSEG_INLINE void transpose_8x8(const half_t* from, int64_t from_stride, half_t* to, int64_t to_stride) {
-  u16x8 line[8], pairs[8], fours[8];
-  for (int i = 0; i < 8; ++i) std::memcpy(&line[i], from + i * from_stride, sizeof(u16x8));
-  for (int i = 0; i < 4; ++i) {
-    const u16x8 upper = line[2 * i], lower = line[2 * i + 1];
-    pairs[i] = __builtin_shufflevector(upper, lower, 0, 8, 1, 9, 2, 10, 3, 11);
-    pairs[i + 4] = __builtin_shufflevector(upper, lower, 4, 12, 5, 13, 6, 14, 7, 15);
-  }
-  for (int i = 0; i < 8; i += 2) {
-    const u16x8 upper = pairs[i], lower = pairs[i + 1];
-    fours[i] = __builtin_shufflevector(upper, lower, 0, 1, 8, 9, 2, 3, 10, 11);
-    fours[i + 1] = __builtin_shufflevector(upper, lower, 4, 5, 12, 13, 6, 7, 14, 15);
-  }
-  for (int i = 0; i < 4; ++i) {  // fours[0, 1] and [2, 3] hold columns 0 to 3, those after them columns 4 to 7
-    const int first = i / 2 * 4 + i % 2;
-    const u16x8 upper = fours[first], lower = fours[first + 2];
-    line[2 * i] = __builtin_shufflevector(upper, lower, 0, 1, 2, 3, 8, 9, 10, 11);
-    line[2 * i + 1] = __builtin_shufflevector(upper, lower, 4, 5, 6, 7, 12, 13, 14, 15);
-  }
-  for (int i = 0; i < 8; ++i) std::memcpy(to + i * to_stride, &line[i], sizeof(u16x8));
+// Where lane by lane element `i` of the lower (or higher) halves of two registers comes from, when `unit` elements of
+// one and the other take turns.
+constexpr int turn(int i, int unit, int higher, int square, int elements) {
+  const int within = i % square, place = within / unit;
+  return i / square * square + higher * square / 2 + place / 2 * unit + within % unit + place % 2 * elements;
+}
+template <int unit, int higher, int square, typename vector_t, size_t... i>
+FASTSEG_INLINE vector_t take_turns(vector_t even, vector_t odd, std::index_sequence<i...>) {
+  constexpr int kElements = simd::lanes_of<vector_t>;
+  return __builtin_shufflevector(even, odd, turn(i, unit, higher, square, kElements)...);
 }
 
-// to[column][row] = from[row][column]. A last block that does not fill 4 x 4 (8 x 8 of half types) overlaps the block
-// before it.
+template <typename value_t>
+constexpr int64_t square_of = sizeof(value_t) <= 4 ? sizeof(Lane) / sizeof(value_t) : 1;  // rows and columns of a square
+
+// Transposes the squares: elements, then pairs, then fours change places.
+template <int unit = 1, typename vector_t, int square>
+FASTSEG_INLINE void transpose_squares(vector_t (&rows)[square]) {
+  if constexpr (unit < square) {
+    constexpr int kHalf = square / (2 * unit);
+    constexpr auto kAll = std::make_index_sequence<simd::lanes_of<vector_t>>();
+    vector_t next[square];
+    for (int i = 0; i < square / 2; ++i) {
+      const int to = i / kHalf * 2 * kHalf + i % kHalf;
+      next[to] = take_turns<unit, 0, square>(rows[2 * i], rows[2 * i + 1], kAll);
+      next[to + kHalf] = take_turns<unit, 1, square>(rows[2 * i], rows[2 * i + 1], kAll);
+    }
+    transpose_squares<2 * unit>(next);
+    for (int i = 0; i < square; ++i) rows[i] = next[i];
+  }
+}
+
+// Transposes squares that lie one below the other (kTall) or side by side.
+template <bool tall, typename value_t>
+FASTSEG_INLINE void transpose_register(const value_t* from, int64_t from_stride, value_t* to, int64_t to_stride) {
+  using bits_t = std::conditional_t<sizeof(value_t) == 2, uint16_t, uint32_t>;
+  using vector_t = simd::Vector<bits_t, sizeof(Register) / sizeof(bits_t)>;
+  constexpr int kSquare = sizeof(Lane) / sizeof(bits_t);
+  constexpr int64_t kSize = sizeof(value_t);
+  const int64_t from_step = tall ? kSquare * kSize * from_stride : sizeof(Lane);
+  const int64_t to_step = tall ? sizeof(Lane) : kSquare * kSize * to_stride;
+  vector_t rows[kSquare];
+  for (int i = 0; i < kSquare; ++i) {
+    const char* row = reinterpret_cast<const char*>(from + i * from_stride);
+    rows[i] = simd::bit_cast<vector_t>(tall ? read_lanes<Register>(row, from_step) : simd::detail::read<Register>(row));
+  }
+  transpose_squares(rows);
+  for (int i = 0; i < kSquare; ++i) {
+    char* row = reinterpret_cast<char*>(to + i * to_stride);
+    const Register lanes = simd::bit_cast<Register>(rows[i]);
+    tall ? simd::detail::write(row, lanes) : write_lanes(row, to_step, lanes);
+  }
+}
+
+// to[column][row] = from[row][column]. A last block that does not fill its registers overlaps the block before it.
 template <typename value_t>
 void transpose(const value_t* from, int64_t from_stride, value_t* to, int64_t to_stride, int64_t rows,
                int64_t columns) {
-  constexpr int64_t kBlock = sizeof(value_t) == 2 ? 8 : 4;
   if constexpr (sizeof(value_t) <= 4) {
-    if (rows >= kBlock && columns >= kBlock) {
-      for (int64_t row = 0; row < rows; row += kBlock) {
-        row = std::min(row, rows - kBlock);
-        for (int64_t column = 0; column < columns; column += kBlock) {
-          column = std::min(column, columns - kBlock);
+    constexpr int64_t kSquare = square_of<value_t>, kLong = kSquare * kSquares;
+    const auto registers = [&](int64_t height, int64_t width) {
+      return rows < height || columns < width ? INT64_MAX : (rows + height - 1) / height * ((columns + width - 1) / width);
+    };
+    const bool tall = registers(kLong, kSquare) <= registers(kSquare, kLong);
+    if (std::min(registers(kLong, kSquare), registers(kSquare, kLong)) < INT64_MAX) {
+      const int64_t height = tall ? kLong : kSquare, width = tall ? kSquare : kLong;
+      for (int64_t row = 0; row < rows; row += height) {
+        row = std::min(row, rows - height);
+        for (int64_t column = 0; column < columns; column += width) {
+          column = std::min(column, columns - width);
           const value_t* corner = from + row * from_stride + column;
           value_t* turned = to + column * to_stride + row;
-          if constexpr (sizeof(value_t) == 2) transpose_8x8(corner, from_stride, turned, to_stride);
-          else transpose_4x4(corner, from_stride, turned, to_stride);
+          tall ? transpose_register<true>(corner, from_stride, turned, to_stride)
+               : transpose_register<false>(corner, from_stride, turned, to_stride);
         }
       }
       return;

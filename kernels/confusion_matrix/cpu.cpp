@@ -196,9 +196,9 @@ void count_labels_by_rows(const LabelView& prediction, const LabelView& truth, i
 }
 
 // labels[i] = the first class of pixel i whose logit is the maximum; NaN is above every number.
-template <typename tile_t>
-FASTSEG_INLINE void tile_argmax(const tile_t& tile, int classes, int pixels, int32_t* labels) {
-  using vector_t = simd::vec<typename tile_t::accumulate_t>;
+template <typename scalar_t>
+FASTSEG_INLINE void tile_argmax(const fastseg::Tile<scalar_t>& tile, int classes, int pixels, int32_t* labels) {
+  using vector_t = simd::vec<simd::accumulate<scalar_t>>;
   fastseg::for_each_group(pixels, [&](int first, auto vectors) {
     vector_t best[vectors];
     i32x16 label[vectors]{};
@@ -206,7 +206,7 @@ FASTSEG_INLINE void tile_argmax(const tile_t& tile, int classes, int pixels, int
     for (int c = 0; c < classes; ++c) {
       for (int v = 0; v < vectors; ++v) {
         const int i = first + v * kLanes;
-        tile.prefetch(c, i, pixels);
+        tile.prefetch(c, i);
         const vector_t candidate = tile.load(c, i);
         const auto better = ~(candidate <= best[v]) & (best[v] == best[v]);
         best[v] = simd::select(better, candidate, best[v]);
@@ -231,7 +231,7 @@ void count_logits(PixelView<const scalar_t> logits, const LabelView& truth, int6
     fastseg::for_each_tile(begin, end, plane, tile, [&](int64_t image, int64_t first, int count) {
       slice.in_range.truth &= fastseg::load_labels(truth, image * plane + first, count, tile, real.get());
       access.visit(image, first, count,
-                   [&](const auto& rows) { tile_argmax(rows, classes, tile, predicted.get()); });
+                   [&](const fastseg::Tile<scalar_t>& rows) { tile_argmax(rows, classes, tile, predicted.get()); });
       slice.histogram.add(real.get(), predicted.get(), tile);
     });
   });

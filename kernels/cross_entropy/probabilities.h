@@ -68,15 +68,14 @@ class Sweep {
     for_each_tile(begin, end, problem_.pixels, tile_, [&](int64_t image, int64_t first, int count) {
       const int64_t position = image * problem_.pixels + first;
       targets_->visit(image, first, count, [&](const TargetRows<accumulate_t>& target) {
-        access_.visit(image, first, count, [&](const auto& tile) { one_tile(tile, target, position, count); });
+        access_.visit(image, first, count, [&](const Tile<scalar_t>& tile) { one_tile(tile, target, position, count); });
       });
     });
     return loss_sum_;
   }
 
  private:
-  template <typename tile_t>
-  void one_tile(const tile_t& tile, const TargetRows<accumulate_t>& target, int64_t position, int count) {
+  void one_tile(const Tile<scalar_t>& tile, const TargetRows<accumulate_t>& target, int64_t position, int count) {
     tile_maximum(tile, problem_.classes, tile_, maximum_);
     softmax_and_products(tile, target);
     pixel_formulas(position, count);
@@ -95,8 +94,7 @@ class Sweep {
   }
 
   // Exponentials and their sum, sum of the weighted targets, sum of weighted target times (logit - maximum).
-  template <typename tile_t>
-  void softmax_and_products(const tile_t& tile, const TargetRows<accumulate_t>& target) {
+  void softmax_and_products(const Tile<scalar_t>& tile, const TargetRows<accumulate_t>& target) {
     const bool keeps_exponentials = problem_.gradient.data != nullptr;
     for_each_group(tile_, [&](int first, auto vectors) {
       vector_t largest[vectors], sum[vectors], share[vectors], product[vectors];
@@ -112,10 +110,10 @@ class Sweep {
           for (int v = 0; v < vectors; ++v) {
             const int i = first + v * kLanes;
             target.prefetch(c, i, tile_);
-            tile.prefetch(c, i, tile_);
+            tile.prefetch(c, i);
             const vector_t shifted = simd::load(access_.rows() + c * stride_ + i) - largest[v];
             const vector_t weighted = weighted_target(target, c, i);
-            const vector_t exponential = simd::exp_nonpositive(shifted);
+            const vector_t exponential = simd::exp_of_logits<scalar_t>(shifted);
             block_sum[v] += exponential;
             block_share[v] += weighted;
             block_product[v] += weighted * shifted;
@@ -175,8 +173,8 @@ class Sweep {
   }
 
   // Logits and targets may lie in the scratch rows that their gradients go to: read first, written last.
-  template <bool to_logits, bool to_target, typename tile_t>
-  void write_gradients(const tile_t& tile, const TargetRows<accumulate_t>& target) const {
+  template <bool to_logits, bool to_target>
+  void write_gradients(const Tile<scalar_t>& tile, const TargetRows<accumulate_t>& target) const {
     for_each_group(tile_, [&](int first, auto vectors) {
       vector_t ratio[vectors], factor[vectors];
       for (int v = 0; v < vectors; ++v) {

@@ -82,8 +82,11 @@ class Sweep {
         access_(problem.logits, problem.gradient, problem.classes),
         tile_(access_.tile()),
         numbers_(tile_),
+        plain_(!problem.class_weight && !problem.pixel_weight && problem.options.reduction != kNone &&
+               problem.options.label_smoothing == 0 && problem.options.gamma == 0),
         smoothing_(static_cast<accumulate_t>(problem.options.label_smoothing / problem.classes)),
         weight_total_(0) {
+    if (plain_) numbers_.label_excess = numbers_.sum;
     for (int64_t c = 0; c < problem.classes; ++c) weight_total_ += weight_of(c);
   }
 
@@ -91,9 +94,11 @@ class Sweep {
     for_each_tile(begin, end, problem_.pixels, tile_, [&](int64_t image, int64_t first, int count) {
       const int64_t position = image * problem_.pixels + first;
       sums_.labels_in_range &= load_labels(problem_.labels, position, count, tile_, numbers_.labels);
-      load_weights(position, count);
-      access_.visit(image, first, count, [&](const auto& tile) { one_tile(tile, position, count); });
+      if (!plain_) load_weights(position, count);
+      access_.visit(image, first, count, [&](const Tile<scalar_t>& tile) { one_tile(tile, position, count); });
     });
+    sums_.loss = simd::reduce_add(loss_);
+    sums_.denominator = simd::reduce_add(denominator_);
     return sums_;
   }
 
@@ -126,12 +131,11 @@ class Sweep {
     return simd::convert<mask_t>(~(simd::load(numbers_.labels + i) >> 31));  // all bits of those not negative
   }
 
-  template <typename tile_t>
-  void one_tile(const tile_t& tile, int64_t position, int count) {
+  void one_tile(const Tile<scalar_t>& tile, int64_t position, int count) {
     tile_maximum(tile, problem_.classes, tile_, numbers_.maximum);
     load_target_logits();
     exponentials(tile);
-    pixel_formulas(position, count);
+    plain_ ? plain_formulas() : pixel_formulas(position, count);
     if (problem_.gradient.data) write_gradient(tile);
   }
 
@@ -152,12 +156,10 @@ class Sweep {
     }
   }
 
-  template <typename tile_t>
-  void exponentials(const tile_t& tile) {
+  void exponentials(const Tile<scalar_t>& tile) {
     accumulate_t* extra = numbers_.extra;
     const auto softmax = [&](const auto& each) {
-      tile_softmax(tile, problem_.classes, tile_, access_.rows(), access_.row_stride(), numbers_.maximum,
-                   numbers_.sum, each);
+      tile_softmax(tile, problem_.classes, tile_, numbers_.maximum, numbers_.sum, each);
     };
     if (problem_.options.gamma == 0 && problem_.options.label_smoothing == 0) {
       softmax([](int64_t, int, vector_t, vector_t) {});
@@ -181,7 +183,30 @@ class Sweep {
     return simd::convert<mask_t>(same);
   }
 
-  // From the sums of every pixel to its loss and to the three factors of its gradient.
+  // From the sums of every pixel to its loss and to the scale of its gradient: cross entropy without weights, smoothing
+  // or a loss per pixel, which is most of what is asked for.
+  void plain_formulas() {
+    accumulate_t scale = static_cast<accumulate_t>(problem_.scale);
+    if (problem_.grad_output) scale *= problem_.grad_output[0];
+    // One logarithm serves all vectors of a group: that of the product of their sums, at most C^4.
+    for_each_group(tile_, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
+      const vector_t one = simd::splat(accumulate_t(1));
+      vector_t behind{}, count{}, product = one;
+      for (int i = first; i < first + vectors * kLanes; i += kLanes) {
+        const mask_t valid = is_valid(i);
+        const vector_t sum = simd::load(numbers_.sum + i);
+        simd::store(numbers_.scale + i, simd::keep_where(valid, simd::splat(scale)) / sum);
+        product *= simd::select(valid, sum, one);
+        const vector_t target_logit = simd::load(numbers_.target_logit + i);
+        behind += simd::keep_where(valid, simd::load(numbers_.maximum + i) - target_logit);
+        count += simd::keep_where(valid, one);
+      }
+      loss_ += simd::convert<simd::f64x16>(behind + simd::log_finite(product));
+      denominator_ += simd::convert<simd::f64x16>(count);
+    });
+  }
+
+  // The same in general, with the three factors of the gradient.
   void pixel_formulas(int64_t position, int count) {
     const bool focal = problem_.options.gamma != 0;
     const accumulate_t smoothed = static_cast<accumulate_t>(1 - problem_.options.label_smoothing);
@@ -222,8 +247,8 @@ class Sweep {
         simd::store(numbers_.smoothing_scale + i, scale * smoothing_);
       }
     }
-    sums_.loss += simd::reduce_add(simd::convert<simd::f64x16>(loss_sum));
-    sums_.denominator += simd::reduce_add(simd::convert<simd::f64x16>(denominator_sum));
+    loss_ += simd::convert<simd::f64x16>(loss_sum);
+    denominator_ += simd::convert<simd::f64x16>(denominator_sum);
   }
 
   vector_t gradient_scale(int64_t position, int i, int count) const {
@@ -262,8 +287,7 @@ class Sweep {
     return simd::exp(exponent * simd::log(base));
   }
 
-  template <typename tile_t>
-  void write_gradient(const tile_t& tile) const {
+  void write_gradient(const Tile<scalar_t>& tile) const {
     // The label's term: subtracted beforehand where it belongs, or compared in passing where runs of 16 pixels have
     // several labels and the classes are few.
     if (one_label_each_ || problem_.classes > kFewClasses) {
@@ -289,8 +313,8 @@ class Sweep {
     }
   }
 
-  template <bool compare, bool smoothed, typename tile_t>
-  void write_rows(tile_t tile) const {
+  template <bool compare, bool smoothed>
+  void write_rows(Tile<scalar_t> tile) const {
     const accumulate_t* rows = access_.rows();
     const int64_t classes = problem_.classes, stride = access_.row_stride();
     for_each_group(tile_, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
@@ -317,8 +341,10 @@ class Sweep {
   int tile_;
   PixelNumbers<accumulate_t> numbers_;
   bool one_label_each_ = true;  // of the current tile: whether every run of 16 pixels has
+  bool plain_;                  // see plain_formulas()
   accumulate_t smoothing_;     // label_smoothing / C
   accumulate_t weight_total_;  // sum of the class weights
+  simd::f64x16 loss_{}, denominator_{};  // sums so far
   Sums sums_;
 };
 
@@ -357,13 +383,13 @@ double count_denominator(const Problem<scalar_t>& problem) {
     Sums sums;
     for (int64_t first = begin * kChunk; first < std::min(end * kChunk, count); first += kChunk) {
       const int here = static_cast<int>(std::min(kChunk, count - first));
-      sums.labels_in_range &= load_labels(problem.labels, first, here, here, labels.get());
       if (!weighted && !problem.pixel_weight) {
-        int32_t valid = 0;
-        for (int i = 0; i < here; ++i) valid += labels.get()[i] >= 0;
-        sums.denominator += valid;
+        int64_t valid = 0;
+        sums.labels_in_range &= count_labels(problem.labels, first, here, valid);
+        sums.denominator += static_cast<double>(valid);
         continue;
       }
+      sums.labels_in_range &= load_labels(problem.labels, first, here, here, labels.get());
       for (int i = 0; i < here; ++i) {
         const int32_t label = labels.get()[i];
         if (label < 0) continue;

@@ -56,38 +56,30 @@ class TargetTilesOf final : public TargetTiles<simd::accumulate<scalar_t>> {
       : access_(values, gradient, classes), classes_(classes), wants_gradient_(gradient.data != nullptr) {}
 
   void visit(int64_t image, int64_t first, int count, const Body& body) override {
-    access_.visit(image, first, count, [&](const auto& tile) {
-      if constexpr (!std::is_same_v<std::decay_t<decltype(tile)>, TileInMemory<scalar_t>>) {
-        body(scratch_rows());
-      } else if constexpr (std::is_same_v<scalar_t, accumulate_t>) {
+    access_.visit(image, first, count, [&](const Tile<scalar_t>& tile) {
+      if constexpr (std::is_same_v<scalar_t, accumulate_t>) {
         body({tile.logits, tile.gradient, tile.logits_stride, tile.gradient_stride, tile.streaming});
       } else {
         widen(tile);
-        body(scratch_rows());
+        body({tile.rows, wants_gradient_ ? tile.rows : nullptr, tile.row_stride, tile.row_stride, false});
         if (wants_gradient_) narrow(tile);
       }
     });
   }
 
  private:
-  TargetRows<accumulate_t> scratch_rows() const {
-    const int64_t stride = access_.row_stride();
-    return {access_.rows(), wants_gradient_ ? access_.rows() : nullptr, stride, stride, false};
-  }
-
-  void widen(const TileInMemory<scalar_t>& tile) const {
+  void widen(const Tile<scalar_t>& tile) const {
     for (int64_t c = 0; c < classes_; ++c) {
       for (int i = 0; i < access_.tile(); i += kLanes) {
-        tile.prefetch(c, i, access_.tile());
-        simd::store(access_.rows() + c * access_.row_stride() + i, tile.load(c, i));
+        tile.prefetch(c, i);
+        tile.fetch(c, i);
       }
     }
   }
 
-  void narrow(const TileInMemory<scalar_t>& tile) const {
+  void narrow(const Tile<scalar_t>& tile) const {
     for (int64_t c = 0; c < classes_; ++c) {
-      for (int i = 0; i < access_.tile(); i += kLanes)
-        tile.store(c, i, simd::load(access_.rows() + c * access_.row_stride() + i));
+      for (int i = 0; i < access_.tile(); i += kLanes) tile.store(c, i, simd::load(tile.rows + c * tile.row_stride + i));
     }
   }
 

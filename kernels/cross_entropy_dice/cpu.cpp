@@ -53,15 +53,14 @@ class Forward {
       if (image != current) close_image();
       current = image;
       sums_.labels_in_range &= softmax_.load_pixels(image * problem_.pixels + first, count);
-      softmax_.access.visit(image, first, count, [&](const auto& tile) { add_tile(tile); });
+      softmax_.access.visit(image, first, count, [&](const Tile<scalar_t>& tile) { add_tile(tile); });
     });
     close_image();
     return std::move(sums_);
   }
 
  private:
-  template <typename tile_t>
-  void add_tile(const tile_t& tile) {
+  void add_tile(const Tile<scalar_t>& tile) {
     SoftmaxTile<scalar_t>& s = softmax_;
     tile_maximum(tile, problem_.classes, s.pixels, s.maximum);
     for (int i = 0; i < s.pixels; i += kLanes) {
@@ -72,12 +71,12 @@ class Forward {
     }
     if (smoothing_ != 0) {
       std::fill(s.extra, s.extra + s.pixels, accumulate_t(0));
-      tile_softmax(tile, problem_.classes, s.pixels, s.rows, s.stride, s.maximum, s.sum,
+      tile_softmax(tile, problem_.classes, s.pixels, s.maximum, s.sum,
                    [&](int64_t c, int i, vector_t shifted, vector_t) {
                      simd::store(s.extra + i, simd::load(s.extra + i) + problem_.weight_of(c) * shifted);
                    });
     } else {
-      tile_softmax(tile, problem_.classes, s.pixels, s.rows, s.stride, s.maximum, s.sum,
+      tile_softmax(tile, problem_.classes, s.pixels, s.maximum, s.sum,
                    [](int64_t, int, vector_t, vector_t) {});
     }
     s.invert_sums();

@@ -40,7 +40,7 @@ class Backward {
       labels_in_range &= softmax_.load_pixels(image * problem_.pixels + first, count);
       const accumulate_t* prediction = coefficients_.prediction.data() + image * problem_.classes;
       const accumulate_t* intersection = coefficients_.intersection.data() + image * problem_.classes;
-      softmax_.access.visit(image, first, count, [&](const auto& tile) {
+      softmax_.access.visit(image, first, count, [&](const Tile<scalar_t>& tile) {
         tile_maximum(tile, problem_.classes, softmax_.pixels, softmax_.maximum);
         if (problem_.squared) {
           differentiate<true>(tile, prediction, intersection);
@@ -53,8 +53,8 @@ class Backward {
   }
 
  private:
-  template <bool squared, typename tile_t>
-  void differentiate(const tile_t& tile, const accumulate_t* prediction, const accumulate_t* intersection) {
+  template <bool squared>
+  void differentiate(const Tile<scalar_t>& tile, const accumulate_t* prediction, const accumulate_t* intersection) {
     exponentials<squared>(tile, prediction);
     softmax_.invert_sums();
     pixel_factors<squared>(intersection);
@@ -66,8 +66,8 @@ class Backward {
   }
 
   // rows = e^(z - maximum), sum = their sum, extra = sum_c dP_c e_c^2 (or e_c): all of one read of the tile.
-  template <bool squared, typename tile_t>
-  void exponentials(tile_t tile, const accumulate_t* prediction) {
+  template <bool squared>
+  void exponentials(Tile<scalar_t> tile, const accumulate_t* prediction) {
     accumulate_t* rows = softmax_.rows;
     const int64_t classes = problem_.classes, stride = softmax_.stride;
     for_each_group(softmax_.pixels, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
@@ -80,9 +80,9 @@ class Backward {
         const accumulate_t factor = prediction[c];
         for (int v = 0; v < vectors; ++v) {
           const int i = first + v * kLanes;
-          tile.prefetch(c, i, softmax_.pixels);
+          tile.prefetch(c, i);
           accumulate_t* at = rows + c * stride + i;
-          const vector_t e = simd::exp_nonpositive(simd::load(at) - largest[v]);
+          const vector_t e = simd::exp_of_logits<scalar_t>(simd::load(at) - largest[v]);
           total[v] += e;
           dot[v] += squared ? factor * e * e : factor * e;
           simd::store(at, e);
@@ -124,8 +124,8 @@ class Backward {
 
   FASTSEG_INLINE static Wide wide(vector_t lanes) { return simd::convert<Wide>(lanes); }
 
-  template <bool squared, bool smoothed, typename tile_t>
-  void write_gradient(tile_t tile, const accumulate_t* prediction) {
+  template <bool squared, bool smoothed>
+  void write_gradient(Tile<scalar_t> tile, const accumulate_t* prediction) {
     const accumulate_t* rows = softmax_.rows;
     const int64_t classes = problem_.classes, stride = softmax_.stride;
     mark_present_classes();

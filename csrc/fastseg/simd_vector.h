@@ -242,6 +242,16 @@ FASTSEG_INLINE i32x16 widen_bytes(u8x16 bytes) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// Between float and double GCC 12 goes by four lanes.
+FASTSEG_INLINE half_of<f64x16> widen_floats(half_of<f32x16> lanes) {
+  return bit_cast<half_of<f64x16>>(_mm512_maskz_cvtps_pd(0xff, bit_cast<__m256>(lanes)));
+}
+FASTSEG_INLINE half_of<f32x16> round_doubles(half_of<f64x16> lanes) {
+  return bit_cast<half_of<f32x16>>(_mm512_maskz_cvtpd_ps(0xff, bit_cast<__m512d>(lanes)));
+}
+#endif
+
 }  // namespace detail
 
 // A C++ conversion of every lane, e.g. convert<f64x16>(f32x16).
@@ -258,6 +268,12 @@ FASTSEG_INLINE to_t convert(from_t from) {
     return convert<to_t>(convert<u16x16>(from));
   } else if constexpr (is_pair<to_t> || is_pair<from_t>) {
     return join<to_t>(convert<half_of<to_t>>(low_half(from)), convert<half_of<to_t>>(high_half(from)));
+#if defined(__AVX512F__)
+  } else if constexpr (std::is_same_v<from_t, half_of<f32x16>> && std::is_same_v<to_t, half_of<f64x16>>) {
+    return detail::widen_floats(from);
+  } else if constexpr (std::is_same_v<from_t, half_of<f64x16>> && std::is_same_v<to_t, half_of<f32x16>>) {
+    return detail::round_doubles(from);
+#endif
   } else {
     return __builtin_convertvector(from, to_t);
   }

@@ -38,15 +38,16 @@ FASTSEG_INLINE void store_group(const Tile<scalar_t>& tile, int64_t c, int first
 }
 
 // maximum[i] = largest logit of pixel i; NaN logits are passed over (they come back as NaN exponentials). The one look
-// at the logits in memory: they are left, widened, in `rows`.
+// at the logits in memory: they are left, widened, in `rows`. From the last class to the first: rows a power of two apart
+// meet in one set of the cache, where those that tile_softmax() asked for last are still there.
 template <typename scalar_t>
 FASTSEG_INLINE void tile_maximum(Tile<scalar_t> tile, int64_t classes, int pixels,
                                  simd::accumulate<scalar_t>* maximum) {
   using vector_t = simd::vec<simd::accumulate<scalar_t>>;
   for_each_group(pixels, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
     vector_t best[vectors];
-    for (int v = 0; v < vectors; ++v) best[v] = tile.fetch(0, first + v * kLanes);
-    for (int64_t c = 1; c < classes; ++c) {
+    for (int v = 0; v < vectors; ++v) best[v] = tile.fetch(classes - 1, first + v * kLanes);
+    for (int64_t c = classes - 2; c >= 0; --c) {
       for (int v = 0; v < vectors; ++v) best[v] = simd::maximum(best[v], tile.fetch(c, first + v * kLanes));
     }
     for (int v = 0; v < vectors; ++v) simd::store(maximum + first + v * kLanes, best[v]);

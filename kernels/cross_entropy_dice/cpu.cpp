@@ -31,18 +31,18 @@ class Forward {
  public:
   using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
-  using Lanes = simd::f64x16;
 
   explicit Forward(const Problem<scalar_t>& problem)
       : problem_(problem),
         softmax_(problem, PixelView<scalar_t>{}),
         lanes_(3 * problem.classes * kLanes),
+        totals_(3 * problem.classes),
         smoothing_(static_cast<accumulate_t>(problem.label_smoothing / problem.classes)),
         weight_total_(problem.weight_total()) {
-    prediction_ = lanes_.get();
-    intersection_ = prediction_ + problem.classes * kLanes;
-    truth_ = intersection_ + problem.classes * kLanes;
-    std::fill(prediction_, prediction_ + 3 * problem.classes * kLanes, 0.0);
+    intersection_ = lanes_.get();
+    prediction_ = intersection_ + problem.classes * kLanes;
+    truth_ = prediction_ + problem.classes * kLanes;
+    std::fill(intersection_, intersection_ + 3 * problem.classes * kLanes, accumulate_t(0));
   }
 
   Sums run(int64_t begin, int64_t end) {
@@ -54,8 +54,11 @@ class Forward {
       current = image;
       sums_.labels_in_range &= softmax_.load_pixels(image * problem_.pixels + first, count);
       softmax_.access.visit(image, first, count, [&](const Tile<scalar_t>& tile) { add_tile(tile); });
+      if (++tiles_in_lanes_ == kTilesInLanes) empty_lanes();
     });
     close_image();
+    sums_.numerator = simd::reduce_add(numerator_);
+    sums_.denominator = simd::reduce_add(denominator_);
     return std::move(sums_);
   }
 
@@ -90,7 +93,7 @@ class Forward {
     const accumulate_t plain = static_cast<accumulate_t>(1 - problem_.label_smoothing);
     vector_t numerator{}, denominator{};
     for (int i = 0; i < softmax_.pixels; i += kLanes) {
-      const vector_t log_sum = simd::log(simd::load(softmax_.sum + i));
+      const vector_t log_sum = simd::log_finite(simd::load(softmax_.sum + i));
       const vector_t weight = simd::load(softmax_.target_weight + i);
       const vector_t share = simd::load(softmax_.share + i);
       vector_t loss = plain * weight * (log_sum + simd::load(softmax_.behind + i));
@@ -98,11 +101,10 @@ class Forward {
       numerator += simd::keep_where(softmax_.is_valid(i), share * loss);
       denominator += share * weight;
     }
-    sums_.numerator += simd::reduce_add(simd::convert<Lanes>(numerator));
-    sums_.denominator += simd::reduce_add(simd::convert<Lanes>(denominator));
+    numerator_ += simd::convert<simd::f64x16>(numerator);
+    denominator_ += simd::convert<simd::f64x16>(denominator);
   }
 
-  // fp32 within the tile, fp64 across tiles.
   template <bool squared>
   void add_predictions() {
     for_each_group(softmax_.pixels, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
@@ -140,25 +142,42 @@ class Forward {
     }
   }
 
-  FASTSEG_INLINE void add_lanes(double* lanes, int64_t c, vector_t values) {
-    double* to = lanes + c * kLanes;
-    simd::store(to, simd::load(to) + simd::convert<Lanes>(values));
+  FASTSEG_INLINE void add_lanes(accumulate_t* lanes, int64_t c, vector_t values) {
+    accumulate_t* to = lanes + c * kLanes;
+    simd::store(to, simd::load(to) + values);
+  }
+
+  // The lanes are fp32 (of half types too) and stay accurate over a few tiles; from there on the sums are fp64.
+  void empty_lanes() {
+    for (size_t k = 0; k < totals_.size(); ++k) {
+      accumulate_t* from = lanes_.get() + k * kLanes;
+      totals_[k] += simd::reduce_add(simd::convert<simd::f64x16>(simd::load(from)));
+      simd::store(from, vector_t{});
+    }
+    tiles_in_lanes_ = 0;
   }
 
   void close_image() {
-    for (auto [lanes, sums] : {std::pair(intersection_, &sums_.intersection), std::pair(prediction_, &sums_.prediction),
-                               std::pair(truth_, &sums_.truth)}) {
-      for (int64_t c = 0; c < problem_.classes; ++c) sums->push_back(simd::reduce_add(simd::load(lanes + c * kLanes)));
-      std::fill(lanes, lanes + problem_.classes * kLanes, 0.0);
-    }
+    empty_lanes();
+    const auto from = totals_.begin();
+    const int64_t classes = problem_.classes;
+    sums_.intersection.insert(sums_.intersection.end(), from, from + classes);
+    sums_.prediction.insert(sums_.prediction.end(), from + classes, from + 2 * classes);
+    sums_.truth.insert(sums_.truth.end(), from + 2 * classes, from + 3 * classes);
+    std::fill(totals_.begin(), totals_.end(), 0.0);
   }
+
+  static constexpr int kTilesInLanes = 16;
 
   const Problem<scalar_t>& problem_;
   SoftmaxTile<scalar_t> softmax_;
-  Scratch<double> lanes_;
-  double* prediction_;    // [C, 16], of the current image, as are the next two
-  double* intersection_;  // [C, 16]
-  double* truth_;         // [C, 16]
+  Scratch<accumulate_t> lanes_;
+  accumulate_t* intersection_;  // [C, 16], of the last few tiles, as are the next two
+  accumulate_t* prediction_;    // [C, 16]
+  accumulate_t* truth_;         // [C, 16]
+  int tiles_in_lanes_ = 0;
+  std::vector<double> totals_;  // [3, C], of the current image: intersection, prediction, truth
+  simd::f64x16 numerator_{}, denominator_{};
   accumulate_t smoothing_;     // label_smoothing / C
   accumulate_t weight_total_;  // W, sum of the class weights
   Sums sums_;

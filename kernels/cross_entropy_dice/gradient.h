@@ -21,7 +21,9 @@ class Backward {
   using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
 
-  using Wide = simd::f64x16;
+  // What the few numbers per pixel are computed in: the dot product cancels against the largest terms of the gradient,
+  // which gradients of a half type do not notice.
+  using Wide = std::conditional_t<sizeof(scalar_t) == 2, simd::f32x16, simd::f64x16>;
 
   Backward(const Problem<scalar_t>& problem, PixelView<scalar_t> gradient,
            const Coefficients<accumulate_t>& coefficients)
@@ -101,10 +103,9 @@ class Backward {
   template <bool squared>
   void pixel_factors(const accumulate_t* intersection) {
     const accumulate_t plain = static_cast<accumulate_t>(1 - problem_.label_smoothing);
-    // In fp64, which costs little per pixel: the dot product cancels against the largest terms of the gradient.
     for (int i = 0; i < softmax_.pixels; i += kLanes) {
       const Wide rough = wide(simd::load(softmax_.inverse + i));
-      const Wide inverse = rough * (2.0 - wide(simd::load(softmax_.sum + i)) * rough);  // one Newton step
+      const Wide inverse = rough * (2 - wide(simd::load(softmax_.sum + i)) * rough);  // one Newton step
       const Wide at_label = wide(softmax_.of_label(
           i, [&](int64_t c) { return simd::splat(intersection[c]); }, [&](int64_t c, int) { return intersection[c]; }));
       Wide dot = wide(simd::load(softmax_.extra + i)) * inverse;

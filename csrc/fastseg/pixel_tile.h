@@ -4,8 +4,8 @@
 // knows how the tensor lies in memory and which dtype it has:
 //   for_each_tile(...)             cuts [N, P] into tiles
 //   TileAccess::visit(...)         hands a body one tile: `load(c, i)` 16 logits, `store(c, i, lanes)` gradients
-//   load_labels(...)               the tile's labels as int32, -1 where the pixel is ignored
-//   tile_maximum, tile_softmax     largest logit and exponentials of every pixel
+//   load_labels(...)               (labels.h) the tile's labels as int32, -1 where the pixel is ignored
+//   tile_maximum, tile_softmax     (tile_softmax.h) largest logit and exponentials of every pixel
 // Memory beyond the tensor is never touched: a partial tile is padded in scratch with zero logits and ignored
 // labels.
 #pragma once
@@ -15,17 +15,14 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
 
+#include "fastseg/labels.h"
 #include "fastseg/parallel.h"
 #include "fastseg/simd.h"
 #include "fastseg/transpose.h"
 
 namespace fastseg {
-
-using simd::kLanes;
 
 constexpr int kRowPadding = 16;  // keeps the scratch rows of one pixel out of the same cache set
 
@@ -251,131 +248,6 @@ class TileAccess {
   Scratch<scalar_t> lines_;        // [tile][C], interleaved pixels on their way
   bool rows_aligned_;
 };
-
-// --- labels ---
-
-// A contiguous [N, P] label map.
-struct LabelView {
-  enum class Type { int64, int32, uint8 };
-  const void* data;
-  Type type;
-  int64_t ignore_index;
-  int64_t classes;
-};
-
-namespace detail {
-
-// What a label is, by comparisons in its own width. classes: 1 to 2^31 - 1.
-template <typename label_t>
-struct LabelTest {
-  using unsigned_t = std::make_unsigned_t<label_t>;
-  unsigned_t last, ignores;
-  label_t ignored;
-
-  LabelTest(int64_t ignore_index, int64_t classes)
-      : last(static_cast<unsigned_t>(std::min<uint64_t>(classes - 1, static_cast<unsigned_t>(-1)))),
-        ignores(static_cast<int64_t>(static_cast<label_t>(ignore_index)) == ignore_index),  // else no label is ignored
-        ignored(static_cast<label_t>(ignore_index)) {}
-
-  FASTSEG_INLINE unsigned_t skipped(label_t label) const { return (label == ignored) & ignores; }
-  FASTSEG_INLINE unsigned_t in_range(label_t label) const { return static_cast<unsigned_t>(label) <= last; }
-};
-
-// Plain loops with their flags in the labels' own width: compilers vectorise them, where they take vectors of 16 int64
-// apart.
-template <typename label_t>
-bool load_labels(const label_t* __restrict__ from, int count, const LabelTest<label_t> test, int32_t* __restrict__ to) {
-  std::make_unsigned_t<label_t> out_of_range = 0;
-  for (int i = 0; i < count; ++i) {
-    const label_t label = from[i];
-    const auto skipped = test.skipped(label), valid = test.in_range(label);
-    to[i] = valid > skipped ? static_cast<int32_t>(label) : -1;
-    out_of_range |= !(valid | skipped);
-  }
-  return out_of_range == 0;
-}
-
-// counted: how many labels are not ignored. At most 255 labels, so that a byte can count them.
-template <typename label_t>
-bool count_labels(const label_t* from, int count, const LabelTest<label_t> test, int64_t& counted) {
-  std::make_unsigned_t<label_t> out_of_range = 0, valid = 0;
-  for (int i = 0; i < count; ++i) {
-    const auto skipped = test.skipped(from[i]), in_range = test.in_range(from[i]);
-    valid += in_range > skipped;
-    out_of_range |= !(in_range | skipped);
-  }
-  counted += valid;
-  return out_of_range == 0;
-}
-
-// fn(pointer to the labels in their own type)
-template <typename Function>
-auto with_label_type(const LabelView& labels, const Function& fn) {
-  switch (labels.type) {
-    case LabelView::Type::int64:
-      return fn(static_cast<const int64_t*>(labels.data));
-    case LabelView::Type::int32:
-      return fn(static_cast<const int32_t*>(labels.data));
-    default:
-      return fn(static_cast<const uint8_t*>(labels.data));
-  }
-}
-
-}  // namespace detail
-
-// Writes labels [first, first + count) of the flat map to `to` [tile], -1 where ignored, out of range or past
-// `count`. False if one was neither ignored nor in [0, classes).
-inline bool load_labels(const LabelView& labels, int64_t first, int count, int tile, int32_t* to) {
-  std::fill(to + count, to + tile, -1);
-  return detail::with_label_type(labels, [&](const auto* all) {
-    const auto* from = all + first;
-    // The next tile's, if tiles are small: between two of them the hardware loses sight of this stream.
-    const int next = tile <= tile_pixels(1) ? count : 0;
-    for (int i = 0; i < next; i += 64 / sizeof *from) __builtin_prefetch(from + count + i);
-    return detail::load_labels(from, count, {labels.ignore_index, labels.classes}, to);
-  });
-}
-
-// Adds to `counted` how many of the labels [first, first + count) are not ignored. False as load_labels().
-inline bool count_labels(const LabelView& labels, int64_t first, int64_t count, int64_t& counted) {
-  constexpr int64_t kChunk = 192;
-  return detail::with_label_type(labels, [&](const auto* all) {
-    const detail::LabelTest<std::decay_t<decltype(*all)>> test(labels.ignore_index, labels.classes);
-    bool in_range = true;
-    for (int64_t i = first; i < first + count; i += kChunk) {
-      const int here = static_cast<int>(std::min(kChunk, first + count - i));
-      in_range &= detail::count_labels(all + i, here, test, counted);
-    }
-    return in_range;
-  });
-}
-
-// The one class of 16 labels (ignored ones apart; any class if all are), -1 if they are of several. Segmentation labels
-// come in patches, so most runs of 16 have one.
-FASTSEG_INLINE int32_t common_label(const int32_t* labels) {
-  const simd::i32x16 lanes = simd::load(labels);
-  const uint32_t counted = simd::mask_bits(lanes >= simd::splat(int32_t(0)));
-  if (counted == 0) return 0;
-  const int32_t first = labels[__builtin_ctz(counted)];
-  return (simd::mask_bits(lanes == simd::splat(first)) & counted) == counted ? first : -1;
-}
-
-// The first label of the flat map [count] that load_labels() rejects; only called to word the error.
-inline int64_t first_bad_label(const LabelView& labels, int64_t count) {
-  return detail::with_label_type(labels, [&](const auto* from) -> int64_t {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t label = from[i];
-      if (label != labels.ignore_index && (label < 0 || label >= labels.classes)) return label;
-    }
-    return 0;
-  });
-}
-
-[[noreturn]] inline void throw_bad_label(const LabelView& labels, int64_t count) {
-  throw std::out_of_range("Target " + std::to_string(first_bad_label(labels, count)) +
-                          " is out of bounds: labels must be in [0, " + std::to_string(labels.classes) +
-                          ") or equal to ignore_index=" + std::to_string(labels.ignore_index));
-}
 
 }  // namespace fastseg
 

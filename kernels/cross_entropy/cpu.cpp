@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "cross_entropy/denominator.h"
 #include "cross_entropy/sweep.h"
 #include "fastseg/arguments.h"
 #include "fastseg/huge_pages.h"

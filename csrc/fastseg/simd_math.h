@@ -127,15 +127,15 @@ FASTSEG_INLINE f32x16 log_finite(f32x16 x) {
   const u32x16 bits = bit_cast<u32x16>(x) - kSqrtHalf;
   const f32x16 exponent = convert<f32x16>(bit_cast<i32x16>(bits) >> 23);
   const f32x16 m = bit_cast<f32x16>((bits & 0x007fffffu) + kSqrtHalf) - 1.0f;
-  f32x16 p = m * 7.0376836292e-2f - 1.1514610310e-1f;
-  p = p * m + 1.1676998740e-1f;
-  p = p * m - 1.2420140846e-1f;
-  p = p * m + 1.4249322787e-1f;
-  p = p * m - 1.6668057665e-1f;
-  p = p * m + 2.0000714765e-1f;
-  p = p * m - 2.4999993993e-1f;
-  p = p * m + 3.3333331174e-1f;
-  const f32x16 square = m * m;
+  // By pairs, whose chain of products is half as long as Horner's.
+  const f32x16 square = m * m, fourth = square * square;
+  const f32x16 p01 = m * -2.4999993993e-1f + 3.3333331174e-1f;
+  const f32x16 p23 = m * -1.6668057665e-1f + 2.0000714765e-1f;
+  const f32x16 p45 = m * -1.2420140846e-1f + 1.4249322787e-1f;
+  const f32x16 p67 = m * -1.1514610310e-1f + 1.1676998740e-1f;
+  const f32x16 p03 = p23 * square + p01;
+  const f32x16 p48 = (fourth * 7.0376836292e-2f) + (p67 * square + p45);
+  const f32x16 p = p48 * fourth + p03;
   const f32x16 tail = p * m * square + exponent * -2.12194440e-4f - 0.5f * square;
   return m + tail + exponent * 0.693359375f + (x - x);
 }

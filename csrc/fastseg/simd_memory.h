@@ -108,9 +108,10 @@ FASTSEG_INLINE bits_t round_to_half(float_t lanes) {
 
 FASTSEG_INLINE f32x16 widen_bfloat16(u16x16 bits) {
 #if defined(__AVX512BW__)  // a zero below every element: one shuffle, where widening and shifting are two
-  return bit_cast<f32x16>(__builtin_shufflevector(
-      bits, u16x16{}, 16, 0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7,
-      16, 8, 16, 9, 16, 10, 16, 11, 16, 12, 16, 13, 16, 14, 16, 15));
+  alignas(64) static constexpr uint16_t kPlaces[32] = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
+                                                       0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+  const __m512i elements = _mm512_castsi256_si512(bit_cast<__m256i>(bits));
+  return bit_cast<f32x16>(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, _mm512_load_si512(kPlaces), elements));
 #else
   return bit_cast<f32x16>(convert<u32x16>(bits) << 16);
 #endif

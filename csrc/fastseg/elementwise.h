@@ -125,24 +125,52 @@ void write_chunk(const accumulate_t* values, int count, FlatView to, int64_t off
   }
 }
 
-// p = sigmoid(z) and q = 1 - p, both to their last digits, and -log p = below + rest, below = max(-z, 0). The two are
-// kept apart because z + below is exactly 0 where the loss of a negative is no more than the rest.
-template <typename vector_t>
+// p = sigmoid(z) and q = 1 - p, both to the last digits of scalar_t, and -log p = below + rest, below = max(-z, 0). The
+// two are kept apart because z + below is exactly 0 where the loss of a negative is no more than the rest.
+template <typename scalar_t>
 struct Sigmoid {
+  using vector_t = simd::vec<simd::accumulate<scalar_t>>;
   vector_t p, q, below, rest;
 
   FASTSEG_INLINE explicit Sigmoid(vector_t z) {
     const vector_t zero{};
-    const vector_t small = simd::exp(simd::select(z < zero, z, -z));
+    const vector_t lower = simd::select(z < zero, z, -z);
+    const vector_t small = sizeof(scalar_t) == 2 ? simd::exp_of_logits<scalar_t>(lower) : simd::exp(lower);
     const vector_t grown = 1 + small;
     const vector_t inverse = 1 / grown;
     p = simd::select(z < zero, small * inverse, inverse);
     q = simd::select(z < zero, inverse, small * inverse);
     below = simd::select(z < zero, -z, zero);
-    // log(1 + small), with what the rounding of grown left out
-    rest = simd::log_finite(grown) + (small - (grown - 1)) * inverse;
+    if constexpr (sizeof(scalar_t) == 2) {
+      rest = log_of_grown(small);
+    } else {  // log(1 + small), with what the rounding of grown left out
+      rest = simd::log_finite(grown) + (small - (grown - 1)) * inverse;
+    }
+  }
+
+ private:
+  // log(1 + small) for small in [0, 1] by a polynomial of least relative error, 1e-5.
+  FASTSEG_INLINE static vector_t log_of_grown(vector_t small) {
+    vector_t r = small * -2.4734541e-2f + 1.0359264e-1f;
+    r = r * small - 2.1240421e-1f;
+    r = r * small + 3.2622608e-1f;
+    r = r * small - 4.9953947e-1f;
+    r = r * small + 1.0f;
+    return small * r;
   }
 };
+
+// fn(double(), float(), or simd::BFloat16() for both half types): what is computed to how many digits. Half logits with
+// a target of another floating type promote, as in stock PyTorch.
+template <typename Function>
+auto with_digits_of(FlatView logits, FlatView target, const Function& fn) {
+  using torch::headeronly::ScalarType;
+  const auto is = [&](ScalarType type) { return target.type == type; };
+  const bool integer = is(ScalarType::Bool) || is(ScalarType::Byte) || is(ScalarType::Int) || is(ScalarType::Long);
+  if (logits.type == ScalarType::Double) return fn(double());
+  if (logits.type == ScalarType::Float || !(integer || is(logits.type))) return fn(float());
+  return fn(simd::BFloat16());
+}
 
 // Sums of vectors: fp32 over a few of them, fp64 from there on.
 template <typename vector_t>

@@ -103,8 +103,9 @@ struct Sums {
   bool binary = true;
 };
 
-template <typename accumulate_t>
+template <typename scalar_t>
 std::vector<Sums> run_forward(const Problem& problem) {
+  using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
   std::vector<Sums> partial(problem.slices());
   for_each_image_chunk<accumulate_t>(problem, [&](int64_t slice, int64_t image, int64_t, const auto& chunk) {
@@ -116,7 +117,7 @@ std::vector<Sums> run_forward(const Problem& problem) {
       vector_t intersection{}, prediction{}, truth{}, numerator{}, denominator{};
       for (int i = first; i < std::min(first + kFew, chunk.count); i += kLanes) {
         const vector_t y = chunk.y(i), z = chunk.z(i), share = chunk.share(i);
-        const Sigmoid<vector_t> sigmoid(z);
+        const Sigmoid<scalar_t> sigmoid(z);
         const vector_t p = simd::keep_where(chunk.valid(i), sigmoid.p);
         intersection += p * y;
         prediction += problem.squared ? p * p : p;
@@ -152,8 +153,9 @@ struct Coefficients {
   double numerator;
 };
 
-template <typename accumulate_t>
+template <typename scalar_t>
 void run_backward(const Problem& problem, const Coefficients& coefficients, FlatView gradient) {
+  using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
   for_each_image_chunk<accumulate_t>(problem, [&](int64_t, int64_t image, int64_t offset, const auto& chunk) {
     const accumulate_t pos_weight = static_cast<accumulate_t>(problem.pos_weight);
@@ -163,7 +165,7 @@ void run_backward(const Problem& problem, const Coefficients& coefficients, Flat
     alignas(64) accumulate_t result[kChunk];
     for (int i = 0; i < chunk.count; i += kLanes) {
       const vector_t y = chunk.y(i);
-      const Sigmoid<vector_t> sigmoid(chunk.z(i));
+      const Sigmoid<scalar_t> sigmoid(chunk.z(i));
       const vector_t p = sigmoid.p, q = sigmoid.q;
       const vector_t of_prediction = problem.squared ? 2 * grad_prediction * p : simd::splat(grad_prediction);
       const vector_t dice = p * q * (grad_intersection * y + of_prediction);
@@ -229,9 +231,9 @@ Statistics forward(const Tensor& input, const Tensor& target, std::optional<Tens
   Tensor intersection = zeros({problem.images}), prediction = zeros({problem.images}), truth = zeros({problem.images});
   Tensor numerator = zeros({}), denominator = zeros({});
   if (problem.images * problem.pixels == 0) return {intersection, prediction, truth, numerator, denominator};
-  const bool fp64 = input.scalar_type() == ScalarType::Double;
   bool binary = true;
-  for (const Sums& sums : fp64 ? run_forward<double>(problem) : run_forward<float>(problem)) {
+  const auto run = [&](auto zero) { return run_forward<decltype(zero)>(problem); };
+  for (const Sums& sums : with_digits_of(problem.logits, problem.target, run)) {
     for (const ImageSums& image : sums.images) {
       intersection.mutable_data_ptr<double>()[image.image] += image.intersection;
       prediction.mutable_data_ptr<double>()[image.image] += image.prediction;
@@ -261,11 +263,8 @@ Tensor backward(const Tensor& input, const Tensor& target, std::optional<Tensor>
                                   dense_values<double>(of_prediction, problem.images, "grad_prediction"),
                                   *dense_values<double>(grad_numerator, 1, "grad_numerator")};
   const FlatView to{gradient.data_ptr(), gradient.scalar_type()};
-  if (input.scalar_type() == ScalarType::Double) {
-    run_backward<double>(problem, coefficients, to);
-  } else {
-    run_backward<float>(problem, coefficients, to);
-  }
+  with_digits_of(problem.logits, problem.target,
+                 [&](auto zero) { run_backward<decltype(zero)>(problem, coefficients, to); });
   return gradient;
 }
 

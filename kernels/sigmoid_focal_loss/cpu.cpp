@@ -21,10 +21,11 @@ struct Problem {
 };
 
 // One vector of elements: missed = 1 - p_t, and the factors around it.
-template <Gamma gamma_kind, typename accumulate_t>
+template <Gamma gamma_kind, typename scalar_t>
 struct Focal {
+  using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
-  Sigmoid<vector_t> sigmoid;
+  Sigmoid<scalar_t> sigmoid;
   vector_t t, missed, cross_entropy, alpha_t;
   accumulate_t gamma;
 
@@ -63,8 +64,9 @@ void with_gamma(double gamma, const Function& fn) {
 }
 
 // Writes the losses to `losses` if it has data; returns their sum.
-template <typename accumulate_t>
+template <typename scalar_t>
 double run_forward(const Problem& problem, FlatView losses) {
+  using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
   std::vector<double> partial(chunk_slices(ceil_divide(problem.count, kChunk)), 0.0);
   with_gamma(problem.gamma, [&](auto kind) {
@@ -73,8 +75,8 @@ double run_forward(const Problem& problem, FlatView losses) {
       const accumulate_t* z = read_chunk(problem.logits, offset, count, accumulate_t(0), buffers[0]);
       const accumulate_t* t = read_chunk(problem.targets, offset, count, accumulate_t(0), buffers[1]);
       for (int i = 0; i < count; i += kLanes) {
-        const Focal<kind, accumulate_t> focal(simd::load(z + i), simd::load(t + i), accumulate_t(problem.alpha),
-                                              accumulate_t(problem.gamma));
+        const Focal<kind, scalar_t> focal(simd::load(z + i), simd::load(t + i), accumulate_t(problem.alpha),
+                                          accumulate_t(problem.gamma));
         simd::store(buffers[2] + i, focal.loss());
       }
       if (losses) {
@@ -93,8 +95,9 @@ double run_forward(const Problem& problem, FlatView losses) {
 }
 
 // grad_loss has data (one number per element), or every element has the gradient grad_each.
-template <typename accumulate_t>
+template <typename scalar_t>
 void run_backward(const Problem& problem, FlatView grad_loss, double grad_each, FlatView gradient) {
+  using accumulate_t = simd::accumulate<scalar_t>;
   with_gamma(problem.gamma, [&](auto kind) {
     for_each_chunk(
         problem.count, chunk_slices(ceil_divide(problem.count, kChunk)), [&](int64_t, int64_t offset, int count) {
@@ -104,7 +107,7 @@ void run_backward(const Problem& problem, FlatView grad_loss, double grad_each, 
           const accumulate_t* grad =
               grad_loss ? read_chunk(grad_loss, offset, count, accumulate_t(0), buffers[2]) : nullptr;
           for (int i = 0; i < count; i += kLanes) {
-            const Focal<kind, accumulate_t> focal(simd::load(z + i), simd::load(t + i), accumulate_t(problem.alpha),
+            const Focal<kind, scalar_t> focal(simd::load(z + i), simd::load(t + i), accumulate_t(problem.alpha),
                                                   accumulate_t(problem.gamma));
             const auto factor = grad ? simd::load(grad + i) : simd::splat(accumulate_t(grad_each));
             simd::store(buffers[3] + i, factor * focal.derivative());
@@ -137,7 +140,8 @@ Tensor forward(const Tensor& inputs, const Tensor& targets, double alpha, double
   use_huge_pages(loss);
   const FlatView losses = summed ? FlatView{} : FlatView{loss.data_ptr(), loss.scalar_type()};
   if (!summed && problem.count == 0) return loss;
-  const double sum = fp64 ? run_forward<double>(problem, losses) : run_forward<float>(problem, losses);
+  const double sum = with_digits_of(
+      problem.logits, problem.targets, [&](auto zero) { return run_forward<decltype(zero)>(problem, losses); });
   if (summed && fp64) *loss.mutable_data_ptr<double>() = sum;
   if (summed && !fp64) *loss.mutable_data_ptr<float>() = static_cast<float>(sum);
   return loss;
@@ -162,11 +166,8 @@ Tensor backward(const Tensor& inputs, const Tensor& targets, const Tensor& grad_
     per_element = flat_view(dense, problem.count, "grad_loss");
   }
   const FlatView to{gradient.data_ptr(), gradient.scalar_type()};
-  if (inputs.scalar_type() == ScalarType::Double) {
-    run_backward<double>(problem, per_element, grad_each, to);
-  } else {
-    run_backward<float>(problem, per_element, grad_each, to);
-  }
+  with_digits_of(problem.logits, problem.targets,
+                 [&](auto zero) { run_backward<decltype(zero)>(problem, per_element, grad_each, to); });
   return gradient;
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "fastseg/pixel_tile.h"
@@ -165,16 +166,32 @@ class Sweep {
       softmax([](int64_t, int, vector_t, vector_t) {});
       return;
     }
-    std::fill(extra, extra + tile_, accumulate_t(0));
     if (problem_.options.gamma != 0) {
-      softmax([&](int64_t c, int i, vector_t, vector_t exponential) {
-        const vector_t others = simd::select(is_label(c, i), vector_t{}, exponential);
-        simd::store(extra + i, simd::load(extra + i) + others);
-      });
+      hide_label_logits();
+      softmax([](int64_t, int, vector_t, vector_t) {});
+      complete_sums();
     } else {
+      std::fill(extra, extra + tile_, accumulate_t(0));
       softmax([&](int64_t c, int i, vector_t shifted, vector_t) {
         simd::store(extra + i, simd::load(extra + i) + weight_of(c) * shifted);
       });
+    }
+  }
+
+  // Focal loss needs the sum of the other exponentials to its last digits: with the label's logit at minus infinity the
+  // softmax leaves just that, and 0 as the label's exponential, which is its gradient before label_excess.
+  void hide_label_logits() const {
+    const vector_t lowest = simd::splat(-std::numeric_limits<accumulate_t>::infinity());
+    at_labels(
+        [&](accumulate_t* logits, int i) { simd::store(logits, simd::select(is_valid(i), lowest, simd::load(logits))); },
+        [&](accumulate_t* logit, int) { *logit = lowest[0]; });
+  }
+  void complete_sums() const {
+    for (int i = 0; i < tile_; i += kLanes) {
+      const vector_t others = simd::load(numbers_.sum + i);
+      const vector_t ahead = simd::load(numbers_.target_logit + i) - simd::load(numbers_.maximum + i);
+      simd::store(numbers_.extra + i, others);
+      simd::store(numbers_.sum + i, others + simd::exp_nonpositive(ahead));
     }
   }
 
@@ -226,6 +243,7 @@ class Sweep {
         const vector_t factor = focal_factors(i, behind, loss);
         loss *= weight;
         slope *= factor;
+        label_excess = simd::load(numbers_.extra + i);
       } else if (smoothing_ != 0) {
         const vector_t uniform = weight_total_ * log_sum - simd::load(numbers_.extra + i);
         loss = smoothed * loss + smoothing_ * uniform;
@@ -299,16 +317,28 @@ class Sweep {
   }
 
   void subtract_labels() const {
+    const accumulate_t* excess = numbers_.label_excess;
+    at_labels(
+        [&](accumulate_t* row, int i) {
+          simd::store(row, simd::load(row) - simd::keep_where(is_valid(i), simd::load(excess + i)));
+        },
+        [&](accumulate_t* element, int pixel) { *element -= excess[pixel]; });
+  }
+
+  // The places of the labels' classes in the rows: run(place of 16 pixels, i) where those have one label (or are
+  // ignored), else one(place, pixel) of each that is not ignored.
+  template <typename Run, typename One>
+  FASTSEG_INLINE void at_labels(const Run& run, const One& one) const {
+    accumulate_t* const rows = access_.rows();
     const int64_t stride = access_.row_stride();
     for (int i = 0; i < tile_; i += kLanes) {
       const int32_t common = numbers_.common_labels[i / kLanes];
       if (common >= 0) {
-        accumulate_t* row = access_.rows() + common * stride + i;
-        simd::store(row, simd::load(row) - simd::keep_where(is_valid(i), simd::load(numbers_.label_excess + i)));
+        run(rows + common * stride + i, i);
         continue;
       }
       for (int k = i; k < i + kLanes; ++k) {
-        if (numbers_.labels[k] >= 0) access_.rows()[numbers_.labels[k] * stride + k] -= numbers_.label_excess[k];
+        if (numbers_.labels[k] >= 0) one(rows + numbers_.labels[k] * stride + k, k);
       }
     }
   }

@@ -88,8 +88,8 @@ inline bool load_labels(const LabelView& labels, int64_t first, int count, int t
   std::fill(to + count, to + tile, -1);
   return detail::with_label_type(labels, [&](const auto* all) {
     const auto* from = all + first;
-    // The next tile's, if it is one of pixel_tile.h: between two of them the hardware loses sight of this stream.
-    const int next = tile <= 64 ? count : 0;
+    // The next tile's, if tiles are small: between two of them the hardware loses sight of this stream.
+    const int next = tile <= 256 ? count : 0;
     for (int i = 0; i < next; i += 64 / sizeof *from) __builtin_prefetch(from + count + i);
     return detail::load_labels(from, count, {labels.ignore_index, labels.classes}, to);
   });

@@ -26,12 +26,15 @@ namespace fastseg {
 
 constexpr int kRowPadding = 16;  // keeps the scratch rows of one pixel out of the same cache set
 
-// Pixels in a tile: one group of tile_softmax.h, so that a tile of few classes stays in the first-level cache, or fewer
-// where two tiles (this one and the one on its way) would not fit the second-level cache.
+// Pixels in a tile: one group of tile_softmax.h, so that it stays in the first-level cache. Few classes get more
+// groups, because each step over a tile waits for the one before it; very many get fewer pixels, where two tiles (this
+// one and the one on its way) would not fit the second-level cache.
 inline int tile_pixels(int64_t classes) {
-  constexpr int64_t kMostElements = 1 << 16;
-  const int64_t fitting = kMostElements / std::max<int64_t>(1, classes) / kLanes * kLanes;
-  return static_cast<int>(std::clamp<int64_t>(fitting, kLanes, 64));
+  constexpr int64_t kGroup = 64, kMostGroups = 4, kFew = 1 << 11, kMost = 1 << 16;
+  classes = std::max<int64_t>(1, classes);
+  const int64_t groups = std::clamp<int64_t>(kFew / classes / kGroup, 1, kMostGroups);
+  const int64_t fitting = kMost / classes / kLanes * kLanes;
+  return static_cast<int>(std::clamp<int64_t>(fitting, kLanes, groups * kGroup));
 }
 
 // A [N, C, P] tensor, strides in elements. Planar (NCHW): pixel_stride is 1. Interleaved (channels_last):
@@ -192,7 +195,8 @@ class TileAccess {
     scalar_t* rows = own_rows();
     const int64_t step = logits_.pixel_stride;
     if (logits_.planar()) {
-      for (int64_t c = 0; c < classes_; ++c) std::copy_n(from + c * logits_.class_stride, count, rows + c * row_stride_);
+      const int64_t stride = logits_.class_stride;
+      for (int64_t c = 0; c < classes_; ++c) std::copy_n(from + c * stride, count, rows + c * row_stride_);
     } else if (classes_ >= kSquare) {
       detail::transpose(from, step, rows, row_stride_, count, classes_);
     } else {
@@ -212,7 +216,8 @@ class TileAccess {
     const scalar_t* rows = own_rows();
     const int64_t step = gradient_.pixel_stride;
     if (gradient_.planar()) {
-      for (int64_t c = 0; c < classes_; ++c) std::copy_n(rows + c * row_stride_, count, to + c * gradient_.class_stride);
+      const int64_t stride = gradient_.class_stride;
+      for (int64_t c = 0; c < classes_; ++c) std::copy_n(rows + c * row_stride_, count, to + c * stride);
       return;
     }
     scalar_t* lines = lines_.get();
@@ -222,7 +227,9 @@ class TileAccess {
       for (int i = 0; i < count; ++i) std::copy_n(lines + i * line, classes_, to + i * step);
       return;
     }
-    for (int i = 0; line > classes_ && i < count; ++i) std::memmove(lines + i * classes_, lines + i * line, sizeof(scalar_t) * kSquare);
+    for (int i = 0; line > classes_ && i < count; ++i) {
+      std::memmove(lines + i * classes_, lines + i * line, sizeof(scalar_t) * kSquare);
+    }
     write_lines(to, count * classes_);
   }
 

@@ -38,8 +38,8 @@ FASTSEG_INLINE void store_group(const Tile<scalar_t>& tile, int64_t c, int first
 }
 
 // maximum[i] = largest logit of pixel i; NaN logits are passed over (they come back as NaN exponentials). The one look
-// at the logits in memory: they are left, widened, in `rows`. From the last class to the first: rows a power of two apart
-// meet in one set of the cache, where those that tile_softmax() asked for last are still there.
+// at the logits in memory: they are left, widened, in `rows`. From the last class to the first: rows a power of two
+// apart meet in one set of the cache, where those that tile_softmax() asked for last are still there.
 template <typename scalar_t>
 FASTSEG_INLINE void tile_maximum(Tile<scalar_t> tile, int64_t classes, int pixels,
                                  simd::accumulate<scalar_t>* maximum) {

@@ -60,8 +60,9 @@ FASTSEG_INLINE vector_t take_turns(vector_t even, vector_t odd, std::index_seque
   return __builtin_shufflevector(even, odd, turn(i, unit, higher, square, kElements)...);
 }
 
+// Rows and columns of a square.
 template <typename value_t>
-constexpr int64_t square_of = sizeof(value_t) <= 4 ? sizeof(Lane) / sizeof(value_t) : 1;  // rows and columns of a square
+constexpr int64_t square_of = sizeof(value_t) <= 4 ? sizeof(Lane) / sizeof(value_t) : 1;
 
 // Transposes the squares: elements, then pairs, then fours change places.
 template <int unit = 1, typename vector_t, int square>
@@ -80,7 +81,7 @@ FASTSEG_INLINE void transpose_squares(vector_t (&rows)[square]) {
   }
 }
 
-// Transposes squares that lie one below the other (kTall) or side by side.
+// Transposes squares that lie one below the other (`tall`) or side by side.
 template <bool tall, typename value_t>
 FASTSEG_INLINE void transpose_register(const value_t* from, int64_t from_stride, value_t* to, int64_t to_stride) {
   using bits_t = std::conditional_t<sizeof(value_t) == 2, uint16_t, uint32_t>;
@@ -109,7 +110,8 @@ void transpose(const value_t* from, int64_t from_stride, value_t* to, int64_t to
   if constexpr (sizeof(value_t) <= 4) {
     constexpr int64_t kSquare = square_of<value_t>, kLong = kSquare * kSquares;
     const auto registers = [&](int64_t height, int64_t width) {
-      return rows < height || columns < width ? INT64_MAX : (rows + height - 1) / height * ((columns + width - 1) / width);
+      if (rows < height || columns < width) return INT64_MAX;
+      return (rows + height - 1) / height * ((columns + width - 1) / width);
     };
     const bool tall = registers(kLong, kSquare) <= registers(kSquare, kLong);
     if (std::min(registers(kLong, kSquare), registers(kSquare, kLong)) < INT64_MAX) {

@@ -68,7 +68,8 @@ class Sweep {
     for_each_tile(begin, end, problem_.pixels, tile_, [&](int64_t image, int64_t first, int count) {
       const int64_t position = image * problem_.pixels + first;
       targets_->visit(image, first, count, [&](const TargetRows<accumulate_t>& target) {
-        access_.visit(image, first, count, [&](const Tile<scalar_t>& tile) { one_tile(tile, target, position, count); });
+        access_.visit(image, first, count,
+                      [&](const Tile<scalar_t>& tile) { one_tile(tile, target, position, count); });
       });
     });
     return loss_sum_;

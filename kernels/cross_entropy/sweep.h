@@ -183,7 +183,7 @@ class Sweep {
   void hide_label_logits() const {
     const vector_t lowest = simd::splat(-std::numeric_limits<accumulate_t>::infinity());
     at_labels(
-        [&](accumulate_t* logits, int i) { simd::store(logits, simd::select(is_valid(i), lowest, simd::load(logits))); },
+        [&](accumulate_t* run, int i) { simd::store(run, simd::select(is_valid(i), lowest, simd::load(run))); },
         [&](accumulate_t* logit, int) { *logit = lowest[0]; });
   }
   void complete_sums() const {
@@ -227,7 +227,7 @@ class Sweep {
   void pixel_formulas(int64_t position, int count) {
     const bool focal = problem_.options.gamma != 0;
     const accumulate_t smoothed = static_cast<accumulate_t>(1 - problem_.options.label_smoothing);
-    // At most eight numbers a lane, so fp32 serves within a tile; across tiles the sums are double.
+    // At most 16 numbers a lane, so fp32 serves within a tile; across tiles the sums are double.
     vector_t loss_sum{}, denominator_sum{};
     for (int i = 0; i < tile_; i += kLanes) {
       const mask_t valid = is_valid(i);

@@ -79,7 +79,8 @@ class TargetTilesOf final : public TargetTiles<simd::accumulate<scalar_t>> {
 
   void narrow(const Tile<scalar_t>& tile) const {
     for (int64_t c = 0; c < classes_; ++c) {
-      for (int i = 0; i < access_.tile(); i += kLanes) tile.store(c, i, simd::load(tile.rows + c * tile.row_stride + i));
+      const accumulate_t* row = tile.rows + c * tile.row_stride;
+      for (int i = 0; i < access_.tile(); i += kLanes) tile.store(c, i, simd::load(row + i));
     }
   }
 

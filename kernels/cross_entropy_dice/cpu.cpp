@@ -54,7 +54,8 @@ class Forward {
       current = image;
       sums_.labels_in_range &= softmax_.load_pixels(image * problem_.pixels + first, count);
       softmax_.access.visit(image, first, count, [&](const Tile<scalar_t>& tile) { add_tile(tile); });
-      if (++tiles_in_lanes_ == kTilesInLanes) empty_lanes();
+      pixels_in_lanes_ += softmax_.pixels;
+      if (pixels_in_lanes_ >= kMostPixelsInLanes) empty_lanes();
     });
     close_image();
     sums_.numerator = simd::reduce_add(numerator_);
@@ -147,14 +148,14 @@ class Forward {
     simd::store(to, simd::load(to) + values);
   }
 
-  // The lanes are fp32 (of half types too) and stay accurate over a few tiles; from there on the sums are fp64.
+  // The lanes are fp32 (of half types too) and stay accurate over so few pixels; from there on the sums are fp64.
   void empty_lanes() {
     for (size_t k = 0; k < totals_.size(); ++k) {
       accumulate_t* from = lanes_.get() + k * kLanes;
       totals_[k] += simd::reduce_add(simd::convert<simd::f64x16>(simd::load(from)));
       simd::store(from, vector_t{});
     }
-    tiles_in_lanes_ = 0;
+    pixels_in_lanes_ = 0;
   }
 
   void close_image() {
@@ -167,7 +168,7 @@ class Forward {
     std::fill(totals_.begin(), totals_.end(), 0.0);
   }
 
-  static constexpr int kTilesInLanes = 16;
+  static constexpr int kMostPixelsInLanes = 1024;
 
   const Problem<scalar_t>& problem_;
   SoftmaxTile<scalar_t> softmax_;
@@ -175,7 +176,7 @@ class Forward {
   accumulate_t* intersection_;  // [C, 16], of the last few tiles, as are the next two
   accumulate_t* prediction_;    // [C, 16]
   accumulate_t* truth_;         // [C, 16]
-  int tiles_in_lanes_ = 0;
+  int pixels_in_lanes_ = 0;
   std::vector<double> totals_;  // [3, C], of the current image: intersection, prediction, truth
   simd::f64x16 numerator_{}, denominator_{};
   accumulate_t smoothing_;     // label_smoothing / C

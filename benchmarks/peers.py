@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.harness import Peer
+from benchmarks.harness import Peer, Target
 from benchmarks.inputs import IGNORED
 
 
@@ -25,6 +25,9 @@ def stock(function: Callable, layouts: tuple[str, ...] = ("contiguous", "channel
 def ours_in_float32(function: Callable) -> dict[str, Peer]:
     """Our own op on the same values in fp32: what a half-precision case is compared with."""
     return {"fastseg float32": Peer(function, dtype=torch.float32, ours=True)}
+
+
+HALF_SPEEDUP = (Target("speedup", 1.3, "fastseg float32"),)
 
 
 def missing(package: str) -> str | None:

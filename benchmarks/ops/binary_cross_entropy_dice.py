@@ -37,16 +37,17 @@ def binary_cross_entropy_dice(input, target):
     return fastseg.ops.binary_cross_entropy_dice(input, target, smooth=SMOOTH)
 
 
-def case(shape, **options):
+def case(shape, targets=(), more_peers=None, **options):
     return Case(
         "binary_cross_entropy_dice", shape, make, binary_cross_entropy_dice,
-        peers.stock(stock_binary_cross_entropy_dice, ("contiguous",)),
-        minimal_bytes, checks.differentiable_within_policy(stock_binary_cross_entropy_dice), **options,
+        peers.stock(stock_binary_cross_entropy_dice, ("contiguous",)) | (more_peers or {}),
+        minimal_bytes, checks.differentiable_within_policy(stock_binary_cross_entropy_dice), targets=targets,
+        **options,
     )
 
 
 CASES = [
     case((8, 1, 512, 1024)),
-    case((8, 1, 512, 1024), dtype=torch.bfloat16),
+    case((8, 1, 512, 1024), peers.HALF_SPEEDUP, peers.ours_in_float32(binary_cross_entropy_dice), dtype=torch.bfloat16),
     case((3, 1, 513, 511)),
 ]

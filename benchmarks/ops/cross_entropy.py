@@ -73,15 +73,14 @@ def probabilities_case(shape, **options):
     )
 
 
-def focal_loss_case(shape, **options):
+def focal_loss_case(shape, targets=(), more_peers=None, **options):
     return Case(
-        "focal_loss", shape, make, focal_loss, peers.stock(stock_focal_loss),
-        minimal_bytes, checks.differentiable_within_policy(stock_focal_loss), **options,
+        "focal_loss", shape, make, focal_loss, peers.stock(stock_focal_loss) | (more_peers or {}),
+        minimal_bytes, checks.differentiable_within_policy(stock_focal_loss), targets=targets, **options,
     )
 
 
 FLOAT32 = peers.ours_in_float32(cross_entropy)
-HALF_SPEEDUP = (Target("speedup", 1.3, "fastseg float32"),)
 GPU_BANDWIDTH = Target("bandwidth", 0.85, device="cuda", allocator="default")
 
 CASES = [
@@ -101,7 +100,12 @@ CASES = [
     ),
     cross_entropy_case((2, 150, 512, 512), (Target("speedup", 3.3),)),
     cross_entropy_case((16, 19, 512, 1024), (GPU_BANDWIDTH,), devices=("cuda",)),
-    cross_entropy_case((2, 19, 512, 1024), HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16),
+    cross_entropy_case((2, 19, 512, 1024), peers.HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16),
+    cross_entropy_case(
+        (2, 19, 512, 1024), peers.HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16, layout="channels_last",
+    ),
+    cross_entropy_case((2, 150, 512, 512), peers.HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16),
+    cross_entropy_case((4, 2, 512, 512), peers.HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16),
     cross_entropy_case((16, 19, 512, 1024), dtype=torch.bfloat16, devices=("cuda",)),
     cross_entropy_case((2, 21, 513, 513)),
     cross_entropy_case((4, 2, 512, 512)),
@@ -114,4 +118,7 @@ CASES = [
     probabilities_case((2, 19, 64, 64)),
     focal_loss_case((2, 19, 512, 1024)),
     focal_loss_case((2, 150, 512, 512)),
+    focal_loss_case(
+        (2, 19, 512, 1024), peers.HALF_SPEEDUP, peers.ours_in_float32(focal_loss), dtype=torch.bfloat16,
+    ),
 ]

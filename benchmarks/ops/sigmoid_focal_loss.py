@@ -33,18 +33,18 @@ def sigmoid_focal_loss(input, target):
     return fastseg.ops.sigmoid_focal_loss(input, target, reduction="mean")
 
 
-def case(shape, **options):
+def case(shape, targets=(), more_peers=None, **options):
     return Case(
         "sigmoid_focal_loss", shape, make, sigmoid_focal_loss,
         peers.stock(stock_sigmoid_focal_loss, ("contiguous",))
-        | {"torchvision": peers.TORCHVISION_SIGMOID_FOCAL_LOSS},
-        minimal_bytes, checks.differentiable_within_policy(stock_sigmoid_focal_loss), **options,
+        | {"torchvision": peers.TORCHVISION_SIGMOID_FOCAL_LOSS} | (more_peers or {}),
+        minimal_bytes, checks.differentiable_within_policy(stock_sigmoid_focal_loss), targets=targets, **options,
     )
 
 
 CASES = [
     case((8, 1, 512, 1024)),
-    case((8, 1, 512, 1024), dtype=torch.bfloat16),
+    case((8, 1, 512, 1024), peers.HALF_SPEEDUP, peers.ours_in_float32(sigmoid_focal_loss), dtype=torch.bfloat16),
     case((2, 19, 512, 1024)),
     case((3, 1, 513, 511)),
 ]

@@ -91,7 +91,7 @@ CASES = [
     case("upsample_cross_entropy", (2, 19, 512, 1024), 8, align_corners=True),
     case("upsample_cross_entropy", (2, 19, 512, 1024), 8, layout="channels_last"),
     case(
-        "upsample_cross_entropy", (2, 19, 512, 1024), 8, (Target("speedup", 1.3, "fastseg float32"),),
+        "upsample_cross_entropy", (2, 19, 512, 1024), 8, peers.HALF_SPEEDUP,
         more_peers=FLOAT32, dtype=torch.bfloat16,
     ),
     case("upsample_cross_entropy", (2, 150, 512, 512), 8),

@@ -252,8 +252,14 @@ class BlockRow : BlockRowBase {
       const f32x16 left = simd::load(ends(c)), right = simd::load(ends(c) + kLanes);
       const f32x16 start = left - highest_left_, slope = right - left - slope_of_norm;
       if constexpr (!direct) {
-        simd::store(ends(c), simd::exp_in_range(start + slope * first_fraction));
-        if constexpr (steps > 1) simd::store(ends(c) + kLanes, simd::exp_in_range(slope * problem_.plan.step));
+        const f32x16 first = start + slope * first_fraction, ratio = slope * problem_.plan.step;
+        if (problem_.half_digits) {
+          simd::store(ends(c), simd::exp_to_half_digits(first));
+          if constexpr (steps > 1) simd::store(ends(c) + kLanes, simd::exp_to_half_digits(ratio));
+        } else {
+          simd::store(ends(c), simd::exp_in_range(first));
+          if constexpr (steps > 1) simd::store(ends(c) + kLanes, simd::exp_in_range(ratio));
+        }
       }
       Sequence sequence(*this, c);
       for (int k = 0; k < count(); ++k) {

@@ -69,7 +69,8 @@ Problem make_problem(const Arguments& arguments, Task task) {
   BilinearAxis horizontal(input.size(3), target.size(2), arguments.align_corners, scales ? (*scales)[1] : 0.0);
   Plan plan = make_plan(horizontal);
   Problem problem{task, true, input.size(0), input.size(1), std::move(vertical), std::move(horizontal), std::move(plan),
-                  reader_of(input.scalar_type()), input.const_data_ptr(), strides_of(input),
+                  reader_of(input.scalar_type()), input.const_data_ptr(),
+                  input.scalar_type() != ScalarType::Float, strides_of(input),
                   fastseg::label_view(target, target.numel(), input.size(1), arguments.ignore_index)};
   problem.class_weight = fastseg::dense_values<float>(arguments.weight, problem.classes, "weight");
   problem.pixel_weight = fastseg::dense_values<float>(arguments.pixel_weight, target.numel(), "pixel_weight");

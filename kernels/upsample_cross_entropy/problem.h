@@ -40,6 +40,7 @@ struct Problem {
   // Writes row `row` of image `image`, all classes, to padded[c * stride + x].
   void (*read_row)(const Problem& problem, int64_t image, int64_t row, float* padded, int64_t stride);
   const void* input;  // [N, C, h, w]
+  bool half_digits;   // the input is of a half type
   Strides input_strides;
 
   LabelView labels;                      // [N, H, W]

@@ -103,9 +103,8 @@ FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
 }
 FASTSEG_INLINE f64x16 exp_nonpositive(f64x16 x) { return exp(x); }
 
-  // times 2^floor(y)
-// e^x for x in [-87.3, 88.3] to the digits of the half types, NaN kept: AVX-512 takes fewer terms and steps, and goes on
-// to 0 and inf. Relative error 7e-6, less than a thirtieth of half a unit in such a type's last place.
+// e^x for x in [-87.3, 88.3] to the digits of the half types, NaN kept: AVX-512 takes fewer terms and steps, and goes
+// on to 0 and inf. Relative error 7e-6, less than a thirtieth of half a unit in such a type's last place.
 FASTSEG_INLINE f32x16 exp_to_half_digits(f32x16 x) {
 #if defined(__AVX512DQ__)
   const f32x16 y = x * 1.44269504f;

@@ -87,7 +87,7 @@ class BlockRowBase {
     return simd::mask_bits(nan) != 0;
   }
 
-  FASTSEG_INLINE bool has_label(int64_t c) const { return tile_.lowest <= c && c <= tile_.highest; }
+  FASTSEG_INLINE bool has_label(int64_t c) const { return work_.present.get()[c + 1] != 0; }
   FASTSEG_INLINE i32x16 is_label(int64_t c, int k) const { return tile_.label[k] == static_cast<int32_t>(c); }
 
   // Losses, and the factors that the second pass over the classes needs.
@@ -312,7 +312,11 @@ class BlockRow : BlockRowBase {
         right *= sequence.first;
       }
       if (has_label(c)) subtract_target(c, whole, right);
-      accumulate(c, whole - smooth * weight_of(c), right - smooth_right * weight_of(c));
+      if (problem_.label_smoothing > 0) {
+        whole -= smooth * weight_of(c);
+        right -= smooth_right * weight_of(c);
+      }
+      accumulate(c, whole, right);
     }
   }
 

@@ -84,7 +84,7 @@ struct alignas(64) PixelTile {
   f32x16 dice[kMostSteps];     // sum_c h_c e_c, then the label's extra gradient
   f32x16 inverse[kMostSteps];  // factor that makes exponentials into probabilities (or their gradients)
   i32x16 label[kMostSteps];    // -1 where ignored or no pixel
-  int32_t lowest, highest;     // range of the labels; highest is -1 if there is none
+  bool counts;                 // whether any pixel has a label
 };
 
 // Scratch of one thread. Rows are padded: index q holds source column q - 1.
@@ -95,7 +95,8 @@ struct Workspace {
         logits(2 * kLanes * problem.classes),
         accumulators(wants_gradient(problem.task) ? 4 * kLanes * problem.classes : 0),
         statistics(problem.task == Task::kStatistics ? 2 * kLanes * problem.classes : 0),
-        labels(kBandRows * (problem.width() + 1)) {
+        labels(kBandRows * (problem.width() + 1)),
+        present(problem.classes + 1) {
     const int64_t size = problem.classes * stride;
     std::fill_n(rows.get(), 4 * size, 0.0f);
     upper = rows.get();
@@ -112,6 +113,7 @@ struct Workspace {
   Scratch<float> accumulators;  // [C][4][16]: gradients of the corners: upper left and right, lower left and right
   Scratch<float> statistics;
   Scratch<int32_t> labels;      // [kBandRows][W + 1], the last of a row is -1
+  Scratch<uint8_t> present;     // [1 + C] whether a pixel of the tile has label c - 1
   PixelTile tile;
 
   float* upper;           // [C][stride] source row above the output rows

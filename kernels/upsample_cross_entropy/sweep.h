@@ -2,8 +2,6 @@
 // cell, block by block.
 #pragma once
 
-#include <limits>
-
 #include "block_row.h"
 #include "rows.h"
 
@@ -145,7 +143,7 @@ class Slice {
 
   f32x16 block_row(Workspace& work, const Block& block, int64_t y, int row) {
     load_tile(work, block, y + row, work.labels.get() + row * (problem_.width() + 1));
-    if (work.tile.highest < 0) {
+    if (!work.tile.counts) {
       if (problem_.losses) zero_losses(block, y + row);
       return f32x16{};
     }
@@ -184,24 +182,20 @@ class Slice {
   void load_tile(Workspace& work, const Block& block, int64_t y, const int32_t* labels) {
     PixelTile& tile = work.tile;
     const int steps = problem_.plan.steps;
-    simd::u32x16 lowest = simd::u32x16{} - 1u;
-    i32x16 highest = simd::splat(-1);
+    uint8_t* present = work.present.get() + 1;
+    std::fill_n(present - 1, problem_.classes + 1, uint8_t(0));
+    i32x16 counted{};
     for (int k = 0; k < steps; ++k) {
       alignas(64) int32_t gathered[kLanes];
-      for (int lane = 0; lane < kLanes; ++lane) gathered[lane] = labels[block.pixel[k][lane]];
-      const i32x16 label = simd::load(gathered);
-      tile.label[k] = label;
-      const simd::u32x16 unsigned_label = simd::bit_cast<simd::u32x16>(label);
-      lowest = simd::minimum(lowest, unsigned_label);
-      highest = simd::maximum(highest, label);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        gathered[lane] = labels[block.pixel[k][lane]];
+        present[gathered[lane]] = 1;
+      }
+      tile.label[k] = simd::load(gathered);
+      counted |= tile.label[k] >= 0;
     }
-    tile.lowest = std::numeric_limits<int32_t>::max();
-    tile.highest = -1;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      tile.lowest = static_cast<int32_t>(std::min<uint32_t>(tile.lowest, lowest[lane]));
-      tile.highest = std::max(tile.highest, highest[lane]);
-    }
-    if (tile.highest < 0) return;
+    tile.counts = simd::any(counted);
+    if (!tile.counts) return;
     if (problem_.plain()) {
       const f32x16 weight = simd::splat(problem_.grad_numerator);
       for (int k = 0; k < steps; ++k) {

@@ -347,7 +347,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
                     assert_within_policy(ours, stock, exact)
 
 # bfloat16 gradients are the float32 ones, of shorter exponentials (relative error 7e-6 in numerator and sum), rounded
-# to nearest even; NaN is kept even if its bits would round up to 0
+# to nearest; NaN is kept even if its bits would round up to 0
 nan_of_ones = torch.tensor([0x7fffffff, -1], dtype=torch.int32).view(torch.float32)
 for pixels in (64 * 7, 33 * 13):
     input = (4 * torch.randn(2, 19, pixels)).bfloat16()

@@ -177,7 +177,7 @@ FASTSEG_INLINE void store(uint8_t* to, u8x16 lanes) { detail::write(to, lanes); 
 FASTSEG_INLINE void store(BFloat16* to, f32x16 lanes) { detail::write(to, detail::round_to_bfloat16(lanes)); }
 FASTSEG_INLINE void store(Half* to, f32x16 lanes) { detail::write(to, detail::round_to_half<u16x16>(lanes)); }
 
-// 32 consecutive elements, for half types one line of the cache under AVX-512, where ties of bfloat16 go away from zero.
+// 32 consecutive elements, for half types one line of the cache under AVX-512, where bfloat16's ties go away from zero.
 template <typename scalar_t, typename vector_t>
 FASTSEG_INLINE void store(scalar_t* to, vector_t first, vector_t second) {
   store(to, first);

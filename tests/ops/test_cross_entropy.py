@@ -346,8 +346,9 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 for ours, stock, exact in zip(*results):
                     assert_within_policy(ours, stock, exact)
 
-# bfloat16 gradients are the float32 ones, of shorter exponentials (relative error 7e-6 in numerator and sum), rounded
-# to nearest; NaN is kept even if its bits would round up to 0
+# bfloat16 gradients are the float32 ones rounded to nearest even, at v4 those of shorter exponentials (relative error
+# 7e-6 in numerator and sum) rounded to nearest; NaN is kept even if its bits would round up to 0
+change = 2e-5 if {level!r} == "v4" else 0
 nan_of_ones = torch.tensor([0x7fffffff, -1], dtype=torch.int32).view(torch.float32)
 for pixels in (64 * 7, 33 * 13):
     input = (4 * torch.randn(2, 19, pixels)).bfloat16()
@@ -360,7 +361,7 @@ for pixels in (64 * 7, 33 * 13):
         loss = cross_entropy(leaf, target, pixel_weight=pixel_weight, reduction="sum", backend="cpu")
         gradients.append(torch.autograd.grad(loss, leaf)[0])
     assert gradients[1][0, :, 100:102].isnan().all()
-    below, above = ((gradients[0] * (1 + change)).bfloat16() for change in (-2e-5, 2e-5))
+    below, above = (gradients[0] * (1 - change)).bfloat16(), (gradients[0] * (1 + change)).bfloat16()
     rounded = (gradients[1] == below) | (gradients[1] == above)
     assert (rounded | (gradients[0].isnan() & gradients[1].isnan())).all()
 """

@@ -3,16 +3,10 @@
 
 #include <utility>
 
+#include "fastseg/elementwise.h"
 #include "problem.h"
 
 namespace upsample_cross_entropy {
-
-template <typename scalar_t>
-void widen(const scalar_t* from, float* to, int64_t count) {
-  int64_t i = 0;
-  for (; i + simd::kLanes <= count; i += simd::kLanes) simd::store(to + i, simd::load(from + i));
-  for (; i < count; ++i) to[i] = static_cast<float>(from[i]);
-}
 
 // Row `row` of every class to padded[c * stride + 0 ... w + 1].
 template <typename scalar_t>
@@ -22,7 +16,7 @@ void read_padded_row(const Problem& problem, int64_t image, int64_t row, float* 
   const int64_t width = problem.source_width();
   if (strides.column == 1) {
     for (int64_t c = 0; c < problem.classes; ++c) {
-      widen(from + c * strides.channel, padded + c * stride + 1, width);
+      fastseg::detail::convert<scalar_t>(from, c * strides.channel, static_cast<int>(width), padded + c * stride + 1);
     }
   } else {
     for (int64_t x = 0; x < width; ++x) {

@@ -54,6 +54,27 @@ bool load_labels(const label_t* __restrict__ from, int count, const LabelTest<la
   return out_of_range == 0;
 }
 
+#if defined(__AVX512F__)
+// int64 clamped to int32 first, where classes and an ordinary ignore_index remain what they are and nothing else becomes
+// one of them: comparisons take half as many registers.
+inline bool load_labels(const int64_t* __restrict__ from, int count, const LabelTest<int64_t> test,
+                        int32_t* __restrict__ to) {
+  using simd::i32x16, simd::u32x16;
+  const bool clampable = test.ignored > INT32_MIN && test.ignored < INT32_MAX;
+  const int whole = clampable ? count / kLanes * kLanes : 0;
+  const i32x16 none = simd::splat(int32_t(-1)), ignored = simd::splat(static_cast<int32_t>(test.ignored));
+  const u32x16 last = simd::bit_cast<u32x16>(simd::splat(static_cast<int32_t>(test.last)));
+  i32x16 unknown{};
+  for (int i = 0; i < whole; i += kLanes) {
+    const i32x16 label = simd::saturate(simd::load(from + i));
+    const auto beyond = simd::bit_cast<u32x16>(label) > last;
+    unknown |= simd::keep_where(beyond, label ^ ignored);
+    simd::store(to + i, simd::select(label == ignored, none, simd::select(beyond, none, label)));
+  }
+  return load_labels<int64_t>(from + whole, count - whole, test, to + whole) && !simd::any(unknown != 0);
+}
+#endif
+
 // counted: how many labels are not ignored. At most 255 labels, so that a byte can count them.
 template <typename label_t>
 bool count_labels(const label_t* from, int count, const LabelTest<label_t> test, int64_t& counted) {
@@ -92,6 +113,13 @@ inline bool load_labels(const LabelView& labels, int64_t first, int count, int t
     const int next = tile <= 256 ? count : 0;
     for (int i = 0; i < next; i += 64 / sizeof *from) __builtin_prefetch(from + count + i);
     return detail::load_labels(from, count, {labels.ignore_index, labels.classes}, to);
+  });
+}
+
+// Asks for labels [first, first + count) of the flat map to be brought into the second-level cache.
+inline void prefetch_labels(const LabelView& labels, int64_t first, int64_t count) {
+  detail::with_label_type(labels, [&](const auto* all) {
+    for (int64_t i = first; i < first + count; i += 64 / sizeof *all) __builtin_prefetch(all + i, 0, 2);
   });
 }
 

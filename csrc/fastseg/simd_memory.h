@@ -284,6 +284,15 @@ FASTSEG_INLINE auto reduce_add(vector_t lanes) {
   }
 }
 
+template <typename vector_t>
+FASTSEG_INLINE auto reduce_or(vector_t lanes) {
+  if constexpr (lanes_of<vector_t> == 2) {
+    return lanes[0] | lanes[1];
+  } else {
+    return reduce_or(low_half(lanes) | high_half(lanes));
+  }
+}
+
 // One bit per lane of a comparison's result, lane 0 lowest.
 template <typename mask_t>
 FASTSEG_INLINE uint32_t mask_bits(mask_t mask) {

@@ -279,6 +279,18 @@ FASTSEG_INLINE to_t convert(from_t from) {
   }
 }
 
+// int64 to int32, what does not fit to the nearest that does.
+FASTSEG_INLINE i32x16 saturate(i64x16 lanes) {
+#if defined(__AVX512F__)
+  const auto half = [](half_of<i64x16> lanes) FASTSEG_ALWAYS_INLINE {
+    return bit_cast<half_of<i32x16>>(_mm512_maskz_cvtsepi64_epi32(0xff, bit_cast<__m512i>(lanes)));
+  };
+  return join<i32x16>(half(lanes.low), half(lanes.high));
+#else
+  return convert<i32x16>(lanes);
+#endif
+}
+
 // mask ? chosen : other, for a comparison's result of the same lane width.
 template <typename mask_t, typename vector_t>
 FASTSEG_INLINE vector_t select(mask_t mask, vector_t chosen, vector_t other) {
@@ -303,6 +315,16 @@ FASTSEG_INLINE vector_t maximum(vector_t best, vector_t candidate) {
 template <typename vector_t>
 FASTSEG_INLINE vector_t minimum(vector_t best, vector_t candidate) {
   return select(candidate < best, candidate, best);
+}
+
+// lanes << bits, lane by lane; bits in [0, 31].
+template <typename vector_t>
+FASTSEG_INLINE vector_t shift_left(vector_t lanes, vector_t bits) {
+  if constexpr (is_pair<vector_t>) {
+    return {shift_left(lanes.low, bits.low), shift_left(lanes.high, bits.high)};
+  } else {
+    return lanes << bits;
+  }
 }
 
 // --- what an accumulator type computes in ---

@@ -18,6 +18,7 @@ using fastseg::ceil_divide;
 using simd::f32x16;
 using simd::i32x16;
 using simd::kLanes;
+using simd::u32x16;
 
 constexpr int kMostSteps = 8;
 
@@ -25,6 +26,7 @@ struct alignas(64) Block {
   float fraction[kMostSteps][kLanes];  // of the pixel between the left and right end of its cell
   int32_t pixel[kMostSteps][kLanes];   // output column, or the output width where the lane has no such pixel
   int32_t cell[kLanes];
+  bool full;  // every lane has all its pixels
 };
 
 struct Plan {
@@ -59,6 +61,8 @@ inline Block block_of_cells(const BilinearAxis& axis, int64_t cell, int64_t firs
       }
     }
   }
+  const auto& last = block.pixel[steps - 1];  // a lane that lacks a pixel lacks its last
+  block.full = std::all_of(last, last + kLanes, [&](int32_t pixel) { return pixel < axis.output_size; });
   return block;
 }
 

@@ -40,7 +40,7 @@ struct Problem {
   // Writes row `row` of image `image`, all classes, to padded[c * stride + x].
   void (*read_row)(const Problem& problem, int64_t image, int64_t row, float* padded, int64_t stride);
   const void* input;  // [N, C, h, w]
-  bool half_digits;   // the input is of a half type
+  bool half_digits;   // the input is of a half type: no more digits are needed than such a type holds
   Strides input_strides;
 
   LabelView labels;                      // [N, H, W]
@@ -63,7 +63,12 @@ struct Problem {
   int64_t source_width() const { return horizontal.source_size; }
   int64_t height() const { return vertical.output_size; }
   int64_t width() const { return horizontal.output_size; }
+  int64_t labels_count() const { return images * height() * width(); }
+  float weight_of(int64_t c) const { return class_weight ? class_weight[c] : 1.0f; }
   bool plain() const { return !class_weight && !pixel_weight && !grad_losses && label_smoothing == 0; }
+
+  // A row of labels and room for the lanes of a block that has no pixels there.
+  int64_t label_stride() const { return width() + kMostSteps; }
 
   // Floats of one padded source row of one class: the row between copies of its ends, and room for the last block.
   int64_t row_stride() const {
@@ -76,15 +81,22 @@ struct Problem {
 struct alignas(64) PixelTile {
   f32x16 through[kMostSteps];  // gradient: coefficient of every probability, 0 where ignored
   f32x16 target[kMostSteps];   // gradient: coefficient of the label's one
-  f32x16 target_right[kMostSteps];  // target times the fraction
   f32x16 smooth[kMostSteps];   // gradient: coefficient of the class weights, label smoothing only
   f32x16 sum[kMostSteps];      // of e^(logit - normaliser) over the classes
-  f32x16 picked[kMostSteps];   // logit of the label - normaliser
-  f32x16 norm[kMostSteps];     // normaliser: no smaller than any logit, or close below the largest
+  f32x16 norm[kMostSteps];     // normaliser: no smaller than any logit
   f32x16 dice[kMostSteps];     // sum_c h_c e_c, then the label's extra gradient
   f32x16 inverse[kMostSteps];  // factor that makes exponentials into probabilities (or their gradients)
   i32x16 label[kMostSteps];    // -1 where ignored or no pixel
   bool counts;                 // whether any pixel has a label
+  uint32_t classes_modulo_32;  // a bit for every label % 32,
+  uint32_t class_words;        // and one for every label / 32 % 32
+};
+
+// What the rows of a band share while their exponentials grow from row to row (row_growth.h).
+struct alignas(64) RowGrowth {
+  bool active = false;
+  f32x16 highest[4];   // largest logit at the cells' corners: upper left and right, lower left and right
+  f32x16 weighted[4];  // sum_c w_c logit_c there, label smoothing only
 };
 
 // Scratch of one thread. Rows are padded: index q holds source column q - 1.
@@ -93,10 +105,10 @@ struct Workspace {
       : stride(problem.row_stride()),
         rows(4 * problem.classes * stride),
         logits(2 * kLanes * problem.classes),
+        growth_factors(problem.half_digits ? 2 * kLanes * problem.classes : 0),
         accumulators(wants_gradient(problem.task) ? 4 * kLanes * problem.classes : 0),
         statistics(problem.task == Task::kStatistics ? 2 * kLanes * problem.classes : 0),
-        labels(kBandRows * (problem.width() + 1)),
-        present(problem.classes + 1) {
+        labels(kBandRows * problem.label_stride()) {
     const int64_t size = problem.classes * stride;
     std::fill_n(rows.get(), 4 * size, 0.0f);
     upper = rows.get();
@@ -110,11 +122,12 @@ struct Workspace {
   int64_t stride;
   Scratch<float> rows;
   Scratch<float> logits;        // [C][2][16]: ends of the cells, vertically interpolated; then start and ratio
-  Scratch<float> accumulators;  // [C][4][16]: gradients of the corners: upper left and right, lower left and right
+  Scratch<float> growth_factors;  // [C][2][16]: of start and ratio from one row to the next
+  Scratch<float> accumulators;  // [C][4][16]: gradients of the left and right ends, then the lower row's shares
   Scratch<float> statistics;
-  Scratch<int32_t> labels;      // [kBandRows][W + 1], the last of a row is -1
-  Scratch<uint8_t> present;     // [1 + C] whether a pixel of the tile has label c - 1
+  Scratch<int32_t> labels;      // [kBandRows][label_stride()], -1 behind the row
   PixelTile tile;
+  RowGrowth growth;
 
   float* upper;           // [C][stride] source row above the output rows
   float* lower;           // [C][stride] source row below them

@@ -103,18 +103,27 @@ class Slice {
 
   // `count` output rows from y on, all in the current cell.
   void band(Workspace& work, int64_t y, int count) {
-    const int64_t width = problem_.width();
+    const int width = static_cast<int>(problem_.width()), stride = static_cast<int>(problem_.label_stride());
     for (int row = 0; row < count; ++row) {
-      int32_t* labels = work.labels.get() + row * (width + 1);
+      int32_t* labels = work.labels.get() + row * stride;
       const int64_t first = (image_ * problem_.height() + y + row) * width;
-      labels_in_range_ &=
-          load_labels(problem_.labels, first, static_cast<int>(width), static_cast<int>(width) + 1, labels);
+      labels_in_range_ &= load_labels(problem_.labels, first, width, stride, labels);
       count_labels(work, labels, first);
     }
+    const int64_t next = (image_ * problem_.height() + y + count) * width;  // labels of the next band
+    const int64_t ahead = std::min<int64_t>(count * width, problem_.labels_count() - next);
+    const int64_t share = fastseg::ceil_divide(ahead, problem_.plan.blocks.size());
+    int64_t prefetched = 0;
     for (const Block& block : problem_.plan.blocks) {
+      prefetch_labels(problem_.labels, next + prefetched, std::min(share, ahead - prefetched));
+      prefetched += share;
       if (wants_gradient(problem_.task)) std::fill_n(work.accumulators.get(), 4 * kLanes * problem_.classes, 0.0f);
       f32x16 loss{};
-      for (int row = 0; row < count; ++row) loss += block_row(work, block, y, row);
+      open_growth(problem_, work, block, y, count);
+      for (int row = 0; row < count; ++row) {
+        if (row > 0 && work.growth.active) grow(problem_, work);
+        loss += block_row(work, block, y, row);
+      }
       work.numerator += simd::reduce_add(simd::convert<simd::f64x16>(loss));
       if (wants_gradient(problem_.task)) add_block_gradient(work, block);
     }
@@ -123,26 +132,26 @@ class Slice {
 
   // The denominator of the mean, and the true pixels of each class.
   void count_labels(Workspace& work, const int32_t* labels, int64_t first) {
-    const int64_t width = problem_.width();
+    const int width = static_cast<int>(problem_.width());
     if (problem_.class_weight || problem_.pixel_weight) {
-      for (int64_t x = 0; x < width; ++x) {
+      for (int x = 0; x < width; ++x) {
         if (labels[x] < 0) continue;
         const double weight = problem_.class_weight ? problem_.class_weight[labels[x]] : 1.0;
         work.denominator += weight * (problem_.pixel_weight ? problem_.pixel_weight[first + x] : 1.0f);
       }
     } else {
-      int64_t valid = 0;
-      for (int64_t x = 0; x < width; ++x) valid += labels[x] >= 0;
-      work.denominator += static_cast<double>(valid);
+      int valid = 0;
+      for (int x = 0; x < width; ++x) valid += labels[x] >= 0;
+      work.denominator += valid;
     }
     if (problem_.task != Task::kStatistics) return;
-    for (int64_t x = 0; x < width; ++x) {
+    for (int x = 0; x < width; ++x) {
       if (labels[x] >= 0) work.truth[labels[x]] += 1.0;
     }
   }
 
   f32x16 block_row(Workspace& work, const Block& block, int64_t y, int row) {
-    load_tile(work, block, y + row, work.labels.get() + row * (problem_.width() + 1));
+    load_tile(problem_, block, image_, y + row, work.labels.get() + row * problem_.label_stride(), work.tile);
     if (!work.tile.counts) {
       if (problem_.losses) zero_losses(block, y + row);
       return f32x16{};
@@ -179,55 +188,6 @@ class Slice {
     return run(fastseg::constant<most>());
   }
 
-  void load_tile(Workspace& work, const Block& block, int64_t y, const int32_t* labels) {
-    PixelTile& tile = work.tile;
-    const int steps = problem_.plan.steps;
-    uint8_t* present = work.present.get() + 1;
-    std::fill_n(present - 1, problem_.classes + 1, uint8_t(0));
-    i32x16 counted{};
-    for (int k = 0; k < steps; ++k) {
-      alignas(64) int32_t gathered[kLanes];
-      for (int lane = 0; lane < kLanes; ++lane) {
-        gathered[lane] = labels[block.pixel[k][lane]];
-        present[gathered[lane]] = 1;
-      }
-      tile.label[k] = simd::load(gathered);
-      counted |= tile.label[k] >= 0;
-    }
-    tile.counts = simd::any(counted);
-    if (!tile.counts) return;
-    if (problem_.plain()) {
-      const f32x16 weight = simd::splat(problem_.grad_numerator);
-      for (int k = 0; k < steps; ++k) {
-        tile.target[k] = tile.through[k] = simd::keep_where(tile.label[k] >= 0, weight);
-        tile.smooth[k] = f32x16{};
-      }
-    } else {
-      for (int k = 0; k < steps; ++k) load_weights(tile, block, y, k);
-    }
-  }
-
-  void load_weights(PixelTile& tile, const Block& block, int64_t y, int k) {
-    const int64_t row = image_ * problem_.height() + y;
-    const float smoothing = problem_.label_smoothing;
-    const int64_t* strides = problem_.grad_losses_strides;
-    alignas(64) float target_lanes[kLanes]{}, smooth_lanes[kLanes]{};
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int32_t label = tile.label[k][lane];
-      if (label < 0) continue;
-      const int64_t x = block.pixel[k][lane];
-      float weight = problem_.grad_numerator;
-      if (problem_.pixel_weight) weight *= problem_.pixel_weight[row * problem_.width() + x];
-      if (problem_.grad_losses) weight *= problem_.grad_losses[image_ * strides[0] + y * strides[1] + x * strides[2]];
-      target_lanes[lane] = weight * (1.0f - smoothing) * (problem_.class_weight ? problem_.class_weight[label] : 1.0f);
-      smooth_lanes[lane] = weight * smoothing / static_cast<float>(problem_.classes);
-    }
-    const f32x16 target = simd::load(target_lanes), smooth = simd::load(smooth_lanes);
-    tile.target[k] = target;
-    tile.smooth[k] = smooth;
-    tile.through[k] = target + smooth * problem_.class_weight_sum;
-  }
-
   void zero_losses(const Block& block, int64_t y) {
     float* to = problem_.losses + (image_ * problem_.height() + y) * problem_.width();
     for (int k = 0; k < problem_.plan.steps; ++k) {
@@ -239,19 +199,23 @@ class Slice {
 
   // From the corners of the block's cells to the two source rows.
   void add_block_gradient(Workspace& work, const Block& block) {
-    for (int64_t c = 0; c < problem_.classes; ++c) {
-      const float* corners = work.accumulators.get() + c * 4 * kLanes;
-      float* rows[2] = {work.gradient_upper + c * work.stride, work.gradient_lower + c * work.stride};
-      for (int corner = 0; corner < 4; ++corner) {
-        float* to = rows[corner / 2] + corner % 2;
-        const float* from = corners + corner * kLanes;
-        if (problem_.plan.consecutive) {
-          to += block.cell[0];
-          simd::store(to, simd::load(to) + simd::load(from));
-        } else {
-          for (int lane = 0; lane < kLanes; ++lane) to[block.cell[lane]] += from[lane];
-        }
+    for (int end = 0; end < 2; ++end) {  // the outer loop: the two ends of a class overlap
+      for (int64_t c = 0; c < problem_.classes; ++c) {
+        const float* sums = work.accumulators.get() + (c * 4 + end) * kLanes;
+        const f32x16 whole = simd::load(sums), lower = simd::load(sums + 2 * kLanes);
+        const int64_t line = c * work.stride + end;
+        add_to_cells(block, whole - lower, work.gradient_upper + line);
+        add_to_cells(block, lower, work.gradient_lower + line);
       }
+    }
+  }
+
+  void add_to_cells(const Block& block, f32x16 values, float* to) const {
+    if (problem_.plan.consecutive) {
+      to += block.cell[0];
+      simd::store(to, simd::load(to) + values);
+    } else {
+      for (int lane = 0; lane < kLanes; ++lane) to[block.cell[lane]] += values[lane];
     }
   }
 

@@ -1,0 +1,96 @@
+// Half types: the exponentials of a block from row to row.
+//
+// Inside a cell the upsampled logits are bilinear, and so is their distance to a normaliser that interpolates the largest
+// logits of the cell's four corners. The start e_0 and the ratio q of block_row.h then form geometric sequences in y: two
+// multiplications per class and row take the place of interpolating and of two exponentials. Over the 8 x 8 pixels of a
+// cell the rounding of q's own ratio is amplified up to 49 times, to some 1e-5: nothing in a half type, too much in float.
+#pragma once
+
+#include "problem.h"
+
+namespace upsample_cross_entropy {
+
+constexpr float kLargestGrowth = 44.0f;  // twice this is the largest exponent: e^88 is still a number
+constexpr int kFewestRows = 2;           // with fewer rows there is nothing to be gained
+
+// Four corners of the block's cells: upper left and right, lower left and right.
+struct Corners {
+  f32x16 values[4];
+
+  Corners(const Workspace& work, const Block& block, int64_t c) {
+    const int64_t first = c * work.stride + block.cell[0];
+    for (int i = 0; i < 4; ++i) values[i] = simd::load((i < 2 ? work.upper : work.lower) + first + i % 2);
+  }
+};
+
+// Normalisers of the corners. False if the logits there are too far apart to grow from row to row, or are no numbers.
+inline bool normalise_corners(const Problem& problem, Workspace& work, const Block& block) {
+  f32x16 highest[4], lowest[4], not_finite{};
+  for (int i = 0; i < 4; ++i) {
+    highest[i] = simd::splat(-INFINITY);
+    lowest[i] = simd::splat(INFINITY);
+  }
+  for (int64_t c = 0; c < problem.classes; ++c) {
+    const Corners corners(work, block, c);
+    for (int i = 0; i < 4; ++i) {
+      highest[i] = simd::maximum(highest[i], corners.values[i]);
+      lowest[i] = simd::minimum(lowest[i], corners.values[i]);
+      not_finite += corners.values[i] * 0.0f;
+    }
+  }
+  auto grows = not_finite == f32x16{};
+  for (int i = 0; i < 4; ++i) {
+    grows &= highest[i] - lowest[i] <= simd::splat(kLargestGrowth);
+    work.growth.highest[i] = highest[i];
+  }
+  return simd::mask_bits(grows) == 0xffff;
+}
+
+// Label smoothing: sum_c w_c logit_c at the corners.
+inline void weight_corners(const Problem& problem, Workspace& work, const Block& block) {
+  for (f32x16& weighted : work.growth.weighted) weighted = f32x16{};
+  for (int64_t c = 0; c < problem.classes; ++c) {
+    const Corners corners(work, block, c);
+    for (int i = 0; i < 4; ++i) work.growth.weighted[i] += corners.values[i] * problem.weight_of(c);
+  }
+}
+
+// Start and ratio of every class in output row y, and the factors that lead from there to the rows below it.
+inline void start_growth(const Problem& problem, Workspace& work, const Block& block, int64_t y) {
+  const float step_x = problem.plan.step, step_y = static_cast<float>(problem.vertical.step);
+  const float fraction_y = problem.vertical.fraction[y];
+  const f32x16 fraction_x = simd::load(block.fraction[0]);
+  const f32x16(&highest)[4] = work.growth.highest;
+  for (int64_t c = 0; c < problem.classes; ++c) {
+    const f32x16(&corner)[4] = Corners(work, block, c).values;
+    const f32x16 upper_left = corner[0] - highest[0], upper_right = corner[1] - highest[1];
+    const f32x16 left_slope = corner[2] - highest[2] - upper_left, right_slope = corner[3] - highest[3] - upper_right;
+    const f32x16 left = upper_left + left_slope * fraction_y, right = upper_right + right_slope * fraction_y;
+    float* row = work.logits.get() + c * 2 * kLanes;
+    float* factors = work.growth_factors.get() + c * 2 * kLanes;
+    simd::store(row, simd::exp_in_range(left + (right - left) * fraction_x));
+    simd::store(row + kLanes, simd::exp_in_range((right - left) * step_x));
+    simd::store(factors, simd::exp_in_range((left_slope + (right_slope - left_slope) * fraction_x) * step_y));
+    simd::store(factors + kLanes, simd::exp_in_range((right_slope - left_slope) * (step_x * step_y)));
+  }
+}
+
+// Prepares the `rows` output rows from y on, if they can grow.
+inline void open_growth(const Problem& problem, Workspace& work, const Block& block, int64_t y, int rows) {
+  work.growth.active = problem.half_digits && problem.plan.consecutive && rows >= kFewestRows &&
+                       normalise_corners(problem, work, block);
+  if (!work.growth.active) return;
+  if (problem.label_smoothing > 0) weight_corners(problem, work, block);
+  start_growth(problem, work, block, y);
+}
+
+// To the next row.
+inline void grow(const Problem& problem, Workspace& work) {
+  float* rows = work.logits.get();
+  const float* factors = work.growth_factors.get();
+  for (int64_t i = 0; i < 2 * kLanes * problem.classes; i += kLanes) {
+    simd::store(rows + i, simd::load(rows + i) * simd::load(factors + i));
+  }
+}
+
+}  // namespace upsample_cross_entropy

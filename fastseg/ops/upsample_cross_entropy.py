@@ -21,6 +21,7 @@ from fastseg._bilinear import output_size_and_scales
 from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
 from fastseg._triton import lazy
 from fastseg.kernels.upsample_cross_entropy import reference
+from fastseg.ops._cross_entropy_common import scaled
 from fastseg.ops._dice import check_dice, cross_entropy_dice_of, loss_dtype
 from fastseg.ops.cross_entropy_dice import accumulator
 
@@ -134,11 +135,19 @@ def save_sums(ctx, inputs, output):
     ctx.options = scale_factors, align_corners, ignore_index, label_smoothing
     _, denominator, gradient = output
     ctx.mark_non_differentiable(denominator, gradient)
+    ctx.set_materialize_grads(False)  # no zeros of the gradient's size
     ctx.save_for_backward(*tensors, gradient)
 
 
 def backward_sums(ctx, grad_numerator, _denominator, _gradient):
-    return upsample_cross_entropy_sums_backward(*ctx.saved_tensors, grad_numerator, *ctx.options), *[None] * 8
+    if grad_numerator is None:
+        return (None,) * 9
+    input, *_, gradient = ctx.saved_tensors
+    if gradient.numel() == input.numel() and not torch.is_grad_enabled():
+        grad_input = scaled(gradient, grad_numerator).to(input.dtype)
+    else:
+        grad_input = upsample_cross_entropy_sums_backward(*ctx.saved_tensors, grad_numerator, *ctx.options)
+    return grad_input, *[None] * 8
 
 
 def save_pixels(ctx, inputs, output):

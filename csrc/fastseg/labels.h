@@ -116,13 +116,6 @@ inline bool load_labels(const LabelView& labels, int64_t first, int count, int t
   });
 }
 
-// Asks for labels [first, first + count) of the flat map to be brought into the second-level cache.
-inline void prefetch_labels(const LabelView& labels, int64_t first, int64_t count) {
-  detail::with_label_type(labels, [&](const auto* all) {
-    for (int64_t i = first; i < first + count; i += 64 / sizeof *all) __builtin_prefetch(all + i, 0, 2);
-  });
-}
-
 // Adds to `counted` how many of the labels [first, first + count) are not ignored. False as load_labels().
 inline bool count_labels(const LabelView& labels, int64_t first, int64_t count, int64_t& counted) {
   constexpr int64_t kChunk = 192;

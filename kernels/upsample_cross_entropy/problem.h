@@ -63,7 +63,6 @@ struct Problem {
   int64_t source_width() const { return horizontal.source_size; }
   int64_t height() const { return vertical.output_size; }
   int64_t width() const { return horizontal.output_size; }
-  int64_t labels_count() const { return images * height() * width(); }
   float weight_of(int64_t c) const { return class_weight ? class_weight[c] : 1.0f; }
   bool plain() const { return !class_weight && !pixel_weight && !grad_losses && label_smoothing == 0; }
 

@@ -110,13 +110,7 @@ class Slice {
       labels_in_range_ &= load_labels(problem_.labels, first, width, stride, labels);
       count_labels(work, labels, first);
     }
-    const int64_t next = (image_ * problem_.height() + y + count) * width;  // labels of the next band
-    const int64_t ahead = std::min<int64_t>(count * width, problem_.labels_count() - next);
-    const int64_t share = fastseg::ceil_divide(ahead, problem_.plan.blocks.size());
-    int64_t prefetched = 0;
     for (const Block& block : problem_.plan.blocks) {
-      prefetch_labels(problem_.labels, next + prefetched, std::min(share, ahead - prefetched));
-      prefetched += share;
       if (wants_gradient(problem_.task)) std::fill_n(work.accumulators.get(), 4 * kLanes * problem_.classes, 0.0f);
       f32x16 loss{};
       open_growth(problem_, work, block, y, count);

@@ -126,7 +126,7 @@ class BlockRow : BlockRowBase {
     if (by_pixel) {
       add_pixel_losses<direct>();
     } else {
-      loss_ += sum_weighted_logarithms();
+      loss_ += sum_weighted_logarithms<room>();
     }
     if (by_pixel && task != Task::kGradient) return;
     const bool counts = !direct && problem_.plain();

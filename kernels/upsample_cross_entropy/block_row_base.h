@@ -108,24 +108,26 @@ class BlockRowBase {
 
   // --- the cross-entropy's value ---
 
-  // sum_k through_k ln(sum_k) of the geometric path.
+  // sum_k through_k ln(sum_k) of the geometric path, whose sums are normal numbers.
+  template <int count>
   [[gnu::noinline]] f32x16 sum_weighted_logarithms() const {
-    const int count = problem_.plan.steps;
-    const f32x16 least = simd::splat(1e-9f);  // the product of four is a normal number
-    f32x16 lowest = tile_.sum[0], total{};
-    for (int k = 1; k < count; ++k) lowest = simd::minimum(lowest, tile_.sum[k]);
-    if (!problem_.plain() || simd::any(lowest < least)) {
+    f32x16 total{};
+    if (!problem_.plain()) {
       for (int k = 0; k < count; ++k) total += tile_.through[k] * simd::log_finite(tile_.sum[k]);
       return total;
     }
-    for (int k = 0; k < count; k += 4) {  // all `through` are alike: one logarithm, that of a product
-      f32x16 product = simd::splat(1.0f);
-      for (int i = k; i < std::min(k + 4, count); ++i) {
-        product *= simd::select(tile_.label[i] >= 0, tile_.sum[i], simd::splat(1.0f));
-      }
-      total += simd::log_finite(product);
+    // All `through` are alike: one logarithm, that of a product, whose exponents are summed apart lest it overflow.
+    constexpr uint32_t kOne = 0x3f800000u, kMantissa = 0x007fffffu;
+    f32x16 product = simd::splat(1.0f);
+    u32x16 exponents{};
+    for (int k = 0; k < count; ++k) {
+      const f32x16 sum = simd::select(tile_.label[k] >= 0, tile_.sum[k], simd::splat(1.0f));
+      const u32x16 bits = simd::bit_cast<u32x16>(sum);
+      exponents += bits >> 23;
+      product *= simd::bit_cast<f32x16>((bits & kMantissa) | kOne);
     }
-    return total * problem_.grad_numerator;
+    const i32x16 powers = simd::bit_cast<i32x16>(exponents) - count * static_cast<int32_t>(kOne >> 23);
+    return (simd::log_finite(product) + simd::convert<f32x16>(powers) * 0.693147181f) * problem_.grad_numerator;
   }
 
   // The logits of the labels less their normalisers, for a loss of every pixel.

@@ -145,28 +145,29 @@ class Slice {
   }
 
   f32x16 block_row(Workspace& work, const Block& block, int64_t y, int row) {
-    load_tile(problem_, block, image_, y + row, work.labels.get() + row * problem_.label_stride(), work.tile);
-    if (!work.tile.counts) {
-      if (problem_.losses) zero_losses(block, y + row);
-      return f32x16{};
-    }
-    const float fraction = problem_.vertical.fraction[y + row];
+    const int32_t* labels = work.labels.get() + row * problem_.label_stride();
     switch (problem_.task) {
       case Task::kLoss:
-        return with_steps<Task::kLoss>(work, block, fraction, y + row);
+        return with_steps<Task::kLoss>(work, block, labels, y + row);
       case Task::kGradient:
-        return with_steps<Task::kGradient>(work, block, fraction, y + row);
+        return with_steps<Task::kGradient>(work, block, labels, y + row);
       case Task::kStatistics:
-        return with_steps<Task::kStatistics>(work, block, fraction, y + row);
+        return with_steps<Task::kStatistics>(work, block, labels, y + row);
       default:
-        return with_steps<Task::kStatisticsGradient>(work, block, fraction, y + row);
+        return with_steps<Task::kStatisticsGradient>(work, block, labels, y + row);
     }
   }
 
   template <Task task>
-  f32x16 with_steps(Workspace& work, const Block& block, float fraction, int64_t y) {
+  f32x16 with_steps(Workspace& work, const Block& block, const int32_t* labels, int64_t y) {
     const auto run = [&](auto steps) {
-      BlockRow<decltype(steps)::value, task> row(problem_, work, block, fraction, image_, y);
+      constexpr int kSteps = decltype(steps)::value;
+      load_tile<kSteps>(problem_, block, image_, y, labels, work.tile);
+      if (!work.tile.counts) {
+        if (problem_.losses) zero_losses(block, y);
+        return f32x16{};
+      }
+      BlockRow<kSteps, task> row(problem_, work, block, problem_.vertical.fraction[y], image_, y);
       row.run();
       return row.loss();
     };

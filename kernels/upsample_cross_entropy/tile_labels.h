@@ -8,36 +8,15 @@ namespace upsample_cross_entropy {
 
 namespace detail {
 
-// labels: of the output row, label_stride() of them. The pixels of a lane are neighbours, those of a vector are not.
-inline void load_tile_labels(const Problem& problem, const Block& block, const int32_t* labels, PixelTile& tile) {
-  alignas(64) int32_t lanes[kLanes][kMostSteps], steps[kMostSteps][kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    std::memcpy(lanes[lane], labels + block.pixel[0][lane], sizeof lanes[lane]);
+// steps[k][lane] = lanes[lane][k]
+template <int columns>
+FASTSEG_INLINE void transpose_labels(const int32_t (&lanes)[kLanes][kMostSteps], int32_t (&steps)[kMostSteps][kLanes]) {
+  constexpr int kSquare = fastseg::detail::square_of<int32_t>, kRows = kSquare * fastseg::detail::kSquares;
+  for (int lane = 0; lane < kLanes; lane += kRows) {
+    for (int k = 0; k < columns; k += kSquare) {
+      fastseg::detail::transpose_register<true>(&lanes[lane][k], kMostSteps, &steps[k][lane], kLanes);
+    }
   }
-  const int count = problem.plan.steps, columns = count > kMostSteps / 2 ? kMostSteps : kMostSteps / 2;
-  fastseg::detail::transpose(lanes[0], kMostSteps, steps[0], kLanes, kLanes, columns);
-  const i32x16 none = simd::splat(int32_t(-1)), width = simd::splat(static_cast<int32_t>(problem.width()));
-  for (int k = 0; k < count; ++k) {
-    const i32x16 label = simd::load(steps[k]);
-    tile.label[k] = block.full ? label : simd::select(simd::load(block.pixel[k]) < width, label, none);
-  }
-}
-
-// Which classes occur, by their residues: a few vector operations per vector of labels where a table would take sixteen
-// stores.
-inline void note_classes(const Problem& problem, PixelTile& tile) {
-  const u32x16 one = simd::bit_cast<u32x16>(simd::splat(int32_t(1)));
-  const bool many = problem.classes > 32;
-  u32x16 residues{}, words{};
-  for (int k = 0; k < problem.plan.steps; ++k) {
-    const auto counted = tile.label[k] >= 0;
-    const u32x16 label = simd::bit_cast<u32x16>(tile.label[k]);
-    residues |= simd::keep_where(counted, simd::shift_left(one, label & 31u));
-    if (many) words |= simd::keep_where(counted, simd::shift_left(one, (label >> 5) & 31u));
-  }
-  tile.classes_modulo_32 = simd::reduce_or(residues);
-  tile.class_words = many ? simd::reduce_or(words) : 1;
-  tile.counts = tile.classes_modulo_32 != 0;
 }
 
 inline void load_pixel_weights(const Problem& problem, const Block& block, int64_t image, int64_t y, int k,
@@ -64,19 +43,34 @@ inline void load_pixel_weights(const Problem& problem, const Block& block, int64
 
 }  // namespace detail
 
-// labels: of output row y.
-inline void load_tile(const Problem& problem, const Block& block, int64_t image, int64_t y, const int32_t* labels,
-                      PixelTile& tile) {
-  detail::load_tile_labels(problem, block, labels, tile);
-  detail::note_classes(problem, tile);
-  if (!tile.counts) return;
-  for (int k = 0; k < problem.plan.steps; ++k) {
-    if (problem.plain()) {
-      tile.target[k] = tile.through[k] = simd::keep_where(tile.label[k] >= 0, simd::splat(problem.grad_numerator));
-    } else {
-      detail::load_pixel_weights(problem, block, image, y, k, tile);
-    }
+// Labels and weights of the block in output row y, whose labels are given: label_stride() of them.
+template <int steps>
+[[gnu::noinline]] void load_tile(const Problem& problem, const Block& block, int64_t image, int64_t y,
+                                 const int32_t* labels, PixelTile& tile) {
+  // The pixels of a lane are neighbours, those of a vector are not.
+  alignas(64) int32_t by_lane[kLanes][kMostSteps], by_step[kMostSteps][kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    std::memcpy(by_lane[lane], labels + block.pixel[0][lane], sizeof by_lane[lane]);
   }
+  detail::transpose_labels<(steps > kMostSteps / 2 ? kMostSteps : kMostSteps / 2)>(by_lane, by_step);
+  const i32x16 none = simd::splat(int32_t(-1)), width = simd::splat(static_cast<int32_t>(problem.width()));
+  const u32x16 one = simd::bit_cast<u32x16>(simd::splat(int32_t(1)));
+  u32x16 residues{}, words{};
+  for (int k = 0; k < steps; ++k) {
+    i32x16 label = simd::load(by_step[k]);
+    if (!block.full) label = simd::select(simd::load(block.pixel[k]) < width, label, none);
+    const auto counted = label >= 0;
+    const u32x16 bits = simd::bit_cast<u32x16>(label);
+    residues |= simd::keep_where(counted, simd::shift_left(one, bits & 31u));
+    words |= simd::keep_where(counted, simd::shift_left(one, (bits >> 5) & 31u));
+    tile.label[k] = label;
+    tile.target[k] = tile.through[k] = simd::keep_where(counted, simd::splat(problem.grad_numerator));
+  }
+  tile.classes_modulo_32 = simd::reduce_or(residues);
+  tile.class_words = simd::reduce_or(words);
+  tile.counts = tile.class_words != 0;
+  if (!tile.counts || problem.plain()) return;
+  for (int k = 0; k < steps; ++k) detail::load_pixel_weights(problem, block, image, y, k, tile);
 }
 
 // Calls fn(c) for every class that labels a pixel of the tile, and with more than 32 classes perhaps for others.

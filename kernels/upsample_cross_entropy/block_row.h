@@ -54,7 +54,7 @@ class BlockRow : BlockRowBase {
   static constexpr bool direct = steps == 0;
   static constexpr int room = direct ? kMostSteps : steps;
 
-  FASTSEG_INLINE int count() const { return direct ? problem_.plan.steps : steps; }
+  FASTSEG_INLINE int count() const { return direct ? block_.steps : steps; }
 
   void run_directly() {
     BlockRow<0, task> row(problem_, work_, block_, lower_, image_, row_);

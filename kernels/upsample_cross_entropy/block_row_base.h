@@ -26,29 +26,24 @@ class BlockRowBase {
   FASTSEG_INLINE float* ends(int64_t c) const { return work_.logits.get() + c * 2 * kLanes; }
   FASTSEG_INLINE Ends load_ends(int64_t c) const { return {simd::load(ends(c)), simd::load(ends(c) + kLanes)}; }
 
-  template <bool consecutive>
-  FASTSEG_INLINE f32x16 between(int64_t c, int end) const {
-    const float* above = work_.upper + c * work_.stride + end;
-    const float* below = work_.lower + c * work_.stride + end;
-    if constexpr (consecutive) {
-      return simd::load(above + block_.cell[0]) * upper_ + simd::load(below + block_.cell[0]) * lower_;
-    } else {
-      const i32x16 cell = simd::load(block_.cell);
-      return simd::gather(above, cell) * upper_ + simd::gather(below, cell) * lower_;
-    }
+  template <Cells cells>
+  FASTSEG_INLINE Ends between(int64_t c) const {
+    const float* above = work_.upper + c * work_.stride;
+    const float* below = work_.lower + c * work_.stride;
+    return {read_row<cells>(block_, above) * upper_ + read_row<cells>(block_, below) * lower_,
+            read_row<cells>(block_, above + 1) * upper_ + read_row<cells>(block_, below + 1) * lower_};
   }
   FASTSEG_INLINE Ends between(int64_t c) const {
-    if (problem_.plan.consecutive) return {between<true>(c, 0), between<true>(c, 1)};
-    return {between<false>(c, 0), between<false>(c, 1)};
+    return with_cells(block_, [&](auto cells) FASTSEG_ALWAYS_INLINE { return between<cells>(c); });
   }
 
   // Reads the ends of the cells. False if their logits cannot take the geometric path.
-  template <bool consecutive>
+  template <Cells cells>
   [[gnu::noinline]] bool read_cells() {
     f32x16 highest_left = simd::splat(-INFINITY), highest_right = highest_left;
     f32x16 lowest_left = simd::splat(INFINITY), lowest_right = lowest_left;
     for (int64_t c = 0; c < classes_; ++c) {
-      const f32x16 left = between<consecutive>(c, 0), right = between<consecutive>(c, 1);
+      const auto [left, right] = between<cells>(c);
       simd::store(ends(c), left);
       simd::store(ends(c) + kLanes, right);
       highest_left = simd::maximum(highest_left, left);
@@ -62,7 +57,9 @@ class BlockRowBase {
     const auto narrow = (highest_left - lowest_left <= spread) & (highest_right - lowest_right <= spread);
     return simd::mask_bits(narrow) == 0xffff;
   }
-  bool read_cells() { return problem_.plan.consecutive ? read_cells<true>() : read_cells<false>(); }
+  bool read_cells() {
+    return with_cells(block_, [&](auto cells) { return read_cells<cells>(); });
+  }
 
   // Label smoothing: sum_c w_c logit_c at both ends.
   [[gnu::noinline]] void sum_weighted_logits() {
@@ -89,10 +86,10 @@ class BlockRowBase {
 
   // The direct path's normaliser: the pixel's largest logit.
   [[gnu::noinline]] void find_maximum() {
-    for (int k = 0; k < problem_.plan.steps; ++k) tile_.norm[k] = simd::splat(-INFINITY);
+    for (int k = 0; k < block_.steps; ++k) tile_.norm[k] = simd::splat(-INFINITY);
     for (int64_t c = 0; c < classes_; ++c) {
       const Ends logits = load_ends(c);
-      for (int k = 0; k < problem_.plan.steps; ++k) {
+      for (int k = 0; k < block_.steps; ++k) {
         tile_.norm[k] = simd::maximum(tile_.norm[k], interpolate(logits, k));
       }
     }
@@ -100,7 +97,7 @@ class BlockRowBase {
 
   [[gnu::noinline]] bool has_nan() const {
     f32x16 total{};
-    for (int k = 0; k < problem_.plan.steps; ++k) total += tile_.sum[k];
+    for (int k = 0; k < block_.steps; ++k) total += tile_.sum[k];
     return simd::any(total != total);
   }
 
@@ -137,7 +134,7 @@ class BlockRowBase {
     for_each_label(problem_, tile_, [&](int64_t c) {
       Ends logits = between(c);
       if constexpr (!direct) logits = {logits.left - highest_.left, logits.right - highest_.right};
-      for (int k = 0; k < problem_.plan.steps; ++k) {
+      for (int k = 0; k < block_.steps; ++k) {
         f32x16 shifted = interpolate(logits, k);
         if constexpr (direct) shifted -= tile_.norm[k];
         picked[k] = simd::select(is_label(c, k), shifted, picked[k]);
@@ -149,7 +146,7 @@ class BlockRowBase {
   [[gnu::noinline]] void add_pixel_losses() {
     f32x16 picked[kMostSteps];
     pick_label_logits<direct>(picked);
-    for (int k = 0; k < problem_.plan.steps; ++k) {
+    for (int k = 0; k < block_.steps; ++k) {
       f32x16 loss = tile_.through[k] * simd::log(tile_.sum[k]) - tile_.target[k] * picked[k];
       if (problem_.label_smoothing > 0) {
         const f32x16 norm = direct ? tile_.norm[k] : interpolate(highest_, k);
@@ -185,7 +182,7 @@ class BlockRowBase {
   // Label smoothing: w_c smooth of every class.
   [[gnu::noinline]] void subtract_smoothing() {
     f32x16 whole{}, right{};
-    for (int k = 0; k < problem_.plan.steps; ++k) {
+    for (int k = 0; k < block_.steps; ++k) {
       whole += tile_.smooth[k];
       right += tile_.smooth[k] * fraction(k);
     }

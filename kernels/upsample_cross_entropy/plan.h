@@ -2,7 +2,8 @@
 //
 // A lane is a source cell (see bilinear.h) and k counts output pixels inside the cell: along k the logits of a lane are
 // linear. A cell with more than kMostSteps pixels is cut into several blocks. When the output is so much smaller than
-// the source that most cells hold no pixel, a lane is one pixel with whatever cell it lies in.
+// the source that most cells hold no pixel, a lane is one pixel with whatever cell it lies in; so are the few pixels of a
+// row's last cells, where a block of cells would leave most lanes empty.
 #pragma once
 
 #include <vector>
@@ -22,31 +23,41 @@ using simd::u32x16;
 
 constexpr int kMostSteps = 8;
 
+enum class Cells {
+  neighbours,  // cell[0], cell[0] + 1, ...
+  close,       // within 16 of cell[0]
+  anywhere,
+};
+
 struct alignas(64) Block {
   float fraction[kMostSteps][kLanes];  // of the pixel between the left and right end of its cell
   int32_t pixel[kMostSteps][kLanes];   // output column, or the output width where the lane has no such pixel
   int32_t cell[kLanes];
+  Cells cells;
+  int steps;  // pixels per lane, 1 to kMostSteps
+  int lanes;  // that have pixels
   bool full;  // every lane has all its pixels
 };
 
 struct Plan {
   std::vector<Block> blocks;
-  int steps;         // pixels per lane and block, 1 to kMostSteps
-  bool consecutive;  // the cells of a block are cell[0], cell[0] + 1, ...
-  float step;        // growth of the fraction from one pixel of a cell to the next
+  float step;  // growth of the fraction from one pixel of a cell to the next
 };
 
 namespace detail {
 
-inline Block empty_block(const BilinearAxis& axis) {
+inline Block empty_block(const BilinearAxis& axis, Cells cells, int steps, int64_t lanes) {
   Block block{};
+  block.cells = cells;
+  block.steps = steps;
+  block.lanes = static_cast<int>(lanes);
   for (auto& lanes : block.pixel) std::fill(lanes, lanes + kLanes, static_cast<int32_t>(axis.output_size));
   return block;
 }
 
 // Pixels [first, first + steps) of the cells [cell, cell + 16), first counted from each cell's own first pixel.
 inline Block block_of_cells(const BilinearAxis& axis, int64_t cell, int64_t first, int steps) {
-  Block block = empty_block(axis);
+  Block block = empty_block(axis, Cells::neighbours, steps, kLanes);
   for (int lane = 0; lane < kLanes; ++lane) {
     const int64_t q = cell + lane;
     block.cell[lane] = static_cast<int32_t>(q);
@@ -66,14 +77,16 @@ inline Block block_of_cells(const BilinearAxis& axis, int64_t cell, int64_t firs
   return block;
 }
 
-inline Block block_of_pixels(const BilinearAxis& axis, int64_t first) {
-  Block block = empty_block(axis);
-  for (int lane = 0; lane < kLanes && first + lane < axis.output_size; ++lane) {
+inline Block block_of_pixels(const BilinearAxis& axis, int64_t first, Cells cells) {
+  Block block = empty_block(axis, cells, 1, std::min<int64_t>(kLanes, axis.output_size - first));
+  std::fill_n(block.cell, kLanes, axis.cell[first]);
+  for (int lane = 0; lane < block.lanes; ++lane) {
     const int64_t pixel = first + lane;
     block.cell[lane] = axis.cell[pixel];
     block.fraction[0][lane] = axis.fraction[pixel];
     block.pixel[0][lane] = static_cast<int32_t>(pixel);
   }
+  block.full = block.lanes == kLanes;
   return block;
 }
 
@@ -84,19 +97,22 @@ inline Plan make_plan(const BilinearAxis& axis) {
   Plan plan;
   plan.step = static_cast<float>(axis.step);
   const int64_t first_cell = axis.cell.front(), cells = axis.cell.back() + 1 - first_cell;
-  plan.consecutive = cells <= kSparse * axis.output_size;
-  if (!plan.consecutive) {
-    plan.steps = 1;
+  if (cells > kSparse * axis.output_size) {
     for (int64_t pixel = 0; pixel < axis.output_size; pixel += kLanes) {
-      plan.blocks.push_back(detail::block_of_pixels(axis, pixel));
+      plan.blocks.push_back(detail::block_of_pixels(axis, pixel, Cells::anywhere));
     }
     return plan;
   }
   const int64_t largest = axis.largest_cell(), pieces = ceil_divide(largest, kMostSteps);
-  plan.steps = static_cast<int>(ceil_divide(largest, pieces));
+  const int steps = static_cast<int>(ceil_divide(largest, pieces));
   for (int64_t cell = first_cell; cell < first_cell + cells; cell += kLanes) {
+    const int64_t pixel = axis.first[cell];
+    if (steps > 1 && first_cell + cells - cell < kLanes && axis.output_size - pixel <= kLanes) {
+      plan.blocks.push_back(detail::block_of_pixels(axis, pixel, Cells::close));
+      continue;
+    }
     for (int64_t piece = 0; piece < pieces; ++piece) {
-      plan.blocks.push_back(detail::block_of_cells(axis, cell, piece * plan.steps, plan.steps));
+      plan.blocks.push_back(detail::block_of_cells(axis, cell, piece * steps, steps));
     }
   }
   return plan;

@@ -138,4 +138,21 @@ struct Workspace {
   std::vector<double> truth;  // [C] pixels of the current image, Dice only
 };
 
+// fn(integral constant of the block's kind of cells)
+template <typename Function>
+FASTSEG_INLINE auto with_cells(const Block& block, const Function& fn) {
+  if (block.cells == Cells::neighbours) return fn(std::integral_constant<Cells, Cells::neighbours>());
+  if (block.cells == Cells::close) return fn(std::integral_constant<Cells, Cells::close>());
+  return fn(std::integral_constant<Cells, Cells::anywhere>());
+}
+
+// row[cell] for the block's cells.
+template <Cells cells>
+FASTSEG_INLINE f32x16 read_row(const Block& block, const float* row) {
+  if constexpr (cells == Cells::neighbours) return simd::load(row + block.cell[0]);
+  const i32x16 cell = simd::load(block.cell);
+  if constexpr (cells == Cells::anywhere) return simd::gather(row, cell);
+  return simd::permute(row + block.cell[0], cell - block.cell[0]);
+}
+
 }  // namespace upsample_cross_entropy

@@ -18,8 +18,11 @@ struct Corners {
   f32x16 values[4];
 
   Corners(const Workspace& work, const Block& block, int64_t c) {
-    const int64_t first = c * work.stride + block.cell[0];
-    for (int i = 0; i < 4; ++i) values[i] = simd::load((i < 2 ? work.upper : work.lower) + first + i % 2);
+    with_cells(block, [&](auto cells) FASTSEG_ALWAYS_INLINE {
+      for (int i = 0; i < 4; ++i) {
+        values[i] = read_row<cells>(block, (i < 2 ? work.upper : work.lower) + c * work.stride + i % 2);
+      }
+    });
   }
 };
 
@@ -77,7 +80,7 @@ inline void start_growth(const Problem& problem, Workspace& work, const Block& b
 
 // Prepares the `rows` output rows from y on, if they can grow.
 inline void open_growth(const Problem& problem, Workspace& work, const Block& block, int64_t y, int rows) {
-  work.growth.active = problem.half_digits && problem.plan.consecutive && rows >= kFewestRows &&
+  work.growth.active = problem.half_digits && rows >= kFewestRows &&
                        normalise_corners(problem, work, block);
   if (!work.growth.active) return;
   if (problem.label_smoothing > 0) weight_corners(problem, work, block);

@@ -171,21 +171,21 @@ class Slice {
       row.run();
       return row.loss();
     };
-    return dispatch_steps<kMostSteps>(run);
+    return dispatch_steps<kMostSteps>(block.steps, run);
   }
 
-  // run(integral constant of the plan's steps)
+  // run(integral constant of `steps`)
   template <int most, typename Run>
-  f32x16 dispatch_steps(const Run& run) {
+  f32x16 dispatch_steps(int steps, const Run& run) {
     if constexpr (most > 1) {
-      if (problem_.plan.steps < most) return dispatch_steps<most - 1>(run);
+      if (steps < most) return dispatch_steps<most - 1>(steps, run);
     }
     return run(fastseg::constant<most>());
   }
 
   void zero_losses(const Block& block, int64_t y) {
     float* to = problem_.losses + (image_ * problem_.height() + y) * problem_.width();
-    for (int k = 0; k < problem_.plan.steps; ++k) {
+    for (int k = 0; k < block.steps; ++k) {
       for (int32_t pixel : block.pixel[k]) {
         if (pixel < problem_.width()) to[pixel] = 0.0f;
       }
@@ -206,11 +206,11 @@ class Slice {
   }
 
   void add_to_cells(const Block& block, f32x16 values, float* to) const {
-    if (problem_.plan.consecutive) {
+    if (block.cells == Cells::neighbours) {
       to += block.cell[0];
       simd::store(to, simd::load(to) + values);
     } else {
-      for (int lane = 0; lane < kLanes; ++lane) to[block.cell[lane]] += values[lane];
+      for (int lane = 0; lane < block.lanes; ++lane) to[block.cell[lane]] += values[lane];
     }
   }
 

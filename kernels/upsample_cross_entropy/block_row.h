@@ -191,26 +191,27 @@ class BlockRow : BlockRowBase {
     return {(pixels - right) * problem_.grad_numerator, right * problem_.grad_numerator};
   }
 
-  // Dice: sums of p^2 or p, and of the label's p.
+  // Dice: sums of p^2 or p, and of the label's p and pixels.
   void statistics() {
     for (int64_t c = 0; c < classes_; ++c) {
-      float* to = work_.prediction + c * kLanes;
-      f32x16 total = simd::load(to);
+      f32x16 prediction{};
       Sequence sequence(*this, c);
       for (int k = 0; k < count(); ++k) {
         const f32x16 probability = sequence.at(*this, k) * tile_.inverse[k];
-        total += problem_.squared ? probability * probability : probability;
+        prediction += problem_.squared ? probability * probability : probability;
       }
-      simd::store(to, total);
+      add(work_.prediction + c * kLanes, prediction);
     }
     for_each_label(problem_, tile_, [&](int64_t c) {
-      float* to = work_.intersection + c * kLanes;
-      f32x16 total = simd::load(to);
+      f32x16 intersection{}, truth{};
       Sequence sequence(*this, c);
       for (int k = 0; k < count(); ++k) {
-        total += simd::keep_where(is_label(c, k), sequence.at(*this, k) * tile_.inverse[k]);
+        const auto labelled = is_label(c, k);
+        intersection += simd::keep_where(labelled, sequence.at(*this, k) * tile_.inverse[k]);
+        truth += simd::keep_where(labelled, simd::splat(1.0f));
       }
-      simd::store(to, total);
+      add(work_.intersection + c * kLanes, intersection);
+      add(work_.truth + c * kLanes, truth);
     });
   }
 

@@ -170,13 +170,15 @@ class BlockRowBase {
 
   // --- gradients ---
 
+  FASTSEG_INLINE static void add(float* to, f32x16 lanes) { simd::store(to, simd::load(to) + lanes); }
+
   // Adds gradients of the ends of the cells.
   FASTSEG_INLINE void accumulate(int64_t c, f32x16 left, f32x16 right) {
     float* to = work_.accumulators.get() + c * 4 * kLanes;
-    simd::store(to, simd::load(to) + left);
-    simd::store(to + kLanes, simd::load(to + kLanes) + right);
-    simd::store(to + 2 * kLanes, simd::load(to + 2 * kLanes) + left * lower_);
-    simd::store(to + 3 * kLanes, simd::load(to + 3 * kLanes) + right * lower_);
+    add(to, left);
+    add(to + kLanes, right);
+    add(to + 2 * kLanes, left * lower_);
+    add(to + 3 * kLanes, right * lower_);
   }
 
   // Label smoothing: w_c smooth of every class.

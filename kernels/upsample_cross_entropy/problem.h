@@ -106,7 +106,7 @@ struct Workspace {
         logits(2 * kLanes * problem.classes),
         growth_factors(problem.half_digits ? 2 * kLanes * problem.classes : 0),
         accumulators(wants_gradient(problem.task) ? 4 * kLanes * problem.classes : 0),
-        statistics(problem.task == Task::kStatistics ? 2 * kLanes * problem.classes : 0),
+        statistics(problem.task == Task::kStatistics ? 3 * kLanes * problem.classes : 0),
         labels(kBandRows * problem.label_stride()) {
     const int64_t size = problem.classes * stride;
     std::fill_n(rows.get(), 4 * size, 0.0f);
@@ -116,6 +116,7 @@ struct Workspace {
     gradient_lower = gradient_upper + size;
     intersection = statistics.get();
     prediction = intersection + kLanes * problem.classes;
+    truth = prediction + kLanes * problem.classes;
   }
 
   int64_t stride;
@@ -134,8 +135,8 @@ struct Workspace {
   float* gradient_lower;  // [C][stride]
   float* intersection;    // [C][16] sum of p y
   float* prediction;      // [C][16] sum of p^2 or p
+  float* truth;           // [C][16] pixels
   double numerator = 0, denominator = 0;
-  std::vector<double> truth;  // [C] pixels of the current image, Dice only
 };
 
 // fn(integral constant of the block's kind of cells)

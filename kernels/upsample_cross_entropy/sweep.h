@@ -36,7 +36,6 @@ class Slice {
       row += count;
     }
     leave(work, false);
-    leave_image(work);
     numerator_ = work.numerator;
     denominator_ = work.denominator;
   }
@@ -53,7 +52,6 @@ class Slice {
   void move_to(Workspace& work, int64_t image, int64_t cell) {
     const bool adjacent = image == image_ && cell == cell_ + 1;
     leave(work, adjacent);
-    if (image != image_) leave_image(work);
     if (image != image_ && problem_.task == Task::kStatistics) enter_image(work, image);
     read_rows(problem_, work, image, cell, adjacent);
     image_ = image;
@@ -79,22 +77,14 @@ class Slice {
 
   void enter_image(Workspace& work, int64_t image) {
     if (statistics_.empty()) statistics_offset_ = image * 3 * problem_.classes;
-    std::fill_n(work.intersection, 2 * kLanes * problem_.classes, 0.0f);
-    work.truth.assign(problem_.classes, 0.0);
+    std::fill_n(work.intersection, 3 * kLanes * problem_.classes, 0.0f);
     statistics_.resize(statistics_.size() + 3 * problem_.classes, 0.0);
-  }
-
-  void leave_image(Workspace& work) {
-    if (image_ < 0 || problem_.task != Task::kStatistics) return;
-    collect_statistics(work);
-    double* to = statistics_.data() + statistics_.size() - problem_.classes;
-    std::copy(work.truth.begin(), work.truth.end(), to);
   }
 
   // Moves the single-precision sums of the lanes to the double-precision ones of the image.
   void collect_statistics(Workspace& work) {
     double* to = statistics_.data() + statistics_.size() - 3 * problem_.classes;
-    for (int64_t i = 0; i < 2 * problem_.classes; ++i) {
+    for (int64_t i = 0; i < 3 * problem_.classes; ++i) {
       const f32x16 lanes = simd::load(work.intersection + i * kLanes);
       to[i] += simd::reduce_add(simd::convert<simd::f64x16>(lanes));
       simd::store(work.intersection + i * kLanes, f32x16{});
@@ -124,7 +114,7 @@ class Slice {
     if (problem_.task == Task::kStatistics) collect_statistics(work);
   }
 
-  // The denominator of the mean, and the true pixels of each class.
+  // The denominator of the mean.
   void count_labels(Workspace& work, const int32_t* labels, int64_t first) {
     const int width = static_cast<int>(problem_.width());
     if (problem_.class_weight || problem_.pixel_weight) {
@@ -137,10 +127,6 @@ class Slice {
       int valid = 0;
       for (int x = 0; x < width; ++x) valid += labels[x] >= 0;
       work.denominator += valid;
-    }
-    if (problem_.task != Task::kStatistics) return;
-    for (int x = 0; x < width; ++x) {
-      if (labels[x] >= 0) work.truth[labels[x]] += 1.0;
     }
   }
 

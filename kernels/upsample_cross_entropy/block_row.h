@@ -91,12 +91,41 @@ class BlockRow : BlockRowBase {
     }
   };
 
+  // sum_k coefficients[k] x^k by Horner's rule.
+  FASTSEG_INLINE static f32x16 polynomial(const f32x16 (&coefficients)[room], f32x16 x) {
+    f32x16 value = coefficients[room - 1];
+    for (int k = room - 2; k >= 0; --k) value = value * x + coefficients[k];
+    return value;
+  }
+
+  // Dice: where e_k^2 (or, not squared, e_k) is needed and forms a geometric sequence that stays within float.
+  FASTSEG_INLINE bool has_terms() const { return !direct && (squares_fit_ || !problem_.squared); }
+  struct Terms {
+    f32x16 first, ratio;
+
+    FASTSEG_INLINE Terms(const BlockRow& row, const Sequence& sequence) : first(sequence.first), ratio(sequence.second) {
+      if (!row.problem_.squared) return;
+      first *= first;
+      ratio *= ratio;
+    }
+  };
+
   // sum and, for the Dice gradient, dice = sum_c h_c e_c (or h_c e_c^2).
   void sum_exponentials() {
     f32x16 sum[room], dice[room];
     for (int k = 0; k < room; ++k) sum[k] = dice[k] = f32x16{};  // (GCC zeroes whole arrays in memory)
     for (int64_t c = 0; c < classes_; ++c) {
       Sequence sequence(*this, c);
+      if (task == Task::kStatisticsGradient && has_terms()) {
+        Terms terms(*this, sequence);
+        terms.first *= problem_.grad_prediction[image_ * classes_ + c];
+        for (int k = 0; k < count(); ++k) {
+          sum[k] += sequence.at(*this, k);
+          dice[k] += terms.first;
+          terms.first *= terms.ratio;
+        }
+        continue;
+      }
       for (int k = 0; k < count(); ++k) {
         const f32x16 exponential = sequence.at(*this, k);
         sum[k] += exponential;
@@ -167,15 +196,9 @@ class BlockRow : BlockRowBase {
           whole += exponential * inverse[k];
           right += exponential * inverse_right[k];
         }
-      } else {  // Horner's rule in the ratio
-        whole = inverse[room - 1];
-        right = inverse_right[room - 1];
-        for (int k = room - 2; k >= 0; --k) {
-          whole = whole * sequence.second + inverse[k];
-          right = right * sequence.second + inverse_right[k];
-        }
-        whole *= sequence.first;
-        right *= sequence.first;
+      } else {
+        whole = sequence.first * polynomial(inverse, sequence.second);
+        right = sequence.first * polynomial(inverse_right, sequence.second);
       }
       accumulate(c, whole - right, right);
     }
@@ -193,9 +216,16 @@ class BlockRow : BlockRowBase {
 
   // Dice: sums of p^2 or p, and of the label's p and pixels.
   void statistics() {
+    f32x16 scale[room];
+    for (int k = 0; k < count(); ++k) scale[k] = scale_of_terms(k);
     for (int64_t c = 0; c < classes_; ++c) {
       f32x16 prediction{};
       Sequence sequence(*this, c);
+      if (has_terms()) {
+        const Terms terms(*this, sequence);
+        add(work_.prediction + c * kLanes, terms.first * polynomial(scale, terms.ratio));
+        continue;
+      }
       for (int k = 0; k < count(); ++k) {
         const f32x16 probability = sequence.at(*this, k) * tile_.inverse[k];
         prediction += problem_.squared ? probability * probability : probability;
@@ -218,10 +248,26 @@ class BlockRow : BlockRowBase {
   // p (h_c p + through) + [c = label] dice, without the inner p when not squared.
   void statistics_gradient() {
     combine_dice();
+    f32x16 scale[room], scale_right[room], through[room], through_right[room];
+    for (int k = 0; k < count(); ++k) {
+      scale[k] = scale_of_terms(k);
+      scale_right[k] = scale[k] * fraction(k);
+      through[k] = tile_.through[k] * tile_.inverse[k];
+      through_right[k] = through[k] * fraction(k);
+    }
     for (int64_t c = 0; c < classes_; ++c) {
       const float factor = problem_.grad_prediction[image_ * classes_ + c];
       f32x16 whole{}, right{};
       Sequence sequence(*this, c);
+      if (has_terms()) {
+        const Terms terms(*this, sequence);
+        const f32x16 first = terms.first * factor;
+        whole = first * polynomial(scale, terms.ratio) + sequence.first * polynomial(through, sequence.second);
+        right = first * polynomial(scale_right, terms.ratio) +
+                sequence.first * polynomial(through_right, sequence.second);
+        accumulate(c, whole - right, right);
+        continue;
+      }
       for (int k = 0; k < count(); ++k) {
         const f32x16 probability = sequence.at(*this, k) * tile_.inverse[k];
         const f32x16 inner = problem_.squared ? probability * factor : simd::splat(factor);
@@ -237,6 +283,11 @@ class BlockRow : BlockRowBase {
     });
   }
 
+  // What makes e_k^2 (or e_k) a p_k^2 (or p_k).
+  FASTSEG_INLINE f32x16 scale_of_terms(int k) const {
+    return problem_.squared ? tile_.inverse[k] * tile_.inverse[k] : tile_.inverse[k];
+  }
+
   // through and dice of the formula above.
   void combine_dice() {
     f32x16 own[room];  // dI_c p_c of the label
@@ -250,9 +301,8 @@ class BlockRow : BlockRowBase {
     });
     for (int k = 0; k < count(); ++k) {
       const auto valid = tile_.label[k] >= 0;
-      const f32x16 inverse = tile_.inverse[k], of_label = own[k] * inverse;
-      const f32x16 scale = problem_.squared ? inverse * inverse : inverse;
-      tile_.through[k] = simd::keep_where(valid, tile_.through[k] - tile_.dice[k] * scale - of_label);
+      const f32x16 of_label = own[k] * tile_.inverse[k];
+      tile_.through[k] = simd::keep_where(valid, tile_.through[k] - tile_.dice[k] * scale_of_terms(k) - of_label);
       tile_.dice[k] = simd::keep_where(valid, of_label - tile_.target[k]);
     }
   }

@@ -53,9 +53,12 @@ class BlockRowBase {
     }
     highest_ = Ends{highest_left, highest_right};
     if (problem_.label_smoothing > 0) sum_weighted_logits();
-    const f32x16 spread = simd::splat(kLargestSpread);
-    const auto narrow = (highest_left - lowest_left <= spread) & (highest_right - lowest_right <= spread);
-    return simd::mask_bits(narrow) == 0xffff;
+    const auto within = [&](float spread) {
+      const f32x16 most = simd::splat(spread);
+      return simd::mask_bits((highest_left - lowest_left <= most) & (highest_right - lowest_right <= most)) == 0xffff;
+    };
+    squares_fit_ = within(kLargestGrowth);
+    return squares_fit_ || within(kLargestSpread);
   }
   bool read_cells() {
     return with_cells(block_, [&](auto cells) { return read_cells<cells>(); });
@@ -203,6 +206,7 @@ class BlockRowBase {
   int64_t classes_;
   Ends highest_, weighted_;  // of the logits, and with label smoothing sum_c w_c logit_c
   f32x16 loss_{};
+  bool squares_fit_ = true;  // whether e_k^2 / e_0^2 is a number
 };
 
 }  // namespace upsample_cross_entropy

@@ -10,7 +10,7 @@
 
 namespace upsample_cross_entropy {
 
-constexpr float kLargestGrowth = 44.0f;  // twice this is the largest exponent: e^88 is still a number
+constexpr float kLargestGrowth = 42.0f;  // twice this is the largest exponent: e^84 times a few is still a number
 constexpr int kFewestRows = 2;           // with fewer rows there is nothing to be gained
 
 // Four corners of the block's cells: upper left and right, lower left and right.

@@ -1,9 +1,10 @@
 // Half types: the exponentials of a block from row to row.
 //
-// Inside a cell the upsampled logits are bilinear, and so is their distance to a normaliser that interpolates the largest
-// logits of the cell's four corners. The start e_0 and the ratio q of block_row.h then form geometric sequences in y: two
-// multiplications per class and row take the place of interpolating and of two exponentials. Over the 8 x 8 pixels of a
-// cell the rounding of q's own ratio is amplified up to 49 times, to some 1e-5: nothing in a half type, too much in float.
+// Inside a cell the upsampled logits are bilinear, and so is their distance to a normaliser that interpolates the
+// largest logits of the cell's four corners. The start e_0 and the ratio q of block_row.h then form geometric sequences
+// in y: two multiplications per class and row take the place of interpolating and of two exponentials. Over the 8 x 8
+// pixels of a cell the rounding of q's own ratio is amplified up to 49 times. That is nothing in a half type; in float it
+// would break the tolerance policy.
 #pragma once
 
 #include "problem.h"
@@ -80,8 +81,7 @@ inline void start_growth(const Problem& problem, Workspace& work, const Block& b
 
 // Prepares the `rows` output rows from y on, if they can grow.
 inline void open_growth(const Problem& problem, Workspace& work, const Block& block, int64_t y, int rows) {
-  work.growth.active = problem.half_digits && rows >= kFewestRows &&
-                       normalise_corners(problem, work, block);
+  work.growth.active = problem.half_digits && rows >= kFewestRows && normalise_corners(problem, work, block);
   if (!work.growth.active) return;
   if (problem.label_smoothing > 0) weight_corners(problem, work, block);
   start_growth(problem, work, block, y);

@@ -114,7 +114,7 @@ CONTRACTS = [
 ]
 
 
-def _check(function, stock, input, target, **options):
+def check(function, stock, input, target, **options):
     """Forward and gradient of `function` in the dtype of `input` against `stock`, both judged by `stock` in fp64."""
 
     def run(call, tensor, **changed):
@@ -156,10 +156,10 @@ def test_sizes(source, output, align_corners):
     input, target = torch.randn(2, 7, *source) * 3, torch.randint(7, (2, *output))
     target[torch.rand(target.shape) < 0.1] = -100
     for reduction in ("mean", "none"):
-        _check(
+        check(
             upsample_cross_entropy, stock_cross_entropy, input, target, align_corners=align_corners, reduction=reduction
         )
-    _check(upsample_cross_entropy_dice, stock_dice, input, target, align_corners=align_corners)
+    check(upsample_cross_entropy_dice, stock_dice, input, target, align_corners=align_corners)
 
 
 @pytest.mark.parametrize("source", [(8, 9), (31, 17)])
@@ -171,8 +171,8 @@ def test_scale_factors(source, scale_factor, align_corners):
     output = F.interpolate(input, scale_factor=scale_factor, mode="bilinear").shape[2:]
     target = torch.randint(4, (2, *output))
     options = dict(scale_factor=scale_factor, align_corners=align_corners)
-    _check(upsample_cross_entropy, stock_cross_entropy, input, target, **options)
-    _check(upsample_cross_entropy_dice, stock_dice, input, target, squared=False, **options)
+    check(upsample_cross_entropy, stock_cross_entropy, input, target, **options)
+    check(upsample_cross_entropy_dice, stock_dice, input, target, squared=False, **options)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 19, 150, 1000])
@@ -181,9 +181,9 @@ def test_classes(classes, dtype):
     torch.manual_seed(3)
     input = (torch.randn(1, classes, 6, 7) * 2).to(dtype)
     target = torch.randint(classes, (1, 25, 43))
-    _check(upsample_cross_entropy, stock_cross_entropy, input, target, weight=torch.rand(classes).to(dtype) + 0.1)
+    check(upsample_cross_entropy, stock_cross_entropy, input, target, weight=torch.rand(classes).to(dtype) + 0.1)
     if dtype == torch.float32:
-        _check(upsample_cross_entropy_dice, stock_dice, input, target)
+        check(upsample_cross_entropy_dice, stock_dice, input, target)
 
 
 @pytest.mark.parametrize("spread", [30.0, 200.0, 1e4])
@@ -193,10 +193,10 @@ def test_wide_logits(spread, output):
     torch.manual_seed(4)
     input, target = torch.randn(6, 6, 3, 5) * spread, torch.randint(6, (6, *output))
     for reduction in ("mean", "none"):
-        _check(upsample_cross_entropy, stock_cross_entropy, input, target, reduction=reduction)
+        check(upsample_cross_entropy, stock_cross_entropy, input, target, reduction=reduction)
     input, target = input[:2], target[:2]
-    _check(upsample_cross_entropy, stock_cross_entropy, input, target, label_smoothing=0.2)
-    _check(upsample_cross_entropy_dice, stock_dice, input, target)
+    check(upsample_cross_entropy, stock_cross_entropy, input, target, label_smoothing=0.2)
+    check(upsample_cross_entropy_dice, stock_dice, input, target)
 
 
 @pytest.mark.parametrize("hostile", [float("nan"), float("inf"), float("-inf")])
@@ -206,7 +206,7 @@ def test_nan_and_infinity(hostile, position):
     torch.manual_seed(5)
     input, target = torch.randn(1, 5, 5, 7), torch.randint(5, (1, 20, 28))
     input[(0, *position)] = hostile
-    _check(upsample_cross_entropy, stock_cross_entropy, input, target, reduction="none")
+    check(upsample_cross_entropy, stock_cross_entropy, input, target, reduction="none")
     ours, stock = (function(input, target) for function in (upsample_cross_entropy, stock_cross_entropy))
     assert torch.equal(ours.isnan(), stock.isnan()) and torch.equal(ours.isinf(), stock.isinf())
 
@@ -303,7 +303,7 @@ def test_any_shape(
     if pixel_weighted:
         options["pixel_weight"] = torch.rand(target.shape) + 0.1
     input = torch.randn(images, classes, *source) * scale
-    _check(upsample_cross_entropy, stock_cross_entropy, input, target, **options)
+    check(upsample_cross_entropy, stock_cross_entropy, input, target, **options)
 
 
 def test_threads_share_rows():
@@ -393,15 +393,15 @@ def test_peak_memory(function, classes, height, width, scale):
 LEVEL = """
 import os, torch, fastseg._library
 from tests.ops.test_upsample_cross_entropy import (
-    _check, stock_cross_entropy, stock_dice, upsample_cross_entropy, upsample_cross_entropy_dice)
+    check, stock_cross_entropy, stock_dice, upsample_cross_entropy, upsample_cross_entropy_dice)
 assert fastseg._library.CPU_LEVEL == os.environ["FASTSEG_CPU_LEVEL"]
 torch.manual_seed(8)
 for source, output in (((9, 20), (72, 160)), ((9, 20), (23, 67)), ((40, 30), (11, 7)), ((3, 3), (40, 90))):
     for spread in (3.0, 200.0):
         input, target = torch.randn(2, 6, *source) * spread, torch.randint(6, (2, *output))
         for reduction in ("mean", "none"):
-            _check(upsample_cross_entropy, stock_cross_entropy, input, target, reduction=reduction)
-        _check(upsample_cross_entropy_dice, stock_dice, input, target)
+            check(upsample_cross_entropy, stock_cross_entropy, input, target, reduction=reduction)
+        check(upsample_cross_entropy_dice, stock_dice, input, target)
 """
 
 

@@ -1,0 +1,70 @@
+"""upsample_cross_entropy on the CPU where its ways of taking exponentials meet: kernels/upsample_cross_entropy/README.md.
+
+From row to row (half types), along a row, or pixel by pixel: which one runs depends on how far apart the logits of a
+cell's corners lie (42 and 60), on the dtype and on how many output rows a cell holds.
+"""
+
+import pytest
+import torch
+
+from fastseg.ops import upsample_cross_entropy, upsample_cross_entropy_dice
+from tests.ops.test_upsample_cross_entropy import check, stock_cross_entropy, stock_dice
+
+HALF_TYPES = [torch.bfloat16, torch.float16]
+
+
+def spread_logits(spread: float, shape, dtype) -> torch.Tensor:
+    """Logits in [-spread / 2, spread / 2], both ends taken at every source pixel, by different classes."""
+    input = (torch.rand(shape) - 0.5) * spread * 0.9
+    first, second = torch.rand(shape).topk(2, dim=1).indices.split(1, dim=1)
+    return input.scatter(1, first, spread / 2).scatter(1, second, -spread / 2).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES], ids=str)
+@pytest.mark.parametrize("spread", [5.0, 41.5, 42.5, 59.0, 61.0, 90.0])
+@pytest.mark.parametrize("output", [(24, 40), (24, 5), (7, 43), (3, 40)])
+def test_spreads(spread, dtype, output):
+    torch.manual_seed(1)
+    input, target = spread_logits(spread, (2, 6, 3, 5), dtype), torch.randint(6, (2, *output))
+    target[torch.rand(target.shape) < 0.1] = -100
+    weight = (torch.rand(6) + 0.1).to(dtype)
+    for options in ({}, {"reduction": "none"}, {"label_smoothing": 0.2}, {"weight": weight}):
+        check(upsample_cross_entropy, stock_cross_entropy, input, target, **options)
+    for squared in (True, False):
+        check(upsample_cross_entropy_dice, stock_dice, input, target, squared=squared)
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+@pytest.mark.parametrize("function", [upsample_cross_entropy, upsample_cross_entropy_dice])
+@pytest.mark.parametrize("scale", [1.5, 2, 4, 7.9, 8, 20])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_half_types_lose_nothing_but_their_last_rounding(function, dtype, scale, align_corners):
+    """Exponentials that grow from row to row add less than a twentieth of what rounding the result costs."""
+    torch.manual_seed(2)
+    input = (torch.randn(2, 11, 9, 17) * 3).to(dtype)
+    height, width = (round(extent * scale) for extent in input.shape[2:])
+    target = torch.randint(11, (2, -(-height // 5), -(-width // 7)))
+    target = target.repeat_interleave(5, 1).repeat_interleave(7, 2)[:, :height, :width].contiguous()
+    target[:, height // 2: height // 2 + 9] = -100  # whole rows without a label
+    gradients = {}
+    for kind in (dtype, torch.float32):
+        leaf = input.to(kind).requires_grad_()
+        loss = function(leaf, target, align_corners=align_corners)
+        # A power of two, so that fp16 gradients are normal numbers.
+        gradients[kind] = torch.autograd.grad(loss, leaf, torch.tensor(2.0**12).to(loss))[0].float()
+    exact = gradients[torch.float32]
+    rounding = torch.finfo(dtype).eps / 2
+    allowed = rounding * exact.abs() * 1.01 + rounding / 20 * exact.abs().max()
+    assert (gradients[dtype] - exact).abs().sub(allowed).max() <= 0
+
+
+def test_rows_of_few_last_pixels():
+    """Every remainder of cells by lanes: the last pixels of a row have lanes of their own."""
+    torch.manual_seed(3)
+    for width in range(1, 36):
+        for scale in (2, 3, 8, 11):
+            input = torch.randn(1, 3, 2, width)
+            target = torch.randint(3, (1, 2 * scale, width * scale))
+            check(upsample_cross_entropy, stock_cross_entropy, input, target)
+            check(upsample_cross_entropy_dice, stock_dice, input, target)
+            check(upsample_cross_entropy, stock_cross_entropy, input, target, align_corners=True, reduction="none")

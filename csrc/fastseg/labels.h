@@ -55,8 +55,8 @@ bool load_labels(const label_t* __restrict__ from, int count, const LabelTest<la
 }
 
 #if defined(__AVX512F__)
-// int64 clamped to int32 first, where classes and an ordinary ignore_index remain what they are and nothing else becomes
-// one of them: comparisons take half as many registers.
+// int64 clamped to int32 first, where classes and an ordinary ignore_index remain what they are and nothing else
+// becomes one of them: comparisons take half as many registers.
 inline bool load_labels(const int64_t* __restrict__ from, int count, const LabelTest<int64_t> test,
                         int32_t* __restrict__ to) {
   using simd::i32x16, simd::u32x16;

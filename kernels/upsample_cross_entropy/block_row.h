@@ -103,7 +103,8 @@ class BlockRow : BlockRowBase {
   struct Terms {
     f32x16 first, ratio;
 
-    FASTSEG_INLINE Terms(const BlockRow& row, const Sequence& sequence) : first(sequence.first), ratio(sequence.second) {
+    FASTSEG_INLINE Terms(const BlockRow& row, const Sequence& sequence)
+        : first(sequence.first), ratio(sequence.second) {
       if (!row.problem_.squared) return;
       first *= first;
       ratio *= ratio;
@@ -204,8 +205,8 @@ class BlockRow : BlockRowBase {
     }
   }
 
-  // sum_over_label() where every pixel has the same target: in integers, half the operations. The fraction of pixel k is
-  // that of pixel 0 and k steps.
+  // sum_over_label() where every pixel has the same target: in integers, half the operations. The fraction of pixel k
+  // is that of pixel 0 and k steps.
   FASTSEG_INLINE Ends count_label(int64_t c) const {
     i32x16 counted{};  // 256 for every pixel, and its k
     for (int k = 0; k < count(); ++k) counted += simd::keep_where(is_label(c, k), simd::load(kPixels.values[k]));

@@ -2,8 +2,8 @@
 //
 // A lane is a source cell (see bilinear.h) and k counts output pixels inside the cell: along k the logits of a lane are
 // linear. A cell with more than kMostSteps pixels is cut into several blocks. When the output is so much smaller than
-// the source that most cells hold no pixel, a lane is one pixel with whatever cell it lies in; so are the few pixels of a
-// row's last cells, where a block of cells would leave most lanes empty.
+// the source that most cells hold no pixel, a lane is one pixel with whatever cell it lies in; so are the few pixels of
+// a row's last cells, where a block of cells would leave most lanes empty.
 #pragma once
 
 #include <vector>

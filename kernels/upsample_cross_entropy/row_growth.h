@@ -3,8 +3,8 @@
 // Inside a cell the upsampled logits are bilinear, and so is their distance to a normaliser that interpolates the
 // largest logits of the cell's four corners. The start e_0 and the ratio q of block_row.h then form geometric sequences
 // in y: two multiplications per class and row take the place of interpolating and of two exponentials. Over the 8 x 8
-// pixels of a cell the rounding of q's own ratio is amplified up to 49 times. That is nothing in a half type; in float it
-// would break the tolerance policy.
+// pixels of a cell the rounding of q's own ratio is amplified up to 49 times. That is nothing in a half type; in float
+// it would break the tolerance policy.
 #pragma once
 
 #include "problem.h"

@@ -1,4 +1,4 @@
-"""upsample_cross_entropy on the CPU where its ways of taking exponentials meet: kernels/upsample_cross_entropy/README.md.
+"""upsample_cross_entropy on the CPU where its ways of taking exponentials meet (see its README).
 
 From row to row (half types), along a row, or pixel by pixel: which one runs depends on how far apart the logits of a
 cell's corners lie (42 and 60), on the dtype and on how many output rows a cell holds.

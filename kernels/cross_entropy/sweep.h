@@ -133,6 +133,7 @@ class Sweep {
   }
 
   void one_tile(const Tile<scalar_t>& tile, int64_t position, int count) {
+    if (plain_ && problem_.classes == 2) return two_classes(tile);
     tile_maximum(tile, problem_.classes, tile_, numbers_.maximum);
     load_target_logits();
     exponentials(tile);
@@ -200,11 +201,48 @@ class Sweep {
     return simd::convert<mask_t>(same);
   }
 
+  accumulate_t plain_scale() const {
+    const accumulate_t scale = static_cast<accumulate_t>(problem_.scale);
+    return problem_.grad_output ? scale * problem_.grad_output[0] : scale;
+  }
+
+  // What plain_formulas() serves, for two classes: in one pass and by one exponential, since the probability of the one
+  // that is not the label is the sigmoid of how far it lies ahead.
+  void two_classes(Tile<scalar_t> tile) {
+    const bool with_gradient = problem_.gradient.data;
+    for_each_group(tile_, [&, scale = plain_scale()](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
+      const vector_t one = simd::splat(accumulate_t(1)), zero{};
+      vector_t behind{}, count{}, product = one, slope[vectors];
+      for (int v = 0; v < vectors; ++v) {
+        const int i = first + v * kLanes;
+        const vector_t z0 = tile.load(0, i), z1 = tile.load(1, i), largest = simd::maximum(z0, z1);
+        tile.prefetch(0, i);
+        tile.prefetch(1, i);
+        const mask_t valid = is_valid(i), second = is_label(1, i);
+        // NaN where the largest logit is infinite, as in a softmax.
+        const vector_t ahead = simd::select(second, z0 - z1, z1 - z0) + (largest - largest);
+        const mask_t leads = ahead < zero;  // the label
+        const vector_t small = simd::exp_of_logits<scalar_t>(simd::select(leads, ahead, -ahead));
+        const vector_t sum = one + small;
+        behind += simd::keep_where(valid & ~leads, ahead);
+        product *= simd::select(valid, sum, one);
+        count += simd::keep_where(valid, one);
+        const vector_t other = simd::select(leads, small, one) * (simd::keep_where(valid, simd::splat(scale)) / sum);
+        slope[v] = simd::select(second, other, -other);
+      }
+      loss_ += simd::convert<simd::f64x16>(behind + simd::log_finite(product));
+      denominator_ += simd::convert<simd::f64x16>(count);
+      if (!with_gradient) return;
+      store_group(tile, 0, first, slope);
+      for (int v = 0; v < vectors; ++v) slope[v] = -slope[v];
+      store_group(tile, 1, first, slope);
+    });
+  }
+
   // From the sums of every pixel to its loss and to the scale of its gradient: cross entropy without weights, smoothing
   // or a loss per pixel, which is most of what is asked for.
   void plain_formulas() {
-    accumulate_t scale = static_cast<accumulate_t>(problem_.scale);
-    if (problem_.grad_output) scale *= problem_.grad_output[0];
+    const accumulate_t scale = plain_scale();
     // One logarithm serves all vectors of a group: that of the product of their sums, at most C^4.
     for_each_group(tile_, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
       const vector_t one = simd::splat(accumulate_t(1));

@@ -6,69 +6,9 @@
 #include <limits>
 #include <vector>
 
-#include "fastseg/pixel_tile.h"
+#include "cross_entropy/problem.h"
 
 namespace fastseg::cross_entropy {
-
-enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2, kMeanOfCount = 3 };
-
-struct Options {
-  int64_t ignore_index;
-  int64_t reduction;
-  double label_smoothing;
-  double gamma;
-  bool zero_if_empty;
-};
-
-// One call, its tensors as pointers. accumulate_t is float, double for fp64.
-template <typename scalar_t>
-struct Problem {
-  using accumulate_t = simd::accumulate<scalar_t>;
-  int64_t images, classes, pixels;   // N, C, P
-  PixelView<const scalar_t> logits;  // [N, C, P]
-  PixelView<scalar_t> gradient;      // [N, C, P] or null: not wanted
-  LabelView labels;                  // [N, P]
-  const accumulate_t* class_weight;  // [C] or null
-  const accumulate_t* pixel_weight;  // [N, P] or null
-  const accumulate_t* grad_output;   // [N, P] without reduction, [1] with one; null stands for 1
-  accumulate_t* pixel_loss;          // [N, P] or null
-  double scale;                      // of every gradient: 1 / denominator under a mean
-  Options options;
-};
-
-struct Sums {
-  double loss = 0, denominator = 0;
-  bool labels_in_range = true;
-};
-
-// Per-pixel numbers of one tile, all [T].
-template <typename accumulate_t>
-struct PixelNumbers {
-  explicit PixelNumbers(int tile) : values(kArrays * tile), label_values(tile + tile / kLanes) {
-    accumulate_t* next = values.get();
-    for (accumulate_t** array : {&maximum, &sum, &target_logit, &target_weight, &pixel_weight, &extra, &scale,
-                                 &label_excess, &smoothing_scale}) {
-      *array = next;
-      next += tile;
-    }
-    labels = label_values.get();
-    common_labels = labels + tile;
-  }
-  static constexpr int kArrays = 9;
-  Scratch<accumulate_t> values;
-  Scratch<int32_t> label_values;
-  int32_t* labels;              // -1: ignored
-  int32_t* common_labels;       // [T / 16] the class of 16 pixels, -1 if several
-  accumulate_t* maximum;        // largest logit
-  accumulate_t* sum;            // of e^(logit - maximum) over the classes
-  accumulate_t* target_logit;   // logit of the label
-  accumulate_t* target_weight;  // class weight of the label, 0 where ignored
-  accumulate_t* pixel_weight;   // pixel weight, 0 where ignored
-  accumulate_t*
-      extra;  // smoothing: sum of w_c (logit_c - maximum); focal: sum of the exponentials of the others
-  // gradient = (e_c - [c = label] label_excess) scale - w_c smoothing_scale
-  accumulate_t *scale, *label_excess, *smoothing_scale;
-};
 
 // Sweeps a slice of the tiles: loss, gradient or both.
 template <typename scalar_t>
@@ -210,9 +150,12 @@ class Sweep {
   // that is not the label is the sigmoid of how far it lies ahead.
   void two_classes(Tile<scalar_t> tile) {
     const bool with_gradient = problem_.gradient.data;
-    for_each_group(tile_, [&, scale = plain_scale()](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
-      const vector_t one = simd::splat(accumulate_t(1)), zero{};
-      vector_t behind{}, count{}, product = one, slope[vectors];
+    const accumulate_t scale = plain_scale();
+    const vector_t one = simd::splat(accumulate_t(1));
+    // Of the whole tile: sums are at most 2, so the product of a lane's 16 is small, and fp32 serves for the others.
+    vector_t behind{}, count{}, product = one;
+    for_each_group(tile_, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
+      vector_t slope[vectors];
       for (int v = 0; v < vectors; ++v) {
         const int i = first + v * kLanes;
         const vector_t z0 = tile.load(0, i), z1 = tile.load(1, i), largest = simd::maximum(z0, z1);
@@ -221,7 +164,7 @@ class Sweep {
         const mask_t valid = is_valid(i), second = is_label(1, i);
         // NaN where the largest logit is infinite, as in a softmax.
         const vector_t ahead = simd::select(second, z0 - z1, z1 - z0) + (largest - largest);
-        const mask_t leads = ahead < zero;  // the label
+        const mask_t leads = ahead < vector_t{};  // the label
         const vector_t small = simd::exp_of_logits<scalar_t>(simd::select(leads, ahead, -ahead));
         const vector_t sum = one + small;
         behind += simd::keep_where(valid & ~leads, ahead);
@@ -230,13 +173,13 @@ class Sweep {
         const vector_t other = simd::select(leads, small, one) * (simd::keep_where(valid, simd::splat(scale)) / sum);
         slope[v] = simd::select(second, other, -other);
       }
-      loss_ += simd::convert<simd::f64x16>(behind + simd::log_finite(product));
-      denominator_ += simd::convert<simd::f64x16>(count);
       if (!with_gradient) return;
       store_group(tile, 0, first, slope);
       for (int v = 0; v < vectors; ++v) slope[v] = -slope[v];
       store_group(tile, 1, first, slope);
     });
+    loss_ += simd::convert<simd::f64x16>(behind + simd::log_finite(product));
+    denominator_ += simd::convert<simd::f64x16>(count);
   }
 
   // From the sums of every pixel to its loss and to the scale of its gradient: cross entropy without weights, smoothing

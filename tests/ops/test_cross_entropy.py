@@ -49,6 +49,10 @@ CONTRACTS = [
             Case("sum", lambda make: maps(make, reduction="sum")),
             Case("none", lambda make: maps(make, reduction="none")),
             Case("one_class", lambda make: maps(make, classes=1)),
+            Case("two_classes", lambda make: maps(make, classes=2)),
+            Case("two_classes_sum", lambda make: dict(
+                input=make.floating(2, 2, 37, 31), target=make.labels(2, 37, 31, classes=2, ignored=IGNORE),
+                reduction="sum"), small=False),
             Case("ignored_class", lambda make: maps(make, ignored=None, ignore_index=2)),
             Case("uint8_255", lambda make: {
                 "input": make.floating(9, 4),
@@ -125,10 +129,11 @@ HOSTILE = {
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("label", [0, 1, IGNORE])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_logits_as_stock(name, label, smoothing, reduction):
-    input = torch.randn(40, 3)
-    input[17] = torch.tensor(HOSTILE[name])
-    target = torch.randint(3, (40,))
+@pytest.mark.parametrize("classes", [3, 2])
+def test_hostile_logits_as_stock(classes, name, label, smoothing, reduction):
+    input = torch.randn(40, classes)
+    input[17] = torch.tensor(HOSTILE[name][:classes])
+    target = torch.randint(classes, (40,))
     target[17] = label
     (loss, gradient), (stock_loss, stock_gradient) = both(
         input, target, label_smoothing=smoothing, reduction=reduction

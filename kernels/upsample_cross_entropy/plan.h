@@ -51,7 +51,7 @@ inline Block empty_block(const BilinearAxis& axis, Cells cells, int steps, int64
   block.cells = cells;
   block.steps = steps;
   block.lanes = static_cast<int>(lanes);
-  for (auto& lanes : block.pixel) std::fill(lanes, lanes + kLanes, static_cast<int32_t>(axis.output_size));
+  for (auto& pixels : block.pixel) std::fill_n(pixels, kLanes, static_cast<int32_t>(axis.output_size));
   return block;
 }
 

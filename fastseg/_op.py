@@ -93,7 +93,7 @@ def few_for_auto(backend: str, lead: Tensor, fewest: float) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _somebody_watches(args: tuple) -> bool:
+def somebody_watches(args: tuple) -> bool:
     """Whether a call may not go straight to the backends, because something wants to see it: a tracer or
     another mode, torch.func, forward-mode differentiation, the profiler, or a tensor subclass.
     """
@@ -215,7 +215,7 @@ class Op:
         REGISTRY[name] = self
 
     def __call__(self, *args, backend: str = "auto"):
-        if _somebody_watches(args):
+        if somebody_watches(args):
             return self._call_watched(args, backend)
         if self._function is None:
             with torch.no_grad():

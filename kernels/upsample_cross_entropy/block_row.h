@@ -10,7 +10,7 @@
 
 namespace upsample_cross_entropy {
 
-// 256 + k
+// 256 + k in every lane.
 struct alignas(64) PixelCounts {
   int32_t values[kMostSteps][kLanes];
 
@@ -20,7 +20,7 @@ struct alignas(64) PixelCounts {
 };
 inline constexpr PixelCounts kPixels;
 
-// steps: pixels per lane of the geometric path; 0 stands for the direct path, which takes the number from the plan.
+// steps: pixels per lane of the geometric path; 0 stands for the direct path, which takes the number from the block.
 template <int steps, Task task>
 class BlockRow : BlockRowBase {
  public:

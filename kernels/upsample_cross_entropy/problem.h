@@ -105,6 +105,7 @@ struct Workspace {
         rows(4 * problem.classes * stride),
         logits(2 * kLanes * problem.classes),
         growth_factors(problem.half_digits ? 2 * kLanes * problem.classes : 0),
+        extremes(problem.half_digits ? 6 * stride : 0),
         accumulators(wants_gradient(problem.task) ? 4 * kLanes * problem.classes : 0),
         statistics(problem.task == Task::kStatistics ? 3 * kLanes * problem.classes : 0),
         labels(kBandRows * problem.label_stride()) {
@@ -112,6 +113,8 @@ struct Workspace {
     std::fill_n(rows.get(), 4 * size, 0.0f);
     upper = rows.get();
     lower = upper + size;
+    upper_extremes = extremes.get();
+    lower_extremes = upper_extremes + 3 * stride;
     gradient_upper = lower + size;
     gradient_lower = gradient_upper + size;
     intersection = statistics.get();
@@ -123,6 +126,7 @@ struct Workspace {
   Scratch<float> rows;
   Scratch<float> logits;        // [C][2][16]: ends of the cells, vertically interpolated; then start and ratio
   Scratch<float> growth_factors;  // [C][2][16]: of start and ratio from one row to the next
+  Scratch<float> extremes;
   Scratch<float> accumulators;  // [C][4][16]: gradients of the left and right ends, then the lower row's shares
   Scratch<float> statistics;
   Scratch<int32_t> labels;      // [kBandRows][label_stride()], -1 behind the row
@@ -131,6 +135,8 @@ struct Workspace {
 
   float* upper;           // [C][stride] source row above the output rows
   float* lower;           // [C][stride] source row below them
+  float* upper_extremes;  // [3][stride] half types: largest and smallest logit of a column, 0 or NaN if not finite
+  float* lower_extremes;  // [3][stride]
   float* gradient_upper;  // [C][stride]
   float* gradient_lower;  // [C][stride]
   float* intersection;    // [C][16] sum of p y

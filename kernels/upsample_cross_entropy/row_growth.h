@@ -28,25 +28,18 @@ struct Corners {
 };
 
 // Normalisers of the corners. False if the logits there are too far apart to grow from row to row, or are no numbers.
-inline bool normalise_corners(const Problem& problem, Workspace& work, const Block& block) {
-  f32x16 highest[4], lowest[4], not_finite{};
-  for (int i = 0; i < 4; ++i) {
-    highest[i] = simd::splat(-INFINITY);
-    lowest[i] = simd::splat(INFINITY);
-  }
-  for (int64_t c = 0; c < problem.classes; ++c) {
-    const Corners corners(work, block, c);
+inline bool normalise_corners(Workspace& work, const Block& block) {
+  i32x16 grows = simd::splat(int32_t(-1));
+  with_cells(block, [&](auto cells) FASTSEG_ALWAYS_INLINE {
     for (int i = 0; i < 4; ++i) {
-      highest[i] = simd::maximum(highest[i], corners.values[i]);
-      lowest[i] = simd::minimum(lowest[i], corners.values[i]);
-      not_finite += corners.values[i] * 0.0f;
+      const float* column = (i < 2 ? work.upper_extremes : work.lower_extremes) + i % 2;
+      const f32x16 highest = read_row<cells>(block, column);
+      const f32x16 lowest = read_row<cells>(block, column + work.stride);
+      const f32x16 not_finite = read_row<cells>(block, column + 2 * work.stride);
+      grows &= highest - lowest + not_finite <= simd::splat(kLargestGrowth);
+      work.growth.highest[i] = highest;
     }
-  }
-  auto grows = not_finite == f32x16{};
-  for (int i = 0; i < 4; ++i) {
-    grows &= highest[i] - lowest[i] <= simd::splat(kLargestGrowth);
-    work.growth.highest[i] = highest[i];
-  }
+  });
   return simd::mask_bits(grows) == 0xffff;
 }
 
@@ -81,7 +74,7 @@ inline void start_growth(const Problem& problem, Workspace& work, const Block& b
 
 // Prepares the `rows` output rows from y on, if they can grow.
 inline void open_growth(const Problem& problem, Workspace& work, const Block& block, int64_t y, int rows) {
-  work.growth.active = problem.half_digits && rows >= kFewestRows && normalise_corners(problem, work, block);
+  work.growth.active = problem.half_digits && rows >= kFewestRows && normalise_corners(work, block);
   if (!work.growth.active) return;
   if (problem.label_smoothing > 0) weight_corners(problem, work, block);
   start_growth(problem, work, block, y);

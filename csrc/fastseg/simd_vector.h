@@ -279,17 +279,15 @@ FASTSEG_INLINE to_t convert(from_t from) {
   }
 }
 
+#if defined(__AVX512F__)
 // int64 to int32, what does not fit to the nearest that does.
 FASTSEG_INLINE i32x16 saturate(i64x16 lanes) {
-#if defined(__AVX512F__)
   const auto half = [](half_of<i64x16> lanes) FASTSEG_ALWAYS_INLINE {
     return bit_cast<half_of<i32x16>>(_mm512_maskz_cvtsepi64_epi32(0xff, bit_cast<__m512i>(lanes)));
   };
   return join<i32x16>(half(lanes.low), half(lanes.high));
-#else
-  return convert<i32x16>(lanes);
-#endif
 }
+#endif
 
 // mask ? chosen : other, for a comparison's result of the same lane width.
 template <typename mask_t, typename vector_t>

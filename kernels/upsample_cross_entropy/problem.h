@@ -14,6 +14,8 @@ using fastseg::LabelView;
 using fastseg::Scratch;
 
 constexpr int kBandRows = 8;  // output rows of one source cell that are swept together
+constexpr int kMostRows = 2;  // of them, that are computed at once
+constexpr int kMostPixels = kMostRows * kMostSteps;
 
 enum class Task {
   kLoss,                // the cross-entropy: its sums, or every pixel's loss
@@ -76,19 +78,24 @@ struct Problem {
   }
 };
 
-// What is known of the pixels of one block in one output row, all [steps][16].
+// Classes that occur, as sets of labels % 32 and of labels / 32 % 32: with more than 32 classes it may name others.
+struct ClassSet {
+  uint32_t modulo_32 = 0, words = 0;
+
+  bool empty() const { return words == 0; }
+};
+
+// What is known of the pixels of one block in one or two output rows, all [rows][steps][16].
 struct alignas(64) PixelTile {
-  f32x16 through[kMostSteps];  // gradient: coefficient of every probability, 0 where ignored
-  f32x16 target[kMostSteps];   // gradient: coefficient of the label's one
-  f32x16 smooth[kMostSteps];   // gradient: coefficient of the class weights, label smoothing only
-  f32x16 sum[kMostSteps];      // of e^(logit - normaliser) over the classes
-  f32x16 norm[kMostSteps];     // normaliser: no smaller than any logit
-  f32x16 dice[kMostSteps];     // sum_c h_c e_c, then the label's extra gradient
-  f32x16 inverse[kMostSteps];  // factor that makes exponentials into probabilities (or their gradients)
-  i32x16 label[kMostSteps];    // -1 where ignored or no pixel
-  bool counts;                 // whether any pixel has a label
-  uint32_t classes_modulo_32;  // a bit for every label % 32,
-  uint32_t class_words;        // and one for every label / 32 % 32
+  f32x16 through[kMostPixels];  // gradient: coefficient of every probability, 0 where ignored
+  f32x16 target[kMostPixels];   // gradient: coefficient of the label's one
+  f32x16 smooth[kMostPixels];   // gradient: coefficient of the class weights, label smoothing only
+  f32x16 sum[kMostPixels];      // of e^(logit - normaliser) over the classes
+  f32x16 norm[kMostPixels];     // normaliser: no smaller than any logit
+  f32x16 dice[kMostPixels];     // sum_c h_c e_c, then the label's extra gradient
+  f32x16 inverse[kMostPixels];  // factor that makes exponentials into probabilities (or their gradients)
+  i32x16 label[kMostPixels];    // -1 where ignored or no pixel
+  ClassSet classes;             // of the labels
 };
 
 // What the rows of a band share while their exponentials grow from row to row (row_growth.h).
@@ -96,6 +103,8 @@ struct alignas(64) RowGrowth {
   bool active = false;
   f32x16 highest[4];   // largest logit at the cells' corners: upper left and right, lower left and right
   f32x16 weighted[4];  // sum_c w_c logit_c there, label smoothing only
+  int64_t first_row;   // of the band
+  ClassSet classes;    // of the band's labels that `label_counts` holds
 };
 
 // Scratch of one thread. Rows are padded: index q holds source column q - 1.
@@ -105,12 +114,14 @@ struct Workspace {
         rows(4 * problem.classes * stride),
         logits(2 * kLanes * problem.classes),
         growth_factors(problem.half_digits ? 2 * kLanes * problem.classes : 0),
+        label_counts(problem.half_digits ? 2 * kLanes * problem.classes : 0),
         extremes(problem.half_digits ? 6 * stride : 0),
         accumulators(wants_gradient(problem.task) ? 4 * kLanes * problem.classes : 0),
         statistics(problem.task == Task::kStatistics ? 3 * kLanes * problem.classes : 0),
         labels(kBandRows * problem.label_stride()) {
     const int64_t size = problem.classes * stride;
     std::fill_n(rows.get(), 4 * size, 0.0f);
+    if (problem.half_digits) std::fill_n(label_counts.get(), 2 * kLanes * problem.classes, 0);
     upper = rows.get();
     lower = upper + size;
     upper_extremes = extremes.get();
@@ -126,6 +137,7 @@ struct Workspace {
   Scratch<float> rows;
   Scratch<float> logits;        // [C][2][16]: ends of the cells, vertically interpolated; then start and ratio
   Scratch<float> growth_factors;  // [C][2][16]: of start and ratio from one row to the next
+  Scratch<int32_t> label_counts;  // [C][2][16]: band_labels.h
   Scratch<float> extremes;
   Scratch<float> accumulators;  // [C][4][16]: gradients of the left and right ends, then the lower row's shares
   Scratch<float> statistics;

@@ -1,8 +1,8 @@
 // Half types: the exponentials of a block from row to row.
 //
 // Inside a cell the upsampled logits are bilinear, and so is their distance to a normaliser that interpolates the
-// largest logits of the cell's four corners. The start e_0 and the ratio q of block_row.h then form geometric sequences
-// in y: two multiplications per class and row take the place of interpolating and of two exponentials. Over the 8 x 8
+// largest logits of the cell's four corners. The start e_0 and the ratio q of block_rows.h form geometric sequences in
+// y: two multiplications per class and row take the place of interpolating and of two exponentials. Over the 8 x 8
 // pixels of a cell the rounding of q's own ratio is amplified up to 49 times. That is nothing in a half type; in float
 // it would break the tolerance policy.
 #pragma once
@@ -76,17 +76,23 @@ inline void start_growth(const Problem& problem, Workspace& work, const Block& b
 inline void open_growth(const Problem& problem, Workspace& work, const Block& block, int64_t y, int rows) {
   work.growth.active = problem.half_digits && rows >= kFewestRows && normalise_corners(work, block);
   if (!work.growth.active) return;
+  work.growth.first_row = y;
   if (problem.label_smoothing > 0) weight_corners(problem, work, block);
   start_growth(problem, work, block, y);
 }
 
-// To the next row.
-inline void grow(const Problem& problem, Workspace& work) {
-  float* rows = work.logits.get();
+// On by one row or two.
+inline void grow(const Problem& problem, Workspace& work, bool two) {
+  float* state = work.logits.get();
   const float* factors = work.growth_factors.get();
-  for (int64_t i = 0; i < 2 * kLanes * problem.classes; i += kLanes) {
-    simd::store(rows + i, simd::load(rows + i) * simd::load(factors + i));
-  }
+  const int64_t size = 2 * kLanes * problem.classes;  // (read once: stores might change the problem)
+  const auto run = [&](auto two) FASTSEG_ALWAYS_INLINE {
+    for (int64_t i = 0; i < size; i += kLanes) {
+      const f32x16 factor = simd::load(factors + i), next = simd::load(state + i) * factor;
+      simd::store(state + i, two ? next * factor : next);
+    }
+  };
+  return two ? run(std::true_type()) : run(std::false_type());
 }
 
 }  // namespace upsample_cross_entropy

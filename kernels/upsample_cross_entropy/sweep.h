@@ -2,7 +2,7 @@
 // cell, block by block.
 #pragma once
 
-#include "block_row.h"
+#include "block_rows.h"
 #include "rows.h"
 
 namespace upsample_cross_entropy {
@@ -104,10 +104,12 @@ class Slice {
       if (wants_gradient(problem_.task)) std::fill_n(work.accumulators.get(), 4 * kLanes * problem_.classes, 0.0f);
       f32x16 loss{};
       open_growth(problem_, work, block, y, count);
-      for (int row = 0; row < count; ++row) {
-        if (row > 0 && work.growth.active) grow(problem_, work);
-        loss += block_row(work, block, y, row);
+      for (int row = 0, rows = 0; row < count; row += rows) {
+        if (row > 0 && work.growth.active) grow(problem_, work, rows == kMostRows);
+        rows = work.growth.active ? std::min(kMostRows, count - row) : 1;
+        loss += block_rows(work, block, y, row, rows);
       }
+      if (work.growth.active) loss -= flush_band_labels(problem_, work, block);
       work.numerator += simd::reduce_add(simd::convert<simd::f64x16>(loss));
       if (wants_gradient(problem_.task)) add_block_gradient(work, block);
     }
@@ -130,34 +132,36 @@ class Slice {
     }
   }
 
-  f32x16 block_row(Workspace& work, const Block& block, int64_t y, int row) {
+  // `rows` output rows, the first of them the `row`th of the band.
+  f32x16 block_rows(Workspace& work, const Block& block, int64_t y, int row, int rows) {
     const int32_t* labels = work.labels.get() + row * problem_.label_stride();
     switch (problem_.task) {
       case Task::kLoss:
-        return with_steps<Task::kLoss>(work, block, labels, y + row);
+        return with_steps<Task::kLoss>(work, block, labels, y + row, rows);
       case Task::kGradient:
-        return with_steps<Task::kGradient>(work, block, labels, y + row);
+        return with_steps<Task::kGradient>(work, block, labels, y + row, rows);
       case Task::kStatistics:
-        return with_steps<Task::kStatistics>(work, block, labels, y + row);
+        return with_steps<Task::kStatistics>(work, block, labels, y + row, rows);
       default:
-        return with_steps<Task::kStatisticsGradient>(work, block, labels, y + row);
+        return with_steps<Task::kStatisticsGradient>(work, block, labels, y + row, rows);
     }
   }
 
   template <Task task>
-  f32x16 with_steps(Workspace& work, const Block& block, const int32_t* labels, int64_t y) {
-    const auto run = [&](auto steps) {
-      constexpr int kSteps = decltype(steps)::value;
-      load_tile<kSteps>(problem_, block, image_, y, labels, work.tile);
-      if (!work.tile.counts) {
-        if (problem_.losses) zero_losses(block, y);
+  f32x16 with_steps(Workspace& work, const Block& block, const int32_t* labels, int64_t y, int rows) {
+    const auto run = [&](auto steps, auto rows) {
+      load_tile<steps, rows>(problem_, block, image_, y, labels, work.tile);
+      if (work.tile.classes.empty()) {
+        for (int row = 0; problem_.losses && row < rows; ++row) zero_losses(block, y + row);
         return f32x16{};
       }
-      BlockRow<kSteps, task> row(problem_, work, block, problem_.vertical.fraction[y], image_, y);
-      row.run();
-      return row.loss();
+      BlockRows<steps, rows, task> all(problem_, work, block, image_, y);
+      all.run();
+      return all.loss();
     };
-    return dispatch_steps<kMostSteps>(block.steps, run);
+    return dispatch_steps<kMostSteps>(block.steps, [&](auto steps) {
+      return rows == 1 ? run(steps, fastseg::constant<1>()) : run(steps, fastseg::constant<kMostRows>());
+    });
   }
 
   // run(integral constant of `steps`)

@@ -1,4 +1,4 @@
-// Labels and weights of one block's pixels in one output row.
+// Labels and weights of one block's pixels in one or two output rows.
 #pragma once
 
 #include "fastseg/transpose.h"
@@ -19,14 +19,15 @@ FASTSEG_INLINE void transpose_labels(const int32_t (&lanes)[kLanes][kMostSteps],
   }
 }
 
-inline void load_pixel_weights(const Problem& problem, const Block& block, int64_t image, int64_t y, int k,
+// Of pixels k of the lanes in output row y, which are vector i of the tile.
+inline void load_pixel_weights(const Problem& problem, const Block& block, int64_t image, int64_t y, int k, int i,
                                PixelTile& tile) {
   const int64_t row = image * problem.height() + y;
   const float smoothing = problem.label_smoothing;
   const int64_t* strides = problem.grad_losses_strides;
   alignas(64) float target_lanes[kLanes]{}, smooth_lanes[kLanes]{};
   for (int lane = 0; lane < kLanes; ++lane) {
-    const int32_t label = tile.label[k][lane];
+    const int32_t label = tile.label[i][lane];
     if (label < 0) continue;
     const int64_t x = block.pixel[k][lane];
     float weight = problem.grad_numerator;
@@ -36,53 +37,76 @@ inline void load_pixel_weights(const Problem& problem, const Block& block, int64
     smooth_lanes[lane] = weight * smoothing / static_cast<float>(problem.classes);
   }
   const f32x16 target = simd::load(target_lanes), smooth = simd::load(smooth_lanes);
-  tile.target[k] = target;
-  tile.smooth[k] = smooth;
-  tile.through[k] = target + smooth * problem.class_weight_sum;
+  tile.target[i] = target;
+  tile.smooth[i] = smooth;
+  tile.through[i] = target + smooth * problem.class_weight_sum;
 }
 
 }  // namespace detail
 
-// Labels and weights of the block in output row y, whose labels are given: label_stride() of them.
-template <int steps>
+// Labels and weights of the block in output rows y, y + 1, ..., whose labels are given: label_stride() a row.
+template <int steps, int rows>
 [[gnu::noinline]] void load_tile(const Problem& problem, const Block& block, int64_t image, int64_t y,
                                  const int32_t* labels, PixelTile& tile) {
-  // The pixels of a lane are neighbours, those of a vector are not.
-  alignas(64) int32_t by_lane[kLanes][kMostSteps], by_step[kMostSteps][kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    std::memcpy(by_lane[lane], labels + block.pixel[0][lane], sizeof by_lane[lane]);
-  }
-  detail::transpose_labels<(steps > kMostSteps / 2 ? kMostSteps : kMostSteps / 2)>(by_lane, by_step);
   const i32x16 none = simd::splat(int32_t(-1)), width = simd::splat(static_cast<int32_t>(problem.width()));
   const u32x16 one = simd::bit_cast<u32x16>(simd::splat(int32_t(1)));
   u32x16 residues{}, words{};
-  for (int k = 0; k < steps; ++k) {
-    i32x16 label = simd::load(by_step[k]);
-    if (!block.full) label = simd::select(simd::load(block.pixel[k]) < width, label, none);
-    const auto counted = label >= 0;
-    const u32x16 bits = simd::bit_cast<u32x16>(label);
-    residues |= simd::keep_where(counted, simd::shift_left(one, bits & 31u));
-    words |= simd::keep_where(counted, simd::shift_left(one, (bits >> 5) & 31u));
-    tile.label[k] = label;
-    tile.target[k] = tile.through[k] = simd::keep_where(counted, simd::splat(problem.grad_numerator));
+  for (int row = 0; row < rows; ++row) {
+    // The pixels of a lane are neighbours, those of a vector are not.
+    alignas(64) int32_t by_lane[kLanes][kMostSteps], by_step[kMostSteps][kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      std::memcpy(by_lane[lane], labels + row * problem.label_stride() + block.pixel[0][lane], sizeof by_lane[lane]);
+    }
+    detail::transpose_labels<(steps > kMostSteps / 2 ? kMostSteps : kMostSteps / 2)>(by_lane, by_step);
+    for (int k = 0; k < steps; ++k) {
+      const int i = row * steps + k;
+      i32x16 label = simd::load(by_step[k]);
+      if (!block.full) label = simd::select(simd::load(block.pixel[k]) < width, label, none);
+      const auto counted = label >= 0;
+      const u32x16 bits = simd::bit_cast<u32x16>(label);
+      residues |= simd::keep_where(counted, simd::shift_left(one, bits & 31u));
+      words |= simd::keep_where(counted, simd::shift_left(one, (bits >> 5) & 31u));
+      tile.label[i] = label;
+      tile.target[i] = tile.through[i] = simd::keep_where(counted, simd::splat(problem.grad_numerator));
+    }
   }
-  tile.classes_modulo_32 = simd::reduce_or(residues);
-  tile.class_words = simd::reduce_or(words);
-  tile.counts = tile.class_words != 0;
-  if (!tile.counts || problem.plain()) return;
-  for (int k = 0; k < steps; ++k) detail::load_pixel_weights(problem, block, image, y, k, tile);
+  tile.classes = {simd::reduce_or(residues), simd::reduce_or(words)};
+  if (tile.classes.empty() || problem.plain()) return;
+  for (int i = 0; i < rows * steps; ++i) {
+    detail::load_pixel_weights(problem, block, image, y + i / steps, i % steps, i, tile);
+  }
 }
 
-// Calls fn(c) for every class that labels a pixel of the tile, and with more than 32 classes perhaps for others.
+// Calls fn(c) for every class of the set.
 template <typename Function>
-FASTSEG_INLINE void for_each_label(const Problem& problem, const PixelTile& tile, const Function& fn) {
+FASTSEG_INLINE void for_each_class(const Problem& problem, const ClassSet& set, const Function& fn) {
   for (int64_t first = 0; first < problem.classes; first += 32) {
-    if (!(tile.class_words >> (first / 32 % 32) & 1)) continue;
-    for (uint32_t bits = tile.classes_modulo_32; bits; bits &= bits - 1) {
+    if (!(set.words >> (first / 32 % 32) & 1)) continue;
+    for (uint32_t bits = set.modulo_32; bits; bits &= bits - 1) {
       const int64_t c = first + __builtin_ctz(bits);
       if (c < problem.classes) fn(c);
     }
   }
+}
+
+// Where 16 lanes have pixels of one class, in integers: kPixel for each, and its k.
+constexpr int32_t kPixel = 1 << 16;
+struct alignas(64) PixelNumbers {
+  int32_t values[kMostSteps][kLanes];
+
+  constexpr PixelNumbers() : values() {
+    for (int i = 0; i < kMostSteps * kLanes; ++i) values[i / kLanes][i % kLanes] = kPixel + i / kLanes;
+  }
+};
+inline constexpr PixelNumbers kNumbers;
+
+template <int steps>
+FASTSEG_INLINE i32x16 count_pixels(const PixelTile& tile, int row, int64_t c) {
+  i32x16 counted{};
+  for (int k = 0; k < steps; ++k) {
+    counted += simd::keep_where(tile.label[row * steps + k] == static_cast<int32_t>(c), simd::load(kNumbers.values[k]));
+  }
+  return counted;
 }
 
 }  // namespace upsample_cross_entropy

@@ -29,12 +29,12 @@ inline FlatView flat_view(const torch::stable::Tensor& tensor, int64_t count, co
   return {tensor.data_ptr(), tensor.scalar_type()};
 }
 
-inline int64_t chunk_slices(int64_t chunks) { return slice_count(chunks, 16); }
+inline UnevenSlices chunk_slices(int64_t chunks) { return UnevenSlices(chunks, 16); }
 
-// body(slice, offset, count) for every chunk of [0, count), slices in parallel.
+// body(slice, offset, count) for every chunk of [0, count); `slices` are of its chunks.
 template <typename Body>
-void for_each_chunk(int64_t count, int64_t slices, const Body& body) {
-  parallel_slices(ceil_divide(count, kChunk), slices, [&](int64_t slice, int64_t begin, int64_t end) {
+void for_each_chunk(int64_t count, const UnevenSlices& slices, const Body& body) {
+  slices.run([&](int64_t slice, int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t offset = chunk * kChunk;
       body(slice, offset, static_cast<int>(std::min<int64_t>(kChunk, count - offset)));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #include <torch/csrc/stable/ops.h>
@@ -10,24 +11,69 @@ namespace fastseg {
 
 inline int64_t ceil_divide(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
-// How many slices parallel_slices() cuts `count` items into: one per thread, none of them empty.
+// How many slices parallel_slices() cuts `count` items into: one per thread, each of `smallest` items or more.
 inline int64_t slice_count(int64_t count, int64_t smallest = 1) {
   const int64_t threads = torch::stable::get_num_threads();
   return std::max<int64_t>(1, std::min(threads, count / std::max<int64_t>(1, smallest)));
+}
+
+// Calls body(take) on every thread that finds work; take() gives the next slice nobody has taken, -1 after the last.
+// `body` must not throw.
+template <typename Body>
+void share_slices(int64_t slices, const Body& body) {
+  std::atomic<int64_t> next{0};
+  const auto take = [&] {
+    const int64_t slice = next++;
+    return slice < slices ? slice : -1;
+  };
+  const int64_t threads = slice_count(slices);
+  if (threads == 1) {
+    body(take);
+    return;
+  }
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t thread = first; thread < last; ++thread) body(take);
+  });
 }
 
 // Calls body(slice, begin, end) for `slices` contiguous slices of [0, count), in parallel. The cut depends on `slices`
 // alone, so per-slice partial results, added up in slice order, are the same on every run. `body` must not throw.
 template <typename Body>
 void parallel_slices(int64_t count, int64_t slices, const Body& body) {
-  const auto run = [&](int64_t slice) { body(slice, count * slice / slices, count * (slice + 1) / slices); };
-  if (slices == 1) {
-    run(0);
-    return;
-  }
-  torch::stable::parallel_for(0, slices, 1, [&](int64_t first, int64_t last) {
-    for (int64_t slice = first; slice < last; ++slice) run(slice);
+  share_slices(slices, [&](const auto& take) {
+    for (int64_t slice = take(); slice >= 0; slice = take()) {
+      body(slice, count * slice / slices, count * (slice + 1) / slices);
+    }
   });
 }
+
+// Uneven slices, for threads of uneven speed (a busy machine, cores of two kinds): a large one for each thread, then
+// small ones for whoever is ready first. Like parallel_slices() otherwise.
+class UnevenSlices {
+ public:
+  // Large slices have `smallest` items or more.
+  explicit UnevenSlices(int64_t count, int64_t smallest = 1) : count_(count), large_(slice_count(count, smallest)) {}
+
+  int64_t slices() const { return large_ == 1 ? 1 : large_ * (1 + kSmall); }
+  int64_t begin(int64_t slice) const {
+    if (large_ == 1) return slice * count_;
+    const int64_t parts = slice <= large_ ? slice * kLarge : large_ * kLarge + (slice - large_);
+    return count_ * parts / (large_ * (kLarge + kSmall));
+  }
+  // Not called for slices of nothing.
+  template <typename Body>
+  void run(const Body& body) const {
+    share_slices(slices(), [&](const auto& take) {
+      for (int64_t slice = take(); slice >= 0; slice = take()) {
+        if (begin(slice) < begin(slice + 1)) body(slice, begin(slice), begin(slice + 1));
+      }
+    });
+  }
+
+ private:
+  static constexpr int64_t kSmall = 3;  // small slices a thread
+  static constexpr int64_t kLarge = 5;  // what a large one is worth of them
+  int64_t count_, large_;
+};
 
 }  // namespace fastseg

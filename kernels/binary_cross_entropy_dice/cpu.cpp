@@ -26,7 +26,7 @@ struct Problem {
   bool must_be_binary;  // an integer target: 0, 1 or ignore_index
 
   int64_t chunks_per_image() const { return ceil_divide(pixels, kChunk); }
-  int64_t slices() const { return chunk_slices(images * chunks_per_image()); }
+  UnevenSlices cut() const { return chunk_slices(images * chunks_per_image()); }
 };
 
 // A chunk of at most kChunk pixels in the accumulator type. Padding lanes are not valid. `plain`: whole
@@ -76,7 +76,7 @@ template <typename accumulate_t, typename Body>
 void for_each_image_chunk(const Problem& problem, const Body& body) {
   const int64_t per_image = problem.chunks_per_image();
   const bool plain = !problem.pixel_weight && !problem.ignore_index;
-  parallel_slices(problem.images * per_image, problem.slices(), [&](int64_t slice, int64_t begin, int64_t end) {
+  problem.cut().run([&](int64_t slice, int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const int64_t image = index / per_image, first = index % per_image * kChunk;
       const int count = static_cast<int>(std::min<int64_t>(kChunk, problem.pixels - first));
@@ -107,7 +107,7 @@ template <typename scalar_t>
 std::vector<Sums> run_forward(const Problem& problem) {
   using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
-  std::vector<Sums> partial(problem.slices());
+  std::vector<Sums> partial(problem.cut().slices());
   for_each_image_chunk<accumulate_t>(problem, [&](int64_t slice, int64_t image, int64_t, const auto& chunk) {
     const accumulate_t pos_weight = static_cast<accumulate_t>(problem.pos_weight);
     constexpr int kFew = 8 * kLanes;

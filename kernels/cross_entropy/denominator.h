@@ -15,10 +15,10 @@ double count_denominator(const Problem<scalar_t>& problem) {
   constexpr int64_t kChunk = 1 << 12;
   const int64_t count = problem.images * problem.pixels;
   const int64_t chunks = ceil_divide(count, kChunk);
-  const int64_t slices = slice_count(chunks, 4);
-  std::vector<Sums> partial(slices);
+  const UnevenSlices slices(chunks, 4);
+  std::vector<Sums> partial(slices.slices());
   const bool weighted = problem.class_weight && problem.options.reduction == kMean;
-  parallel_slices(chunks, slices, [&](int64_t slice, int64_t begin, int64_t end) {
+  slices.run([&](int64_t slice, int64_t begin, int64_t end) {
     Scratch<int32_t> labels(kChunk);
     Sums sums;
     for (int64_t first = begin * kChunk; first < std::min(end * kChunk, count); first += kChunk) {

@@ -229,9 +229,9 @@ double sweep(const Problem<scalar_t>& problem) {
   constexpr int64_t kFewestElements = 1 << 14;  // below that a second thread costs more than it brings
   const int tile = tile_pixels(problem.classes);
   const int64_t tiles = problem.images * ceil_divide(problem.pixels, tile);
-  const int64_t slices = slice_count(tiles, ceil_divide(kFewestElements, problem.classes * tile));
-  std::vector<double> partial(slices);
-  parallel_slices(tiles, slices, [&](int64_t slice, int64_t begin, int64_t end) {
+  const UnevenSlices slices(tiles, ceil_divide(kFewestElements, problem.classes * tile));
+  std::vector<double> partial(slices.slices());
+  slices.run([&](int64_t slice, int64_t begin, int64_t end) {
     partial[slice] = Sweep<scalar_t>(problem).run(begin, end);
   });
   double total = 0;

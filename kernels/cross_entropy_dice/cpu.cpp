@@ -203,18 +203,13 @@ Problem<scalar_t> problem_of(const Tensor& input, const Tensor& target, const st
           squared};
 }
 
-// Calls body(slice, begin, end) over the tiles; returns after the last.
-template <typename scalar_t, typename Body>
-void in_slices(const Problem<scalar_t>& problem, int64_t slices, const Body& body) {
-  parallel_slices(problem.images * ceil_divide(problem.pixels, tile_pixels(problem.classes)), slices, body);
-}
-
+// Of the tiles.
 template <typename scalar_t>
-int64_t slices_of(const Problem<scalar_t>& problem) {
+UnevenSlices slices_of(const Problem<scalar_t>& problem) {
   constexpr int64_t kFewestElements = 1 << 14;  // below that a second thread costs more than it brings
   const int tile = tile_pixels(problem.classes);
   const int64_t tiles = problem.images * ceil_divide(problem.pixels, tile);
-  return slice_count(tiles, ceil_divide(kFewestElements, problem.classes * tile));
+  return UnevenSlices(tiles, ceil_divide(kFewestElements, problem.classes * tile));
 }
 
 Tensor walkable(const Tensor& input) {
@@ -240,8 +235,9 @@ Statistics forward(const Tensor& input, const Tensor& target, std::optional<Tens
     const auto problem =
         problem_of<scalar_t>(logits, labels, weight, pixel_weight, ignore_index, label_smoothing, squared);
     if (problem.images * problem.pixels == 0) return;
-    std::vector<Sums> partial(slices_of(problem));
-    in_slices(problem, partial.size(), [&](int64_t slice, int64_t begin, int64_t end) {
+    const UnevenSlices slices = slices_of(problem);
+    std::vector<Sums> partial(slices.slices());
+    slices.run([&](int64_t slice, int64_t begin, int64_t end) {
       partial[slice] = Forward<scalar_t>(problem).run(begin, end);
     });
     bool labels_in_range = true;
@@ -290,7 +286,7 @@ Tensor backward(const Tensor& input, const Tensor& target, std::optional<Tensor>
         converted<accumulate_t>(grad_prediction, count, squared ? 2 : 1, "grad_prediction"),
         converted<accumulate_t>(grad_numerator, 1, 1, "grad_numerator")[0]};
     const PixelView<scalar_t> gradient = pixel_view(grad_input, grad_input.mutable_data_ptr<scalar_t>());
-    in_slices(problem, slices_of(problem), [&](int64_t slice, int64_t begin, int64_t end) {
+    slices_of(problem).run([&](int64_t slice, int64_t begin, int64_t end) {
       Backward<scalar_t>(problem, gradient, coefficients).run(begin, end);
     });
   });

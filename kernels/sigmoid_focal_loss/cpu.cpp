@@ -68,9 +68,10 @@ template <typename scalar_t>
 double run_forward(const Problem& problem, FlatView losses) {
   using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
-  std::vector<double> partial(chunk_slices(ceil_divide(problem.count, kChunk)), 0.0);
+  const UnevenSlices slices = chunk_slices(ceil_divide(problem.count, kChunk));
+  std::vector<double> partial(slices.slices(), 0.0);
   with_gamma(problem.gamma, [&](auto kind) {
-    for_each_chunk(problem.count, partial.size(), [&](int64_t slice, int64_t offset, int count) {
+    for_each_chunk(problem.count, slices, [&](int64_t slice, int64_t offset, int count) {
       alignas(64) accumulate_t buffers[3][kChunk];
       const accumulate_t* z = read_chunk(problem.logits, offset, count, accumulate_t(0), buffers[0]);
       const accumulate_t* t = read_chunk(problem.targets, offset, count, accumulate_t(0), buffers[1]);

@@ -1,6 +1,5 @@
 // Bilinear upsampling fused with argmax over the classes (and the maximum softmax probability): no upsampled
 // logits. README.md derives the method and proves that the classes left out can never win.
-#include <atomic>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -29,14 +28,11 @@ void run(const Problem& problem) {
   const int64_t slices = std::clamp<int64_t>(wanted_slices, 1, std::max<int64_t>(1, bands / 4));
   const int64_t items = problem.images * tiles * slices;
   if (items == 0) return;
-  const int64_t workers = slice_count(items);
-  std::vector<Labeller> labellers;
-  for (int64_t i = 0; i < workers; ++i) labellers.emplace_back(problem);
-  std::atomic<int64_t> next{0};
-  parallel_slices(workers, workers, [&](int64_t worker, int64_t, int64_t) {
-    for (int64_t item = next++; item < items; item = next++) {
+  fastseg::share_slices(items, [&](const auto& take) {
+    Labeller labeller(problem);
+    for (int64_t item = take(); item >= 0; item = take()) {
       const int64_t slice = item % slices, tile = item / slices % tiles, image = item / slices / tiles;
-      labellers[worker].label(image, problem.tiles[tile], bands * slice / slices, bands * (slice + 1) / slices);
+      labeller.label(image, problem.tiles[tile], bands * slice / slices, bands * (slice + 1) / slices);
     }
     simd::stream_fence();
   });

@@ -154,7 +154,6 @@ struct Workspace {
   float* intersection;    // [C][16] sum of p y
   float* prediction;      // [C][16] sum of p^2 or p
   float* truth;           // [C][16] pixels
-  double numerator = 0, denominator = 0;
 };
 
 // fn(integral constant of the block's kind of cells)

@@ -70,18 +70,16 @@ inline void read_rows(const Problem& problem, Workspace& work, int64_t image, in
   find_extremes(problem, work.lower, work.stride, work.lower_extremes);
 }
 
-// Where one thread's slice of the output rows sends the gradients of source rows. Rows that a neighbouring slice may
-// share, those of the slice's first and last cell, are kept apart and added at the end, slice after slice: the result
-// does not depend on which thread comes first.
+// Where a slice of the output rows sends the gradients of source rows. Those that the slice before it has begun are kept
+// apart and added at the end, slice after slice: the result does not depend on which thread comes first.
 class GradientRows {
  public:
-  void open(const Problem& problem, int64_t first_image, int64_t first_cell, int64_t last_image, int64_t last_cell) {
+  // The slice starts in vertical cell `cell`: at its first output row, or inside.
+  void open(const Problem& problem, int64_t image, int64_t cell, bool inside) {
     const BilinearAxis& axis = problem.vertical;
-    const int64_t height = problem.source_height();
-    for (int64_t row : {first_image * height + axis.left(first_cell), first_image * height + axis.right(first_cell),
-                        last_image * height + axis.left(last_cell), last_image * height + axis.right(last_cell)}) {
-      if (std::find(shared_.begin(), shared_.end(), row) == shared_.end()) shared_.push_back(row);
-    }
+    const int64_t first = image * problem.source_height();
+    shared_.push_back(first + axis.left(cell));
+    if (inside) shared_.push_back(first + axis.right(cell));
     kept_.assign(shared_.size() * row_size(problem), 0.0f);
   }
 

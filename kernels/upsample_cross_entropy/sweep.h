@@ -18,16 +18,13 @@ class Slice {
   Slice(const Problem& problem, int64_t first_row, int64_t last_row)
       : problem_(problem), first_row_(first_row), last_row_(last_row) {}
 
-  void run() {
-    Workspace work(problem_);
+  void run(Workspace& work) {
     const int64_t height = problem_.height();
-    if (wants_gradient(problem_.task)) {
-      const auto& cell = problem_.vertical.cell;
-      const int64_t last = last_row_ - 1;
-      gradient_.open(problem_, first_row_ / height, cell[first_row_ % height], last / height, cell[last % height]);
+    if (first_row_ > 0 && first_row_ < last_row_ && wants_gradient(problem_.task)) {
+      const int64_t y = first_row_ % height, cell = problem_.vertical.cell[y];
+      gradient_.open(problem_, first_row_ / height, cell, y > problem_.vertical.first[cell]);
     }
-    int64_t row = first_row_;
-    while (row < last_row_) {
+    for (int64_t row = first_row_; row < last_row_;) {
       const int64_t image = row / height, y = row % height, cell = problem_.vertical.cell[y];
       const int64_t end_of_cell = image * height + problem_.vertical.first[cell + 1];
       const int64_t count = std::min({static_cast<int64_t>(kBandRows), end_of_cell - row, last_row_ - row});
@@ -36,8 +33,6 @@ class Slice {
       row += count;
     }
     leave(work, false);
-    numerator_ = work.numerator;
-    denominator_ = work.denominator;
   }
 
   void add_to(Totals& totals) const {
@@ -98,7 +93,7 @@ class Slice {
       int32_t* labels = work.labels.get() + row * stride;
       const int64_t first = (image_ * problem_.height() + y + row) * width;
       labels_in_range_ &= load_labels(problem_.labels, first, width, stride, labels);
-      count_labels(work, labels, first);
+      count_labels(labels, first);
     }
     for (const Block& block : problem_.plan.blocks) {
       if (wants_gradient(problem_.task)) std::fill_n(work.accumulators.get(), 4 * kLanes * problem_.classes, 0.0f);
@@ -110,25 +105,25 @@ class Slice {
         loss += block_rows(work, block, y, row, rows);
       }
       if (work.growth.active) loss -= flush_band_labels(problem_, work, block);
-      work.numerator += simd::reduce_add(simd::convert<simd::f64x16>(loss));
+      numerator_ += simd::reduce_add(simd::convert<simd::f64x16>(loss));
       if (wants_gradient(problem_.task)) add_block_gradient(work, block);
     }
     if (problem_.task == Task::kStatistics) collect_statistics(work);
   }
 
   // The denominator of the mean.
-  void count_labels(Workspace& work, const int32_t* labels, int64_t first) {
+  void count_labels(const int32_t* labels, int64_t first) {
     const int width = static_cast<int>(problem_.width());
     if (problem_.class_weight || problem_.pixel_weight) {
       for (int x = 0; x < width; ++x) {
         if (labels[x] < 0) continue;
         const double weight = problem_.class_weight ? problem_.class_weight[labels[x]] : 1.0;
-        work.denominator += weight * (problem_.pixel_weight ? problem_.pixel_weight[first + x] : 1.0f);
+        denominator_ += weight * (problem_.pixel_weight ? problem_.pixel_weight[first + x] : 1.0f);
       }
     } else {
       int valid = 0;
       for (int x = 0; x < width; ++x) valid += labels[x] >= 0;
-      work.denominator += valid;
+      denominator_ += valid;
     }
   }
 
@@ -214,6 +209,13 @@ class Slice {
   bool labels_in_range_ = true;
 };
 
+// The output row at which a slice that should begin at `row` does: the first of its cell, where cells are small.
+inline int64_t first_row_of_slice(const Problem& problem, int64_t row, int64_t rows_of_slice) {
+  const int64_t image = row / problem.height(), y = row % problem.height();
+  if (y == 0 || image == problem.images || problem.vertical.largest_cell() > rows_of_slice / 2) return row;
+  return image * problem.height() + problem.vertical.first[problem.vertical.cell[y]];
+}
+
 // Runs the problem. Slices are few enough that the rows they keep apart stay within the op's memory limit.
 inline Totals run(const Problem& problem) {
   const int64_t rows = problem.images * problem.height();
@@ -221,15 +223,19 @@ inline Totals run(const Problem& problem) {
   if (problem.task == Task::kStatistics) totals.statistics.assign(problem.images * 3 * problem.classes, 0.0);
   if (rows == 0) return totals;
   const int64_t row_of_classes = problem.classes * problem.source_width();
-  const int64_t by_source = problem.images * problem.source_height() / 8;
+  const int64_t by_source = problem.images * problem.source_height() / 16;
   const int64_t by_output = rows * problem.width() / (8 * row_of_classes);
-  const int64_t most = std::max<int64_t>({1, by_source, by_output});
-  const int64_t slices = std::min(fastseg::slice_count(rows), most);
+  const fastseg::UnevenSlices cut(rows, ceil_divide(rows, std::max<int64_t>({1, by_source, by_output})));
+  const int64_t slices = cut.slices();
   std::vector<Slice> parts;
-  for (int64_t slice = 0; slice < slices; ++slice) {
-    parts.emplace_back(problem, rows * slice / slices, rows * (slice + 1) / slices);
-  }
-  fastseg::parallel_slices(slices, slices, [&](int64_t slice, int64_t, int64_t) { parts[slice].run(); });
+  const auto first_row = [&](int64_t slice) {
+    return first_row_of_slice(problem, cut.begin(slice), rows / slices);
+  };
+  for (int64_t slice = 0; slice < slices; ++slice) parts.emplace_back(problem, first_row(slice), first_row(slice + 1));
+  fastseg::share_slices(slices, [&](const auto& take) {
+    Workspace work(problem);
+    for (int64_t slice = take(); slice >= 0; slice = take()) parts[slice].run(work);
+  });
   for (const Slice& part : parts) part.add_to(totals);
   return totals;
 }

@@ -70,8 +70,8 @@ inline void read_rows(const Problem& problem, Workspace& work, int64_t image, in
   find_extremes(problem, work.lower, work.stride, work.lower_extremes);
 }
 
-// Where a slice of the output rows sends the gradients of source rows. Those that the slice before it has begun it keeps
-// apart: they are added at the end, slice after slice, so that the result does not depend on which thread comes first.
+// Where a slice of the output rows sends the gradients of source rows. Those that the slice before it has begun are
+// kept apart and added at the end, slice after slice, so that the result does not depend on which thread comes first.
 class GradientRows {
  public:
   // The slice starts in vertical cell `cell`: at its first output row, or inside.

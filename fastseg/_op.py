@@ -122,7 +122,7 @@ class Backend:
 
     name: "cpu", "cuda", "triton" or "reference".
     run: takes the op's positional arguments without `backend`.
-    dtypes: allowed dtypes of the op's first tensor argument; None for any.
+    dtypes: allowed dtypes of the op's first argument; None for any.
     refuses: gives the reason why this call cannot run here, or None.
     slower: gives the reason why "auto" passes this backend over (stock PyTorch is as fast), or None.
     """
@@ -169,7 +169,7 @@ def vjp(function: Callable, inputs: Sequence[Tensor], grad_outputs: Sequence[Ten
 class Op:
     """An op `torch.ops.fastseg.<name>` with several backends.
 
-    schema: without the name; `, str backend="auto"` is appended as the last argument.
+    schema: without the name; `, str backend="auto"` is appended as the last argument. The first argument is a tensor.
     check: semantic validation, called with the arguments by eager and fake alike; never looks at data.
     fake: like the op, on tensors without data; gives outputs of the right shape, dtype, strides and device.
     backends: in the order in which "auto" tries them.
@@ -261,11 +261,11 @@ class Op:
 
     def choose(self, *args, backend: str = "auto") -> Backend:
         """The backend that would run this call. Raises BackendError with each backend's reason if none can."""
-        if backend == "auto":
-            backend = os.environ.get("FASTSEG_BACKEND", "auto")
+        if backend == "auto" and "FASTSEG_BACKEND" in os.environ:
+            backend = os.environ["FASTSEG_BACKEND"]
         if backend != "auto" and backend not in BACKEND_NAMES:
             raise ValueError(f"fastseg.{self.name}: backend={backend!r}; allowed: auto, {', '.join(BACKEND_NAMES)}")
-        lead = next(argument for argument in args if isinstance(argument, Tensor))
+        lead = args[0]
         for candidate in self.backends:
             if backend not in ("auto", candidate.name):
                 continue
@@ -278,7 +278,7 @@ class Op:
     def explain(self, *args, backend: str = "auto") -> str:
         """What would run this call, and why the other backends would not."""
         chosen = self.choose(*args, backend=backend)
-        lead = next(argument for argument in args if isinstance(argument, Tensor))
+        lead = args[0]
         return f"fastseg.{self.name}: {chosen.name} runs\n{self._reasons(lead, args)}"
 
     def _reasons(self, lead: Tensor, args: tuple) -> str:

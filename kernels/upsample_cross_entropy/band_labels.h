@@ -58,6 +58,10 @@ inline f32x16 flush_band_labels(const Problem& problem, Workspace& work, const B
     const f32x16(&highest)[4] = work.growth.highest;
     logits += (corner[0] - highest[0]) * upper_left + (corner[1] - highest[1]) * upper_right +
               (corner[2] - highest[2]) * lower_left + (corner[3] - highest[3]) * lower_right;
+    if (problem.task == Task::kStatistics) {
+      float* truth = work.truth + c * kLanes;
+      simd::store(truth, simd::load(truth) + pixels);
+    }
     if (problem.task != Task::kGradient || problem.classes == 1) return;
     float* to = work.accumulators.get() + c * 4 * kLanes;
     const f32x16 parts[] = {left, right, lower_left, lower_right};

@@ -120,20 +120,20 @@ class BlockRows : BlockRowsBase {
       return;
     }
     f32x16 sum[pixels];
-    for (f32x16& lanes : sum) lanes = f32x16{};  // (GCC zeroes whole arrays in memory)
+    FASTSEG_UNROLL for (int i = 0; i < pixels; ++i) sum[i] = f32x16{};
     for (int64_t c = 0; c < classes_; ++c) {
       for (int row = 0; row < rows; ++row) {
         Sequence sequence(*this, c, row);
         for (int k = 0; k < count(); ++k) sum[row * room + k] += sequence.at(*this, k);
       }
     }
-    for (int i = 0; i < rows * count(); ++i) tile_.sum[i] = sum[i];
+    FASTSEG_UNROLL for (int i = 0; i < pixels; ++i) tile_.sum[i] = sum[i];
   }
 
   // The sums of one row and, for the Dice gradient, dice = sum_c h_c e_c (or h_c e_c^2).
   void sum_with_dice(int row) {
     f32x16 sum[room], dice[room];
-    for (int k = 0; k < room; ++k) sum[k] = dice[k] = f32x16{};
+    FASTSEG_UNROLL for (int k = 0; k < room; ++k) sum[k] = dice[k] = f32x16{};
     for (int64_t c = 0; c < classes_; ++c) {
       const float factor = problem_.grad_prediction[image_ * classes_ + c];
       Sequence sequence(*this, c, row);
@@ -153,7 +153,7 @@ class BlockRows : BlockRowsBase {
         dice[k] += (problem_.squared ? exponential * exponential : exponential) * factor;
       }
     }
-    for (int k = 0; k < count(); ++k) {
+    FASTSEG_UNROLL for (int k = 0; k < room; ++k) {
       tile_.sum[row * room + k] = sum[k];
       tile_.dice[row * room + k] = dice[k];
     }
@@ -217,11 +217,9 @@ class BlockRows : BlockRowsBase {
   // Cross-entropy: p through.
   void gradient() {
     f32x16 inverse[pixels], inverse_right[pixels];
-    for (int row = 0; row < rows; ++row) {
-      for (int k = 0; k < count(); ++k) {
-        inverse[row * room + k] = tile_.inverse[row * room + k];
-        inverse_right[row * room + k] = tile_.inverse[row * room + k] * fraction(k);
-      }
+    FASTSEG_UNROLL for (int i = 0; i < pixels; ++i) {
+      inverse[i] = tile_.inverse[i];
+      inverse_right[i] = tile_.inverse[i] * fraction(i % room);
     }
     for (int64_t c = 0; c < classes_; ++c) {
       Ends ends[rows];
@@ -247,7 +245,7 @@ class BlockRows : BlockRowsBase {
   // Dice: sums of p^2 or p, and of the label's p and pixels.
   void statistics() {
     f32x16 scale[pixels];
-    for (int i = 0; i < rows * count(); ++i) scale[i] = scale_of_terms(i);
+    FASTSEG_UNROLL for (int i = 0; i < pixels; ++i) scale[i] = scale_of_terms(i);
     for (int64_t c = 0; c < classes_; ++c) {
       f32x16 prediction{};
       for (int row = 0; row < rows; ++row) {
@@ -264,19 +262,28 @@ class BlockRows : BlockRowsBase {
       }
       add(work_.prediction + c * kLanes, prediction);
     }
+    const bool counted = !direct && counts_by_band(problem_, work_);
     for_each_class(problem_, tile_.classes, [&](int64_t c) {
-      f32x16 intersection{}, truth{};
-      for (int row = 0; row < rows; ++row) {
-        Sequence sequence(*this, c, row);
-        for (int k = 0; k < count(); ++k) {
-          const int i = row * room + k;
-          intersection += simd::keep_where(is_label(c, i), sequence.at(*this, k) * tile_.inverse[i]);
-          truth += simd::keep_where(is_label(c, i), simd::splat(1.0f));
-        }
-      }
+      f32x16 intersection{};
+      for (int row = 0; row < rows; ++row) intersection += sum_of_label_probabilities(c, row);
       add(work_.intersection + c * kLanes, intersection);
+      if (counted) return;
+      f32x16 truth{};
+      for (int i = 0; i < rows * count(); ++i) truth += simd::keep_where(is_label(c, i), simd::splat(1.0f));
       add(work_.truth + c * kLanes, truth);
     });
+  }
+
+  FASTSEG_INLINE f32x16 sum_of_label_probabilities(int64_t c, int row) const {
+    Sequence sequence(*this, c, row);
+    f32x16 inverse[room];
+    FASTSEG_UNROLL for (int k = 0; k < room; ++k) {
+      inverse[k] = simd::keep_where(is_label(c, row * room + k), tile_.inverse[row * room + k]);
+    }
+    if constexpr (!direct) return sequence.first * polynomial(inverse, sequence.second);
+    f32x16 sum{};
+    for (int k = 0; k < count(); ++k) sum += sequence.at(*this, k) * inverse[k];
+    return sum;
   }
 
   // p (h_c p + through) + [c = label] dice, without the inner p when not squared.
@@ -293,7 +300,7 @@ class BlockRows : BlockRowsBase {
   // The first term, of one row: the coefficients of two would not fit the registers.
   [[gnu::noinline]] void add_statistics_gradient(int row) {
     f32x16 scale[room], scale_right[room], through[room], through_right[room];
-    for (int k = 0; k < count(); ++k) {
+    FASTSEG_UNROLL for (int k = 0; k < room; ++k) {
       const int i = row * room + k;
       scale[k] = scale_of_terms(i);
       scale_right[k] = scale[k] * fraction(k);
@@ -331,14 +338,16 @@ class BlockRows : BlockRowsBase {
   // through and dice of the formula above.
   void combine_dice() {
     f32x16 own[pixels];  // dI_c p_c of the label
-    for (f32x16& lanes : own) lanes = f32x16{};
+    FASTSEG_UNROLL for (int i = 0; i < pixels; ++i) own[i] = f32x16{};
     for_each_class(problem_, tile_.classes, [&](int64_t c) {
       const float factor = problem_.grad_intersection[image_ * classes_ + c];
       for (int row = 0; row < rows; ++row) {
         Sequence sequence(*this, c, row);
+        if constexpr (!direct) sequence.exponential *= factor;
         for (int k = 0; k < count(); ++k) {
           const int i = row * room + k;
-          own[i] = simd::select(is_label(c, i), sequence.at(*this, k) * factor, own[i]);
+          const f32x16 value = sequence.at(*this, k);
+          own[i] = simd::select(is_label(c, i), direct ? value * factor : value, own[i]);
         }
       }
     });

@@ -142,7 +142,7 @@ struct Workspace {
   Scratch<float> accumulators;  // [C][4][16]: gradients of the left and right ends, then the lower row's shares
   Scratch<float> statistics;
   Scratch<int32_t> labels;      // [kBandRows][label_stride()], -1 behind the row
-  PixelTile tile;
+  PixelTile tile{};
   RowGrowth growth;
 
   float* upper;           // [C][stride] source row above the output rows

@@ -21,8 +21,8 @@ namespace simd {
 #define FASTSEG_ALWAYS_INLINE __attribute__((always_inline))  // behind the parameters of a lambda
 #define FASTSEG_INLINE inline FASTSEG_ALWAYS_INLINE
 
-// Before a loop over an array of vectors that is to stay in registers: left to itself GCC unrolls it after deciding that
-// the array lies in memory.
+// Before a loop over an array of vectors that is to stay in registers: GCC unrolls it by itself, but only after it has
+// decided that the array lies in memory.
 #define FASTSEG_UNROLL _Pragma("GCC unroll 16")
 
 constexpr int kLanes = 16;

@@ -11,258 +11,25 @@ The gradient at the source grid is the transposed interpolation of v (p - onehot
 Sources: torch.nn.functional.interpolate and cross_entropy; V-Net (squared Dice).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastseg import _check
 from fastseg._bilinear import output_size_and_scales
-from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native, somebody_watches
-from fastseg._triton import lazy
-from fastseg.kernels.upsample_cross_entropy import reference
-from fastseg.ops._cross_entropy_common import scaled
+from fastseg._op import FLOATING
 from fastseg.ops._dice import check_dice, cross_entropy_dice_of, loss_dtype
+from fastseg.ops._upsample_softmax import (
+    CPU_DTYPES,
+    LABELS,
+    upsample_cross_entropy_loss,
+    upsample_cross_entropy_pixels,
+    upsample_softmax_statistics,
+)
 from fastseg.ops.cross_entropy_dice import accumulator
 
-LABELS = (torch.int64, torch.int32, torch.uint8)
 REDUCTIONS = ("none", "mean", "sum")
-CPU_DTYPES = FLOATING_GPU  # fp64 is for gradcheck: the reference does it
-
-_TENSORS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
-_OPTIONS = "float[]? scale_factors, bool align_corners, int ignore_index, float label_smoothing"
-
-_sums_native = native(
-    f"_upsample_cross_entropy_sums({_TENSORS}, {_OPTIONS}, bool with_gradient) -> (Tensor, Tensor, Tensor)"
-)
-_pixels_native = native(f"_upsample_cross_entropy_pixels({_TENSORS}, {_OPTIONS}) -> Tensor")
-_pixels_backward_native = native(
-    f"_upsample_cross_entropy_pixels_backward({_TENSORS}, Tensor grad_losses, {_OPTIONS}) -> Tensor"
-)
-_statistics_native = native(
-    f"_upsample_softmax_statistics({_TENSORS}, {_OPTIONS}, bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_statistics_backward_native = native(
-    f"_upsample_softmax_statistics_backward({_TENSORS}, Tensor grad_intersection, Tensor grad_prediction,"
-    f" Tensor grad_numerator, {_OPTIONS}, bool squared) -> Tensor"
-)
-
-
-# --- checks and shapes ---
-
-
-def check(input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, *_):
-    name = "upsample_cross_entropy"
-    _check.dtype(name, "input", input, FLOATING)
-    _check.shape(name, "input", input, ("N", "C", "h", "w"))
-    _check.dtype(name, "target", target, LABELS)
-    _check.shape(name, "target", target, (input.size(0), "H", "W"))
-    _check.same_device(name, "target", target, "input", input)
-    if min(input.shape[1:]) < 1 or min(target.shape[1:]) < 1:
-        raise RuntimeError(
-            f"fastseg.ops.{name}: input has shape {tuple(input.shape)} and target {tuple(target.shape)}; "
-            "allowed: no size but N may be 0"
-        )
-    for argument, value, shape in (
-        ("weight", weight, (input.size(1),)),
-        ("pixel_weight", pixel_weight, tuple(target.shape)),
-    ):
-        if value is not None:
-            _check.dtype(name, argument, value, (accumulator(input),))
-            _check.shape(name, argument, value, shape)
-            _check.same_device(name, argument, value, "input", input)
-    _check.in_range(name, "label_smoothing", label_smoothing, 0.0, 1.0)
-
-
-def check_sums_backward(input, target, weight, pixel_weight, gradient, grad_numerator, *options):
-    check(input, target, weight, pixel_weight, *options)
-    _check.shape("upsample_cross_entropy_sums_backward", "grad_numerator", grad_numerator, ())
-
-
-def check_pixels_backward(input, target, weight, pixel_weight, grad_losses, *options):
-    check(input, target, weight, pixel_weight, *options)
-    name = "upsample_cross_entropy_pixels_backward"
-    _check.shape(name, "grad_losses", grad_losses, tuple(target.shape))
-    _check.dtype(name, "grad_losses", grad_losses, (accumulator(input),))
-
-
-def check_statistics_backward(
-    input, target, weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator, *options
-):
-    check(input, target, weight, pixel_weight, *options)
-    name = "upsample_softmax_statistics_backward"
-    for argument, value, shape in (
-        ("grad_intersection", grad_intersection, tuple(input.shape[:2])),
-        ("grad_prediction", grad_prediction, tuple(input.shape[:2])),
-        ("grad_numerator", grad_numerator, ()),
-    ):
-        _check.shape(name, argument, value, shape)
-        _check.dtype(name, argument, value, (torch.float64,))
-
-
-def _like_input(input: Tensor, dtype: torch.dtype) -> Tensor:
-    """Empty, of the shape of `input`: channels_last if that is how `input` lies in memory, else contiguous."""
-    channels_last = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty_like(input, dtype=dtype, memory_format=layout)
-
-
-def fake_sums(input, *arguments):
-    numerator, denominator = (input.new_empty((), dtype=torch.float64) for _ in range(2))
-    with_gradient = arguments[-1]
-    gradient = _like_input(input, accumulator(input)) if with_gradient else input.new_empty(0, dtype=accumulator(input))
-    return numerator, denominator, gradient
-
-
-def fake_pixels(input, target, *_):
-    return input.new_empty(target.shape, dtype=accumulator(input))
-
-
-def fake_statistics(input, *_):
-    sums = [input.new_empty(input.shape[:2], dtype=torch.float64) for _ in range(3)]
-    return *sums, *(input.new_empty((), dtype=torch.float64) for _ in range(2))
-
-
-def fake_gradient(input, *_):
-    return _like_input(input, input.dtype)
-
-
-# --- autograd ---
-
-
-def save_sums(ctx, inputs, output):
-    *tensors, scale_factors, align_corners, ignore_index, label_smoothing, _with_gradient, _backend = inputs
-    ctx.options = scale_factors, align_corners, ignore_index, label_smoothing
-    _, denominator, gradient = output
-    ctx.mark_non_differentiable(denominator, gradient)
-    ctx.set_materialize_grads(False)  # no zeros of the gradient's size
-    ctx.save_for_backward(*tensors, gradient)
-
-
-def backward_sums(ctx, grad_numerator, _denominator, _gradient):
-    if grad_numerator is None:
-        return (None,) * 9
-    input, *_, gradient = ctx.saved_tensors
-    if gradient.numel() == input.numel() and not torch.is_grad_enabled():
-        grad_input = scaled(gradient, grad_numerator).to(input.dtype)
-    else:
-        grad_input = upsample_cross_entropy_sums_backward(*ctx.saved_tensors, grad_numerator, *ctx.options)
-    return grad_input, *[None] * 8
-
-
-def save_pixels(ctx, inputs, output):
-    *tensors, scale_factors, align_corners, ignore_index, label_smoothing, _backend = inputs
-    ctx.options = scale_factors, align_corners, ignore_index, label_smoothing
-    ctx.save_for_backward(*tensors)
-
-
-def backward_pixels(ctx, grad_losses):
-    return upsample_cross_entropy_pixels_backward(*ctx.saved_tensors, grad_losses, *ctx.options), *[None] * 7
-
-
-def save_statistics(ctx, inputs, output):
-    *tensors, scale_factors, align_corners, ignore_index, label_smoothing, squared, _backend = inputs
-    ctx.options = scale_factors, align_corners, ignore_index, label_smoothing, squared
-    ctx.mark_non_differentiable(output[2], output[4])
-    ctx.save_for_backward(*tensors)
-
-
-def backward_statistics(ctx, grad_intersection, grad_prediction, _truth, grad_numerator, _denominator):
-    gradients = grad_intersection, grad_prediction, grad_numerator
-    return upsample_softmax_statistics_backward(*ctx.saved_tensors, *gradients, *ctx.options), *[None] * 8
-
-
-# --- what runs on the CPU ---
-
-
-def _scale_gradient(input, target, weight, pixel_weight, gradient, grad_numerator, *options):
-    """`gradient` is d numerator / d input, made in the forward; it is empty if that was not asked for."""
-    if gradient.numel() == input.numel():
-        return (gradient * grad_numerator).to(input.dtype)
-    grad_losses = grad_numerator.to(accumulator(input)).expand(target.shape)
-    return upsample_cross_entropy_pixels_backward(input, target, weight, pixel_weight, grad_losses, *options)
-
-
-def _pixels_backward_cpu(input, *arguments):
-    return _pixels_backward_native(input, *arguments).to(input.dtype)
-
-
-def _statistics_backward_cpu(input, *arguments):
-    return _statistics_backward_native(input, *arguments).to(input.dtype)
-
-
-def _refuse_unless_built(*_):
-    return _sums_native.missing("CPU")
-
-
-def _backends(name: str, cpu: Callable, plain: Callable) -> list[Backend]:
-    """`name`: of the launcher in kernels/upsample_cross_entropy/triton.py; `plain`: the reference."""
-    return [
-        Backend("cpu", cpu, dtypes=CPU_DTYPES, refuses=_refuse_unless_built),
-        Backend("triton", lazy("upsample_cross_entropy.triton", name), dtypes=FLOATING_GPU),
-        Backend("reference", plain),
-    ]
-
-
-upsample_cross_entropy_sums = Op(
-    "upsample_cross_entropy_sums",
-    f"({_TENSORS}, {_OPTIONS}, bool with_gradient) -> (Tensor, Tensor, Tensor)",
-    check=check,
-    fake=fake_sums,
-    save=save_sums,
-    backward=backward_sums,
-    backends=_backends("sums", _sums_native, reference.upsample_cross_entropy_sums),
-)
-upsample_cross_entropy_sums_backward = Op(
-    "upsample_cross_entropy_sums_backward",
-    f"({_TENSORS}, Tensor gradient, Tensor grad_numerator, {_OPTIONS}) -> Tensor",
-    check=check_sums_backward,
-    fake=fake_gradient,
-    differentiable=True,
-    backends=_backends("sums_backward", _scale_gradient, reference.upsample_cross_entropy_sums_backward),
-)
-upsample_cross_entropy_pixels = Op(
-    "upsample_cross_entropy_pixels",
-    f"({_TENSORS}, {_OPTIONS}) -> Tensor",
-    check=check,
-    fake=fake_pixels,
-    save=save_pixels,
-    backward=backward_pixels,
-    backends=_backends("pixels", _pixels_native, reference.upsample_cross_entropy_pixels),
-)
-upsample_cross_entropy_pixels_backward = Op(
-    "upsample_cross_entropy_pixels_backward",
-    f"({_TENSORS}, Tensor grad_losses, {_OPTIONS}) -> Tensor",
-    check=check_pixels_backward,
-    fake=fake_gradient,
-    differentiable=True,
-    backends=_backends(
-        "pixels_backward", _pixels_backward_cpu, reference.upsample_cross_entropy_pixels_backward
-    ),
-)
-upsample_softmax_statistics = Op(
-    "upsample_softmax_statistics",
-    f"({_TENSORS}, {_OPTIONS}, bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    check=check,
-    fake=fake_statistics,
-    save=save_statistics,
-    backward=backward_statistics,
-    backends=_backends("statistics", _statistics_native, reference.upsample_softmax_statistics),
-)
-upsample_softmax_statistics_backward = Op(
-    "upsample_softmax_statistics_backward",
-    f"({_TENSORS}, Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator, {_OPTIONS},"
-    " bool squared) -> Tensor",
-    check=check_statistics_backward,
-    fake=fake_gradient,
-    differentiable=True,
-    backends=_backends(
-        "statistics_backward", _statistics_backward_cpu, reference.upsample_softmax_statistics_backward
-    ),
-)
-
-
-# --- public functions ---
 
 
 def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight):
@@ -347,16 +114,8 @@ def upsample_cross_entropy(
     # On the CPU the gradient is made while the probabilities are at hand; it is as small as `input`.
     in_forward = input.device.type == "cpu" and input.dtype in CPU_DTYPES
     with_gradient = in_forward and input.requires_grad and torch.is_grad_enabled()
-    numerator, denominator, _ = upsample_cross_entropy_sums(*tensors, *options, with_gradient, backend=backend)
-    if reduction == "sum":
-        return numerator.to(loss_dtype(input))
-    if denominator.device.type == "cpu" and not somebody_watches((denominator,)):
-        known = denominator.item()  # nothing to wait for: one operation instead of four
-        if known != 0:
-            return (numerator / known).to(loss_dtype(input))
-    empty = denominator == 0
-    mean = numerator / torch.where(empty, 1.0, denominator)
-    return torch.where(empty, 0.0 if zero_if_empty else float("nan"), mean).to(loss_dtype(input))
+    reduced = with_gradient, reduction == "mean", bool(zero_if_empty), loss_dtype(input)
+    return upsample_cross_entropy_loss(*tensors, *options, *reduced, backend=backend)[0]
 
 
 def upsample_cross_entropy_dice(

@@ -88,13 +88,47 @@ Totals run_checked(const Problem& problem, const Arguments& arguments) {
   return totals;
 }
 
-// Zeros [N, C, h, w], channels_last if the input is, else contiguous.
-Tensor zero_gradient(const Tensor& input) {
+// [N, C, h, w], channels_last if `input` is, else contiguous.
+template <typename Make>
+Tensor dense_like(const Tensor& input, const Make& make) {
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
-  if (input.is_contiguous() || !fastseg::is_channels_last(input))
-    return torch::stable::new_zeros(input, std::vector<int64_t>{n, c, h, w}, ScalarType::Float);
-  Tensor zeros = torch::stable::new_zeros(input, std::vector<int64_t>{n, h, w, c}, ScalarType::Float);
-  return torch::stable::transpose(torch::stable::transpose(zeros, 1, 3), 2, 3);
+  if (input.is_contiguous() || !fastseg::is_channels_last(input)) return make(std::vector<int64_t>{n, c, h, w});
+  return torch::stable::transpose(torch::stable::transpose(make(std::vector<int64_t>{n, h, w, c}), 1, 3), 2, 3);
+}
+
+Tensor zero_gradient(const Tensor& input) {
+  return dense_like(input, [&](const std::vector<int64_t>& shape) {
+    return torch::stable::new_zeros(input, shape, ScalarType::Float);
+  });
+}
+
+// factor * gradient, a dense float tensor, as `type`. (What comes next reads it: it goes through the caches.)
+Tensor scaled(Tensor gradient, double factor, ScalarType type) {
+  STD_TORCH_CHECK(gradient.scalar_type() == ScalarType::Float && gradient.dim() == 4 &&
+                      (gradient.is_contiguous() || fastseg::is_channels_last(gradient)),
+                  "upsample_cross_entropy: gradient must be dense float32 [N, C, h, w]");
+  Tensor result = dense_like(gradient, [&](const std::vector<int64_t>& shape) {
+    return torch::stable::new_empty(gradient, shape, type);
+  });
+  const float* from = gradient.const_data_ptr<float>();
+  const int64_t count = gradient.numel();
+  fastseg::with_floating_type(result, "dtype", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    scalar_t* to = static_cast<scalar_t*>(result.mutable_data_ptr());
+    const float scale = static_cast<float>(factor);
+    fastseg::parallel_slices(count, fastseg::slice_count(count, 1 << 15), [&](int64_t, int64_t begin, int64_t end) {
+      int64_t i = begin;
+      if constexpr (!std::is_same_v<scalar_t, double>) {
+        for (; i + kLanes <= end; i += kLanes) simd::store(to + i, simd::load(from + i) * scale);
+      }
+      for (; i < end; ++i) to[i] = static_cast<scalar_t>(from[i] * scale);
+    });
+  });
+  return result;
+}
+
+Tensor rounded(const Tensor& gradient, ScalarType type) {
+  return type == ScalarType::Float ? gradient : scaled(gradient, 1.0, type);
 }
 
 void want_gradient(Problem& problem, Tensor& gradient) {
@@ -102,9 +136,12 @@ void want_gradient(Problem& problem, Tensor& gradient) {
   problem.gradient_strides = strides_of(gradient);
 }
 
-Tensor scalar(const Tensor& like, double value) {
-  Tensor tensor = torch::stable::new_empty(like, std::vector<int64_t>{}, ScalarType::Double);
-  *static_cast<double*>(tensor.mutable_data_ptr()) = value;
+Tensor scalar(const Tensor& like, double value, ScalarType type = ScalarType::Double) {
+  Tensor tensor = torch::stable::new_empty(like, std::vector<int64_t>{}, type);
+  fastseg::with_floating_type(tensor, "dtype", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    *static_cast<scalar_t*>(tensor.mutable_data_ptr()) = static_cast<scalar_t>(value);
+  });
   return tensor;
 }
 
@@ -116,9 +153,10 @@ std::vector<float> to_float(const Tensor& tensor, int64_t count, double factor, 
   return result;
 }
 
-std::tuple<Tensor, Tensor, Tensor> sums(Tensor input, Tensor target, std::optional<Tensor> weight,
+std::tuple<Tensor, Tensor, Tensor> loss(Tensor input, Tensor target, std::optional<Tensor> weight,
                                         std::optional<Tensor> pixel_weight, Scales scale_factors, bool align_corners,
-                                        int64_t ignore_index, double label_smoothing, bool with_gradient) {
+                                        int64_t ignore_index, double label_smoothing, bool with_gradient, bool mean,
+                                        bool zero_if_empty, ScalarType type) {
   const Arguments arguments =
       checked({input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing});
   Problem problem = make_problem(arguments, with_gradient ? Task::kGradient : Task::kLoss);
@@ -126,7 +164,13 @@ std::tuple<Tensor, Tensor, Tensor> sums(Tensor input, Tensor target, std::option
                                   : torch::stable::new_empty(input, std::vector<int64_t>{0}, ScalarType::Float);
   if (with_gradient) want_gradient(problem, gradient);
   const Totals totals = run_checked(problem, arguments);
-  return {scalar(input, totals.numerator), scalar(input, totals.denominator), gradient};
+  double value = totals.numerator;
+  if (mean && totals.denominator == 0) {
+    value = zero_if_empty ? 0.0 : NAN;
+  } else if (mean) {
+    value /= totals.denominator;
+  }
+  return {scalar(input, value, type), scalar(input, totals.denominator), gradient};
 }
 
 Tensor pixels(Tensor input, Tensor target, std::optional<Tensor> weight, std::optional<Tensor> pixel_weight,
@@ -155,7 +199,7 @@ Tensor pixels_backward(Tensor input, Tensor target, std::optional<Tensor> weight
   Tensor gradient = zero_gradient(input);
   want_gradient(problem, gradient);
   run_checked(problem, arguments);
-  return gradient;
+  return rounded(gradient, input.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
@@ -196,14 +240,15 @@ Tensor statistics_backward(Tensor input, Tensor target, std::optional<Tensor> we
   Tensor gradient = zero_gradient(input);
   want_gradient(problem, gradient);
   run_checked(problem, arguments);
-  return gradient;
+  return rounded(gradient, input.scalar_type());
 }
 
 }  // namespace
 }  // namespace upsample_cross_entropy
 
 STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
-  m.impl("_upsample_cross_entropy_sums", TORCH_BOX(&upsample_cross_entropy::sums));
+  m.impl("_upsample_cross_entropy_loss", TORCH_BOX(&upsample_cross_entropy::loss));
+  m.impl("_upsample_cross_entropy_scaled", TORCH_BOX(&upsample_cross_entropy::scaled));
   m.impl("_upsample_cross_entropy_pixels", TORCH_BOX(&upsample_cross_entropy::pixels));
   m.impl("_upsample_cross_entropy_pixels_backward", TORCH_BOX(&upsample_cross_entropy::pixels_backward));
   m.impl("_upsample_softmax_statistics", TORCH_BOX(&upsample_cross_entropy::statistics));

@@ -1,0 +1,279 @@
+"""The ops behind upsample_cross_entropy and upsample_cross_entropy_dice: their checks, fakes, autograd and backends.
+
+Shapes and formulas: fastseg/ops/upsample_cross_entropy.py.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fastseg import _check
+from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native, somebody_watches
+from fastseg._triton import lazy
+from fastseg.kernels.cross_entropy_dice.reference import mean_or_nan
+from fastseg.kernels.upsample_cross_entropy import reference
+from fastseg.ops.cross_entropy_dice import accumulator
+
+LABELS = (torch.int64, torch.int32, torch.uint8)
+CPU_DTYPES = FLOATING_GPU  # fp64 is for gradcheck: the reference does it
+
+_TENSORS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
+_OPTIONS = "float[]? scale_factors, bool align_corners, int ignore_index, float label_smoothing"
+
+_REDUCTION = "bool with_gradient, bool mean, bool zero_if_empty, ScalarType dtype"
+
+_loss_native = native(
+    f"_upsample_cross_entropy_loss({_TENSORS}, {_OPTIONS}, {_REDUCTION}) -> (Tensor, Tensor, Tensor)"
+)
+_scaled_native = native("_upsample_cross_entropy_scaled(Tensor gradient, float factor, ScalarType dtype) -> Tensor")
+_pixels_native = native(f"_upsample_cross_entropy_pixels({_TENSORS}, {_OPTIONS}) -> Tensor")
+_pixels_backward_native = native(
+    f"_upsample_cross_entropy_pixels_backward({_TENSORS}, Tensor grad_losses, {_OPTIONS}) -> Tensor"
+)
+_statistics_native = native(
+    f"_upsample_softmax_statistics({_TENSORS}, {_OPTIONS}, bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_statistics_backward_native = native(
+    f"_upsample_softmax_statistics_backward({_TENSORS}, Tensor grad_intersection, Tensor grad_prediction,"
+    f" Tensor grad_numerator, {_OPTIONS}, bool squared) -> Tensor"
+)
+
+
+# --- checks and shapes ---
+
+
+def check(input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, *_):
+    name = "upsample_cross_entropy"
+    _check.dtype(name, "input", input, FLOATING)
+    _check.shape(name, "input", input, ("N", "C", "h", "w"))
+    _check.dtype(name, "target", target, LABELS)
+    _check.shape(name, "target", target, (input.size(0), "H", "W"))
+    _check.same_device(name, "target", target, "input", input)
+    if min(input.shape[1:]) < 1 or min(target.shape[1:]) < 1:
+        raise RuntimeError(
+            f"fastseg.ops.{name}: input has shape {tuple(input.shape)} and target {tuple(target.shape)}; "
+            "allowed: no size but N may be 0"
+        )
+    for argument, value, shape in (
+        ("weight", weight, (input.size(1),)),
+        ("pixel_weight", pixel_weight, tuple(target.shape)),
+    ):
+        if value is not None:
+            _check.dtype(name, argument, value, (accumulator(input),))
+            _check.shape(name, argument, value, shape)
+            _check.same_device(name, argument, value, "input", input)
+    _check.in_range(name, "label_smoothing", label_smoothing, 0.0, 1.0)
+
+
+def check_loss_backward(input, target, weight, pixel_weight, gradient, grad_numerator, *options):
+    check(input, target, weight, pixel_weight, *options)
+    _check.shape("upsample_cross_entropy_loss_backward", "grad_numerator", grad_numerator, ())
+
+
+def check_pixels_backward(input, target, weight, pixel_weight, grad_losses, *options):
+    check(input, target, weight, pixel_weight, *options)
+    name = "upsample_cross_entropy_pixels_backward"
+    _check.shape(name, "grad_losses", grad_losses, tuple(target.shape))
+    _check.dtype(name, "grad_losses", grad_losses, (accumulator(input),))
+
+
+def check_statistics_backward(
+    input, target, weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator, *options
+):
+    check(input, target, weight, pixel_weight, *options)
+    name = "upsample_softmax_statistics_backward"
+    for argument, value, shape in (
+        ("grad_intersection", grad_intersection, tuple(input.shape[:2])),
+        ("grad_prediction", grad_prediction, tuple(input.shape[:2])),
+        ("grad_numerator", grad_numerator, ()),
+    ):
+        _check.shape(name, argument, value, shape)
+        _check.dtype(name, argument, value, (torch.float64,))
+
+
+def _like_input(input: Tensor, dtype: torch.dtype) -> Tensor:
+    """Empty, of the shape of `input`: channels_last if that is how `input` lies in memory, else contiguous."""
+    channels_last = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty_like(input, dtype=dtype, memory_format=layout)
+
+
+def fake_loss(input, *arguments):
+    with_gradient, _mean, _zero_if_empty, dtype = arguments[-4:]
+    loss, denominator = input.new_empty((), dtype=dtype), input.new_empty((), dtype=torch.float64)
+    gradient = _like_input(input, accumulator(input)) if with_gradient else input.new_empty(0, dtype=accumulator(input))
+    return loss, denominator, gradient
+
+
+def fake_pixels(input, target, *_):
+    return input.new_empty(target.shape, dtype=accumulator(input))
+
+
+def fake_statistics(input, *_):
+    sums = [input.new_empty(input.shape[:2], dtype=torch.float64) for _ in range(3)]
+    return *sums, *(input.new_empty((), dtype=torch.float64) for _ in range(2))
+
+
+def fake_gradient(input, *_):
+    return _like_input(input, input.dtype)
+
+
+# --- autograd ---
+
+
+def save_loss(ctx, inputs, output):
+    *tensors, scale_factors, align_corners, ignore_index, label_smoothing, _, ctx.mean, _, _, _backend = inputs
+    ctx.options = scale_factors, align_corners, ignore_index, label_smoothing
+    _, denominator, gradient = output
+    ctx.mark_non_differentiable(denominator, gradient)
+    ctx.set_materialize_grads(False)  # no zeros of the gradient's size
+    ctx.save_for_backward(*tensors, denominator, gradient)
+
+
+def backward_loss(ctx, grad_loss, *_):
+    if grad_loss is None:
+        return (None,) * 12
+    *tensors, denominator, gradient = ctx.saved_tensors
+    input = tensors[0]
+    made = gradient.numel() == input.numel() and not torch.is_grad_enabled()
+    if made and input.device.type == "cpu" and not somebody_watches((gradient, grad_loss)):
+        factor = grad_loss.item()
+        if ctx.mean:
+            count = denominator.item()
+            factor = factor / count if count != 0 else 0.0
+        return _scaled_native(gradient, factor, input.dtype), *[None] * 11
+    grad_numerator = grad_loss.double()
+    if ctx.mean:
+        empty = denominator == 0
+        grad_numerator = torch.where(empty, 0.0, grad_numerator / torch.where(empty, 1.0, denominator))
+    if made:
+        grad_input = (gradient * grad_numerator).to(input.dtype)
+    else:
+        grad_input = upsample_cross_entropy_loss_backward(*tensors, gradient, grad_numerator, *ctx.options)
+    return grad_input, *[None] * 11
+
+
+def save_pixels(ctx, inputs, output):
+    *tensors, scale_factors, align_corners, ignore_index, label_smoothing, _backend = inputs
+    ctx.options = scale_factors, align_corners, ignore_index, label_smoothing
+    ctx.save_for_backward(*tensors)
+
+
+def backward_pixels(ctx, grad_losses):
+    return upsample_cross_entropy_pixels_backward(*ctx.saved_tensors, grad_losses, *ctx.options), *[None] * 7
+
+
+def save_statistics(ctx, inputs, output):
+    *tensors, scale_factors, align_corners, ignore_index, label_smoothing, squared, _backend = inputs
+    ctx.options = scale_factors, align_corners, ignore_index, label_smoothing, squared
+    ctx.mark_non_differentiable(output[2], output[4])
+    ctx.save_for_backward(*tensors)
+
+
+def backward_statistics(ctx, grad_intersection, grad_prediction, _truth, grad_numerator, _denominator):
+    gradients = grad_intersection, grad_prediction, grad_numerator
+    return upsample_softmax_statistics_backward(*ctx.saved_tensors, *gradients, *ctx.options), *[None] * 8
+
+
+# --- what runs on the CPU ---
+
+
+def _loss_by(sums: Callable) -> Callable:
+    """A backend from one that gives (numerator, denominator, gradient)."""
+
+    def run(*arguments):
+        *arguments, mean, zero_if_empty, dtype = arguments
+        numerator, denominator, gradient = sums(*arguments)
+        loss = mean_or_nan(numerator, denominator, zero_if_empty) if mean else numerator
+        return loss.to(dtype), denominator, gradient
+
+    return run
+
+
+def _scale_gradient(input, target, weight, pixel_weight, gradient, grad_numerator, *options):
+    """`gradient` is d numerator / d input, made in the forward; it is empty if that was not asked for."""
+    if gradient.numel() == input.numel():
+        return (gradient * grad_numerator).to(input.dtype)
+    grad_losses = grad_numerator.to(accumulator(input)).expand(target.shape)
+    return upsample_cross_entropy_pixels_backward(input, target, weight, pixel_weight, grad_losses, *options)
+
+
+def _refuse_unless_built(*_):
+    return _loss_native.missing("CPU")
+
+
+_triton = partial(lazy, "upsample_cross_entropy.triton")
+
+
+def _backends(cpu: Callable, triton: Callable, plain: Callable) -> list[Backend]:
+    return [
+        Backend("cpu", cpu, dtypes=CPU_DTYPES, refuses=_refuse_unless_built),
+        Backend("triton", triton, dtypes=FLOATING_GPU),
+        Backend("reference", plain),
+    ]
+
+
+upsample_cross_entropy_loss = Op(
+    "upsample_cross_entropy_loss",
+    f"({_TENSORS}, {_OPTIONS}, {_REDUCTION}) -> (Tensor loss, Tensor denominator, Tensor gradient)",
+    check=check,
+    fake=fake_loss,
+    save=save_loss,
+    backward=backward_loss,
+    backends=_backends(
+        _loss_native, _loss_by(_triton("sums")), _loss_by(reference.upsample_cross_entropy_sums)
+    ),
+)
+upsample_cross_entropy_loss_backward = Op(
+    "upsample_cross_entropy_loss_backward",
+    f"({_TENSORS}, Tensor gradient, Tensor grad_numerator, {_OPTIONS}) -> Tensor",
+    check=check_loss_backward,
+    fake=fake_gradient,
+    differentiable=True,
+    backends=_backends(
+        _scale_gradient, _triton("sums_backward"), reference.upsample_cross_entropy_sums_backward
+    ),
+)
+upsample_cross_entropy_pixels = Op(
+    "upsample_cross_entropy_pixels",
+    f"({_TENSORS}, {_OPTIONS}) -> Tensor",
+    check=check,
+    fake=fake_pixels,
+    save=save_pixels,
+    backward=backward_pixels,
+    backends=_backends(_pixels_native, _triton("pixels"), reference.upsample_cross_entropy_pixels),
+)
+upsample_cross_entropy_pixels_backward = Op(
+    "upsample_cross_entropy_pixels_backward",
+    f"({_TENSORS}, Tensor grad_losses, {_OPTIONS}) -> Tensor",
+    check=check_pixels_backward,
+    fake=fake_gradient,
+    differentiable=True,
+    backends=_backends(
+        _pixels_backward_native, _triton("pixels_backward"),
+        reference.upsample_cross_entropy_pixels_backward
+    ),
+)
+upsample_softmax_statistics = Op(
+    "upsample_softmax_statistics",
+    f"({_TENSORS}, {_OPTIONS}, bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    check=check,
+    fake=fake_statistics,
+    save=save_statistics,
+    backward=backward_statistics,
+    backends=_backends(_statistics_native, _triton("statistics"), reference.upsample_softmax_statistics),
+)
+upsample_softmax_statistics_backward = Op(
+    "upsample_softmax_statistics_backward",
+    f"({_TENSORS}, Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator, {_OPTIONS},"
+    " bool squared) -> Tensor",
+    check=check_statistics_backward,
+    fake=fake_gradient,
+    differentiable=True,
+    backends=_backends(
+        _statistics_backward_native, _triton("statistics_backward"),
+        reference.upsample_softmax_statistics_backward
+    ),
+)

@@ -54,7 +54,7 @@ _backward_native = native(
 )
 
 
-def check(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty):
+def check(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty, *_):
     """The arguments of `fastseg::cross_entropy`: input [N, C, *spatial], target [N, *spatial], reduction an int."""
     op = "focal_loss" if gamma != 0 else "cross_entropy"
     _check.dtype(op, "input", input, FLOATING)
@@ -73,10 +73,9 @@ def _check_backward(input, target, weight, pixel_weight, grad_output, denominato
     check(input, target, weight, pixel_weight, *options)
 
 
-def fake(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty):
+def fake(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty, dtype):
     shape = (input.shape[0], *input.shape[2:]) if reduction == NONE else ()
-    dtype = accumulator(input.dtype)
-    return input.new_empty(shape, dtype=dtype), input.new_empty((), dtype=dtype)
+    return input.new_empty(shape, dtype=dtype), input.new_empty((), dtype=accumulator(input.dtype))
 
 
 def _fake_backward(input, *args):
@@ -99,19 +98,23 @@ def _forward_by(kernel):
     """A backend's forward around a kernel that writes into its last arguments, C++ or Triton."""
 
     def run(input, target, weight, pixel_weight, *options):
-        loss, denominator = fake(input, target, weight, pixel_weight, *options)
+        *options, dtype = options
+        own = accumulator(input.dtype)
+        loss, denominator = fake(input, target, weight, pixel_weight, *options, own)
         kernel(*_native_inputs(input, target, weight, pixel_weight), *options, loss, denominator)
-        return loss, denominator
+        return loss.to(dtype), denominator
 
     return run
 
 
 def _with_gradient_by(kernel):
     def run(input, target, weight, pixel_weight, *options):
-        loss, denominator, gradient = _fake_with_gradient(input, target, weight, pixel_weight, *options)
+        *options, dtype = options
+        own = accumulator(input.dtype)
+        loss, denominator, gradient = _fake_with_gradient(input, target, weight, pixel_weight, *options, own)
         inputs = _native_inputs(input, target, weight, pixel_weight)
         kernel(*inputs, *options, loss, denominator, pixels(gradient, one_image(input)))
-        return loss, denominator, gradient
+        return loss.to(dtype), denominator, gradient
 
     return run
 
@@ -130,17 +133,21 @@ def _backward_reference(input, *args):
     return in_layout_of(input, reference.cross_entropy_backward(input, *args))
 
 
+def _forward_reference(*args):
+    loss, denominator = reference.cross_entropy(*args[:-1])
+    return loss.to(args[-1]), denominator
+
+
 def _with_gradient_reference(input, *args):
-    loss, denominator, gradient = reference.cross_entropy_with_gradient(input, *args)
-    return loss, denominator, in_layout_of(input, gradient)
+    loss, denominator, gradient = reference.cross_entropy_with_gradient(input, *args[:-1])
+    return loss.to(args[-1]), denominator, in_layout_of(input, gradient)
 
 
 # --- autograd ---
 
 
 def save(ctx, inputs, output):
-    *tensors, _, _, _, _, _, _ = inputs
-    ctx.options, ctx.backend = inputs[4:9], inputs[9]
+    tensors, ctx.options, ctx.backend = inputs[:4], inputs[4:9], inputs[10]
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -148,19 +155,20 @@ def save(ctx, inputs, output):
 
 def backward(ctx, grad_loss, *_):
     if grad_loss is None:
-        return (None,) * 9
+        return (None,) * 10
     input, target, weight, pixel_weight, denominator, *gradient = ctx.saved_tensors
     if gradient and not torch.is_grad_enabled():
         grad_input = scaled(gradient[0], grad_loss)
     else:
+        grad_loss = grad_loss.to(accumulator(input.dtype))
         arguments = (input, target, weight, pixel_weight, grad_loss, denominator, *ctx.options)
         grad_input = cross_entropy_backward(*arguments, backend=ctx.backend)
-    return grad_input, *[None] * 8
+    return grad_input, *[None] * 9
 
 
 _cross_entropy = Op(
     "cross_entropy",
-    f"({_INPUTS}, {_OPTIONS}) -> (Tensor loss, Tensor denominator)",
+    f"({_INPUTS}, {_OPTIONS}, ScalarType dtype) -> (Tensor loss, Tensor denominator)",
     check=check,
     fake=fake,
     save=save,
@@ -168,13 +176,13 @@ _cross_entropy = Op(
     backends=[
         Backend("cpu", _forward_by(_forward_native), dtypes=FLOATING),
         Backend("triton", _forward_by(lazy("cross_entropy.triton", "forward")), dtypes=FLOATING_GPU),
-        Backend("reference", reference.cross_entropy),
+        Backend("reference", _forward_reference),
     ],
 )
 
 _cross_entropy_with_gradient = Op(
     "cross_entropy_with_gradient",
-    f"({_INPUTS}, {_OPTIONS}) -> (Tensor loss, Tensor denominator, Tensor gradient)",
+    f"({_INPUTS}, {_OPTIONS}, ScalarType dtype) -> (Tensor loss, Tensor denominator, Tensor gradient)",
     check=check,
     fake=_fake_with_gradient,
     save=save,
@@ -203,9 +211,9 @@ cross_entropy_backward = Op(
 # --- public functions ---
 
 
-def _run(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty, backend):
-    arguments = (input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty)
-    if gradient_in_forward(reduction, input):
+def _run(input, target, weight, pixel_weight, *options, backend):
+    arguments = (input, target, weight, pixel_weight, *options, _result_dtype(input))
+    if gradient_in_forward(options[1], input):
         return _cross_entropy_with_gradient(*arguments, backend=backend)[0]
     return _cross_entropy(*arguments, backend=backend)[0]
 
@@ -291,12 +299,9 @@ def cross_entropy(
             )
         options = (reduced, float(label_smoothing), zero_if_empty, backend)
         loss = cross_entropy_of_probabilities(input, target, weight, pixel_weight, *options)
-        result = loss.dtype
     else:
-        options = (ignore_index, reduced, float(label_smoothing), 0.0, zero_if_empty, backend)
-        loss = _run(input, target, weight, pixel_weight, *options)
-        result = _result_dtype(input)
-    loss = loss.to(result)
+        options = (ignore_index, reduced, float(label_smoothing), 0.0, zero_if_empty)
+        loss = _run(input, target, weight, pixel_weight, *options, backend=backend)
     return loss.squeeze(0) if single and reduced == NONE else loss
 
 
@@ -347,5 +352,5 @@ def focal_loss(
     _check.tensor(op, "target", target)
     reduced = _reduction_of(op, reduction)
     reduced = MEAN_OF_COUNT if reduced == MEAN else reduced
-    loss = _run(input, target, alpha, pixel_weight, ignore_index, reduced, 0.0, float(gamma), zero_if_empty, backend)
-    return loss.to(_result_dtype(input))
+    options = (ignore_index, reduced, 0.0, float(gamma), zero_if_empty)
+    return _run(input, target, alpha, pixel_weight, *options, backend=backend)

@@ -161,16 +161,17 @@ class Sweep {
         const vector_t z0 = tile.load(0, i), z1 = tile.load(1, i), largest = simd::maximum(z0, z1);
         tile.prefetch(0, i);
         tile.prefetch(1, i);
-        const mask_t valid = is_valid(i), second = is_label(1, i);
-        // NaN where the largest logit is infinite, as in a softmax.
+        const auto labels = simd::convert<mask_t>(simd::load(numbers_.labels + i));
+        const auto valid = labels >= 0, second = labels > 0;
+        // How far the class that is not the label lies ahead; NaN where the largest logit is infinite, as in a softmax.
         const vector_t ahead = simd::select(second, z0 - z1, z1 - z0) + (largest - largest);
-        const mask_t leads = ahead < vector_t{};  // the label
-        const vector_t small = simd::exp_of_logits<scalar_t>(simd::select(leads, ahead, -ahead));
+        const vector_t small = simd::exp_of_logits<scalar_t>(simd::minimum(ahead, -ahead));
         const vector_t sum = one + small;
-        behind += simd::keep_where(valid & ~leads, ahead);
+        behind += simd::keep_where(valid, simd::maximum(ahead, vector_t{}));
         product *= simd::select(valid, sum, one);
         count += simd::keep_where(valid, one);
-        const vector_t other = simd::select(leads, small, one) * (simd::keep_where(valid, simd::splat(scale)) / sum);
+        const vector_t p_other = simd::select(ahead < vector_t{}, small, one) / sum;
+        const vector_t other = p_other * simd::keep_where(valid, simd::splat(scale));
         slope[v] = simd::select(second, other, -other);
       }
       if (!with_gradient) return;

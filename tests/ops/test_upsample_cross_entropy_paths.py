@@ -68,3 +68,22 @@ def test_rows_of_few_last_pixels():
             check(upsample_cross_entropy, stock_cross_entropy, input, target)
             check(upsample_cross_entropy_dice, stock_dice, input, target)
             check(upsample_cross_entropy, stock_cross_entropy, input, target, align_corners=True, reduction="none")
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+@pytest.mark.parametrize("function", [upsample_cross_entropy, upsample_cross_entropy_dice])
+@pytest.mark.parametrize("scale", [3, 6.5, 8, 20])
+@pytest.mark.parametrize("classes", [2, 33, 70])
+def test_labels_counted_by_the_band(function, dtype, scale, classes):
+    """The loss of half types, whose labels are counted once per eight rows, is that of the same logits in float."""
+    torch.manual_seed(3)
+    input = (torch.randn(2, classes, 6, 19) * 3).to(dtype)
+    height, width = (round(extent * scale) for extent in input.shape[2:])
+    target = torch.randint(classes, (2, -(-height // 3), -(-width // 5)))
+    target = target.repeat_interleave(3, 1).repeat_interleave(5, 2)[:, :height, :width].contiguous()
+    target[torch.rand(target.shape) < 0.1] = 255
+    target[0, : height // 3] = 255
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # losses of half types come in float
+        loss = function(input, target, ignore_index=255)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, function(input.float(), target, ignore_index=255), rtol=1e-6, atol=0)

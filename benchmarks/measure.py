@@ -1,6 +1,7 @@
 """Timing: interleaved rounds in one process, disturbed samples dropped, medians, ratios with their spread."""
 
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -84,8 +85,8 @@ def sample(call: Callable, repeats: int) -> tuple[float, bool]:
 
 def measure_cpu(calls: dict[str, Callable], budget: float = 1.5) -> dict[str, Timing]:
     """Time the calls in turn until each has enough clean samples: about `budget` seconds a call, four times
-    that at most on a busy machine. Every other round goes backwards: a call finds in the caches what the one before it
-    has left there.
+    that at most on a busy machine. A call finds in the caches what the one before it has left there, so every round has
+    another order, and none begins with the call that ended the last: it alone would find its own.
     """
     repeats = {}
     for name, call in calls.items():
@@ -96,9 +97,12 @@ def measure_cpu(calls: dict[str, Callable], budget: float = 1.5) -> dict[str, Ti
         repeats[name] = max(1, int(SHORTEST_SAMPLE / max(elapsed, 1e-7)))
     timings = {name: Timing([], []) for name in calls}
     start = time.perf_counter()
-    turns = list(calls.items())
+    order, turns = random.Random(0), list(calls.items())
     while True:
-        turns.reverse()
+        last = turns[-1]
+        order.shuffle(turns)
+        if turns[0] is last:
+            turns.append(turns.pop(0))
         for name, call in turns:
             seconds, clean = sample(call, repeats[name])
             timings[name].seconds.append(seconds)

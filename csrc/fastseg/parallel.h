@@ -51,7 +51,7 @@ void parallel_slices(int64_t count, int64_t slices, const Body& body) {
 // small ones for whoever is ready first. Like parallel_slices() otherwise.
 class UnevenSlices {
  public:
-  // Large slices have `smallest` items or more.
+  // A thread's share, its large slice and as many small ones, has `smallest` items or more.
   explicit UnevenSlices(int64_t count, int64_t smallest = 1) : count_(count), large_(slice_count(count, smallest)) {}
 
   int64_t slices() const { return large_ == 1 ? 1 : large_ * (1 + kSmall); }

@@ -21,7 +21,6 @@ CPU_DTYPES = FLOATING_GPU  # fp64 is for gradcheck: the reference does it
 
 _TENSORS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
 _OPTIONS = "float[]? scale_factors, bool align_corners, int ignore_index, float label_smoothing"
-
 _REDUCTION = "bool with_gradient, bool mean, bool zero_if_empty, ScalarType dtype"
 
 _loss_native = native(
@@ -222,9 +221,7 @@ upsample_cross_entropy_loss = Op(
     fake=fake_loss,
     save=save_loss,
     backward=backward_loss,
-    backends=_backends(
-        _loss_native, _loss_by(_triton("sums")), _loss_by(reference.upsample_cross_entropy_sums)
-    ),
+    backends=_backends(_loss_native, _loss_by(_triton("sums")), _loss_by(reference.upsample_cross_entropy_sums)),
 )
 upsample_cross_entropy_loss_backward = Op(
     "upsample_cross_entropy_loss_backward",
@@ -232,9 +229,7 @@ upsample_cross_entropy_loss_backward = Op(
     check=check_loss_backward,
     fake=fake_gradient,
     differentiable=True,
-    backends=_backends(
-        _scale_gradient, _triton("sums_backward"), reference.upsample_cross_entropy_sums_backward
-    ),
+    backends=_backends(_scale_gradient, _triton("sums_backward"), reference.upsample_cross_entropy_sums_backward),
 )
 upsample_cross_entropy_pixels = Op(
     "upsample_cross_entropy_pixels",

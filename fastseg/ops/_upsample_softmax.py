@@ -137,7 +137,8 @@ def backward_loss(ctx, grad_loss, *_):
     *tensors, denominator, gradient = ctx.saved_tensors
     input = tensors[0]
     made = gradient.numel() == input.numel() and not torch.is_grad_enabled()
-    if made and input.device.type == "cpu" and not somebody_watches((gradient, grad_loss)):
+    native_runs = input.device.type == "cpu" and _scaled_native.missing("CPU") is None
+    if made and native_runs and not somebody_watches((gradient, grad_loss)):
         factor = grad_loss.item()
         if ctx.mean:
             count = denominator.item()

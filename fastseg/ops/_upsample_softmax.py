@@ -92,11 +92,15 @@ def check_statistics_backward(
         _check.dtype(name, argument, value, (torch.float64,))
 
 
-def _like_input(input: Tensor, dtype: torch.dtype) -> Tensor:
-    """Empty, of the shape of `input`: channels_last if that is how `input` lies in memory, else contiguous."""
+def _layout(input: Tensor) -> torch.memory_format:
+    """Of gradients: channels_last if that is how `input` lies in memory, else contiguous."""
     channels_last = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty_like(input, dtype=dtype, memory_format=layout)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _like_input(input: Tensor, dtype: torch.dtype) -> Tensor:
+    """Empty, of the shape of `input`."""
+    return torch.empty_like(input, dtype=dtype, memory_format=_layout(input))
 
 
 def fake_loss(input, *arguments):
@@ -186,8 +190,19 @@ def _loss_by(sums: Callable) -> Callable:
     def run(*arguments):
         *arguments, mean, zero_if_empty, dtype = arguments
         numerator, denominator, gradient = sums(*arguments)
+        if gradient.dim() == 4:  # it was asked for
+            gradient = gradient.contiguous(memory_format=_layout(arguments[0]))
         loss = mean_or_nan(numerator, denominator, zero_if_empty) if mean else numerator
         return loss.to(dtype), denominator, gradient
+
+    return run
+
+
+def _laid_out(backward: Callable) -> Callable:
+    """A reference whose gradient lies as `input` does."""
+
+    def run(input, *arguments):
+        return backward(input, *arguments).contiguous(memory_format=_layout(input))
 
     return run
 
@@ -230,7 +245,9 @@ upsample_cross_entropy_loss_backward = Op(
     check=check_loss_backward,
     fake=fake_gradient,
     differentiable=True,
-    backends=_backends(_scale_gradient, _triton("sums_backward"), reference.upsample_cross_entropy_sums_backward),
+    backends=_backends(
+        _scale_gradient, _triton("sums_backward"), _laid_out(reference.upsample_cross_entropy_sums_backward)
+    ),
 )
 upsample_cross_entropy_pixels = Op(
     "upsample_cross_entropy_pixels",
@@ -249,7 +266,7 @@ upsample_cross_entropy_pixels_backward = Op(
     differentiable=True,
     backends=_backends(
         _pixels_backward_native, _triton("pixels_backward"),
-        reference.upsample_cross_entropy_pixels_backward
+        _laid_out(reference.upsample_cross_entropy_pixels_backward),
     ),
 )
 upsample_softmax_statistics = Op(
@@ -270,6 +287,6 @@ upsample_softmax_statistics_backward = Op(
     differentiable=True,
     backends=_backends(
         _statistics_backward_native, _triton("statistics_backward"),
-        reference.upsample_softmax_statistics_backward
+        _laid_out(reference.upsample_softmax_statistics_backward),
     ),
 )

@@ -45,8 +45,9 @@ inline f32x16 flush_band_labels(const Problem& problem, Workspace& work, const B
   for_each_class(problem, work.growth.classes, [&](int64_t c) {
     int32_t* counts = work.label_counts.get() + c * 2 * kLanes;
     const i32x16 all = simd::load(counts), by_row = simd::load(counts + kLanes);
-    const f32x16 pixels = simd::convert<f32x16>(all >> 16), columns = simd::convert<f32x16>(all & (kPixel - 1));
-    const f32x16 rows = simd::convert<f32x16>(by_row >> 16), products = simd::convert<f32x16>(by_row & (kPixel - 1));
+    const f32x16 pixels = simd::convert<f32x16>(all >> kPixelBits), rows = simd::convert<f32x16>(by_row >> kPixelBits);
+    const f32x16 columns = simd::convert<f32x16>(all & (kPixel - 1));
+    const f32x16 products = simd::convert<f32x16>(by_row & (kPixel - 1));
     simd::store(counts, i32x16{});
     simd::store(counts + kLanes, i32x16{});
     // Sums of the weights of the right, lower and lower right corners.

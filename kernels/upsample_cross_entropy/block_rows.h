@@ -208,7 +208,7 @@ class BlockRows : BlockRowsBase {
   // sum_over_label() where every pixel has the same target. The fraction of pixel k is that of pixel 0 and k steps.
   FASTSEG_INLINE Ends count_label(int64_t c, int row) const {
     const i32x16 counted = count_pixels<room>(tile_, row, c);
-    const f32x16 number = simd::convert<f32x16>(counted >> 16);
+    const f32x16 number = simd::convert<f32x16>(counted >> kPixelBits);
     const f32x16 steps_on = simd::convert<f32x16>(counted & (kPixel - 1));
     const f32x16 right = number * fraction(0) + steps_on * problem_.plan.step;
     return {(number - right) * problem_.grad_numerator, right * problem_.grad_numerator};

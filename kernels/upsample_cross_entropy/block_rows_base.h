@@ -136,26 +136,21 @@ class BlockRowsBase {
     return (simd::log_finite(product) + simd::convert<f32x16>(powers) * 0.693147181f) * problem_.grad_numerator;
   }
 
-  // Calls fn(i, row, k) for every vector of pixels.
-  template <typename Function>
-  FASTSEG_INLINE void for_each_pixel(const Function& fn) const {
-    for (int row = 0; row < rows_; ++row) {
-      for (int k = 0; k < block_.steps; ++k) fn(row * block_.steps + k, row, k);
-    }
-  }
-
   // The logits of the labels less their normalisers, for a loss of every pixel.
   template <bool direct>
   [[gnu::noinline]] void pick_label_logits(f32x16 (&picked)[kMostPixels]) const {
     for (f32x16& lanes : picked) lanes = f32x16{};
     for_each_class(problem_, tile_.classes, [&](int64_t c) {
-      for_each_pixel([&](int i, int row, int k) {
+      for (int row = 0; row < rows_; ++row) {
         Ends logits = between(c, row);
         if constexpr (!direct) logits = {logits.left - highest_[row].left, logits.right - highest_[row].right};
-        f32x16 shifted = interpolate(logits, k);
-        if constexpr (direct) shifted -= tile_.norm[i];
-        picked[i] = simd::select(is_label(c, i), shifted, picked[i]);
-      });
+        for (int k = 0; k < block_.steps; ++k) {
+          const int i = row * block_.steps + k;
+          f32x16 shifted = interpolate(logits, k);
+          if constexpr (direct) shifted -= tile_.norm[i];
+          picked[i] = simd::select(is_label(c, i), shifted, picked[i]);
+        }
+      }
     });
   }
 
@@ -163,7 +158,8 @@ class BlockRowsBase {
   [[gnu::noinline]] void add_pixel_losses() {
     f32x16 picked[kMostPixels];
     pick_label_logits<direct>(picked);
-    for_each_pixel([&](int i, int row, int k) {
+    for (int i = 0; i < rows_ * block_.steps; ++i) {
+      const int row = i / block_.steps, k = i % block_.steps;
       f32x16 loss = tile_.through[i] * simd::log(tile_.sum[i]) - tile_.target[i] * picked[i];
       if (problem_.label_smoothing > 0) {
         const f32x16 norm = direct ? tile_.norm[i] : interpolate(highest_[row], k);
@@ -172,7 +168,7 @@ class BlockRowsBase {
       loss = simd::keep_where(tile_.label[i] >= 0, loss);
       if (problem_.losses) write_losses(loss, row, k);
       loss_ += loss;
-    });
+    }
   }
 
   void write_losses(f32x16 lanes, int row, int k) const {

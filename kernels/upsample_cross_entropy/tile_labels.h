@@ -90,7 +90,8 @@ FASTSEG_INLINE void for_each_class(const Problem& problem, const ClassSet& set, 
 }
 
 // Where 16 lanes have pixels of one class, in integers: kPixel for each, and its k.
-constexpr int32_t kPixel = 1 << 16;
+constexpr int kPixelBits = 16;
+constexpr int32_t kPixel = 1 << kPixelBits;
 struct alignas(64) PixelNumbers {
   int32_t values[kMostSteps][kLanes];
 

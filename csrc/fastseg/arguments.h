@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <vector>
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -59,6 +60,16 @@ template <typename value_t>
 value_t* dense_output(const Tensor& tensor, int64_t count, const char* name) {
   dense_values<value_t>(tensor, count, name);
   return tensor.mutable_data_ptr<value_t>();
+}
+
+// A tensor () of `type` on the device of `like`.
+inline Tensor scalar(const Tensor& like, double value, ScalarType type = ScalarType::Double) {
+  Tensor tensor = torch::stable::new_empty(like, std::vector<int64_t>{}, type);
+  with_floating_type(tensor, "dtype", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    *tensor.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(static_cast<simd::accumulate<scalar_t>>(value));
+  });
+  return tensor;
 }
 
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {

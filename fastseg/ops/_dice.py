@@ -20,12 +20,12 @@ from fastseg.kernels.cross_entropy_dice import reference
 from fastseg.kernels.cross_entropy_dice.reference import dice_per_class, mean_or_nan
 
 _SUMS = "Tensor intersection, Tensor prediction, Tensor truth, Tensor numerator, Tensor denominator"
-_OPTIONS = (
+OPTIONS = (
     "float ce_weight, float dice_weight, float smooth, bool include_background, bool per_image, bool zero_if_empty"
 )
-_BACKWARD = f"({_SUMS}, Tensor grad_loss, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
+_BACKWARD = f"({_SUMS}, Tensor grad_loss, {OPTIONS}) -> (Tensor, Tensor, Tensor)"
 
-_forward_native = native(f"_loss_of_sums({_SUMS}, {_OPTIONS}, ScalarType dtype) -> Tensor")
+_forward_native = native(f"_loss_of_sums({_SUMS}, {OPTIONS}, ScalarType dtype) -> Tensor")
 _backward_native = native(f"_loss_of_sums_backward{_BACKWARD}")
 
 
@@ -94,7 +94,7 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad_loss):
     options = ctx.ce_weight, ctx.dice_weight, ctx.smooth, ctx.include_background, ctx.per_image, ctx.zero_if_empty
-    gradients = _loss_of_sums_backward(*ctx.saved_tensors, grad_loss, *options, backend=ctx.backend)
+    gradients = loss_of_sums_backward(*ctx.saved_tensors, grad_loss, *options, backend=ctx.backend)
     grad_intersection, grad_prediction, grad_numerator = gradients
     return grad_intersection, grad_prediction, None, grad_numerator, None, *[None] * 7
 
@@ -108,20 +108,22 @@ def _dense(kernel):
     return run
 
 
-_loss_of_sums = Op(
+triton_loss_of_sums = _dense(lazy("cross_entropy_dice.triton_loss", "loss_of_sums"))
+triton_loss_of_sums_backward = _dense(lazy("cross_entropy_dice.triton_loss", "loss_of_sums_backward"))
+loss_of_sums = Op(
     "loss_of_sums",
-    f"({_SUMS}, {_OPTIONS}, ScalarType dtype) -> Tensor",
+    f"({_SUMS}, {OPTIONS}, ScalarType dtype) -> Tensor",
     check=_check_sums,
     fake=_fake,
     save=_save,
     backward=_backward,
     backends=[
         Backend("cpu", _dense(_forward_native), refuses=lambda *_: _forward_native.missing("CPU")),
-        Backend("triton", _dense(lazy("cross_entropy_dice.triton_loss", "loss_of_sums"))),
+        Backend("triton", triton_loss_of_sums),
         Backend("reference", reference.loss_of_sums),
     ],
 )
-_loss_of_sums_backward = Op(
+loss_of_sums_backward = Op(
     "loss_of_sums_backward",
     _BACKWARD,
     check=_check_sums,
@@ -129,7 +131,7 @@ _loss_of_sums_backward = Op(
     differentiable=True,
     backends=[
         Backend("cpu", _dense(_backward_native), refuses=lambda *_: _backward_native.missing("CPU")),
-        Backend("triton", _dense(lazy("cross_entropy_dice.triton_loss", "loss_of_sums_backward"))),
+        Backend("triton", triton_loss_of_sums_backward),
         Backend("reference", reference.loss_of_sums_backward),
     ],
 )
@@ -158,7 +160,7 @@ def cross_entropy_dice_of(
             batch = [values.sum(0, keepdim=True) for values in sums]
             statistics = sum_over_ranks((*batch, numerator, denominator), process_group)
         options = *weights, float(smooth), include_background, per_image, zero_if_empty
-        return _loss_of_sums(*statistics, *options, dtype, backend=backend)
+        return loss_of_sums(*statistics, *options, dtype, backend=backend)
     # What the ranks share is the sum of their images' quotients and its number of terms.
     *sums, numerator, denominator = statistics
     losses = dice_per_class(*counted(sums, include_background), smooth)

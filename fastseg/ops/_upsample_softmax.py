@@ -1,4 +1,4 @@
-"""The ops behind upsample_cross_entropy and upsample_cross_entropy_dice: their checks, fakes, autograd and backends.
+"""The ops behind upsample_cross_entropy, and what those behind upsample_cross_entropy_dice share with them.
 
 Shapes and formulas: fastseg/ops/upsample_cross_entropy.py.
 """
@@ -19,24 +19,17 @@ from fastseg.ops.cross_entropy_dice import accumulator
 LABELS = (torch.int64, torch.int32, torch.uint8)
 CPU_DTYPES = FLOATING_GPU  # fp64 is for gradcheck: the reference does it
 
-_TENSORS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
-_OPTIONS = "float[]? scale_factors, bool align_corners, int ignore_index, float label_smoothing"
+TENSORS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
+OPTIONS = "float[]? scale_factors, bool align_corners, int ignore_index, float label_smoothing"
 _REDUCTION = "bool with_gradient, bool mean, bool zero_if_empty, ScalarType dtype"
 
 _loss_native = native(
-    f"_upsample_cross_entropy_loss({_TENSORS}, {_OPTIONS}, {_REDUCTION}) -> (Tensor, Tensor, Tensor)"
+    f"_upsample_cross_entropy_loss({TENSORS}, {OPTIONS}, {_REDUCTION}) -> (Tensor, Tensor, Tensor)"
 )
 _scaled_native = native("_upsample_cross_entropy_scaled(Tensor gradient, float factor, ScalarType dtype) -> Tensor")
-_pixels_native = native(f"_upsample_cross_entropy_pixels({_TENSORS}, {_OPTIONS}) -> Tensor")
+_pixels_native = native(f"_upsample_cross_entropy_pixels({TENSORS}, {OPTIONS}) -> Tensor")
 _pixels_backward_native = native(
-    f"_upsample_cross_entropy_pixels_backward({_TENSORS}, Tensor grad_losses, {_OPTIONS}) -> Tensor"
-)
-_statistics_native = native(
-    f"_upsample_softmax_statistics({_TENSORS}, {_OPTIONS}, bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_statistics_backward_native = native(
-    f"_upsample_softmax_statistics_backward({_TENSORS}, Tensor grad_intersection, Tensor grad_prediction,"
-    f" Tensor grad_numerator, {_OPTIONS}, bool squared) -> Tensor"
+    f"_upsample_cross_entropy_pixels_backward({TENSORS}, Tensor grad_losses, {OPTIONS}) -> Tensor"
 )
 
 
@@ -78,49 +71,35 @@ def check_pixels_backward(input, target, weight, pixel_weight, grad_losses, *opt
     _check.dtype(name, "grad_losses", grad_losses, (accumulator(input),))
 
 
-def check_statistics_backward(
-    input, target, weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator, *options
-):
-    check(input, target, weight, pixel_weight, *options)
-    name = "upsample_softmax_statistics_backward"
-    for argument, value, shape in (
-        ("grad_intersection", grad_intersection, tuple(input.shape[:2])),
-        ("grad_prediction", grad_prediction, tuple(input.shape[:2])),
-        ("grad_numerator", grad_numerator, ()),
-    ):
-        _check.shape(name, argument, value, shape)
-        _check.dtype(name, argument, value, (torch.float64,))
-
-
-def _layout(input: Tensor) -> torch.memory_format:
+def layout(input: Tensor) -> torch.memory_format:
     """Of gradients: channels_last if that is how `input` lies in memory, else contiguous."""
     channels_last = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _like_input(input: Tensor, dtype: torch.dtype) -> Tensor:
+def like_input(input: Tensor, dtype: torch.dtype) -> Tensor:
     """Empty, of the shape of `input`."""
-    return torch.empty_like(input, dtype=dtype, memory_format=_layout(input))
+    return torch.empty_like(input, dtype=dtype, memory_format=layout(input))
+
+
+def empty_or_gradient(input: Tensor, with_gradient: bool) -> Tensor:
+    """Room for the gradient that a forward makes, in the accumulator dtype; of no element if it makes none."""
+    dtype = accumulator(input)
+    return like_input(input, dtype) if with_gradient else input.new_empty(0, dtype=dtype)
 
 
 def fake_loss(input, *arguments):
     with_gradient, _mean, _zero_if_empty, dtype = arguments[-4:]
     loss, denominator = input.new_empty((), dtype=dtype), input.new_empty((), dtype=torch.float64)
-    gradient = _like_input(input, accumulator(input)) if with_gradient else input.new_empty(0, dtype=accumulator(input))
-    return loss, denominator, gradient
+    return loss, denominator, empty_or_gradient(input, with_gradient)
 
 
 def fake_pixels(input, target, *_):
     return input.new_empty(target.shape, dtype=accumulator(input))
 
 
-def fake_statistics(input, *_):
-    sums = [input.new_empty(input.shape[:2], dtype=torch.float64) for _ in range(3)]
-    return *sums, *(input.new_empty((), dtype=torch.float64) for _ in range(2))
-
-
 def fake_gradient(input, *_):
-    return _like_input(input, input.dtype)
+    return like_input(input, input.dtype)
 
 
 # --- autograd ---
@@ -135,26 +114,39 @@ def save_loss(ctx, inputs, output):
     ctx.save_for_backward(*tensors, denominator, gradient)
 
 
+def scale_in_backward(input: Tensor, gradient: Tensor, grad_loss: Tensor, count: Tensor | None) -> Tensor | None:
+    """grad_loss / count * gradient in the dtype of `input`: for a gradient that the forward made, of a mean of `count`.
+
+    0 for a mean over nothing. None if the forward made none (`gradient` is empty), or if it is to be differentiated.
+    """
+    if gradient.numel() != input.numel() or torch.is_grad_enabled():
+        return None
+    native_runs = input.device.type == "cpu" and _scaled_native.missing("CPU") is None
+    if native_runs and not somebody_watches((gradient, grad_loss)):
+        factor = grad_loss.item()
+        if count is not None:
+            number = count.item()
+            factor = factor / number if number != 0 else 0.0
+        return _scaled_native(gradient, factor, input.dtype)
+    return (gradient * _of_mean(grad_loss, count)).to(input.dtype)
+
+
+def _of_mean(grad_loss: Tensor, count: Tensor | None) -> Tensor:
+    """The gradient of a sum from that of its mean over `count`, in fp64."""
+    if count is None:
+        return grad_loss.double()
+    empty = count == 0
+    return torch.where(empty, 0.0, grad_loss.double() / torch.where(empty, 1.0, count))
+
+
 def backward_loss(ctx, grad_loss, *_):
     if grad_loss is None:
         return (None,) * 12
     *tensors, denominator, gradient = ctx.saved_tensors
-    input = tensors[0]
-    made = gradient.numel() == input.numel() and not torch.is_grad_enabled()
-    native_runs = input.device.type == "cpu" and _scaled_native.missing("CPU") is None
-    if made and native_runs and not somebody_watches((gradient, grad_loss)):
-        factor = grad_loss.item()
-        if ctx.mean:
-            count = denominator.item()
-            factor = factor / count if count != 0 else 0.0
-        return _scaled_native(gradient, factor, input.dtype), *[None] * 11
-    grad_numerator = grad_loss.double()
-    if ctx.mean:
-        empty = denominator == 0
-        grad_numerator = torch.where(empty, 0.0, grad_numerator / torch.where(empty, 1.0, denominator))
-    if made:
-        grad_input = (gradient * grad_numerator).to(input.dtype)
-    else:
+    count = denominator if ctx.mean else None
+    grad_input = scale_in_backward(tensors[0], gradient, grad_loss, count)
+    if grad_input is None:
+        grad_numerator = _of_mean(grad_loss, count)
         grad_input = upsample_cross_entropy_loss_backward(*tensors, gradient, grad_numerator, *ctx.options)
     return grad_input, *[None] * 11
 
@@ -169,18 +161,6 @@ def backward_pixels(ctx, grad_losses):
     return upsample_cross_entropy_pixels_backward(*ctx.saved_tensors, grad_losses, *ctx.options), *[None] * 7
 
 
-def save_statistics(ctx, inputs, output):
-    *tensors, scale_factors, align_corners, ignore_index, label_smoothing, squared, _backend = inputs
-    ctx.options = scale_factors, align_corners, ignore_index, label_smoothing, squared
-    ctx.mark_non_differentiable(output[2], output[4])
-    ctx.save_for_backward(*tensors)
-
-
-def backward_statistics(ctx, grad_intersection, grad_prediction, _truth, grad_numerator, _denominator):
-    gradients = grad_intersection, grad_prediction, grad_numerator
-    return upsample_softmax_statistics_backward(*ctx.saved_tensors, *gradients, *ctx.options), *[None] * 8
-
-
 # --- what runs on the CPU ---
 
 
@@ -191,18 +171,18 @@ def _loss_by(sums: Callable) -> Callable:
         *arguments, mean, zero_if_empty, dtype = arguments
         numerator, denominator, gradient = sums(*arguments)
         if gradient.dim() == 4:  # it was asked for
-            gradient = gradient.contiguous(memory_format=_layout(arguments[0]))
+            gradient = gradient.contiguous(memory_format=layout(arguments[0]))
         loss = mean_or_nan(numerator, denominator, zero_if_empty) if mean else numerator
         return loss.to(dtype), denominator, gradient
 
     return run
 
 
-def _laid_out(backward: Callable) -> Callable:
+def laid_out(backward: Callable) -> Callable:
     """A reference whose gradient lies as `input` does."""
 
     def run(input, *arguments):
-        return backward(input, *arguments).contiguous(memory_format=_layout(input))
+        return backward(input, *arguments).contiguous(memory_format=layout(input))
 
     return run
 
@@ -219,10 +199,10 @@ def _refuse_unless_built(*_):
     return _loss_native.missing("CPU")
 
 
-_triton = partial(lazy, "upsample_cross_entropy.triton")
+triton = partial(lazy, "upsample_cross_entropy.triton")
 
 
-def _backends(cpu: Callable, triton: Callable, plain: Callable) -> list[Backend]:
+def backends(cpu: Callable, triton: Callable, plain: Callable) -> list[Backend]:
     return [
         Backend("cpu", cpu, dtypes=CPU_DTYPES, refuses=_refuse_unless_built),
         Backend("triton", triton, dtypes=FLOATING_GPU),
@@ -232,61 +212,40 @@ def _backends(cpu: Callable, triton: Callable, plain: Callable) -> list[Backend]
 
 upsample_cross_entropy_loss = Op(
     "upsample_cross_entropy_loss",
-    f"({_TENSORS}, {_OPTIONS}, {_REDUCTION}) -> (Tensor loss, Tensor denominator, Tensor gradient)",
+    f"({TENSORS}, {OPTIONS}, {_REDUCTION}) -> (Tensor loss, Tensor denominator, Tensor gradient)",
     check=check,
     fake=fake_loss,
     save=save_loss,
     backward=backward_loss,
-    backends=_backends(_loss_native, _loss_by(_triton("sums")), _loss_by(reference.upsample_cross_entropy_sums)),
+    backends=backends(_loss_native, _loss_by(triton("sums")), _loss_by(reference.upsample_cross_entropy_sums)),
 )
 upsample_cross_entropy_loss_backward = Op(
     "upsample_cross_entropy_loss_backward",
-    f"({_TENSORS}, Tensor gradient, Tensor grad_numerator, {_OPTIONS}) -> Tensor",
+    f"({TENSORS}, Tensor gradient, Tensor grad_numerator, {OPTIONS}) -> Tensor",
     check=check_loss_backward,
     fake=fake_gradient,
     differentiable=True,
-    backends=_backends(
-        _scale_gradient, _triton("sums_backward"), _laid_out(reference.upsample_cross_entropy_sums_backward)
+    backends=backends(
+        _scale_gradient, triton("sums_backward"), laid_out(reference.upsample_cross_entropy_sums_backward)
     ),
 )
 upsample_cross_entropy_pixels = Op(
     "upsample_cross_entropy_pixels",
-    f"({_TENSORS}, {_OPTIONS}) -> Tensor",
+    f"({TENSORS}, {OPTIONS}) -> Tensor",
     check=check,
     fake=fake_pixels,
     save=save_pixels,
     backward=backward_pixels,
-    backends=_backends(_pixels_native, _triton("pixels"), reference.upsample_cross_entropy_pixels),
+    backends=backends(_pixels_native, triton("pixels"), reference.upsample_cross_entropy_pixels),
 )
 upsample_cross_entropy_pixels_backward = Op(
     "upsample_cross_entropy_pixels_backward",
-    f"({_TENSORS}, Tensor grad_losses, {_OPTIONS}) -> Tensor",
+    f"({TENSORS}, Tensor grad_losses, {OPTIONS}) -> Tensor",
     check=check_pixels_backward,
     fake=fake_gradient,
     differentiable=True,
-    backends=_backends(
-        _pixels_backward_native, _triton("pixels_backward"),
-        _laid_out(reference.upsample_cross_entropy_pixels_backward),
-    ),
-)
-upsample_softmax_statistics = Op(
-    "upsample_softmax_statistics",
-    f"({_TENSORS}, {_OPTIONS}, bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    check=check,
-    fake=fake_statistics,
-    save=save_statistics,
-    backward=backward_statistics,
-    backends=_backends(_statistics_native, _triton("statistics"), reference.upsample_softmax_statistics),
-)
-upsample_softmax_statistics_backward = Op(
-    "upsample_softmax_statistics_backward",
-    f"({_TENSORS}, Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator, {_OPTIONS},"
-    " bool squared) -> Tensor",
-    check=check_statistics_backward,
-    fake=fake_gradient,
-    differentiable=True,
-    backends=_backends(
-        _statistics_backward_native, _triton("statistics_backward"),
-        _laid_out(reference.upsample_softmax_statistics_backward),
+    backends=backends(
+        _pixels_backward_native, triton("pixels_backward"),
+        laid_out(reference.upsample_cross_entropy_pixels_backward),
     ),
 )

@@ -20,12 +20,12 @@ from fastseg import _check
 from fastseg._bilinear import output_size_and_scales
 from fastseg._op import FLOATING
 from fastseg.ops._dice import check_dice, cross_entropy_dice_of, loss_dtype
+from fastseg.ops._upsample_dice import upsample_cross_entropy_dice_loss, upsample_softmax_statistics
 from fastseg.ops._upsample_softmax import (
     CPU_DTYPES,
     LABELS,
     upsample_cross_entropy_loss,
     upsample_cross_entropy_pixels,
-    upsample_softmax_statistics,
 )
 from fastseg.ops.cross_entropy_dice import accumulator
 
@@ -58,6 +58,15 @@ def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight)
 def _smoothing(input: Tensor, label_smoothing: float) -> float:
     """0 where there is one class: nothing to spread, and the loss and its gradient stay exactly 0."""
     return 0.0 if input.size(1) == 1 else float(label_smoothing)
+
+
+def _in_one_call(input: Tensor) -> bool:
+    """Whether one call of C++ makes the loss and its gradient."""
+    return input.device.type == "cpu" and input.dtype in CPU_DTYPES
+
+
+def _wants_gradient(input: Tensor) -> bool:
+    return input.requires_grad and torch.is_grad_enabled()
 
 
 def upsample_cross_entropy(
@@ -112,8 +121,7 @@ def upsample_cross_entropy(
         losses = upsample_cross_entropy_pixels(*tensors, *options, backend=backend)
         return losses.to(loss_dtype(input))
     # On the CPU the gradient is made while the probabilities are at hand; it is as small as `input`.
-    in_forward = input.device.type == "cpu" and input.dtype in CPU_DTYPES
-    with_gradient = in_forward and input.requires_grad and torch.is_grad_enabled()
+    with_gradient = _in_one_call(input) and _wants_gradient(input)
     reduced = with_gradient, reduction == "mean", bool(zero_if_empty), loss_dtype(input)
     return upsample_cross_entropy_loss(*tensors, *options, *reduced, backend=backend)[0]
 
@@ -142,9 +150,8 @@ def upsample_cross_entropy_dice(
     """`fastseg.ops.cross_entropy_dice` of bilinearly upsampled logits, without ever making the upsampled logits.
 
     Equals cross_entropy_dice(F.interpolate(input, size, scale_factor, mode="bilinear",
-    align_corners=align_corners), target, ...): the forward gives the Dice sums per image and class and the
-    two sums of the cross-entropy, the backward makes the probabilities once more. Peak extra memory as for
-    `upsample_cross_entropy`.
+    align_corners=align_corners), target, ...): one pass over the labels gives the Dice sums per image and class and
+    the two sums of the cross-entropy, a second one the gradient. Peak extra memory as for `upsample_cross_entropy`.
 
     Args:
         input, target, size, scale_factor, align_corners, weight, ignore_index, label_smoothing, pixel_weight, backend:
@@ -163,8 +170,13 @@ def upsample_cross_entropy_dice(
     tensors, scale_factors = _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight)
     check_dice(name, input.size(1), include_background, smooth)
     options = scale_factors, bool(align_corners), ignore_index, _smoothing(input, label_smoothing)
+    dtype = loss_dtype(input)
+    if process_group is None and _in_one_call(input):
+        dice_options = float(ce_weight), float(dice_weight), float(smooth), include_background, per_image, zero_if_empty
+        arguments = *tensors, *options, bool(squared), *dice_options, _wants_gradient(input), dtype
+        return upsample_cross_entropy_dice_loss(*arguments, backend=backend)[0]
     statistics = upsample_softmax_statistics(*tensors, *options, bool(squared), backend=backend)
     return cross_entropy_dice_of(
         statistics, ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty, process_group,
-        loss_dtype(input), backend,
+        dtype, backend,
     )

@@ -69,31 +69,46 @@ inline Sums sums_of(const Tensor& intersection, const Tensor& prediction, const 
           options};
 }
 
-inline Tensor forward(const Tensor& intersection, const Tensor& prediction, const Tensor& truth,
-                      const Tensor& numerator, const Tensor& denominator, double ce_weight, double dice_weight,
-                      double smooth, bool include_background, bool per_image, bool zero_if_empty, ScalarType dtype) {
-  const Sums sums = sums_of(intersection, prediction, truth, numerator, denominator,
-                            {ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty});
+inline double loss(const Sums& sums) {
+  const Options& options = sums.options;
   double loss = 0;
-  if (ce_weight != 0) {
-    const bool empty = zero_if_empty && sums.denominator == 0;
-    loss += ce_weight * (empty ? 0.0 : sums.numerator / sums.denominator);
+  if (options.ce_weight != 0) {
+    const bool empty = options.zero_if_empty && sums.denominator == 0;
+    loss += options.ce_weight * (empty ? 0.0 : sums.numerator / sums.denominator);
   }
-  if (dice_weight != 0) {
+  if (options.dice_weight != 0) {
     double total = 0;
     sums.for_each_quotient([&](int64_t begin, int64_t end, int64_t c) {
       const Sums::Quotient quotient = sums.quotient(begin, end, c);
       total += 1 - quotient.numerator / quotient.denominator;
     });
     const int64_t count = sums.quotients();
-    loss += dice_weight * (zero_if_empty && count == 0 ? 0.0 : total / static_cast<double>(count));
+    loss += options.dice_weight * (options.zero_if_empty && count == 0 ? 0.0 : total / static_cast<double>(count));
   }
-  Tensor result = torch::stable::new_empty(intersection, std::vector<int64_t>{}, dtype);
-  with_floating_type(result, "loss", [&](auto zero) {
-    using scalar_t = decltype(zero);
-    *result.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(static_cast<simd::accumulate<scalar_t>>(loss));
+  return loss;
+}
+
+// slope * d loss / d (intersection [N, C], prediction [N, C], numerator): all 0 at first.
+inline void loss_gradient(const Sums& sums, double slope, double* intersection, double* prediction, double* numerator) {
+  const Options& options = sums.options;
+  if (options.ce_weight != 0) *numerator = slope * options.ce_weight * sums.share(sums.denominator);
+  if (options.dice_weight == 0) return;
+  const double each = slope * options.dice_weight * sums.share(static_cast<double>(sums.quotients()));
+  sums.for_each_quotient([&](int64_t begin, int64_t end, int64_t c) {
+    const Sums::Quotient quotient = sums.quotient(begin, end, c);
+    for (int64_t n = begin; n < end; ++n) {
+      intersection[n * sums.classes + c] = -2 * each / quotient.denominator;
+      prediction[n * sums.classes + c] = each * quotient.numerator / (quotient.denominator * quotient.denominator);
+    }
   });
-  return result;
+}
+
+inline Tensor forward(const Tensor& intersection, const Tensor& prediction, const Tensor& truth,
+                      const Tensor& numerator, const Tensor& denominator, double ce_weight, double dice_weight,
+                      double smooth, bool include_background, bool per_image, bool zero_if_empty, ScalarType dtype) {
+  const Sums sums = sums_of(intersection, prediction, truth, numerator, denominator,
+                            {ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty});
+  return scalar(intersection, loss(sums), dtype);
 }
 
 inline double one_value(const Tensor& tensor) {
@@ -112,27 +127,13 @@ inline std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& intersection, c
                                                    bool per_image, bool zero_if_empty) {
   const Sums sums = sums_of(intersection, prediction, truth, numerator, denominator,
                             {ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty});
-  const double slope = one_value(grad_loss);
-  const auto zeros_like = [](const Tensor& tensor, std::vector<int64_t> shape) {
-    return torch::stable::new_zeros(tensor, shape, ScalarType::Double);
+  const auto zeros = [&](std::vector<int64_t> shape) {
+    return torch::stable::new_zeros(intersection, shape, ScalarType::Double);
   };
-  Tensor grad_intersection = zeros_like(intersection, {sums.images, sums.classes});
-  Tensor grad_prediction = zeros_like(intersection, {sums.images, sums.classes});
-  Tensor grad_numerator = zeros_like(numerator, {});
-  if (ce_weight != 0) {
-    *grad_numerator.mutable_data_ptr<double>() = slope * ce_weight * sums.share(sums.denominator);
-  }
-  if (dice_weight == 0) return {grad_intersection, grad_prediction, grad_numerator};
-  const double each = slope * dice_weight * sums.share(static_cast<double>(sums.quotients()));
-  double* of_intersection = grad_intersection.mutable_data_ptr<double>();
-  double* of_prediction = grad_prediction.mutable_data_ptr<double>();
-  sums.for_each_quotient([&](int64_t begin, int64_t end, int64_t c) {
-    const Sums::Quotient quotient = sums.quotient(begin, end, c);
-    for (int64_t n = begin; n < end; ++n) {
-      of_intersection[n * sums.classes + c] = -2 * each / quotient.denominator;
-      of_prediction[n * sums.classes + c] = each * quotient.numerator / (quotient.denominator * quotient.denominator);
-    }
-  });
+  Tensor grad_intersection = zeros({sums.images, sums.classes}), grad_prediction = zeros({sums.images, sums.classes});
+  Tensor grad_numerator = zeros({});
+  loss_gradient(sums, one_value(grad_loss), grad_intersection.mutable_data_ptr<double>(),
+                grad_prediction.mutable_data_ptr<double>(), grad_numerator.mutable_data_ptr<double>());
   return {grad_intersection, grad_prediction, grad_numerator};
 }
 

@@ -353,9 +353,11 @@ class BlockRows : BlockRowsBase {
     });
     for (int i = 0; i < rows * count(); ++i) {
       const auto valid = tile_.label[i] >= 0;
-      const f32x16 of_label = own[i] * tile_.inverse[i];
-      tile_.through[i] = simd::keep_where(valid, tile_.through[i] - tile_.dice[i] * scale_of_terms(i) - of_label);
-      tile_.dice[i] = simd::keep_where(valid, of_label - tile_.target[i]);
+      // Where p = 1 all cancels: the label's part enters both in the same rounding.
+      const f32x16 of_label = own[i] * tile_.inverse[i] - tile_.target[i];
+      const f32x16 smoothing = tile_.through[i] - tile_.target[i];
+      tile_.through[i] = simd::keep_where(valid, smoothing - tile_.dice[i] * scale_of_terms(i) - of_label);
+      tile_.dice[i] = simd::keep_where(valid, of_label);
     }
   }
 };

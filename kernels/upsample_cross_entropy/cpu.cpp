@@ -1,4 +1,5 @@
 // Upsampled cross-entropy and Dice statistics on the CPU: see README.md; the arithmetic is in block_rows.h.
+#include <cmath>
 #include <numeric>
 #include <optional>
 #include <tuple>
@@ -6,6 +7,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "cross_entropy_dice/loss_of_sums.h"
 #include "fastseg/arguments.h"
 #include "fastseg/huge_pages.h"
 #include "fastseg/layout.h"
@@ -15,6 +17,7 @@ namespace upsample_cross_entropy {
 namespace {
 
 using torch::headeronly::ScalarType;
+using fastseg::scalar;
 using torch::stable::Tensor;
 using Scales = std::optional<std::vector<double>>;
 
@@ -136,22 +139,19 @@ void want_gradient(Problem& problem, Tensor& gradient) {
   problem.gradient_strides = strides_of(gradient);
 }
 
-Tensor scalar(const Tensor& like, double value, ScalarType type = ScalarType::Double) {
-  Tensor tensor = torch::stable::new_empty(like, std::vector<int64_t>{}, type);
-  fastseg::with_floating_type(tensor, "dtype", [&](auto zero) {
-    using scalar_t = decltype(zero);
-    *static_cast<scalar_t*>(tensor.mutable_data_ptr()) = static_cast<scalar_t>(value);
-  });
-  return tensor;
-}
+// The gradients of the statistics as the kernel takes them.
+struct StatisticsGradient {
+  std::vector<float> intersection, prediction;  // [N][C]
+  float numerator;
 
-std::vector<float> to_float(const Tensor& tensor, int64_t count, double factor, const char* name) {
-  const Tensor dense = torch::stable::contiguous(tensor);
-  const double* values = fastseg::dense_values<double>(dense, count, name);
-  std::vector<float> result(count);
-  for (int64_t i = 0; i < count; ++i) result[i] = static_cast<float>(factor * values[i]);
-  return result;
-}
+  StatisticsGradient(int64_t count, const double* of_intersection, const double* of_prediction, double of_numerator,
+                     bool squared)
+      : intersection(of_intersection, of_intersection + count),
+        prediction(of_prediction, of_prediction + count),
+        numerator(static_cast<float>(of_numerator)) {
+    for (float& value : prediction) value *= squared ? 2.0f : 1.0f;
+  }
+};
 
 std::tuple<Tensor, Tensor, Tensor> loss(Tensor input, Tensor target, std::optional<Tensor> weight,
                                         std::optional<Tensor> pixel_weight, Scales scale_factors, bool align_corners,
@@ -210,17 +210,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
   Problem problem = make_problem(arguments, Task::kStatistics);
   problem.squared = squared;
   const Totals totals = run_checked(problem, arguments);
+  const int64_t size = problem.images * problem.classes;
   std::vector<Tensor> sums;
   for (int64_t statistic = 0; statistic < 3; ++statistic) {
     const std::vector<int64_t> shape{problem.images, problem.classes};
     sums.push_back(torch::stable::new_empty(input, shape, ScalarType::Double));
-    double* to = static_cast<double*>(sums.back().mutable_data_ptr());
-    for (int64_t image = 0; image < problem.images; ++image) {
-      const double* from = totals.statistics.data() + (image * 3 + statistic) * problem.classes;
-      std::copy_n(from, problem.classes, to + image * problem.classes);
-    }
+    std::copy_n(totals.statistics.data() + statistic * size, size, sums.back().mutable_data_ptr<double>());
   }
   return {sums[0], sums[1], sums[2], scalar(input, totals.numerator), scalar(input, totals.denominator)};
+}
+
+// Gradient of the input, in float, from that of the statistics.
+Tensor statistics_gradient(Problem& problem, const Arguments& arguments, const StatisticsGradient& given) {
+  problem.task = Task::kStatisticsGradient;
+  problem.grad_intersection = given.intersection.data();
+  problem.grad_prediction = given.prediction.data();
+  problem.grad_numerator = given.numerator;
+  Tensor gradient = zero_gradient(arguments.input);
+  want_gradient(problem, gradient);
+  run_checked(problem, arguments);
+  return gradient;
 }
 
 Tensor statistics_backward(Tensor input, Tensor target, std::optional<Tensor> weight,
@@ -230,17 +239,57 @@ Tensor statistics_backward(Tensor input, Tensor target, std::optional<Tensor> we
   const Arguments arguments =
       checked({input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing});
   Problem problem = make_problem(arguments, Task::kStatisticsGradient);
-  const int64_t count = problem.images * problem.classes;
-  const std::vector<float> intersection = to_float(grad_intersection, count, 1.0, "grad_intersection");
-  const std::vector<float> prediction = to_float(grad_prediction, count, squared ? 2.0 : 1.0, "grad_prediction");
   problem.squared = squared;
-  problem.grad_intersection = intersection.data();
-  problem.grad_prediction = prediction.data();
-  problem.grad_numerator = to_float(grad_numerator, 1, 1.0, "grad_numerator")[0];
-  Tensor gradient = zero_gradient(input);
-  want_gradient(problem, gradient);
-  run_checked(problem, arguments);
-  return rounded(gradient, input.scalar_type());
+  const int64_t count = problem.images * problem.classes;
+  const auto values = [](const Tensor& tensor, int64_t count, const char* name) {
+    return fastseg::dense_values<double>(tensor, count, name);
+  };
+  grad_intersection = torch::stable::contiguous(grad_intersection);
+  grad_prediction = torch::stable::contiguous(grad_prediction);
+  const StatisticsGradient given(count, values(grad_intersection, count, "grad_intersection"),
+                                 values(grad_prediction, count, "grad_prediction"),
+                                 *values(grad_numerator, 1, "grad_numerator"), squared);
+  return rounded(statistics_gradient(problem, arguments, given), input.scalar_type());
+}
+
+// What the gradient of a loss is to be divided by: so that the cross-entropy's factor is exactly 1, and rounded once in
+// the end, unless next to Dice it is nothing.
+double unit_of(const std::vector<double>& dice_slopes, double numerator_slope) {
+  double largest = 0;
+  for (double slope : dice_slopes) largest = std::max(largest, std::abs(slope));
+  const double size = std::abs(numerator_slope);
+  return std::isfinite(size) && size > 1e-6 * largest ? 1 / numerator_slope : 1.0;
+}
+
+// The loss of the statistics, the unit, and unit * its gradient in float: of no element if it is not wanted.
+std::tuple<Tensor, Tensor, Tensor> dice_loss(Tensor input, Tensor target, std::optional<Tensor> weight,
+                                             std::optional<Tensor> pixel_weight, Scales scale_factors,
+                                             bool align_corners, int64_t ignore_index, double label_smoothing,
+                                             bool squared, double ce_weight, double dice_weight, double smooth,
+                                             bool include_background, bool per_image, bool zero_if_empty,
+                                             bool with_gradient, ScalarType type) {
+  const Arguments arguments =
+      checked({input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing});
+  Problem problem = make_problem(arguments, Task::kStatistics);
+  problem.squared = squared;
+  const Totals totals = run_checked(problem, arguments);
+  const int64_t count = problem.images * problem.classes;
+  const double* statistics = totals.statistics.data();
+  const loss_of_sums::Sums sums{
+      statistics, statistics + count, statistics + 2 * count, totals.numerator, totals.denominator,
+      problem.images, problem.classes,
+      {ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty}};
+  const Tensor loss = scalar(input, loss_of_sums::loss(sums), type);
+  if (!with_gradient) {
+    return {loss, scalar(input, 1.0), torch::stable::new_empty(input, std::vector<int64_t>{0}, ScalarType::Float)};
+  }
+  std::vector<double> slopes(2 * count);
+  double of_numerator = 0;
+  loss_of_sums::loss_gradient(sums, 1.0, slopes.data(), slopes.data() + count, &of_numerator);
+  const double unit = unit_of(slopes, of_numerator);
+  for (double& slope : slopes) slope *= unit;
+  const StatisticsGradient given(count, slopes.data(), slopes.data() + count, of_numerator * unit, squared);
+  return {loss, scalar(input, unit), statistics_gradient(problem, arguments, given)};
 }
 
 }  // namespace
@@ -251,6 +300,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
   m.impl("_upsample_cross_entropy_scaled", TORCH_BOX(&upsample_cross_entropy::scaled));
   m.impl("_upsample_cross_entropy_pixels", TORCH_BOX(&upsample_cross_entropy::pixels));
   m.impl("_upsample_cross_entropy_pixels_backward", TORCH_BOX(&upsample_cross_entropy::pixels_backward));
+  m.impl("_upsample_cross_entropy_dice_loss", TORCH_BOX(&upsample_cross_entropy::dice_loss));
   m.impl("_upsample_softmax_statistics", TORCH_BOX(&upsample_cross_entropy::statistics));
   m.impl("_upsample_softmax_statistics_backward", TORCH_BOX(&upsample_cross_entropy::statistics_backward));
 }

@@ -9,7 +9,7 @@ namespace upsample_cross_entropy {
 
 struct Totals {
   double numerator = 0, denominator = 0;
-  std::vector<double> statistics;  // [N][3][C]: intersection, prediction, truth
+  std::vector<double> statistics;  // [3][N][C]: intersection, prediction, truth
   bool labels_in_range = true;
 };
 
@@ -39,7 +39,11 @@ class Slice {
     totals.numerator += numerator_;
     totals.denominator += denominator_;
     totals.labels_in_range &= labels_in_range_;
-    for (size_t i = 0; i < statistics_.size(); ++i) totals.statistics[statistics_offset_ + i] += statistics_[i];
+    for (size_t i = 0; i < statistics_.size(); ++i) {
+      const int64_t row = static_cast<int64_t>(i) / problem_.classes, c = static_cast<int64_t>(i) % problem_.classes;
+      const int64_t image = first_image_ + row / 3, statistic = row % 3;
+      totals.statistics[(statistic * problem_.images + image) * problem_.classes + c] += statistics_[i];
+    }
     if (wants_gradient(problem_.task)) gradient_.add_kept(problem_);
   }
 
@@ -71,7 +75,7 @@ class Slice {
   }
 
   void enter_image(Workspace& work, int64_t image) {
-    if (statistics_.empty()) statistics_offset_ = image * 3 * problem_.classes;
+    if (statistics_.empty()) first_image_ = image;
     std::fill_n(work.intersection, 3 * kLanes * problem_.classes, 0.0f);
     statistics_.resize(statistics_.size() + 3 * problem_.classes, 0.0);
   }
@@ -93,7 +97,7 @@ class Slice {
       int32_t* labels = work.labels.get() + row * stride;
       const int64_t first = (image_ * problem_.height() + y + row) * width;
       labels_in_range_ &= load_labels(problem_.labels, first, width, stride, labels);
-      count_labels(labels, first);
+      if (problem_.task != Task::kStatisticsGradient) count_labels(labels, first);
     }
     for (const Block& block : problem_.plan.blocks) {
       if (wants_gradient(problem_.task)) std::fill_n(work.accumulators.get(), 4 * kLanes * problem_.classes, 0.0f);
@@ -205,7 +209,7 @@ class Slice {
   GradientRows gradient_;
   double numerator_ = 0, denominator_ = 0;
   std::vector<double> statistics_;  // [images of the slice][3][C]
-  int64_t statistics_offset_ = 0;
+  int64_t first_image_ = 0;
   bool labels_in_range_ = true;
 };
 

@@ -4,12 +4,16 @@ From row to row (half types), along a row, or pixel by pixel: which one runs dep
 cell's corners lie (42 and 60), on the dtype and on how many output rows a cell holds.
 """
 
+import importlib
+
 import pytest
 import torch
 
+from fastseg._op import REGISTRY
 from fastseg.ops import upsample_cross_entropy, upsample_cross_entropy_dice
 from tests.ops.test_upsample_cross_entropy import check, stock_cross_entropy, stock_dice
 
+upsample_module = importlib.import_module("fastseg.ops.upsample_cross_entropy")  # the package has the function's name
 HALF_TYPES = [torch.bfloat16, torch.float16]
 
 
@@ -87,3 +91,43 @@ def test_labels_counted_by_the_band(function, dtype, scale, classes):
         loss = function(input, target, ignore_index=255)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, function(input.float(), target, ignore_index=255), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"ce_weight": 0.0}, {"dice_weight": 0.0}, {"ce_weight": 1e-9, "dice_weight": 3.0}, {"ce_weight": -0.5},
+    {"squared": False, "include_background": False, "smooth": 1.0}, {"per_image": True}, {"label_smoothing": 0.3},
+    {"ignore_index": 0}, {"pixel_weight": torch.rand(2, 40, 56)}, {"pixel_weight": torch.zeros(2, 40, 56)},
+], ids=lambda options: " ".join(options) or "plain")  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dice_in_one_call_is_the_two_steps(options, dtype, monkeypatch):
+    """Statistics, loss and gradient from one call of C++, against the ops that other devices and many ranks take."""
+    torch.manual_seed(4)
+    input, target = torch.randn(2, 5, 5, 7).to(dtype).requires_grad_(), torch.randint(5, (2, 40, 56))
+    results = []
+    for in_one_call in (True, False):
+        if not in_one_call:
+            monkeypatch.setattr(upsample_module, "_in_one_call", lambda _: False)
+        loss = upsample_cross_entropy_dice(input, target, **options)
+        gradient = torch.autograd.grad(loss, input, torch.tensor(0.3).to(loss), retain_graph=True)[0]
+        again = torch.autograd.grad(loss, input, torch.tensor(0.3).to(loss))[0]
+        assert torch.equal(gradient, again) or again.isnan().any()
+        results.append((loss.detach(), gradient))
+    (loss, gradient), (expected, expected_gradient) = results
+    assert torch.equal(loss, expected) or (loss.isnan() and expected.isnan())
+    largest = expected_gradient.abs().nan_to_num().max().item()
+    tolerance = 4 * torch.finfo(dtype).eps * largest
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=tolerance, equal_nan=True)
+
+
+def test_dice_without_a_gradient_makes_none():
+    """And a backward that nobody foresaw makes it then."""
+    input, target = torch.randn(1, 3, 4, 5), torch.randint(3, (1, 32, 40))
+    op, options = REGISTRY["upsample_cross_entropy_dice_loss"], (None, None, None, False, -100, 0.0, True)
+    arguments = input, target, *options, 1.0, 1.0, 1e-6, True, False, False
+    loss, _, gradient = op(*arguments, False, torch.float32)
+    assert gradient.numel() == 0
+    leaf = input.clone().requires_grad_()
+    late, early = (op(leaf, *arguments[1:], made, torch.float32) for made in (False, True))
+    assert torch.equal(late[0], loss) and torch.equal(early[0], loss)
+    late, early = (torch.autograd.grad(result[0], leaf)[0] for result in (late, early))
+    torch.testing.assert_close(late, early, rtol=1e-5, atol=1e-8)

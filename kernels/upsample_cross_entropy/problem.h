@@ -15,6 +15,7 @@ using fastseg::Scratch;
 
 constexpr int kBandRows = 8;  // output rows of one source cell that are swept together
 constexpr int kMostRows = 2;  // of them, that are computed at once
+constexpr int kNoLabel = 255;
 constexpr int kMostPixels = kMostRows * kMostSteps;
 
 enum class Task {
@@ -46,6 +47,7 @@ struct Problem {
   Strides input_strides;
 
   LabelView labels;                      // [N, H, W]
+  uint8_t* label_bytes = nullptr;        // [N, H, W] or null: where to put them for a second pass, kNoLabel for ignored
   const float* class_weight = nullptr;   // [C] or null
   const float* pixel_weight = nullptr;   // [N, H, W] or null
   float label_smoothing = 0;

@@ -98,6 +98,8 @@ class Slice {
       const int64_t first = (image_ * problem_.height() + y + row) * width;
       labels_in_range_ &= load_labels(problem_.labels, first, width, stride, labels);
       if (problem_.task != Task::kStatisticsGradient) count_labels(labels, first);
+      // (A label of none is -1, whose last byte is kNoLabel.)
+      if (problem_.label_bytes) std::copy_n(labels, width, problem_.label_bytes + first);
     }
     for (const Block& block : problem_.plan.blocks) {
       if (wants_gradient(problem_.task)) std::fill_n(work.accumulators.get(), 4 * kLanes * problem_.classes, 0.0f);

@@ -41,6 +41,19 @@ FASTSEG_INLINE void write(void* to, vector_t lanes) {
   }
 }
 
+// The same for elements of the lanes' own type: what holds another type (pointers, sizes) cannot change, and compilers
+// need not read it again after every store of a loop.
+template <typename lane_t, typename vector_t>
+FASTSEG_INLINE void write_lanes(lane_t* to, vector_t lanes) {
+  if constexpr (is_pair<vector_t>) {
+    write_lanes(to, lanes.low);
+    write_lanes(to + lanes_of<half_of<vector_t>>, lanes.high);
+  } else {
+    typedef vector_t unaligned __attribute__((aligned(alignof(lane_t))));
+    *reinterpret_cast<unaligned*>(to) = lanes;
+  }
+}
+
 // Past the cache. `to` is aligned to the vector or, where it is larger, to the cache line.
 template <typename vector_t>
 FASTSEG_INLINE void write_past_cache(void* to, vector_t lanes) {
@@ -169,10 +182,10 @@ FASTSEG_INLINE i32x16 lane_index() {
 
 // --- stores: rounded to nearest even, NaN kept ---
 
-FASTSEG_INLINE void store(float* to, f32x16 lanes) { detail::write(to, lanes); }
-FASTSEG_INLINE void store(double* to, f64x16 lanes) { detail::write(to, lanes); }
-FASTSEG_INLINE void store(int32_t* to, i32x16 lanes) { detail::write(to, lanes); }
-FASTSEG_INLINE void store(int64_t* to, i64x16 lanes) { detail::write(to, lanes); }
+FASTSEG_INLINE void store(float* to, f32x16 lanes) { detail::write_lanes(to, lanes); }
+FASTSEG_INLINE void store(double* to, f64x16 lanes) { detail::write_lanes(to, lanes); }
+FASTSEG_INLINE void store(int32_t* to, i32x16 lanes) { detail::write_lanes(to, lanes); }
+FASTSEG_INLINE void store(int64_t* to, i64x16 lanes) { detail::write_lanes(to, lanes); }
 FASTSEG_INLINE void store(uint8_t* to, u8x16 lanes) { detail::write(to, lanes); }
 FASTSEG_INLINE void store(BFloat16* to, f32x16 lanes) { detail::write(to, detail::round_to_bfloat16(lanes)); }
 FASTSEG_INLINE void store(Half* to, f32x16 lanes) { detail::write(to, detail::round_to_half<u16x16>(lanes)); }

@@ -54,21 +54,24 @@ inline void weight_corners(const Problem& problem, Workspace& work, const Block&
 
 // Start and ratio of every class in output row y, and the factors that lead from there to the rows below it.
 inline void start_growth(const Problem& problem, Workspace& work, const Block& block, int64_t y) {
-  const float step_x = problem.plan.step, step_y = static_cast<float>(problem.vertical.step);
   const float fraction_y = problem.vertical.fraction[y];
   const f32x16 fraction_x = simd::load(block.fraction[0]);
+  // Ratios enter up to seventh powers, their own ratio up to the 49th: these exponentials take a digit more.
+  const float step_x = problem.plan.step, step_y = static_cast<float>(problem.vertical.step);
+  const float log_x = step_x * simd::kLog2e, log_y = step_y * simd::kLog2e, log_xy = step_x * log_y;
   const f32x16(&highest)[4] = work.growth.highest;
-  for (int64_t c = 0; c < problem.classes; ++c) {
+  float* row = work.logits.get();
+  float* factors = work.growth_factors.get();
+  for (int64_t c = 0; c < problem.classes; ++c, row += 2 * kLanes, factors += 2 * kLanes) {
     const f32x16(&corner)[4] = Corners(work, block, c).values;
     const f32x16 upper_left = corner[0] - highest[0], upper_right = corner[1] - highest[1];
     const f32x16 left_slope = corner[2] - highest[2] - upper_left, right_slope = corner[3] - highest[3] - upper_right;
-    const f32x16 left = upper_left + left_slope * fraction_y, right = upper_right + right_slope * fraction_y;
-    float* row = work.logits.get() + c * 2 * kLanes;
-    float* factors = work.growth_factors.get() + c * 2 * kLanes;
-    simd::store(row, simd::exp_in_range(left + (right - left) * fraction_x));
-    simd::store(row + kLanes, simd::exp_in_range((right - left) * step_x));
-    simd::store(factors, simd::exp_in_range((left_slope + (right_slope - left_slope) * fraction_x) * step_y));
-    simd::store(factors + kLanes, simd::exp_in_range((right_slope - left_slope) * (step_x * step_y)));
+    const f32x16 left = upper_left + left_slope * fraction_y, twist = right_slope - left_slope;
+    const f32x16 slope = upper_right - upper_left + twist * fraction_y;
+    simd::store(row, simd::exp2<4>((left + slope * fraction_x) * simd::kLog2e));
+    simd::store(row + kLanes, simd::exp2<5>(slope * log_x));
+    simd::store(factors, simd::exp2<5>((left_slope + twist * fraction_x) * log_y));
+    simd::store(factors + kLanes, simd::exp2<5>(twist * log_xy));
   }
 }
 

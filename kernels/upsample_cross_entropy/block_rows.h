@@ -286,42 +286,36 @@ class BlockRows : BlockRowsBase {
     return sum;
   }
 
-  // p (h_c p + through) + [c = label] dice, without the inner p when not squared.
+  // p (h_c p + common) + [c = label] own, without the inner p when not squared.
   void statistics_gradient() {
-    combine_dice();
+    add_label_gradient();
     for (int row = 0; row < rows; ++row) add_statistics_gradient(row);
-    for_each_class(problem_, tile_.classes, [&](int64_t c) {
-      Ends ends[rows];
-      for (int row = 0; row < rows; ++row) ends[row] = sum_over_label(c, row, tile_.dice);
-      accumulate(c, ends);
-    });
   }
 
   // The first term, of one row: the coefficients of two would not fit the registers.
   [[gnu::noinline]] void add_statistics_gradient(int row) {
-    f32x16 scale[room], scale_right[room], through[room], through_right[room];
+    f32x16 scale[room], scale_right[room], common[room], common_right[room];
     FASTSEG_UNROLL for (int k = 0; k < room; ++k) {
       const int i = row * room + k;
       scale[k] = scale_of_terms(i);
       scale_right[k] = scale[k] * fraction(k);
-      through[k] = tile_.through[i] * tile_.inverse[i];
-      through_right[k] = through[k] * fraction(k);
+      common[k] = tile_.common[i] * tile_.inverse[i];
+      common_right[k] = common[k] * fraction(k);
     }
     for (int64_t c = 0; c < classes_; ++c) {
       const float factor = problem_.grad_prediction[image_ * classes_ + c];
       f32x16 whole{}, right{};
       Sequence sequence(*this, c, row);
       if (has_terms()) {
-        const Terms terms(*this, sequence);
-        const f32x16 first = terms.first * factor;
-        whole = first * polynomial(scale, terms.ratio) + sequence.first * polynomial(through, sequence.second);
-        right = first * polynomial(scale_right, terms.ratio) +
-                sequence.first * polynomial(through_right, sequence.second);
+        const f32x16 inner = problem_.squared ? sequence.first * factor : simd::splat(factor);
+        const f32x16 ratio = Terms(*this, sequence).ratio;
+        whole = sequence.first * (inner * polynomial(scale, ratio) + polynomial(common, sequence.second));
+        right = sequence.first * (inner * polynomial(scale_right, ratio) + polynomial(common_right, sequence.second));
       } else {
         for (int k = 0; k < count(); ++k) {
           const f32x16 probability = sequence.at(*this, k) * tile_.inverse[row * room + k];
           const f32x16 inner = problem_.squared ? probability * factor : simd::splat(factor);
-          const f32x16 value = probability * (inner + tile_.through[row * room + k]);
+          const f32x16 value = probability * (inner + tile_.common[row * room + k]);
           whole += value;
           right += value * fraction(k);
         }
@@ -335,29 +329,35 @@ class BlockRows : BlockRowsBase {
     return problem_.squared ? tile_.inverse[i] * tile_.inverse[i] : tile_.inverse[i];
   }
 
-  // through and dice of the formula above.
-  void combine_dice() {
-    f32x16 own[pixels];  // dI_c p_c of the label
+  // The second term, and common = -(sum_c h_c p_c^2 + own) where own = dI p - target of the label. (As own enters both
+  // terms in the same rounding, all cancels where p = 1.)
+  [[gnu::noinline]] void add_label_gradient() {
+    f32x16 own[pixels];
     FASTSEG_UNROLL for (int i = 0; i < pixels; ++i) own[i] = f32x16{};
-    for_each_class(problem_, tile_.classes, [&](int64_t c) {
+    for_each_class(problem_, tile_.classes, [&](int64_t c) FASTSEG_ALWAYS_INLINE {
       const float factor = problem_.grad_intersection[image_ * classes_ + c];
+      Ends ends[rows];
       for (int row = 0; row < rows; ++row) {
+        f32x16 whole{}, right{};
         Sequence sequence(*this, c, row);
         if constexpr (!direct) sequence.exponential *= factor;
         for (int k = 0; k < count(); ++k) {
           const int i = row * room + k;
-          const f32x16 value = sequence.at(*this, k);
-          own[i] = simd::select(is_label(c, i), direct ? value * factor : value, own[i]);
+          const f32x16 exponential = direct ? sequence.at(*this, k) * factor : sequence.at(*this, k);
+          const f32x16 value = exponential * tile_.inverse[i] - tile_.target[i];
+          const auto labelled = is_label(c, i);
+          own[i] = simd::select(labelled, value, own[i]);
+          whole = simd::select(labelled, whole + value, whole);
+          right = simd::select(labelled, right + value * fraction(k), right);
         }
+        ends[row] = {whole - right, right};
       }
+      accumulate(c, ends);
     });
     for (int i = 0; i < rows * count(); ++i) {
-      const auto valid = tile_.label[i] >= 0;
-      // Where p = 1 all cancels: the label's part enters both in the same rounding.
-      const f32x16 of_label = own[i] * tile_.inverse[i] - tile_.target[i];
       const f32x16 smoothing = tile_.through[i] - tile_.target[i];
-      tile_.through[i] = simd::keep_where(valid, smoothing - tile_.dice[i] * scale_of_terms(i) - of_label);
-      tile_.dice[i] = simd::keep_where(valid, of_label);
+      const f32x16 common = smoothing - tile_.dice[i] * scale_of_terms(i) - own[i];
+      tile_.common[i] = simd::keep_where(tile_.label[i] >= 0, common);
     }
   }
 };

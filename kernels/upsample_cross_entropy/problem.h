@@ -87,14 +87,16 @@ struct ClassSet {
   bool empty() const { return words == 0; }
 };
 
-// What is known of the pixels of one block in one or two output rows, all [rows][steps][16].
+// What is known of the pixels of one block in one or two output rows, all [rows][steps][16]. The coefficients of the
+// gradient are 0 where the label is ignored, except that plain() problems have one for all pixels, set once.
 struct alignas(64) PixelTile {
-  f32x16 through[kMostPixels];  // gradient: coefficient of every probability, 0 where ignored
-  f32x16 target[kMostPixels];   // gradient: coefficient of the label's one
-  f32x16 smooth[kMostPixels];   // gradient: coefficient of the class weights, label smoothing only
+  f32x16 through[kMostPixels];  // coefficient of every probability
+  f32x16 target[kMostPixels];   // coefficient of the label's one
+  f32x16 smooth[kMostPixels];   // coefficient of the class weights, label smoothing only
   f32x16 sum[kMostPixels];      // of e^(logit - normaliser) over the classes
   f32x16 norm[kMostPixels];     // normaliser: no smaller than any logit
-  f32x16 dice[kMostPixels];     // sum_c h_c e_c, then the label's extra gradient
+  f32x16 dice[kMostPixels];     // sum_c h_c e_c^2 (or h_c e_c)
+  f32x16 common[kMostPixels];   // Dice gradient: what every probability is multiplied by
   f32x16 inverse[kMostPixels];  // factor that makes exponentials into probabilities (or their gradients)
   i32x16 label[kMostPixels];    // -1 where ignored or no pixel
   ClassSet classes;             // of the labels
@@ -123,6 +125,10 @@ struct Workspace {
         labels(kBandRows * problem.label_stride()) {
     const int64_t size = problem.classes * stride;
     std::fill_n(rows.get(), 4 * size, 0.0f);
+    if (problem.plain()) {
+      std::fill_n(tile.through, kMostPixels, simd::splat(problem.grad_numerator));
+      std::fill_n(tile.target, kMostPixels, simd::splat(problem.grad_numerator));
+    }
     if (problem.half_digits) std::fill_n(label_counts.get(), 2 * kLanes * problem.classes, 0);
     upper = rows.get();
     lower = upper + size;

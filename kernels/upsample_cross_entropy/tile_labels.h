@@ -50,6 +50,7 @@ template <int steps, int rows>
                                  const int32_t* labels, PixelTile& tile) {
   const i32x16 none = simd::splat(int32_t(-1)), width = simd::splat(static_cast<int32_t>(problem.width()));
   const u32x16 one = simd::bit_cast<u32x16>(simd::splat(int32_t(1)));
+  const bool several_words = problem.classes > 32;
   u32x16 residues{}, words{};
   for (int row = 0; row < rows; ++row) {
     // The pixels of a lane are neighbours, those of a vector are not.
@@ -65,12 +66,12 @@ template <int steps, int rows>
       const auto counted = label >= 0;
       const u32x16 bits = simd::bit_cast<u32x16>(label);
       residues |= simd::keep_where(counted, simd::shift_left(one, bits & 31u));
-      words |= simd::keep_where(counted, simd::shift_left(one, (bits >> 5) & 31u));
+      if (several_words) words |= simd::keep_where(counted, simd::shift_left(one, (bits >> 5) & 31u));
       tile.label[i] = label;
-      tile.target[i] = tile.through[i] = simd::keep_where(counted, simd::splat(problem.grad_numerator));
     }
   }
-  tile.classes = {simd::reduce_or(residues), simd::reduce_or(words)};
+  const uint32_t modulo_32 = simd::reduce_or(residues);
+  tile.classes = {modulo_32, several_words ? simd::reduce_or(words) : modulo_32 != 0};
   if (tile.classes.empty() || problem.plain()) return;
   for (int i = 0; i < rows * steps; ++i) {
     detail::load_pixel_weights(problem, block, image, y + i / steps, i % steps, i, tile);

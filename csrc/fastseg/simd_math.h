@@ -104,8 +104,9 @@ FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
 }
 FASTSEG_INLINE f64x16 exp_nonpositive(f64x16 x) { return exp(x); }
 
-// 2^x for x in [-126, 127], NaN kept. Relative error 3e-6 of degree 4, which is less than a fiftieth of half a unit in the
-// last place of a half type, and 2e-7 of degree 5. AVX-512 takes fewer steps than exp_in_range(), and goes on to 0 and inf.
+// 2^x for x in [-126, 127], NaN kept. Relative error 3e-6 of degree 4, which is less than a fiftieth of half a unit in
+// the last place of a half type, and 2e-7 of degree 5. AVX-512 takes fewer steps than exp_in_range(), and goes on to 0
+// and inf.
 template <int degree>
 FASTSEG_INLINE f32x16 exp2(f32x16 x) {
   static_assert(degree == 4 || degree == 5);

@@ -84,18 +84,14 @@ inline void open_growth(const Problem& problem, Workspace& work, const Block& bl
   start_growth(problem, work, block, y);
 }
 
-// On by one row or two.
-inline void grow(const Problem& problem, Workspace& work, bool two) {
+// On by the two rows that were computed together.
+inline void grow(const Problem& problem, Workspace& work) {
   float* state = work.logits.get();
   const float* factors = work.growth_factors.get();
-  const int64_t size = 2 * kLanes * problem.classes;  // (read once: stores might change the problem)
-  const auto run = [&](auto two) FASTSEG_ALWAYS_INLINE {
-    for (int64_t i = 0; i < size; i += kLanes) {
-      const f32x16 factor = simd::load(factors + i), next = simd::load(state + i) * factor;
-      simd::store(state + i, two ? next * factor : next);
-    }
-  };
-  return two ? run(std::true_type()) : run(std::false_type());
+  for (int64_t i = 0; i < 2 * kLanes * problem.classes; i += kLanes) {
+    const f32x16 factor = simd::load(factors + i);
+    simd::store(state + i, simd::load(state + i) * factor * factor);
+  }
 }
 
 }  // namespace upsample_cross_entropy

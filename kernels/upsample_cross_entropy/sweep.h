@@ -105,8 +105,8 @@ class Slice {
       if (wants_gradient(problem_.task)) std::fill_n(work.accumulators.get(), 4 * kLanes * problem_.classes, 0.0f);
       f32x16 loss{};
       open_growth(problem_, work, block, y, count);
-      for (int row = 0, rows = 0; row < count; row += rows) {
-        if (row > 0 && work.growth.active) grow(problem_, work, rows == kMostRows);
+      for (int row = 0, rows; row < count; row += rows) {
+        if (row > 0 && work.growth.active) grow(problem_, work);
         rows = work.growth.active ? std::min(kMostRows, count - row) : 1;
         loss += block_rows(work, block, y, row, rows);
       }

@@ -106,6 +106,7 @@ CASES = [
     ),
     cross_entropy_case((2, 150, 512, 512), peers.HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16),
     cross_entropy_case((4, 2, 512, 512), peers.HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16),
+    cross_entropy_case((16, 2, 512, 512), peers.HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16),
     cross_entropy_case((16, 19, 512, 1024), dtype=torch.bfloat16, devices=("cuda",)),
     cross_entropy_case((2, 21, 513, 513)),
     cross_entropy_case((4, 2, 512, 512)),

@@ -206,6 +206,8 @@ class Op:
         if backward is not None:
             with_backend = lambda ctx, *grads: (*backward(ctx, *grads), None)  # noqa: E731
             self._function = self._autograd_function(save, with_backend)
+            # Function.apply would first look for transforms of torch.func, which __call__ has done.
+            self._apply = super(torch.autograd.Function, self._function).apply
             self._transformable = self._transformable_function(save, with_backend)
             torch.library.register_autograd(
                 f"fastseg::{name}", self._function.backward, setup_context=save, lib=_definitions
@@ -221,7 +223,7 @@ class Op:
             with torch.no_grad():
                 return self._run(*args, backend)
         if torch.is_grad_enabled() and any(type(value) in _PLAIN and value.requires_grad for value in args):
-            return self._function.apply(*args, backend)
+            return self._apply(*args, backend)
         return self._run(*args, backend)
 
     def _call_watched(self, args: tuple, backend: str):

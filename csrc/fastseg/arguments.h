@@ -72,6 +72,15 @@ inline Tensor scalar(const Tensor& like, double value, ScalarType type = ScalarT
   return tensor;
 }
 
+// The one element of a tensor of any floating type.
+inline double number_of(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() == 1, name, " must be a CPU tensor of one element");
+  return with_floating_type(tensor, name, [&](auto zero) -> double {
+    using scalar_t = decltype(zero);
+    return static_cast<simd::accumulate<scalar_t>>(*tensor.const_data_ptr<scalar_t>());
+  });
+}
+
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
 }

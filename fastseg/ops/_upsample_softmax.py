@@ -26,7 +26,9 @@ _REDUCTION = "bool with_gradient, bool mean, bool zero_if_empty, ScalarType dtyp
 _loss_native = native(
     f"_upsample_cross_entropy_loss({TENSORS}, {OPTIONS}, {_REDUCTION}) -> (Tensor, Tensor, Tensor)"
 )
-_scaled_native = native("_upsample_cross_entropy_scaled(Tensor gradient, float factor, ScalarType dtype) -> Tensor")
+_scaled_native = native(
+    "_upsample_cross_entropy_scaled(Tensor gradient, Tensor grad_loss, Tensor count, ScalarType dtype) -> Tensor"
+)
 _pixels_native = native(f"_upsample_cross_entropy_pixels({TENSORS}, {OPTIONS}) -> Tensor")
 _pixels_backward_native = native(
     f"_upsample_cross_entropy_pixels_backward({TENSORS}, Tensor grad_losses, {OPTIONS}) -> Tensor"
@@ -90,8 +92,8 @@ def empty_or_gradient(input: Tensor, with_gradient: bool) -> Tensor:
 
 def fake_loss(input, *arguments):
     with_gradient, _mean, _zero_if_empty, dtype = arguments[-4:]
-    loss, denominator = input.new_empty((), dtype=dtype), input.new_empty((), dtype=torch.float64)
-    return loss, denominator, empty_or_gradient(input, with_gradient)
+    loss, count = input.new_empty((), dtype=dtype), input.new_empty((), dtype=torch.float64)
+    return loss, count, empty_or_gradient(input, with_gradient)
 
 
 def fake_pixels(input, target, *_):
@@ -106,15 +108,14 @@ def fake_gradient(input, *_):
 
 
 def save_loss(ctx, inputs, output):
-    *tensors, scale_factors, align_corners, ignore_index, label_smoothing, _, ctx.mean, _, _, _backend = inputs
-    ctx.options = scale_factors, align_corners, ignore_index, label_smoothing
-    _, denominator, gradient = output
-    ctx.mark_non_differentiable(denominator, gradient)
+    tensors, ctx.options = inputs[:4], inputs[4:8]
+    _, count, gradient = output
+    ctx.mark_non_differentiable(count, gradient)
     ctx.set_materialize_grads(False)  # no zeros of the gradient's size
-    ctx.save_for_backward(*tensors, denominator, gradient)
+    ctx.save_for_backward(*tensors, count, gradient)
 
 
-def scale_in_backward(input: Tensor, gradient: Tensor, grad_loss: Tensor, count: Tensor | None) -> Tensor | None:
+def scale_in_backward(input: Tensor, gradient: Tensor, grad_loss: Tensor, count: Tensor) -> Tensor | None:
     """grad_loss / count * gradient in the dtype of `input`: for a gradient that the forward made, of a mean of `count`.
 
     0 for a mean over nothing. None if the forward made none (`gradient` is empty), or if it is to be differentiated.
@@ -123,18 +124,12 @@ def scale_in_backward(input: Tensor, gradient: Tensor, grad_loss: Tensor, count:
         return None
     native_runs = input.device.type == "cpu" and _scaled_native.missing("CPU") is None
     if native_runs and not somebody_watches((gradient, grad_loss)):
-        factor = grad_loss.item()
-        if count is not None:
-            number = count.item()
-            factor = factor / number if number != 0 else 0.0
-        return _scaled_native(gradient, factor, input.dtype)
+        return _scaled_native(gradient, grad_loss, count, input.dtype)
     return (gradient * _of_mean(grad_loss, count)).to(input.dtype)
 
 
-def _of_mean(grad_loss: Tensor, count: Tensor | None) -> Tensor:
+def _of_mean(grad_loss: Tensor, count: Tensor) -> Tensor:
     """The gradient of a sum from that of its mean over `count`, in fp64."""
-    if count is None:
-        return grad_loss.double()
     empty = count == 0
     return torch.where(empty, 0.0, grad_loss.double() / torch.where(empty, 1.0, count))
 
@@ -142,8 +137,7 @@ def _of_mean(grad_loss: Tensor, count: Tensor | None) -> Tensor:
 def backward_loss(ctx, grad_loss, *_):
     if grad_loss is None:
         return (None,) * 12
-    *tensors, denominator, gradient = ctx.saved_tensors
-    count = denominator if ctx.mean else None
+    *tensors, count, gradient = ctx.saved_tensors
     grad_input = scale_in_backward(tensors[0], gradient, grad_loss, count)
     if grad_input is None:
         grad_numerator = _of_mean(grad_loss, count)
@@ -165,15 +159,16 @@ def backward_pixels(ctx, grad_losses):
 
 
 def _loss_by(sums: Callable) -> Callable:
-    """A backend from one that gives (numerator, denominator, gradient)."""
+    """A backend from one that gives (numerator, denominator, gradient). `count` is what the loss is a mean of."""
 
     def run(*arguments):
         *arguments, mean, zero_if_empty, dtype = arguments
         numerator, denominator, gradient = sums(*arguments)
         if gradient.dim() == 4:  # it was asked for
             gradient = gradient.contiguous(memory_format=layout(arguments[0]))
-        loss = mean_or_nan(numerator, denominator, zero_if_empty) if mean else numerator
-        return loss.to(dtype), denominator, gradient
+        if mean:
+            return mean_or_nan(numerator, denominator, zero_if_empty).to(dtype), denominator, gradient
+        return numerator.to(dtype), torch.ones_like(denominator), gradient
 
     return run
 
@@ -212,7 +207,7 @@ def backends(cpu: Callable, triton: Callable, plain: Callable) -> list[Backend]:
 
 upsample_cross_entropy_loss = Op(
     "upsample_cross_entropy_loss",
-    f"({TENSORS}, {OPTIONS}, {_REDUCTION}) -> (Tensor loss, Tensor denominator, Tensor gradient)",
+    f"({TENSORS}, {OPTIONS}, {_REDUCTION}) -> (Tensor loss, Tensor count, Tensor gradient)",
     check=check,
     fake=fake_loss,
     save=save_loss,

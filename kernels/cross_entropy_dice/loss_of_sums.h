@@ -111,14 +111,6 @@ inline Tensor forward(const Tensor& intersection, const Tensor& prediction, cons
   return scalar(intersection, loss(sums), dtype);
 }
 
-inline double one_value(const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() == 1, "grad_loss must be a CPU tensor of one element");
-  return with_floating_type(tensor, "grad_loss", [&](auto zero) -> double {
-    using scalar_t = decltype(zero);
-    return static_cast<simd::accumulate<scalar_t>>(*tensor.const_data_ptr<scalar_t>());
-  });
-}
-
 // The gradients of intersection, prediction and numerator.
 inline std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& intersection, const Tensor& prediction,
                                                    const Tensor& truth, const Tensor& numerator,
@@ -132,7 +124,7 @@ inline std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& intersection, c
   };
   Tensor grad_intersection = zeros({sums.images, sums.classes}), grad_prediction = zeros({sums.images, sums.classes});
   Tensor grad_numerator = zeros({});
-  loss_gradient(sums, one_value(grad_loss), grad_intersection.mutable_data_ptr<double>(),
+  loss_gradient(sums, number_of(grad_loss, "grad_loss"), grad_intersection.mutable_data_ptr<double>(),
                 grad_prediction.mutable_data_ptr<double>(), grad_numerator.mutable_data_ptr<double>());
   return {grad_intersection, grad_prediction, grad_numerator};
 }

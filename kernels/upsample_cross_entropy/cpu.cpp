@@ -130,6 +130,12 @@ Tensor scaled(Tensor gradient, double factor, ScalarType type) {
   return result;
 }
 
+// The gradient of a loss, of a mean of `count`, from the one that the forward made; 0 for a mean over nothing.
+Tensor scaled_in_backward(Tensor gradient, Tensor grad_loss, Tensor count, ScalarType type) {
+  const double number = fastseg::number_of(count, "count");
+  return scaled(gradient, number != 0 ? fastseg::number_of(grad_loss, "grad_loss") / number : 0.0, type);
+}
+
 Tensor rounded(const Tensor& gradient, ScalarType type) {
   return type == ScalarType::Float ? gradient : scaled(gradient, 1.0, type);
 }
@@ -153,6 +159,7 @@ struct StatisticsGradient {
   }
 };
 
+// The loss, the count that it is a mean of (1 for a sum), and count * its gradient: of no element if it is not wanted.
 std::tuple<Tensor, Tensor, Tensor> loss(Tensor input, Tensor target, std::optional<Tensor> weight,
                                         std::optional<Tensor> pixel_weight, Scales scale_factors, bool align_corners,
                                         int64_t ignore_index, double label_smoothing, bool with_gradient, bool mean,
@@ -170,7 +177,7 @@ std::tuple<Tensor, Tensor, Tensor> loss(Tensor input, Tensor target, std::option
   } else if (mean) {
     value /= totals.denominator;
   }
-  return {scalar(input, value, type), scalar(input, totals.denominator), gradient};
+  return {scalar(input, value, type), scalar(input, mean ? totals.denominator : 1.0), gradient};
 }
 
 Tensor pixels(Tensor input, Tensor target, std::optional<Tensor> weight, std::optional<Tensor> pixel_weight,
@@ -304,7 +311,7 @@ std::tuple<Tensor, Tensor, Tensor> dice_loss(Tensor input, Tensor target, std::o
 
 STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
   m.impl("_upsample_cross_entropy_loss", TORCH_BOX(&upsample_cross_entropy::loss));
-  m.impl("_upsample_cross_entropy_scaled", TORCH_BOX(&upsample_cross_entropy::scaled));
+  m.impl("_upsample_cross_entropy_scaled", TORCH_BOX(&upsample_cross_entropy::scaled_in_backward));
   m.impl("_upsample_cross_entropy_pixels", TORCH_BOX(&upsample_cross_entropy::pixels));
   m.impl("_upsample_cross_entropy_pixels_backward", TORCH_BOX(&upsample_cross_entropy::pixels_backward));
   m.impl("_upsample_cross_entropy_dice_loss", TORCH_BOX(&upsample_cross_entropy::dice_loss));

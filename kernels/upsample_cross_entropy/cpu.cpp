@@ -16,8 +16,9 @@
 namespace upsample_cross_entropy {
 namespace {
 
-using torch::headeronly::ScalarType;
+using fastseg::dense_values;
 using fastseg::scalar;
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Scales = std::optional<std::vector<double>>;
 
@@ -75,8 +76,8 @@ Problem make_problem(const Arguments& arguments, Task task) {
                   reader_of(input.scalar_type()), input.const_data_ptr(),
                   input.scalar_type() != ScalarType::Float, strides_of(input),
                   fastseg::label_view(target, target.numel(), input.size(1), arguments.ignore_index)};
-  problem.class_weight = fastseg::dense_values<float>(arguments.weight, problem.classes, "weight");
-  problem.pixel_weight = fastseg::dense_values<float>(arguments.pixel_weight, target.numel(), "pixel_weight");
+  problem.class_weight = dense_values<float>(arguments.weight, problem.classes, "weight");
+  problem.pixel_weight = dense_values<float>(arguments.pixel_weight, target.numel(), "pixel_weight");
   problem.label_smoothing = static_cast<float>(arguments.label_smoothing);
   double weights = static_cast<double>(problem.classes);
   if (problem.class_weight)
@@ -249,14 +250,11 @@ Tensor statistics_backward(Tensor input, Tensor target, std::optional<Tensor> we
   Problem problem = make_problem(arguments, Task::kStatisticsGradient);
   problem.squared = squared;
   const int64_t count = problem.images * problem.classes;
-  const auto values = [](const Tensor& tensor, int64_t count, const char* name) {
-    return fastseg::dense_values<double>(tensor, count, name);
-  };
   grad_intersection = torch::stable::contiguous(grad_intersection);
   grad_prediction = torch::stable::contiguous(grad_prediction);
-  const StatisticsGradient given(count, values(grad_intersection, count, "grad_intersection"),
-                                 values(grad_prediction, count, "grad_prediction"),
-                                 *values(grad_numerator, 1, "grad_numerator"), squared);
+  const StatisticsGradient given(count, dense_values<double>(grad_intersection, count, "grad_intersection"),
+                                 dense_values<double>(grad_prediction, count, "grad_prediction"),
+                                 *dense_values<double>(grad_numerator, 1, "grad_numerator"), squared);
   return rounded(statistics_gradient(problem, arguments, given), input.scalar_type());
 }
 

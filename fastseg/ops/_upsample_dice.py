@@ -1,7 +1,7 @@
 """The ops behind upsample_cross_entropy_dice: the statistics, and the loss that is made of them in one call.
 
 Shapes and formulas: fastseg/ops/upsample_cross_entropy.py. The loss as one op is for the CPU and a single process,
-where the call itself costs as much time as a small image's arithmetic; elsewhere `loss_of_sums` follows the statistics.
+where a small input feels every call; elsewhere `loss_of_sums` follows the statistics.
 """
 
 from collections.abc import Callable

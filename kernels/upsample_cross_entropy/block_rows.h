@@ -329,8 +329,8 @@ class BlockRows : BlockRowsBase {
     return problem_.squared ? tile_.inverse[i] * tile_.inverse[i] : tile_.inverse[i];
   }
 
-  // The second term, and common = -(sum_c h_c p_c^2 + own) where own = dI p - target of the label. (As own enters both
-  // terms in the same rounding, all cancels where p = 1.)
+  // The second term, and common = smoothing - sum_c h_c p_c^2 (or h_c p_c) - own, where own = dI p - target of the
+  // label. (As own enters both terms in the same rounding, all cancels where p = 1.)
   [[gnu::noinline]] void add_label_gradient() {
     f32x16 own[pixels];
     FASTSEG_UNROLL for (int i = 0; i < pixels; ++i) own[i] = f32x16{};

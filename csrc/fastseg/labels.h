@@ -55,23 +55,25 @@ bool load_labels(const label_t* __restrict__ from, int count, const LabelTest<la
 }
 
 #if defined(__AVX512F__)
-// int64 clamped to int32 first, where classes and an ordinary ignore_index remain what they are and nothing else
-// becomes one of them: comparisons take half as many registers.
+// int64 by their halves: comparisons take half as many registers.
 inline bool load_labels(const int64_t* __restrict__ from, int count, const LabelTest<int64_t> test,
                         int32_t* __restrict__ to) {
   using simd::i32x16, simd::u32x16;
-  const bool clampable = test.ignored > INT32_MIN && test.ignored < INT32_MAX;
-  const int whole = clampable ? count / kLanes * kLanes : 0;
-  const i32x16 none = simd::splat(int32_t(-1)), ignored = simd::splat(static_cast<int32_t>(test.ignored));
+  const int whole = count / kLanes * kLanes;
   const u32x16 last = simd::bit_cast<u32x16>(simd::splat(static_cast<int32_t>(test.last)));
+  const i32x16 none = simd::splat(int32_t(-1));
+  const i32x16 ignored_low = simd::splat(static_cast<int32_t>(test.ignored));
+  const i32x16 ignored_high = simd::splat(static_cast<int32_t>(test.ignored >> 32));
   i32x16 unknown{};
   for (int i = 0; i < whole; i += kLanes) {
-    const i32x16 label = simd::saturate(simd::load(from + i));
-    const auto beyond = simd::bit_cast<u32x16>(label) > last;
-    unknown |= simd::keep_where(beyond, label ^ ignored);
-    simd::store(to + i, simd::select(label == ignored, none, simd::select(beyond, none, label)));
+    const i32x16 first = simd::detail::read<i32x16>(from + i), second = simd::detail::read<i32x16>(from + i + 8);
+    const i32x16 low = simd::every_second<0>(first, second), high = simd::every_second<1>(first, second);
+    const auto in_range = (simd::bit_cast<u32x16>(low) <= last) & (high == 0);
+    const auto skipped = (low == ignored_low) & (high == ignored_high);
+    unknown = simd::select(in_range | skipped, unknown, none);
+    simd::store(to + i, simd::select(in_range & ~skipped, low, none));
   }
-  return load_labels<int64_t>(from + whole, count - whole, test, to + whole) && !simd::any(unknown != 0);
+  return load_labels<int64_t>(from + whole, count - whole, test, to + whole) && !simd::any(unknown);
 }
 #endif
 

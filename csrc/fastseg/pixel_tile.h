@@ -29,7 +29,7 @@ constexpr int kRowPadding = 16;  // keeps the scratch rows of one pixel out of t
 // Pixels in a tile: one group of tile_softmax.h, so that it stays in the first-level cache. Few classes get more
 // groups, because each step over a tile waits for the one before it; very many get fewer pixels, where two tiles (this
 // one and the one on its way) would not fit the second-level cache.
-inline int tile_pixels(int64_t classes) {
+constexpr int tile_pixels(int64_t classes) {
   constexpr int64_t kGroup = 64, kMostGroups = 4, kFew = 1 << 11, kMost = 1 << 16;
   classes = std::max<int64_t>(1, classes);
   const int64_t groups = std::clamp<int64_t>(kFew / classes / kGroup, 1, kMostGroups);

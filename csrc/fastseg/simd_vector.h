@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -128,6 +129,10 @@ template <typename vector_t>
 constexpr int lanes_of = sizeof(vector_t) / sizeof(lane_of<vector_t>);
 template <typename vector_t>
 using half_of = Vector<lane_of<vector_t>, lanes_of<vector_t> / 2>;
+
+// A comparison's result.
+template <typename vector_t>
+using mask_of = Vector<detail::signed_of_same_size<lane_of<vector_t>>, lanes_of<vector_t>>;
 
 template <typename vector_t>
 constexpr bool is_pair = false;
@@ -283,16 +288,6 @@ FASTSEG_INLINE to_t convert(from_t from) {
   }
 }
 
-#if defined(__AVX512F__)
-// int64 to int32, what does not fit to the nearest that does.
-FASTSEG_INLINE i32x16 saturate(i64x16 lanes) {
-  const auto half = [](half_of<i64x16> lanes) FASTSEG_ALWAYS_INLINE {
-    return bit_cast<half_of<i32x16>>(_mm512_maskz_cvtsepi64_epi32(0xff, bit_cast<__m512i>(lanes)));
-  };
-  return join<i32x16>(half(lanes.low), half(lanes.high));
-}
-#endif
-
 // mask ? chosen : other, for a comparison's result of the same lane width.
 template <typename mask_t, typename vector_t>
 FASTSEG_INLINE vector_t select(mask_t mask, vector_t chosen, vector_t other) {
@@ -307,6 +302,13 @@ FASTSEG_INLINE vector_t select(mask_t mask, vector_t chosen, vector_t other) {
 template <typename mask_t, typename vector_t>
 FASTSEG_INLINE vector_t keep_where(mask_t mask, vector_t lanes) {
   return select(mask, lanes, vector_t{});
+}
+
+// -|lanes|
+template <typename vector_t>
+FASTSEG_INLINE vector_t negative(vector_t lanes) {
+  using bits_t = mask_of<vector_t>;
+  return bit_cast<vector_t>(bit_cast<bits_t>(lanes) | std::numeric_limits<lane_of<bits_t>>::min());
 }
 
 // NaN in `candidate` is passed over, as in `candidate > best ? candidate : best`.

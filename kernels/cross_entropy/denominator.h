@@ -3,9 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
-#include "cross_entropy/sweep.h"
+#include "cross_entropy/problem.h"
 
 namespace fastseg::cross_entropy {
 
@@ -14,11 +13,8 @@ template <typename scalar_t>
 double count_denominator(const Problem<scalar_t>& problem) {
   constexpr int64_t kChunk = 1 << 12;
   const int64_t count = problem.images * problem.pixels;
-  const int64_t chunks = ceil_divide(count, kChunk);
-  const UnevenSlices slices(chunks, 4);
-  std::vector<Sums> partial(slices.slices());
   const bool weighted = problem.class_weight && problem.options.reduction == kMean;
-  slices.run([&](int64_t slice, int64_t begin, int64_t end) {
+  const auto chunks = [&](int64_t begin, int64_t end) {
     Scratch<int32_t> labels(kChunk);
     Sums sums;
     for (int64_t first = begin * kChunk; first < std::min(end * kChunk, count); first += kChunk) {
@@ -37,15 +33,9 @@ double count_denominator(const Problem<scalar_t>& problem) {
                             double(problem.pixel_weight ? problem.pixel_weight[first + i] : 1);
       }
     }
-    partial[slice] = sums;
-  });
-  Sums total;
-  for (const Sums& sums : partial) {
-    total.denominator += sums.denominator;
-    total.labels_in_range &= sums.labels_in_range;
-  }
-  if (!total.labels_in_range) throw_bad_label(problem.labels, count);
-  return total.denominator;
+    return sums;
+  };
+  return sum_of_slices(problem, ceil_divide(count, kChunk), 4, chunks).denominator;
 }
 
 }  // namespace fastseg::cross_entropy

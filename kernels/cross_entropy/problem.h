@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "fastseg/pixel_tile.h"
 
@@ -17,6 +18,14 @@ struct Options {
   bool zero_if_empty;
 };
 
+// The labels of a tile of two classes, a bit each, of every 16 pixels the first lowest.
+struct alignas(64) LabelBits {
+  static constexpr int kTile = tile_pixels(2);
+  static constexpr int kVectors = kTile / kLanes;
+  uint16_t valid[kVectors];   // not ignored
+  uint16_t second[kVectors];  // of the second class
+};
+
 // One call, its tensors as pointers. accumulate_t is float, double for fp64.
 template <typename scalar_t>
 struct Problem {
@@ -25,18 +34,45 @@ struct Problem {
   PixelView<const scalar_t> logits;  // [N, C, P]
   PixelView<scalar_t> gradient;      // [N, C, P] or null: not wanted
   LabelView labels;                  // [N, P]
+  const LabelBits* label_bits;       // [N, ceil(P / T)] the same, of two classes, or null: not read yet
   const accumulate_t* class_weight;  // [C] or null
   const accumulate_t* pixel_weight;  // [N, P] or null
   const accumulate_t* grad_output;   // [N, P] without reduction, [1] with one; null stands for 1
   accumulate_t* pixel_loss;          // [N, P] or null
   double scale;                      // of every gradient: 1 / denominator under a mean
   Options options;
+
+  // A mean or a sum without weights, smoothing or focal exponent, which is most of what is asked for.
+  bool plain() const {
+    return !class_weight && !pixel_weight && options.reduction != kNone && options.label_smoothing == 0 &&
+           options.gamma == 0;
+  }
+  // What grad_output and scale make of every gradient of a plain() loss.
+  accumulate_t plain_scale() const {
+    return static_cast<accumulate_t>(scale) * (grad_output ? grad_output[0] : accumulate_t(1));
+  }
 };
 
 struct Sums {
   double loss = 0, denominator = 0;
   bool labels_in_range = true;
 };
+
+// The sum of one(begin, end) over slices of [0, count), in their order. Throws IndexError for a label out of range.
+template <typename scalar_t, typename One>
+Sums sum_of_slices(const Problem<scalar_t>& problem, int64_t count, int64_t smallest, const One& one) {
+  const UnevenSlices slices(count, smallest);
+  std::vector<Sums> partial(slices.slices());
+  slices.run([&](int64_t slice, int64_t begin, int64_t end) { partial[slice] = one(begin, end); });
+  Sums total;
+  for (const Sums& sums : partial) {
+    total.loss += sums.loss;
+    total.denominator += sums.denominator;
+    total.labels_in_range &= sums.labels_in_range;
+  }
+  if (!total.labels_in_range) throw_bad_label(problem.labels, problem.images * problem.pixels);
+  return total;
+}
 
 // Per-pixel numbers of one tile, all [T].
 template <typename accumulate_t>

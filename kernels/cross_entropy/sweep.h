@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <vector>
 
 #include "cross_entropy/problem.h"
+#include "cross_entropy/two_classes.h"
 
 namespace fastseg::cross_entropy {
 
@@ -23,8 +23,7 @@ class Sweep {
         access_(problem.logits, problem.gradient, problem.classes),
         tile_(access_.tile()),
         numbers_(tile_),
-        plain_(!problem.class_weight && !problem.pixel_weight && problem.options.reduction != kNone &&
-               problem.options.label_smoothing == 0 && problem.options.gamma == 0),
+        plain_(problem.plain()),
         smoothing_(static_cast<accumulate_t>(problem.options.label_smoothing / problem.classes)),
         weight_total_(0) {
     if (plain_) numbers_.label_excess = numbers_.sum;
@@ -73,7 +72,6 @@ class Sweep {
   }
 
   void one_tile(const Tile<scalar_t>& tile, int64_t position, int count) {
-    if (plain_ && problem_.classes == 2) return two_classes(tile);
     tile_maximum(tile, problem_.classes, tile_, numbers_.maximum);
     load_target_logits();
     exponentials(tile);
@@ -141,52 +139,9 @@ class Sweep {
     return simd::convert<mask_t>(same);
   }
 
-  accumulate_t plain_scale() const {
-    const accumulate_t scale = static_cast<accumulate_t>(problem_.scale);
-    return problem_.grad_output ? scale * problem_.grad_output[0] : scale;
-  }
-
-  // What plain_formulas() serves, for two classes: in one pass and by one exponential, since the probability of the one
-  // that is not the label is the sigmoid of how far it lies ahead.
-  void two_classes(Tile<scalar_t> tile) {
-    const bool with_gradient = problem_.gradient.data;
-    const accumulate_t scale = plain_scale();
-    const vector_t one = simd::splat(accumulate_t(1));
-    // Of the whole tile: sums are at most 2, so the product of a lane's 16 is small, and fp32 serves for the others.
-    vector_t behind{}, count{}, product = one;
-    for_each_group(tile_, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
-      vector_t slope[vectors];
-      for (int v = 0; v < vectors; ++v) {
-        const int i = first + v * kLanes;
-        const vector_t z0 = tile.load(0, i), z1 = tile.load(1, i), largest = simd::maximum(z0, z1);
-        tile.prefetch(0, i);
-        tile.prefetch(1, i);
-        const auto labels = simd::convert<mask_t>(simd::load(numbers_.labels + i));
-        const auto valid = labels >= 0, second = labels > 0;
-        // How far the class that is not the label lies ahead; NaN where the largest logit is infinite, as in a softmax.
-        const vector_t ahead = simd::select(second, z0 - z1, z1 - z0) + (largest - largest);
-        const vector_t small = simd::exp_of_logits<scalar_t>(simd::minimum(ahead, -ahead));
-        const vector_t sum = one + small;
-        behind += simd::keep_where(valid, simd::maximum(ahead, vector_t{}));
-        product *= simd::select(valid, sum, one);
-        count += simd::keep_where(valid, one);
-        const vector_t p_other = simd::select(ahead < vector_t{}, small, one) / sum;
-        const vector_t other = p_other * simd::keep_where(valid, simd::splat(scale));
-        slope[v] = simd::select(second, other, -other);
-      }
-      if (!with_gradient) return;
-      store_group(tile, 0, first, slope);
-      for (int v = 0; v < vectors; ++v) slope[v] = -slope[v];
-      store_group(tile, 1, first, slope);
-    });
-    loss_ += simd::convert<simd::f64x16>(behind + simd::log_finite(product));
-    denominator_ += simd::convert<simd::f64x16>(count);
-  }
-
-  // From the sums of every pixel to its loss and to the scale of its gradient: cross entropy without weights, smoothing
-  // or a loss per pixel, which is most of what is asked for.
+  // From the sums of every pixel to its loss and to the scale of its gradient, in what is plain().
   void plain_formulas() {
-    const accumulate_t scale = plain_scale();
+    const accumulate_t scale = problem_.plain_scale();
     // One logarithm serves all vectors of a group: that of the product of their sums, at most C^4.
     for_each_group(tile_, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
       const vector_t one = simd::splat(accumulate_t(1));
@@ -366,19 +321,11 @@ Sums sweep(const Problem<scalar_t>& problem) {
   constexpr int64_t kFewestElements = 1 << 14;  // below that a second thread costs more than it brings
   const int tile = tile_pixels(problem.classes);
   const int64_t tiles = problem.images * ceil_divide(problem.pixels, tile);
-  const UnevenSlices slices(tiles, ceil_divide(kFewestElements, problem.classes * tile));
-  std::vector<Sums> partial(slices.slices());
-  slices.run([&](int64_t slice, int64_t begin, int64_t end) {
-    partial[slice] = Sweep<scalar_t>(problem).run(begin, end);
+  const int64_t smallest = ceil_divide(kFewestElements, problem.classes * tile);
+  return sum_of_slices(problem, tiles, smallest, [&](int64_t begin, int64_t end) {
+    if (is_of_two_classes(problem)) return TwoClassSweep<scalar_t>(problem).run(begin, end);
+    return Sweep<scalar_t>(problem).run(begin, end);
   });
-  Sums total;
-  for (const Sums& sums : partial) {
-    total.loss += sums.loss;
-    total.denominator += sums.denominator;
-    total.labels_in_range &= sums.labels_in_range;
-  }
-  if (!total.labels_in_range) throw_bad_label(problem.labels, problem.images * problem.pixels);
-  return total;
 }
 
 }  // namespace fastseg::cross_entropy

@@ -1,9 +1,9 @@
 """`python -m benchmarks.report`: write the committed results into the Markdown files, between their markers.
 
 `<!-- benchmarks:cpu -->` ... `<!-- /benchmarks:cpu -->` is filled with one row for each case that has a
-target; `<!-- benchmarks:cpu:all -->` with every case, allocator and peer. `--check` writes nothing and fails
-if a file differs from what would be written. A plot is drawn beside the results
-(`benchmarks/results/<device>/speedup.svg`).
+target; `<!-- benchmarks:cpu:all -->` with every case, allocator and peer; machine by machine. `--check` writes
+nothing and fails if a file differs from what would be written. A plot is drawn beside each machine's results
+(`benchmarks/results/<device>/<machine>/speedup.svg`).
 """
 
 import argparse
@@ -23,19 +23,19 @@ MARKER = re.compile(
 )
 
 
-def pairs(device: str) -> list[dict[str, dict]]:
-    """The records of a device grouped by case: allocator -> record."""
+def pairs(machine: Path) -> list[dict[str, dict]]:
+    """The records of a machine grouped by case: allocator -> record."""
     groups: dict[tuple[str, str], dict[str, dict]] = {}
-    for _, records in results.load(device):
+    for _, records in results.load(machine):
         for record in records:
             groups.setdefault((record["op"], record["case"]), {})[record["allocator"]] = record
     return list(groups.values())
 
 
-def caption(device: str) -> str:
+def caption(machine: Path) -> str:
     """Where and when: machine, software and day, and the commits that were measured there."""
     commits: dict[str, list[str]] = {}
-    for meta, _ in results.load(device):
+    for meta, _ in results.load(machine):
         others = {name: version for name, version in meta["versions"].items() if name != "fastseg"}
         packages = ", ".join(f"{name} {version}" for name, version in others.items())
         place = f"{meta['device_name']}, {meta['threads']} threads, {packages}, {meta['date'][:10]}"
@@ -96,16 +96,14 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def summary(device: str) -> str:
-    groups = [group for group in pairs(device) if any(record["targets"] for record in group.values())]
-    if not groups:
-        return "Not yet measured.\n"
-    allocators = " default / tuned" if device == "cpu" else ""
+def summary(machine: Path) -> str:
+    groups = [group for group in pairs(machine) if any(record["targets"] for record in group.values())]
+    allocators = " default / tuned" if machine.parent.name == "cpu" else ""
     header = [
         "workload", f"fastseg ms{allocators}", f"eager ms{allocators}", "best stock ms", "speedup over best",
         "of copy bandwidth", "extra memory", "least extra of stock", "targets",
     ]
-    return f"{caption(device)}\n\n{markdown(header, [summary_row(group) for group in groups])}\n"
+    return f"{caption(machine)}\n\n{markdown(header, [summary_row(group) for group in groups])}\n"
 
 
 def peer_cells(record: dict) -> str:
@@ -128,23 +126,21 @@ def full_row(record: dict) -> list[str]:
     ]
 
 
-def full(device: str) -> str:
-    records = [record for group in pairs(device) for record in group.values()]
-    if not records:
-        return "Not yet measured.\n"
+def full(machine: Path) -> str:
+    records = [record for group in pairs(machine) for record in group.values()]
     header = [
         "workload", "allocator", "fastseg ms", "GB/s of minimal bytes (of copy)", "extra memory",
         "peers: ms (their time / ours)",
     ]
-    return f"{caption(device)}\n\n{markdown(header, [full_row(record) for record in records])}\n"
+    return f"{caption(machine)}\n\n{markdown(header, [full_row(record) for record in records])}\n"
 
 
 def filled(text: str) -> str:
     """The text with everything between benchmark markers generated afresh."""
 
     def replacement(match: re.Match) -> str:
-        device = match["device"]
-        return match["open"] + (full if match["all"] else summary)(device) + match["close"]
+        tables = [(full if match["all"] else summary)(machine) for machine in results.machines(match["device"])]
+        return match["open"] + ("\n".join(tables) or "Not yet measured.\n") + match["close"]
 
     return MARKER.sub(replacement, text)
 
@@ -155,10 +151,8 @@ def outdated(root: Path = results.ROOT) -> dict[Path, str]:
     for path in (root / name for name in FILES):
         if path.exists():
             wanted[path] = filled(path.read_text())
-    for device in DEVICES:
-        groups = pairs(device)
-        if groups:
-            wanted[results.RESULTS / device / "speedup.svg"] = plot.speedups(groups)
+    for machine in (machine for device in DEVICES for machine in results.machines(device)):
+        wanted[machine / "speedup.svg"] = plot.speedups(pairs(machine))
     return {path: text for path, text in wanted.items() if not path.exists() or path.read_text() != text}
 
 

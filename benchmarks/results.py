@@ -1,7 +1,7 @@
 """Result files: what they hold, where they lie, and how targets are judged from the raw figures.
 
 A file is `{"meta": {...}, "records": [...]}`; a record is what `benchmarks/worker.py` writes for one case
-under one allocator. Committed results lie in `benchmarks/results/<device>/<op file>.json`.
+under one allocator. Committed results lie in `benchmarks/results/<device>/<machine>/<op file>.json`.
 """
 
 import datetime
@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -76,10 +77,20 @@ def save(path: Path, meta: dict, records: list[dict]) -> None:
     path.write_text(text + "\n")
 
 
-def load(device: str) -> list[tuple[dict, list[dict]]]:
-    """Meta and records of every committed file of a device, in order of file name."""
-    files = sorted((RESULTS / device).glob("*.json"))
-    contents = [json.loads(path.read_text()) for path in files]
+def folder(meta: dict) -> Path:
+    """Where results of that machine lie: those of "Intel(R) Xeon(R) Processor" in `cpu/intel-xeon`."""
+    words = re.findall("[a-z0-9]+", re.sub(r"\((r|tm)\)|processor", " ", meta["device_name"].lower()))
+    return RESULTS / meta["device"] / "-".join(words)
+
+
+def machines(device: str) -> list[Path]:
+    """The folder of every machine whose results are committed."""
+    return sorted({path.parent for path in (RESULTS / device).glob("*/*.json")})
+
+
+def load(machine: Path) -> list[tuple[dict, list[dict]]]:
+    """Meta and records of every file in a machine's folder, in order of file name."""
+    contents = [json.loads(path.read_text()) for path in sorted(machine.glob("*.json"))]
     return [(content["meta"], content["records"]) for content in contents]
 
 

@@ -171,7 +171,7 @@ class Session:
             results.save(Path(self.options.json), self.meta | lost, self.all_records())
         elif not (self.options.quick or self.options.no_save or self.options.match):
             for op, records in self.records.items():
-                results.save(results.RESULTS / self.options.device / f"{op}.json", self.meta, records)
+                results.save(results.folder(self.meta) / f"{op}.json", self.meta, records)
 
 
 def measure(options: argparse.Namespace) -> int:

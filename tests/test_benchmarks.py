@@ -274,20 +274,24 @@ def test_a_refused_case_fails_the_command(monkeypatch, capsys, tmp_path):
     assert "NOT MEASURED: check failed: value: error 1.0" in capsys.readouterr().out
 
 
-def test_markers_are_filled_and_filling_is_stable(monkeypatch):
-    meta = {
-        "device_name": "Example CPU", "threads": 2, "versions": {"torch": "2"}, "commit": "abc",
-        "dirty": True, "date": "2026-01-01T00:00:00",
-    }
+def test_markers_are_filled_and_filling_is_stable(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
     record = RECORD | {"targets": [dataclasses.asdict(harness.Target("speedup", 2.0))]}
-    monkeypatch.setattr(results, "load", lambda device: [(meta, [record])] if device == "cpu" else [])
+    for name in ("Example(R) CPU", "Another(TM) Processor"):
+        meta = {
+            "device": "cpu", "device_name": name, "threads": 2, "versions": {"torch": "2"}, "commit": "abc",
+            "dirty": True, "date": "2026-01-01T00:00:00",
+        }
+        results.save(results.folder(meta) / "op.json", meta, [record])
+    assert [machine.name for machine in results.machines("cpu")] == ["another", "example-cpu"]
     text = "".join(
         f"a\n<!-- benchmarks:{name} -->\nold\n<!-- /benchmarks:{name} -->\n"
         for name in ("cpu", "cpu:all", "cuda")
     )
     filled = report.filled(text)
     assert "old" not in filled
-    assert filled.count("Example CPU, 2 threads, torch 2, 2026-01-01 (commit abc with local changes)") == 2
+    assert filled.count("Example(R) CPU, 2 threads, torch 2, 2026-01-01 (commit abc with local changes)") == 2
+    assert filled.count("Another(TM) Processor, 2 threads") == 2
     assert "Not yet measured." in filled
     assert report.filled(filled) == filled
 

@@ -1,5 +1,5 @@
-// Cross entropy of two classes, plain(): one pass and one exponential per pixel, since the probability of the class that
-// is not the label is the sigmoid of how far it lies ahead. Formulas in README.md.
+// Cross entropy of two classes, plain(): one pass and one exponential per pixel, since the probability of the class
+// that is not the label is the sigmoid of how far it lies ahead.
 #pragma once
 
 #include <algorithm>

@@ -31,7 +31,7 @@ bench: build
 
 # For a GPU machine: no network, packages as found; results in $OUT (default build/gpu-check).
 gpu-check:
-	$(if $(wildcard $(PYTHON)),$(PYTHON),$(SYSTEM_PYTHON)) -m benchmarks.gpu_check $(OPS)
+	$(if $(wildcard $(PYTHON)),$(PYTHON),$(SYSTEM_PYTHON)) -m benchmarks.gpu_check $(OPS) $(ARGS)
 
 $(VENV)/.packages: constraints.txt
 	$(SYSTEM_PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'fastseg needs Python 3.11 or newer'"

@@ -1,21 +1,23 @@
-"""`make gpu-check [OPS="op ..."]`: all a GPU machine has to tell, in one command of at most eight minutes.
+"""`make gpu-check [OPS="op ..."] [ARGS="..."]`: all a GPU machine has to tell, in one command of at most eight minutes.
 
 Builds with CUDA from the packages as found (no network), runs the test suite and every benchmark on CUDA and
 a small subset under compute-sanitizer. A step that fails or runs out of time does not stop the others. All
 results are flat files in `$OUT` (default `build/gpu-check`), at most eight; the last thing printed is a table
 of what failed. Without a CUDA device the steps that need one are reported as not run, which is not a failure.
-`--rehearse` runs the same steps on the CPU, benchmarks at small sizes.
+`--rehearse` runs the same steps on the CPU, benchmarks at small sizes. `--steps build tests` and then
+`--steps benchmarks` give each of two commands all of its time.
 """
 
 import argparse
 import importlib.util
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,9 @@ import torch
 
 from benchmarks import harness, results
 
-TIME_LIMIT = 460.0  # seconds for everything, start-up, reporting and a last GRACE excluded
+TIME_LIMIT = 460.0  # seconds for everything unless told, start-up, reporting and a last GRACE excluded
+TESTS_LIMIT = 150.0  # seconds the tests may take where benchmarks come after them
+STEPS = ("build", "environment", "tests", "sanitizer", "benchmarks")
 GRACE = 8.0  # seconds a step has to end after it was interrupted
 LARGEST_LOG = 2_000_000  # bytes kept of a log, its end
 MOST_FILES = 8
@@ -78,7 +82,7 @@ def build_step(device: str, reason: str | None) -> Step:
     return Step("build", python(*install), 110, in_place, tuple(environment), reason)
 
 
-def test_step(ops: list[str], device: str, reason: str | None) -> Step:
+def test_step(ops: list[str], device: str, limit: float, reason: str | None) -> Step:
     """The whole suite, what runs on the device first; or the tests of the ops asked for."""
     selected = ["tests/test_contract.py", "tests/ops", "tests"]
     if ops:
@@ -89,7 +93,7 @@ def test_step(ops: list[str], device: str, reason: str | None) -> Step:
     parallel = ["-n", str(workers), "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
     options = ["-q", "-ra", "--tb=short", "--device", device, *parallel]
     command = python("-m", "pytest", *selected, *options)
-    return Step("tests", command, 150, None, (("OMP_NUM_THREADS", "2"),), reason)
+    return Step("tests", command, limit, None, (("OMP_NUM_THREADS", "2"),), reason)
 
 
 def sanitizer_step(ops: list[str], reason: str | None) -> Step:
@@ -112,19 +116,20 @@ def benchmark_step(ops: list[str], device: str, quick: bool, out: Path, reason: 
         options += ["--time-limit", f"{limit - 25:.0f}", *(["--quick"] if quick else [])]
         return [sys.executable, "-m", "benchmarks.run", *ops, *options]
 
-    return Step("benchmarks", command, TIME_LIMIT, None, (), reason)
+    return Step("benchmarks", command, math.inf, None, (), reason)
 
 
-def steps(ops: list[str], device: str, rehearse: bool, out: Path) -> list[Step]:
-    """The steps in order; those before the benchmarks leave them two minutes at least."""
+def steps(ops: list[str], device: str, rehearse: bool, out: Path, wanted: Sequence[str] = STEPS) -> list[Step]:
+    """The wanted steps in order; those before the benchmarks leave them two minutes of TIME_LIMIT at least."""
     reason = no_cuda() if device == "cuda" else None
-    return [
+    plan = [
         build_step(device, reason),
         Step("environment", python("-m", "fastseg.info"), 40),
-        test_step(ops, device, reason),
+        test_step(ops, device, TESTS_LIMIT if "benchmarks" in wanted else math.inf, reason),
         sanitizer_step(ops, no_cuda()),
         benchmark_step(ops, device, rehearse, out, reason),
     ]
+    return [step for step in plan if step.name in wanted]
 
 
 def run_command(command: list[str], log: Path, limit: float, environment: dict[str, str]) -> str | None:
@@ -229,6 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
     names = harness.op_names()
     parser.add_argument("ops", nargs="*", metavar="op", help=f"only these: {', '.join(names)} (default: all)")
     parser.add_argument("--rehearse", action="store_true", help="run the same steps on the CPU")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, help="only these (default: all)")
+    parser.add_argument("--time-limit", type=float, default=TIME_LIMIT, metavar="S", help="seconds in all")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.ops) - set(names))
     if unknown:
@@ -237,7 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
     if device == "cuda" and no_cuda():
         print("no CUDA device", flush=True)
     out = Path(os.environ.get("OUT") or results.ROOT / "build" / "gpu-check").resolve()
-    return run_steps(steps(options.ops, device, options.rehearse, out), out)
+    plan = steps(options.ops, device, options.rehearse, out, options.steps)
+    return run_steps(plan, out, options.time_limit)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,17 @@ def test_ops_narrow_tests_and_benchmarks(tmp_path):
     assert "cross_entropy" in plan["benchmarks"].command(100.0)
 
 
+def test_tests_alone_get_all_the_time(monkeypatch, tmp_path):
+    plans = []
+    monkeypatch.setattr(gpu_check, "run_steps", lambda plan, out, limit: plans.append((plan, limit)) or 0)
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert gpu_check.main([]) == 0
+    assert gpu_check.main(["--rehearse", "--time-limit", "500", "--steps", "build", "tests"]) == 0
+    limits = [({step.name: step.limit for step in plan}, limit) for plan, limit in plans]
+    assert limits[0][0]["tests"] == gpu_check.TESTS_LIMIT and limits[0][1] == gpu_check.TIME_LIMIT
+    assert list(limits[1][0]) == ["build", "tests"] and limits[1][0]["tests"] > 500 and limits[1][1] == 500
+
+
 def test_an_unknown_op_is_refused():
     with pytest.raises(SystemExit) as exit:
         gpu_check.main(["no_such_op"])

@@ -1,11 +1,12 @@
 """`make gpu-check` without a GPU: it reports, goes on past failures, keeps its limits, says what it skips."""
 
+import subprocess
 import sys
 import time
 
 import pytest
 
-from benchmarks import gpu_check
+from benchmarks import gpu_check, results
 
 
 def python(code: str):
@@ -76,6 +77,20 @@ def test_the_alternative_is_tried_after_a_failure(tmp_path):
     plan = [step("build", "raise SystemExit(1)", alternative=python("print('second way')"))]
     assert gpu_check.run_steps(plan, tmp_path) == 0
     assert "second way" in (tmp_path / "summary.txt").read_text()
+
+
+def test_what_the_alternative_builds_can_be_imported():
+    """It installs nothing: fastseg.kernels must be found beside the package."""
+    code = (
+        "import sys\n"
+        "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in str(finder)]\n"
+        "import fastseg\n"
+        "from fastseg.kernels.cross_entropy import reference\n"
+        "print(fastseg.kernels.__spec__.origin, reference.__file__)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=results.ROOT, capture_output=True, text=True, check=True)
+    folder = results.ROOT / "kernels"
+    assert run.stdout.split() == [str(folder / "__init__.py"), str(folder / "cross_entropy" / "reference.py")]
 
 
 def test_long_logs_keep_their_end(tmp_path, monkeypatch):

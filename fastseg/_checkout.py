@@ -1,0 +1,19 @@
+"""In a checkout that is built in place but not installed, `fastseg.kernels` is the folder beside the package."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def _load_kernels() -> None:
+    folder = Path(__file__).parent.parent / "kernels"
+    spec = importlib.util.spec_from_file_location(
+        "fastseg.kernels", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fastseg.kernels"] = sys.modules["fastseg"].kernels = module
+    spec.loader.exec_module(module)
+
+
+if importlib.util.find_spec("fastseg.kernels") is None:
+    _load_kernels()

@@ -339,7 +339,7 @@ using vec = Vector<accumulate_t, kLanes>;
 
 // A comparison's result of vec<accumulate_t>.
 template <typename accumulate_t>
-using mask = Vector<detail::signed_of_same_size<accumulate_t>, kLanes>;
+using mask = mask_of<vec<accumulate_t>>;
 
 // What a storage type accumulates in.
 template <typename scalar_t>

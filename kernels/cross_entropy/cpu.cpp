@@ -1,6 +1,5 @@
 // Softmax cross entropy and focal loss on the CPU: from tensors to a sweep, and the registration.
 #include <optional>
-#include <vector>
 
 #include <torch/csrc/stable/library.h>
 
@@ -50,11 +49,11 @@ bool takes_mean(const Options& options) {
 
 // The weight that a mean divides by. Of two classes `bits` keeps the labels, which are then read once.
 template <typename scalar_t>
-double read_denominator(Problem<scalar_t>& problem, std::vector<LabelBits>& bits) {
+double read_denominator(Problem<scalar_t>& problem, std::optional<Scratch<LabelBits>>& bits) {
   if (!is_of_two_classes(problem)) return count_denominator(problem);
-  bits.resize(problem.images * ceil_divide(problem.pixels, LabelBits::kTile));
-  problem.label_bits = bits.data();
-  return read_label_bits(problem, bits.data());
+  bits.emplace(problem.images * ceil_divide(problem.pixels, LabelBits::kTile));
+  problem.label_bits = bits->get();
+  return read_label_bits(problem, bits->get());
 }
 
 double mean_scale(const Options& options, double denominator) {
@@ -100,7 +99,7 @@ void with_gradient(const Tensor& input, const Tensor& target, std::optional<Tens
     const Options options{ignore_index, reduction, label_smoothing, gamma, zero_if_empty};
     Problem<scalar_t> problem = problem_of<scalar_t>(input, target, weight, pixel_weight, options);
     want_gradient(problem, grad_input);
-    std::vector<LabelBits> bits;
+    std::optional<Scratch<LabelBits>> bits;
     if (takes_mean(options)) problem.scale = mean_scale(options, read_denominator(problem, bits));
     finish(problem, sweep(problem), loss, denominator);
   });

@@ -2,7 +2,6 @@
 // that is not the label is the sigmoid of how far it lies ahead.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "cross_entropy/problem.h"
@@ -51,7 +50,6 @@ class TwoClassSweep {
  public:
   using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
-  using mask_t = simd::mask<accumulate_t>;
 
   explicit TwoClassSweep(const Problem<scalar_t>& problem)
       : problem_(problem), access_(problem.logits, problem.gradient, 2) {}

@@ -13,7 +13,7 @@ import torch
 
 import fastseg.ops  # noqa: F401  fills the registry
 from fastseg import _library
-from fastseg._op import BACKEND_NAMES, REGISTRY, STOCK_BELOW, NativeOp, Op
+from fastseg._first_op import BACKEND_NAMES, REGISTRY, STOCK_BELOW, NativeOp, Op
 
 
 def explain(op: str, *args, backend: str = "auto") -> str:

@@ -72,6 +72,15 @@ inline Tensor scalar(const Tensor& like, double value, ScalarType type = ScalarT
   return tensor;
 }
 
+// Writes a number to a CPU tensor of one element, of any floating type.
+inline void write_number(const Tensor& tensor, double value, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() == 1, name, " must be a CPU tensor of one element");
+  with_floating_type(tensor, name, [&](auto zero) {
+    using scalar_t = decltype(zero);
+    *tensor.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(static_cast<simd::accumulate<scalar_t>>(value));
+  });
+}
+
 // The one element of a tensor of any floating type.
 inline double number_of(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() == 1, name, " must be a CPU tensor of one element");
@@ -99,6 +108,84 @@ PixelView<scalar_t> pixel_view(const Tensor& tensor, scalar_t* data) {
   };
   return {data, tensor.stride(0), stride(1), stride(2)};
 }
+
+// How tensors of the same sizes [N, C, d1, ..., dk] are walked in tiles, as [N, C, P] with P = d1 ... dk, or where the
+// layouts allow it (channels_last does) and `may_join` is true, as the [1, C, N P] of one image, whose tiles are longer.
+// Inputs that have neither a unit class nor a unit pixel stride are copied; outputs must have one.
+class PixelWalk {
+ public:
+  PixelWalk(std::vector<Tensor> inputs, const std::vector<Tensor>& outputs, bool may_join = true)
+      : tensors_(std::move(inputs)) {
+    const size_t copyable = tensors_.size();
+    tensors_.insert(tensors_.end(), outputs.begin(), outputs.end());
+    const Tensor& first = tensors_[0];
+    STD_TORCH_CHECK(first.dim() >= 2, "a tensor of pixels must be [N, C, ...]");
+    images = first.size(0);
+    classes = first.size(1);
+    for (int64_t dim = 2; dim < first.dim(); ++dim) pixels *= first.size(dim);
+    for (const Tensor& tensor : tensors_) check_sizes(tensor, first);
+    if (images * classes * pixels == 0) {
+      strides_.assign(tensors_.size(), {0, 1, 1});
+      return;
+    }
+    if (may_join && find_strides(/*one_image=*/true)) {
+      pixels *= images;
+      images = 1;
+      return;
+    }
+    if (find_strides(/*one_image=*/false)) return;
+    for (size_t i = 0; i < copyable; ++i) tensors_[i] = torch::stable::contiguous(tensors_[i]);
+    STD_TORCH_CHECK(find_strides(/*one_image=*/false), "an output of pixels must be dense");
+  }
+
+  // Of the tensor at `index`, inputs first.
+  template <typename scalar_t>
+  PixelView<const scalar_t> input(size_t index) const {
+    const Strides& strides = strides_[index];
+    return {tensors_[index].const_data_ptr<scalar_t>(), strides.image, strides.category, strides.pixel};
+  }
+  template <typename scalar_t>
+  PixelView<scalar_t> output(size_t index) const {
+    const Strides& strides = strides_[index];
+    return {tensors_[index].mutable_data_ptr<scalar_t>(), strides.image, strides.category, strides.pixel};
+  }
+
+  int64_t images, classes, pixels = 1;
+
+ private:
+  struct Strides {
+    int64_t image, category, pixel;
+  };
+
+  static void check_sizes(const Tensor& tensor, const Tensor& like) {
+    bool same = tensor.is_cpu() && tensor.dim() == like.dim();
+    for (int64_t dim = 0; same && dim < like.dim(); ++dim) same = tensor.size(dim) == like.size(dim);
+    STD_TORCH_CHECK(same, "tensors of pixels must have the same sizes, on the CPU");
+  }
+
+  bool find_strides(bool one_image) {
+    strides_.clear();
+    for (const Tensor& tensor : tensors_) {
+      Strides strides{one_image ? 0 : tensor.stride(0), tensor.size(1) > 1 ? tensor.stride(1) : 1, 1};
+      int64_t extent = 1;  // of what is inside of the next dimension
+      for (int64_t dim = tensor.dim() - 1; dim >= 0; --dim) {
+        if (dim == 1 || (dim == 0 && !one_image) || tensor.size(dim) == 1) continue;
+        if (extent == 1) {
+          strides.pixel = tensor.stride(dim);
+        } else if (tensor.stride(dim) != strides.pixel * extent) {
+          return false;
+        }
+        extent *= tensor.size(dim);
+      }
+      if (strides.category != 1 && strides.pixel != 1) return false;
+      strides_.push_back(strides);
+    }
+    return true;
+  }
+
+  std::vector<Tensor> tensors_;
+  std::vector<Strides> strides_;
+};
 
 // `target` is contiguous, [N, P].
 inline LabelView label_view(const Tensor& target, int64_t count, int64_t classes, int64_t ignore_index) {

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastseg._op import in_functional_transform
+from fastseg._first_op import in_functional_transform
 
 
 def _channels_last(like: Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _check, _library
-from fastseg._op import FLOATING, in_functional_transform
+from fastseg._first_op import FLOATING, in_functional_transform
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy.reference import NONE
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._op import FLOATING, FLOATING_GPU, STOCK_BELOW, Backend, Op, autocasting, native
+from fastseg._first_op import FLOATING, FLOATING_GPU, STOCK_BELOW, Backend, Op, autocasting, native
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy import reference
 from fastseg.kernels.cross_entropy.reference import MEAN, NONE, SUM, accumulator

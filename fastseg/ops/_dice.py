@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._op import Backend, Op, autocasting, native
+from fastseg._first_op import Backend, Op, autocasting, native
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy_dice import reference
 from fastseg.kernels.cross_entropy_dice.reference import dice_per_class, mean_or_nan

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from fastseg import _check
-from fastseg._op import NativeOp
+from fastseg._first_op import NativeOp
 from fastseg.kernels.max_pool2d.reference import in_layout
 
 INDEX_DTYPES = (torch.int64, torch.uint8)

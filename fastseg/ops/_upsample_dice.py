@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from fastseg import _check
-from fastseg._op import Op, native
+from fastseg._first_op import Op, native
 from fastseg.kernels.cross_entropy_dice import reference as reference_of_sums
 from fastseg.kernels.upsample_cross_entropy import reference
 from fastseg.ops._dice import OPTIONS as DICE_OPTIONS

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native, somebody_watches
+from fastseg._first_op import FLOATING, FLOATING_GPU, Backend, Op, native, somebody_watches
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy_dice.reference import mean_or_nan
 from fastseg.kernels.upsample_cross_entropy import reference

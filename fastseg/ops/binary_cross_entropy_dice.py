@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
+from fastseg._first_op import FLOATING, FLOATING_GPU, Backend, Op, native
 from fastseg._triton import lazy
 from fastseg.kernels.binary_cross_entropy_dice import reference
 from fastseg.ops._binary import in_memory_order

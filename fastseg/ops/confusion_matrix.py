@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._op import FLOATING, Backend, Op, native
+from fastseg._first_op import FLOATING, Backend, Op, native
 from fastseg.kernels.confusion_matrix import reference
 
 LABELS = (torch.int64, torch.int32, torch.uint8)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import _reduction, functional
 
 from fastseg import _check
-from fastseg._op import FLOATING, FLOATING_GPU, STOCK_BELOW, Backend, Op, autocasting, few_for_auto, native
+from fastseg._first_op import FLOATING, FLOATING_GPU, STOCK_BELOW, Backend, Op, autocasting, few_for_auto, native
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy import reference
 from fastseg.kernels.cross_entropy.reference import MEAN, MEAN_OF_COUNT, NONE, SUM, accumulator

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
+from fastseg._first_op import FLOATING, FLOATING_GPU, Backend, Op, native
 from fastseg._triton import lazy
 from fastseg.kernels.cross_entropy_dice import reference
 from fastseg.ops._dice import check_dice, counted, cross_entropy_dice_of, dice_per_class, loss_dtype, sum_over_ranks

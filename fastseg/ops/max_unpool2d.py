@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastseg import _check
-from fastseg._op import FLOATING, STOCK_BELOW, Backend, Op, few_for_auto
+from fastseg._first_op import FLOATING, STOCK_BELOW, Backend, Op, few_for_auto
 from fastseg.kernels.max_unpool2d import reference
 from fastseg.ops._pool import (
     GEOMETRY,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg._bilinear import output_size_and_scales
-from fastseg._op import FLOATING, FLOATING_GPU, Backend, Op, native
+from fastseg._first_op import FLOATING, FLOATING_GPU, Backend, Op, native
 from fastseg._triton import lazy
 from fastseg.kernels.upsample_argmax import reference
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg._bilinear import output_size_and_scales
-from fastseg._op import FLOATING
+from fastseg._first_op import FLOATING
 from fastseg.ops._dice import check_dice, cross_entropy_dice_of, loss_dtype
 from fastseg.ops._upsample_dice import upsample_cross_entropy_dice_loss, upsample_softmax_statistics
 from fastseg.ops._upsample_softmax import (

@@ -131,50 +131,42 @@ Problem problem_of(const Tensor& inputs, const Tensor& targets, double alpha, do
   return {flat_view(inputs, count, "inputs"), flat_view(targets, count, "targets"), count, alpha, gamma};
 }
 
-Tensor forward(const Tensor& inputs, const Tensor& targets, double alpha, double gamma, bool summed, bool wide) {
-  const Tensor logits = torch::stable::contiguous(inputs), truth = torch::stable::contiguous(targets);
-  const Problem problem = problem_of(logits, truth, alpha, gamma);
-  const bool fp64 = inputs.scalar_type() == ScalarType::Double;
-  const ScalarType accumulator = fp64 ? ScalarType::Double : ScalarType::Float;
-  const std::vector<int64_t> shape = summed ? std::vector<int64_t>{} : std::vector<int64_t>{problem.count};
-  Tensor loss = torch::stable::new_empty(logits, shape, summed || wide ? accumulator : inputs.scalar_type());
+// loss: [n] of any floating type, or [] of the accumulator's if `summed`.
+void forward(const Tensor& inputs, const Tensor& targets, double alpha, double gamma, bool summed, ScalarType,
+             const Tensor& loss) {
+  const Problem problem = problem_of(inputs, targets, alpha, gamma);
+  check_floating(loss, "loss");
   use_huge_pages(loss);
-  const FlatView losses = summed ? FlatView{} : FlatView{loss.data_ptr(), loss.scalar_type()};
-  if (!summed && problem.count == 0) return loss;
+  const FlatView losses = summed ? FlatView{} : flat_view(loss, problem.count, "loss");
+  if (!summed && problem.count == 0) return;
   const double sum = with_digits_of(
       problem.logits, problem.targets, [&](auto zero) { return run_forward<decltype(zero)>(problem, losses); });
-  if (summed && fp64) *loss.mutable_data_ptr<double>() = sum;
-  if (summed && !fp64) *loss.mutable_data_ptr<float>() = static_cast<float>(sum);
-  return loss;
+  if (summed) write_number(loss, sum, "loss");
 }
 
-Tensor backward(const Tensor& inputs, const Tensor& targets, const Tensor& grad_loss, double alpha, double gamma) {
-  const Tensor logits = torch::stable::contiguous(inputs), truth = torch::stable::contiguous(targets);
-  const Problem problem = problem_of(logits, truth, alpha, gamma);
-  Tensor gradient = torch::stable::empty_like(logits);
-  use_huge_pages(gradient);
-  if (problem.count == 0) return gradient;
+// grad_loss: [n] or [] of any floating type; one number for all elements may also have stride 0.
+void backward(const Tensor& inputs, const Tensor& targets, const Tensor& grad_loss, double alpha, double gamma,
+              const Tensor& grad_inputs) {
+  const Problem problem = problem_of(inputs, targets, alpha, gamma);
+  check_floating(grad_inputs, "grad_inputs");
+  use_huge_pages(grad_inputs);
+  const FlatView to = flat_view(grad_inputs, problem.count, "grad_inputs");
+  if (problem.count == 0) return;
   check_floating(grad_loss, "grad_loss");
   const bool one_number = grad_loss.dim() == 0 || grad_loss.stride(0) == 0;
-  STD_TORCH_CHECK(grad_loss.dim() == 0 || grad_loss.numel() == problem.count, "grad_loss must be () or [n]");
-  FlatView per_element;
+  STD_TORCH_CHECK(grad_loss.is_cpu() && (grad_loss.dim() == 0 || grad_loss.numel() == problem.count),
+                  "grad_loss must be a CPU tensor [] or [n]");
   const Tensor dense = one_number ? grad_loss : torch::stable::contiguous(grad_loss);
-  double grad_each = 0;
-  if (one_number) {
-    double buffer[kLanes];
-    grad_each = *read_chunk({dense.data_ptr(), dense.scalar_type()}, 0, 1, 0.0, buffer);
-  } else {
-    per_element = flat_view(dense, problem.count, "grad_loss");
-  }
-  const FlatView to{gradient.data_ptr(), gradient.scalar_type()};
+  const FlatView per_element = one_number ? FlatView{} : flat_view(dense, problem.count, "grad_loss");
+  double buffer[kLanes];
+  const double grad_each = one_number ? *read_chunk({dense.data_ptr(), dense.scalar_type()}, 0, 1, 0.0, buffer) : 0;
   with_digits_of(problem.logits, problem.targets,
                  [&](auto zero) { run_backward<decltype(zero)>(problem, per_element, grad_each, to); });
-  return gradient;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
-  m.impl("_sigmoid_focal_loss_forward", TORCH_BOX(&forward));
+  m.impl("_sigmoid_focal_loss", TORCH_BOX(&forward));
   m.impl("_sigmoid_focal_loss_backward", TORCH_BOX(&backward));
 }

@@ -4,19 +4,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from fastseg._dtypes import accumulator
+
 
 def sigmoid_focal_loss(
-    inputs: Tensor, targets: Tensor, alpha: float, gamma: float, summed: bool, wide: bool
+    inputs: Tensor, targets: Tensor, alpha: float, gamma: float, summed: bool, dtype: torch.dtype
 ) -> Tensor:
-    """Of the shape and dtype of `inputs`; in the accumulator dtype if `wide`; its () sum, so too, if `summed`."""
+    """Of the shape of `inputs` and of `dtype`; if `summed`, the sum () in the accumulator's."""
     logits, targets = _accumulated(inputs, targets)
     p = logits.sigmoid()
     cross_entropy = binary_cross_entropy_with_logits(logits, targets, reduction="none")
     p_t = p * targets + (1 - p) * (1 - targets)
     loss = _alpha(targets, alpha) * cross_entropy * (1 - p_t) ** gamma
-    if summed:
-        return loss.sum()
-    return loss if wide else loss.to(inputs.dtype)
+    return loss.sum() if summed else loss.to(dtype)
 
 
 def sigmoid_focal_loss_backward(
@@ -38,5 +38,5 @@ def _alpha(targets: Tensor, alpha: float) -> Tensor | float:
 
 
 def _accumulated(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(inputs.dtype, torch.float32)
+    dtype = accumulator(inputs.dtype)
     return inputs.to(dtype), targets.to(dtype)

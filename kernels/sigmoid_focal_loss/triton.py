@@ -59,7 +59,7 @@ def sigmoid_focal_loss_kernel(
 def sigmoid_focal_loss_backward_kernel(
     inputs, targets,  # [n]
     grad_loss,  # [n] of stride grad_stride, or [] with grad_stride 0
-    gradient,  # [n]
+    grad_inputs,  # [n]
     n, grad_stride, alpha, gamma, ALPHA: tl.constexpr, GAMMA: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """alpha_t (missed^gamma (p - t) + gamma missed^(gamma - 1) p q (1 - 2 t) cross_entropy), times grad_loss."""
@@ -77,7 +77,7 @@ def sigmoid_focal_loss_backward_kernel(
         else:
             ratio = tl.where(missed == 0.0, 0.0, spread / missed)  # 0 / 0 stands for its limit
             derivative = modulation(missed, gamma, GAMMA) * (derivative + ratio)
-    tl.store(gradient + place, (grad * weight * derivative).to(gradient.dtype.element_ty), mask=inside)
+    tl.store(grad_inputs + place, (grad * weight * derivative).to(grad_inputs.dtype.element_ty), mask=inside)
 
 
 # --- launchers ---
@@ -87,34 +87,30 @@ def _constexprs(alpha: float, gamma: float) -> dict:
     return dict(ALPHA=alpha >= 0, GAMMA=int(gamma) if gamma in (0, 2) else None)
 
 
-def forward(inputs, targets, alpha, gamma, summed, wide):
-    """The losses [n] in the dtype of `inputs`, fp32 if `wide`; their sum [] in fp32 if `summed`."""
-    inputs, targets, n = inputs.contiguous(), targets.contiguous(), inputs.numel()
-    config = CONFIGS["any"]
+def forward(inputs, targets, alpha, gamma, summed, loss):
+    """loss: [n], or the sum [] in fp32 if `summed`."""
+    config, n = CONFIGS["any"], inputs.numel()
     programs = triton.cdiv(n, config.block)
-    dtype = torch.float32 if summed or wide else inputs.dtype
-    loss = inputs.new_empty((programs if summed else n,), dtype=dtype)
+    parts = loss.new_empty((programs,)) if summed else loss
     if programs:
         with on_device_of(inputs):
             sigmoid_focal_loss_kernel[(programs,)](
-                inputs, targets, loss, n, alpha, gamma, **_constexprs(alpha, gamma), SUMMED=summed, BLOCK=config.block,
+                inputs, targets, parts, n, alpha, gamma, **_constexprs(alpha, gamma), SUMMED=summed, BLOCK=config.block,
                 num_warps=config.warps,
             )  # fmt: skip
-    return loss.sum() if summed else loss
+    if summed:
+        torch.sum(parts, 0, out=loss)
 
 
-def backward(inputs, targets, grad_loss, alpha, gamma):
-    """Gradient of `inputs` [n]; grad_loss is [] or [n]."""
-    inputs, targets, n = inputs.contiguous(), targets.contiguous(), inputs.numel()
-    gradient = torch.empty_like(inputs)
-    config = CONFIGS["any"]
+def backward(inputs, targets, grad_loss, alpha, gamma, grad_inputs):
+    """grad_loss: [] or [n] of any stride; grad_inputs: [n]."""
+    config, n = CONFIGS["any"], inputs.numel()
     if n:
         with on_device_of(inputs):
             sigmoid_focal_loss_backward_kernel[(triton.cdiv(n, config.block),)](
-                inputs, targets, grad_loss, gradient, n, grad_loss.stride(0) if grad_loss.dim() else 0, alpha, gamma,
+                inputs, targets, grad_loss, grad_inputs, n, grad_loss.stride(0) if grad_loss.dim() else 0, alpha, gamma,
                 **_constexprs(alpha, gamma), BLOCK=config.block, num_warps=config.warps,
             )  # fmt: skip
-    return gradient
 
 
 # --- ahead-of-time cases ---
@@ -141,8 +137,8 @@ def aot_cases() -> list[AotCase]:
                 ),
                 AotCase(
                     f"backward-{dtype}-gamma{gamma}", sigmoid_focal_loss_backward_kernel,
-                    {**pointers, "grad_loss": "*fp32", "gradient": f"*{dtype}", **scalars},
-                    dict(constexprs, grad_stride=1), divisible=(*pointers, "grad_loss", "gradient", "n"),
+                    {**pointers, "grad_loss": "*fp32", "grad_inputs": f"*{dtype}", **scalars},
+                    dict(constexprs, grad_stride=1), divisible=(*pointers, "grad_loss", "grad_inputs", "n"),
                     store_bits=128, **wide,
                 ),
             ]  # fmt: skip

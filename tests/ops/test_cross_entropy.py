@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastseg import _library
-from fastseg._op import STOCK_BELOW
+from fastseg._first_op import STOCK_BELOW
 from fastseg.ops import cross_entropy, focal_loss
 from fastseg.testing import assert_within_policy
 from tests.contract import Case, Contract
@@ -317,7 +317,7 @@ def test_half_precision_gradient_is_scaled_before_it_is_rounded():
 LEVEL_SCRIPT = """
 import torch, torch.nn.functional as F
 from fastseg import _library
-from fastseg._op import STOCK_BELOW
+from fastseg._first_op import STOCK_BELOW
 from fastseg.ops import cross_entropy
 from fastseg.testing import assert_within_policy
 assert _library.CPU_LEVEL == {level!r}, _library.CPU_LEVEL

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastseg import _library
-from fastseg._op import STOCK_BELOW
+from fastseg._first_op import STOCK_BELOW
 from fastseg.ops import cross_entropy
 from fastseg.testing import assert_within_policy
 from tests.contract import Case, Contract
@@ -382,7 +382,7 @@ def test_shapes_that_are_left_to_stock(shape, ours, monkeypatch):
 LEVEL_SCRIPT = """
 import torch
 from fastseg import _library
-from fastseg._op import STOCK_BELOW
+from fastseg._first_op import STOCK_BELOW
 from tests.ops.test_cross_entropy_probabilities import DTYPES, compare
 assert _library.CPU_LEVEL == {level!r}, _library.CPU_LEVEL
 STOCK_BELOW["cross_entropy: probabilities"] = 0

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastseg
-from fastseg._op import STOCK_BELOW
+from fastseg._first_op import STOCK_BELOW
 from fastseg.ops import PoolIndices, max_pool2d
 from tests.contract import Case, Contract
 

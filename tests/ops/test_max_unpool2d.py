@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastseg
-from fastseg._op import REGISTRY, STOCK_BELOW
+from fastseg._first_op import REGISTRY, STOCK_BELOW
 from fastseg.ops import PoolIndices, max_pool2d, max_unpool2d
 from tests.contract import Case, Contract
 

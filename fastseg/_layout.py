@@ -1,0 +1,51 @@
+"""Memory formats: how a tensor lies in memory, and room for a tensor that lies as another one does."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastseg._private_api import in_functional_transform
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """True if dim 1 is the innermost of a tensor of any number of dimensions, and the tensor is not contiguous."""
+    return tensor.dim() > 2 and tensor.shape[1] > 1 and tensor.stride(1) == 1 and not tensor.is_contiguous()
+
+
+def empty_as(input: Tensor, dtype: torch.dtype | None = None, shape: Sequence[int] | None = None) -> Tensor:
+    """Room for `shape` (default: that of `input`), dense, in the memory format of `input` (N, C, ...)."""
+    dtype = dtype or input.dtype
+    shape = input.shape if shape is None else shape
+    if is_channels_last(input):
+        return input.new_empty((shape[0], *shape[2:], shape[1]), dtype=dtype).movedim(-1, 1)
+    return input.new_empty(shape, dtype=dtype)
+
+
+def in_layout_of(input: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` as `empty_as(input)` would lie."""
+    if is_channels_last(input):
+        return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+    return tensor.contiguous()
+
+
+def _is_channels_last_image(like: Tensor) -> bool:
+    if in_functional_transform():  # a batch of torch.func.vmap does not tell, and the fallback copies anyway
+        return False
+    return like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+
+
+def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` as (n,), its elements in the order in which `like`, of the same shape, stores its own.
+
+    For elementwise ops: NC... and channels_last are both read in place.
+    """
+    return (tensor.permute(0, 2, 3, 1) if _is_channels_last_image(like) else tensor).reshape(-1)
+
+
+def like_memory_order(flat: Tensor, like: Tensor) -> Tensor:
+    """The inverse: (n,) values as a view of the shape and memory format of `like`."""
+    if _is_channels_last_image(like):
+        images, channels, height, width = like.shape
+        return flat.view(images, height, width, channels).permute(0, 3, 1, 2)
+    return flat.view(like.shape)

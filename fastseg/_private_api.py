@@ -1,0 +1,73 @@
+"""Everything of PyTorch that is used here without being public: one place to look when a new version comes out.
+
+Checked on torch 2.11, 2.13 and 2.14.1 (`make test-torch VERSION=...`).
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import _reduction
+
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+
+
+def is_watched(args: tuple) -> bool:
+    """True if a tracer, mode, transform, profiler or tensor subclass must see a call with these arguments."""
+    for value in args:  # a loop: a generator costs a microsecond more
+        if type(value) not in PLAIN_TENSORS and isinstance(value, Tensor):
+            return True
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch.autograd.profiler._is_profiler_enabled
+    )
+
+
+def in_functional_transform() -> bool:
+    """True inside of a transform of torch.func."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def differentiates_twice() -> bool:
+    """True inside of transforms of torch.func that ask for more than one reverse-mode derivative."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    kinds = torch._C._functorch.TransformType
+    if any(level.key() == kinds.Jvp for level in stack):
+        return True
+    return sum(level.key() == kinds.Grad for level in stack) > 1
+
+
+def has_tangent(args: tuple) -> bool:
+    """True if forward-mode differentiation goes through a call with these arguments."""
+    if forward_ad._current_level < 0:
+        return False
+    tensors = (value for value in args if isinstance(value, Tensor))
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def graph_is_kept() -> bool:
+    """True in a backward that may run again over the same graph (retain_graph=True)."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def apply_of(function: type[torch.autograd.Function]):
+    """`function.apply` without its search for transforms of torch.func, for callers that have looked already."""
+    return super(torch.autograd.Function, function).apply
+
+
+def boxed_call_of(name: str):
+    """`torch.ops.fastseg.<name>` as the built-in function behind it."""
+    return getattr(torch.ops.fastseg, name).default._op
+
+
+def has_kernel(name: str, dispatch_key: str) -> bool:
+    """True if a loaded library implements `fastseg::<name>` for "CPU" or "CUDA"."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastseg::{name}", dispatch_key)
+
+
+def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
+    """The `reduction` that torch's deprecated arguments stand for."""
+    return _reduction.legacy_get_string(size_average, reduce)

@@ -1,7 +1,5 @@
 """Memory formats: how a tensor lies in memory, and room for a tensor that lies as another one does."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -13,13 +11,13 @@ def is_channels_last(tensor: Tensor) -> bool:
     return tensor.dim() > 2 and tensor.shape[1] > 1 and tensor.stride(1) == 1 and not tensor.is_contiguous()
 
 
-def empty_as(input: Tensor, dtype: torch.dtype | None = None, shape: Sequence[int] | None = None) -> Tensor:
-    """Room for `shape` (default: that of `input`), dense, in the memory format of `input` (N, C, ...)."""
-    dtype = dtype or input.dtype
-    shape = input.shape if shape is None else shape
+def empty_as(input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Room for a tensor like `input` (N, C, ...), dense, in its memory format."""
+    if input.is_contiguous():
+        return torch.empty_like(input, dtype=dtype)
     if is_channels_last(input):
-        return input.new_empty((shape[0], *shape[2:], shape[1]), dtype=dtype).movedim(-1, 1)
-    return input.new_empty(shape, dtype=dtype)
+        return torch.empty_like(input.movedim(1, -1), dtype=dtype, memory_format=torch.contiguous_format).movedim(-1, 1)
+    return torch.empty_like(input, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def in_layout_of(input: Tensor, tensor: Tensor) -> Tensor:

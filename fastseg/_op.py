@@ -32,11 +32,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastseg import _library
+from fastseg import _check, _library
 from fastseg import _private_api as private
 from fastseg._dtypes import accumulator
 
 BACKEND_NAMES = ("stock", "cpu", "cuda", "triton", "reference")
+AUTO = os.environ.get("FASTSEG_BACKEND", "auto")  # what backend="auto" means
 
 _definitions = torch.library.Library("fastseg", "DEF")
 NATIVE_SCHEMAS: list[str] = []  # every C++ entry point, so that the CUDA emulator can define them a second time
@@ -54,25 +55,46 @@ class Explanation(Exception):
 explaining = False  # set by fastseg.info.explain
 
 
+def parse(schema: str) -> tuple[str, list[str], list[str], list[str]]:
+    """Name, argument names, those of tensors, and output names of `name(Tensor a, int b) -> (Tensor c, Tensor d)`."""
+    name, arguments, returns = re.fullmatch(r"(\w+)\((.*)\) -> \(?(.*?)\)?", schema).groups()
+    typed = [part.split() for part in arguments.split(", ")]
+    tensors = [argument for kind, argument in typed if kind in ("Tensor", "Tensor?")]
+    return name, [argument for _, argument in typed], tensors, [part.split()[-1] for part in returns.split(", ")]
+
+
+def picker(positions: Sequence[int]) -> Callable[[tuple], tuple]:
+    """A function of a tuple that gives the values at these positions, always as a tuple."""
+    if len(positions) > 1:
+        return itemgetter(*positions)
+    return itemgetter(slice(positions[0], positions[0] + 1) if positions else slice(0, 0))
+
+
+def native_schema(schema: str) -> str:
+    """The schema of the C++ entry point: `_<name>(arguments, outputs to fill) -> ()`."""
+    name, _, rest = schema.partition("(")
+    arguments, _, returns = rest.rpartition(") -> ")
+    outputs = [part.split()[-1] for part in returns.strip("()").split(", ")]
+    filled = [f"Tensor({letter}!) {output}" for letter, output in zip("abcdefgh", outputs)]
+    return f"_{name}({', '.join([arguments.replace('SymInt', 'int'), *filled])}) -> ()"
+
+
 class Named:
     """A function of some of an op's values, which it asks for by the names of its parameters."""
 
-    __slots__ = ("function", "pick")
+    __slots__ = ("function", "pick", "positions")
 
     def __init__(self, function: Callable, names: Sequence[str], what: str):
         wanted = list(inspect.signature(function).parameters)
         unknown = [name for name in wanted if name not in names]
         if unknown:
             raise TypeError(f"{what} asks for {', '.join(unknown)}; there are {', '.join(names)}")
-        positions = [names.index(name) for name in wanted]
-        if len(positions) == 1:  # itemgetter gives a tuple only for several
-            self.pick = itemgetter(slice(positions[0], positions[0] + 1))
-        else:
-            self.pick = itemgetter(*positions) if positions else itemgetter(slice(0, 0))
+        self.positions = [names.index(name) for name in wanted]
+        self.pick = picker(self.positions)
         self.function = function
 
     def __call__(self, values: tuple):
-        return self.function(*self.pick(values))
+        return self.function(*[values[position] for position in self.positions])  # as torch.compile can trace it
 
 
 class Backend:
@@ -207,22 +229,6 @@ class Stock:
         return self.refuses(args) is None
 
 
-def parse(schema: str) -> tuple[str, list[str], list[str]]:
-    """Name, argument names and output names of `name(Tensor a, int b) -> (Tensor c, Tensor d)`."""
-    name, arguments, returns = re.fullmatch(r"(\w+)\((.*)\) -> \(?(.*?)\)?", schema).groups()
-    last_words = [[part.split()[-1] for part in text.split(", ") if part] for text in (arguments, returns)]
-    return name, *last_words
-
-
-def native_schema(schema: str) -> str:
-    """The schema of the C++ entry point: `_<name>(arguments, outputs to fill) -> ()`."""
-    name, _, rest = schema.partition("(")
-    arguments, _, returns = rest.rpartition(") -> ")
-    outputs = [part.split()[-1] for part in returns.strip("()").split(", ")]
-    filled = [f"Tensor({letter}!) {output}" for letter, output in zip("abcdefgh", outputs)]
-    return f"_{name}({', '.join([arguments.replace('SymInt', 'int'), *filled])}) -> ()"
-
-
 THROUGH_REFERENCE = object()
 
 
@@ -240,6 +246,8 @@ class Op:
         not differentiable. A gradient is None where nothing arrives, unless it names several.
         THROUGH_REFERENCE, for ops that are a backward themselves: the op differentiates through its own reference
         with respect to all its floating tensor arguments.
+    early: of an op whose last argument says whether to make the gradient in the forward, already. Callers give False;
+        for a plain eager call that is to be differentiated the answer of `early` stands in its place.
     """
 
     def __init__(
@@ -250,19 +258,22 @@ class Op:
         backends: Sequence[Backend | Stock],
         check: Callable[..., None] | None = None,
         backward: Callable[..., dict[str, Tensor | None]] | object | None = None,
+        early: Callable[..., bool] | None = None,
         contiguous: Sequence[str] = (),
         accumulated: Sequence[str] = (),
     ):
-        self.name, self.arguments, self.results = parse(schema)
+        self.name, self.arguments, self.tensors, self.results = parse(schema)
         self.names = tuple(self.arguments)
+        self._pick_tensors = picker([self.arguments.index(name) for name in self.tensors])
         self.native_name = f"_{self.name}"
         self.stock = next((backend for backend in backends if backend.name == "stock"), None)
         self.backends = tuple(backend for backend in backends if backend.name != "stock")
         self._check = Named(check or (lambda: None), self.arguments, f"{self.name}.check")
         self._outputs = Named(outputs, self.arguments, f"{self.name}.outputs")
         self._single = len(self.results) == 1
-        self._contiguous = [self.arguments.index(name) for name in (*contiguous, *accumulated)]
-        self._accumulated = [self.arguments.index(name) for name in accumulated]
+        self._normalised = [(self.arguments.index(name), name in accumulated) for name in (*contiguous, *accumulated)]
+        self._early = None if early is None else Named(early, self.arguments, f"{self.name}.early")
+        self._choices: dict[tuple, Backend] = {}  # by backend, device and dtype, where nothing else decides
         if any(backend.name in ("cpu", "cuda") for backend in self.backends):
             NATIVE_SCHEMAS.append(native_schema(schema))
             _definitions.define(NATIVE_SCHEMAS[-1])
@@ -283,7 +294,7 @@ class Op:
         _definitions.define(full, tags=(torch.Tag.pt2_compliant_tag,))
         count = len(self.arguments)
         # The dispatcher drops trailing arguments that equal their default; `backend` alone has one.
-        run = lambda *args: self._run(args[:count], *args[count:])  # noqa: E731
+        run = lambda *args: self._run(args[:count], args[count] if len(args) > count else "auto")  # noqa: E731
         _definitions.impl(self.name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(
             f"fastseg::{self.name}", lambda *args: self._fake(args[:count]), lib=_definitions
@@ -295,21 +306,25 @@ class Op:
     def __call__(self, *args, backend: str = "auto", **named):
         if named:
             args += self._in_order(len(args), named)
-        if explaining:
-            raise Explanation(self.explain(args, backend))
-        stock = self.stock
-        if stock is not None and self._prefers_stock(args, backend):
-            self._check(args)
-            return stock.function(args)
-        if private.is_watched(args):
+        if backend == "auto":
+            backend = AUTO
+        if torch.compiler.is_compiling():
+            return self._run_stock(args) if backend == "stock" else self._packet(*args, backend)
+        tensors = self._pick_tensors(args)
+        if private.is_watched(tensors):
             return self._call_watched(args, backend)
+        if self.stock is not None and backend in ("auto", "stock") and self._prefers_stock(args, backend):
+            return self._run_stock(args)
         if self._apply is not None and torch.is_grad_enabled():
-            for value in args:
-                if type(value) in private.PLAIN_TENSORS and value.requires_grad:
+            for tensor in tensors:
+                if tensor is not None and tensor.requires_grad:
+                    if self._early is not None:
+                        args = (*args[:-1], self._early(args))
                     return self._apply(*args, backend)
         return self._run(args, backend)
 
     def _in_order(self, given: int, named: Mapping[str, Any]) -> tuple:
+        """The values of the named arguments, after the first `given` of the schema."""
         wanted = self.names[given:]
         if tuple(named) == wanted:
             return tuple(named.values())
@@ -317,22 +332,16 @@ class Op:
             raise TypeError(f"fastseg.{self.name}: arguments {', '.join(named)}; allowed: {', '.join(wanted)}")
         return tuple(named[name] for name in wanted)
 
-    def _prefers_stock(self, args: tuple, backend: str) -> bool:
-        if backend == "auto":
-            backend = os.environ.get("FASTSEG_BACKEND", "auto")
-        if backend == "auto":
-            return not torch.compiler.is_compiling() and self.stock.is_faster(args)
-        if backend != "stock":
-            return False
-        reason = self.stock.why_not(args)
-        if reason is not None:
-            raise BackendError(f"fastseg.{self.name}: backend='stock' cannot run this call: {reason}")
-        return True
-
     def _call_watched(self, args: tuple, backend: str):
         """Through PyTorch's dispatcher, save where that would drop or refuse a derivative."""
-        if torch.compiler.is_compiling():
-            return self._packet(*args, backend)
+        for name, value in zip(self.tensors, self._pick_tensors(args)):
+            if value is not None and not isinstance(value, Tensor):
+                self._check(args)
+                _check.tensor(self.name, name, value)
+        if explaining:
+            raise Explanation(self.explain(args, backend))
+        if self.stock is not None and backend in ("auto", "stock") and self._prefers_stock(args, backend):
+            return self._run_stock(args)
         transformed = private.in_functional_transform()
         if private.has_tangent(args) or (transformed and private.differentiates_twice()):
             return self._run_reference(args, backend)
@@ -340,39 +349,42 @@ class Op:
             return self._transformable.apply(*args, backend)
         return self._packet(*args, backend)
 
-    def _run(self, args: tuple, backend: str = "auto"):
+    def _run(self, args: tuple, backend: str):
         check = self._check
         check.function(*check.pick(args))
         if args[0].is_meta:
             return self._outputs(args)
-        return self._execute(self.choose(args, backend), args)
-
-    def _execute(self, backend: Backend, args: tuple):
-        if backend.name == "reference":
-            return backend.function(args)
-        for position in self._contiguous:
+        chosen = self.choose(args, backend)
+        if chosen.name == "reference":
+            return chosen.function(args)
+        for position, accumulated in self._normalised:
             value = args[position]
-            if value is not None and (position in self._accumulated or not value.is_contiguous()):
-                args = self._normalised(args)
-                break
+            if value is not None:
+                if accumulated:
+                    value = value.to(accumulator(args[0].dtype))
+                if value is not args[position] or not value.is_contiguous():
+                    args = (*args[:position], value.contiguous(), *args[position + 1:])
         outputs = self._outputs
         results = outputs.function(*outputs.pick(args))
         if self._single:
-            backend.kernel(*args, results)
+            chosen.kernel(*args, results)
         else:
-            backend.kernel(*args, *results)
+            chosen.kernel(*args, *results)
         return results
 
-    def _normalised(self, args: tuple) -> tuple:
-        """The arguments with the dtypes and layouts that kernels take."""
-        changed = list(args)
-        for position in self._contiguous:
-            value = args[position]
-            if value is not None:
-                if position in self._accumulated:
-                    value = value.to(accumulator(args[0].dtype))
-                changed[position] = value.contiguous()
-        return tuple(changed)
+    def _prefers_stock(self, args: tuple, backend: str) -> bool:
+        if backend == "auto":
+            return self.stock.is_faster(args)
+        reason = self.stock.why_not(args)
+        if reason is not None:
+            raise BackendError(f"fastseg.{self.name}: backend='stock' cannot run this call: {reason}")
+        return True
+
+    def _run_stock(self, args: tuple):
+        if self.stock is None:
+            raise BackendError(f"fastseg.{self.name}: backend='stock' cannot run this call:\n{self._reasons(args)}")
+        self._check(args)
+        return self.stock.function(args)
 
     def _run_reference(self, args: tuple, backend: str):
         """By PyTorch's own ops, which know the derivatives that an autograd function does not."""
@@ -390,18 +402,26 @@ class Op:
 
     def choose(self, args: tuple, backend: str = "auto") -> Backend:
         """The kernel or reference that runs this call. Raises BackendError with each backend's reason if none can."""
-        if backend == "auto" and "FASTSEG_BACKEND" in os.environ:
-            backend = os.environ["FASTSEG_BACKEND"]
+        lead = args[0]
+        kind = backend, lead.device, lead.dtype
+        known = self._choices.get(kind)
+        if known is not None:
+            return known
         if backend != "auto" and backend not in BACKEND_NAMES:
             raise ValueError(f"fastseg.{self.name}: backend={backend!r}; allowed: auto, {', '.join(BACKEND_NAMES)}")
+        refusals = False  # predicates that look at more than device and dtype
         for candidate in self.backends:
-            if backend in ("auto", candidate.name) and candidate.why_not(args) is None:
-                return candidate
+            if backend in ("auto", candidate.name):
+                refusals = refusals or candidate.refuses is not None
+                if candidate.why_not(args) is None:
+                    if not refusals:
+                        self._choices[kind] = candidate
+                    return candidate
         raise BackendError(f"fastseg.{self.name}: backend={backend!r} cannot run this call:\n{self._reasons(args)}")
 
     def explain(self, args: tuple, backend: str = "auto") -> str:
         """What would run this call, and why the other backends would not."""
-        stock = self.stock is not None and self._prefers_stock(args, backend)
+        stock = self.stock is not None and backend in ("auto", "stock") and self._prefers_stock(args, backend)
         chosen = "stock" if stock else self.choose(args, backend).name
         return f"fastseg.{self.name}: {chosen} runs\n{self._reasons(args)}"
 
@@ -418,7 +438,7 @@ class Op:
     # --- autograd ---
 
     def _differentiate(self, save: Callable, backward: Callable) -> None:
-        """Makes the autograd functions of `save(ctx, values)`, values being (arguments, backend, outputs), and backward.
+        """Makes the autograd functions of `save(ctx, values, keep)`, values being (arguments, backend, outputs), and backward.
 
         Three of them, alike: for plain eager calls, for torch.func, and for the dispatcher.
         """
@@ -430,7 +450,7 @@ class Op:
 
         def forward_and_save(ctx, *args):
             output = self._run(args[:-1], args[-1])
-            save(ctx, (*args, output) if single else (*args, *output))
+            save(ctx, (*args, output) if single else (*args, *output), private.keep)
             return output
 
         def forward(*args):
@@ -438,7 +458,7 @@ class Op:
             return self._packet(*args) if private.in_functional_transform() else self._run(args[:-1], args[-1])
 
         def setup_context(ctx, inputs, output):
-            save(ctx, together(inputs, output))
+            save(ctx, together(inputs, output), _keep)
 
         eager = self._function(forward=forward_and_save, backward=backward)
         self._apply = private.apply_of(eager)
@@ -454,32 +474,25 @@ class Op:
 
     def _by_names(self, backward: Callable) -> tuple[Callable, Callable]:
         """(save, backward) of a backward that names what it needs."""
-        held = [*self.arguments, "backend", *self.results]  # what a forward can hand on, in order
-        gradients = [f"grad_{result}" for result in self.results]
-        needs = [f"needs_{argument}" for argument in self.arguments]
+        arguments, results = self.arguments, self.results
+        held = [*arguments, "backend", *results]  # what a forward can hand on, in order
+        gradients = [f"grad_{result}" for result in results]
         wanted = list(inspect.signature(backward).parameters)
-        kept = [held.index(name) for name in wanted if name in held]
-        call = Named(backward, [*(held[position] for position in kept), *gradients, *needs], f"{self.name}.backward")
-        first_result = len(self.arguments) + 1
-        differentiable = [name in wanted for name in gradients]
-        constant_results = [first_result + i for i, has in enumerate(differentiable) if not has]
-        several = sum(differentiable) > 1
-        arguments = self.arguments
+        is_tensor = {*self.tensors, *results}
+        tensors = [name for name in wanted if name in is_tensor]
+        constants = [name for name in wanted if name in held and name not in is_tensor]
+        pick_tensors = picker([held.index(name) for name in tensors])
+        pick_constants = picker([held.index(name) for name in constants])
+        needs = [f"needs_{argument}" for argument in arguments]
+        call = Named(backward, [*tensors, *constants, *gradients, *needs], f"{self.name}.backward")
+        pick_constant_results = picker([held.index(name) for name in results if f"grad_{name}" not in wanted])
+        several = sum(name in wanted for name in gradients) > 1
         nothing = (None,) * (len(arguments) + 1)
+        places = {name: place for place, name in enumerate(arguments)}
 
-        def save(ctx, values: tuple) -> None:
-            tensors, constants = [], []
-            for position in kept:
-                value = values[position]
-                is_tensor = isinstance(value, Tensor)
-                tensors.append(value if is_tensor else None)
-                constants.append(None if is_tensor else value)
-            ctx.save_for_backward(*tensors)
-            ctx.constants = constants
-            if constant_results:
-                ctx.mark_non_differentiable(*[values[position] for position in constant_results])
-            if not several:
-                ctx.set_materialize_grads(False)
+        def save(ctx, values: tuple, keep: Callable) -> None:
+            ctx.constants = pick_constants(values)
+            keep(ctx, pick_tensors(values), pick_constant_results(values), several)
 
         def run(ctx, *grad_outputs):
             for grad in grad_outputs:
@@ -487,10 +500,11 @@ class Op:
                     break
             else:
                 return nothing
-            saved = ctx.saved_tensors
-            values = [value if tensor is None else tensor for tensor, value in zip(saved, ctx.constants)]
-            found = call.function(*call.pick((*values, *grad_outputs, *ctx.needs_input_grad)))
-            return (*[found.get(argument) for argument in arguments], None)
+            values = (*ctx.saved_tensors, *ctx.constants, *grad_outputs, *ctx.needs_input_grad)
+            result = [*nothing]
+            for name, gradient in call.function(*call.pick(values)).items():
+                result[places[name]] = gradient
+            return tuple(result)
 
         return save, run
 
@@ -498,10 +512,10 @@ class Op:
         """(save, backward) by autograd through the reference, for every floating tensor argument."""
         count = len(self.arguments)
 
-        def save(ctx, values: tuple) -> None:
+        def save(ctx, values: tuple, keep: Callable) -> None:
             args = values[:count]
-            ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in args))
             ctx.constants = [None if isinstance(value, Tensor) else value for value in args]
+            keep(ctx, tuple(value if isinstance(value, Tensor) else None for value in args), (), True)
 
         def run(ctx, *grad_outputs):
             args = [value if tensor is None else tensor for tensor, value in zip(ctx.saved_tensors, ctx.constants)]
@@ -520,6 +534,12 @@ class Op:
             return (*(found.get(i) for i in range(count)), None)
 
         return save, run
+
+
+def _keep(ctx, tensors: tuple, constant_outputs: tuple, materialize: bool) -> None:
+    ctx.save_for_backward(*tensors)
+    ctx.mark_non_differentiable(*constant_outputs)
+    ctx.set_materialize_grads(materialize)
 
 
 def vjp(function: Callable, inputs: Sequence[Tensor], grad_outputs: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -8,17 +8,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import _reduction
 
-PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 
-def is_watched(args: tuple) -> bool:
-    """True if a tracer, mode, transform, profiler or tensor subclass must see a call with these arguments."""
-    for value in args:  # a loop: a generator costs a microsecond more
-        if type(value) not in PLAIN_TENSORS and isinstance(value, Tensor):
+def is_watched(tensors: tuple) -> bool:
+    """True if a mode, transform, profiler or tensor subclass must see a call with these tensors (or None).
+
+    Not for torch.compile, which cannot trace this: ask torch.compiler.is_compiling() first.
+    """
+    for tensor in tensors:  # a loop: a generator costs a microsecond more
+        if type(tensor) not in _PLAIN:
             return True
     return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
+        torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
@@ -48,9 +50,12 @@ def has_tangent(args: tuple) -> bool:
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
-def graph_is_kept() -> bool:
-    """True in a backward that may run again over the same graph (retain_graph=True)."""
-    return torch._C._autograd._get_current_graph_task_keep_graph()
+def is_last_backward() -> bool:
+    """True in a plain backward after which the graph is freed: neither retain_graph=True nor torch.func."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._autograd._get_current_graph_task_keep_graph()
+    )
 
 
 def apply_of(function: type[torch.autograd.Function]):
@@ -71,3 +76,10 @@ def has_kernel(name: str, dispatch_key: str) -> bool:
 def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
     """The `reduction` that torch's deprecated arguments stand for."""
     return _reduction.legacy_get_string(size_average, reduce)
+
+
+def keep(ctx, tensors: tuple, constant_outputs: tuple, materialize: bool) -> None:
+    """save_for_backward, mark_non_differentiable and set_materialize_grads of a plain autograd function, in one call."""
+    ctx.to_save = tensors
+    ctx.non_differentiable = constant_outputs
+    ctx.materialize_grads = materialize

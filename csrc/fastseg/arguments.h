@@ -2,6 +2,7 @@
 // was checked in Python.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -111,19 +112,24 @@ PixelView<scalar_t> pixel_view(const Tensor& tensor, scalar_t* data) {
 
 // How tensors of the same sizes [N, C, d1, ..., dk] are walked in tiles, as [N, C, P] with P = d1 ... dk, or where the
 // layouts allow it (channels_last does) and `may_join` is true, as the [1, C, N P] of one image, whose tiles are longer.
-// Inputs that have neither a unit class nor a unit pixel stride are copied; outputs must have one.
+// Inputs that have neither a unit class nor a unit pixel stride are copied, and the copies live as long as the walk;
+// outputs must have one.
 class PixelWalk {
  public:
   PixelWalk(std::vector<Tensor> inputs, const std::vector<Tensor>& outputs, bool may_join = true)
       : tensors_(std::move(inputs)) {
     const size_t copyable = tensors_.size();
     tensors_.insert(tensors_.end(), outputs.begin(), outputs.end());
-    const Tensor& first = tensors_[0];
-    STD_TORCH_CHECK(first.dim() >= 2, "a tensor of pixels must be [N, C, ...]");
-    images = first.size(0);
-    classes = first.size(1);
-    for (int64_t dim = 2; dim < first.dim(); ++dim) pixels *= first.size(dim);
-    for (const Tensor& tensor : tensors_) check_sizes(tensor, first);
+    const auto sizes = tensors_[0].sizes();
+    STD_TORCH_CHECK(sizes.size() >= 2, "a tensor of pixels must be [N, C, ...]");
+    images = sizes[0];
+    classes = sizes[1];
+    for (size_t dim = 2; dim < sizes.size(); ++dim) pixels *= sizes[dim];
+    for (const Tensor& tensor : tensors_) {
+      const auto own = tensor.sizes();
+      STD_TORCH_CHECK(tensor.is_cpu() && own.size() == sizes.size() && std::equal(own.begin(), own.end(), sizes.begin()),
+                      "tensors of pixels must have the same sizes, on the CPU");
+    }
     if (images * classes * pixels == 0) {
       strides_.assign(tensors_.size(), {0, 1, 1});
       return;
@@ -157,25 +163,20 @@ class PixelWalk {
     int64_t image, category, pixel;
   };
 
-  static void check_sizes(const Tensor& tensor, const Tensor& like) {
-    bool same = tensor.is_cpu() && tensor.dim() == like.dim();
-    for (int64_t dim = 0; same && dim < like.dim(); ++dim) same = tensor.size(dim) == like.size(dim);
-    STD_TORCH_CHECK(same, "tensors of pixels must have the same sizes, on the CPU");
-  }
-
   bool find_strides(bool one_image) {
     strides_.clear();
     for (const Tensor& tensor : tensors_) {
-      Strides strides{one_image ? 0 : tensor.stride(0), tensor.size(1) > 1 ? tensor.stride(1) : 1, 1};
+      const auto sizes = tensor.sizes(), steps = tensor.strides();
+      Strides strides{one_image ? 0 : steps[0], sizes[1] > 1 ? steps[1] : 1, 1};
       int64_t extent = 1;  // of what is inside of the next dimension
-      for (int64_t dim = tensor.dim() - 1; dim >= 0; --dim) {
-        if (dim == 1 || (dim == 0 && !one_image) || tensor.size(dim) == 1) continue;
+      for (int64_t dim = static_cast<int64_t>(sizes.size()) - 1; dim >= 0; --dim) {
+        if (dim == 1 || (dim == 0 && !one_image) || sizes[dim] == 1) continue;
         if (extent == 1) {
-          strides.pixel = tensor.stride(dim);
-        } else if (tensor.stride(dim) != strides.pixel * extent) {
+          strides.pixel = steps[dim];
+        } else if (steps[dim] != strides.pixel * extent) {
           return false;
         }
-        extent *= tensor.size(dim);
+        extent *= sizes[dim];
       }
       if (strides.category != 1 && strides.pixel != 1) return false;
       strides_.push_back(strides);

@@ -13,34 +13,38 @@ namespace {
 using namespace fastseg;
 using namespace fastseg::cross_entropy;
 
-template <typename scalar_t>
-Problem<scalar_t> problem_of(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-                             const std::optional<Tensor>& pixel_weight, const Options& options) {
-  using accumulate_t = simd::accumulate<scalar_t>;
-  Problem<scalar_t> problem{};
-  problem.logits = pixel_view(input, input.const_data_ptr<scalar_t>());
-  problem.images = input.size(0);
-  problem.classes = input.size(1);
-  problem.pixels = input.size(2);
-  const int64_t count = problem.images * problem.pixels;
-  problem.labels = label_view(target, count, problem.classes, options.ignore_index);
-  problem.class_weight = dense_values<accumulate_t>(weight, problem.classes, "weight");
-  problem.pixel_weight = dense_values<accumulate_t>(pixel_weight, count, "pixel_weight");
-  problem.scale = 1;
-  problem.options = options;
-  if (problem.classes == 1)
-    problem.options.label_smoothing = 0;  // nothing to spread; the gradient stays exactly 0
-  return problem;
+// The arguments of the loss and of its gradient.
+struct Arguments {
+  const Tensor &input, &target;                      // [N, C, ...], [N, ...]
+  const std::optional<Tensor>&weight, &pixel_weight;  // [C], [N, ...]
+  Options options;
+};
+
+// Of the input and, unless it is null, of the gradient, which is like it.
+PixelWalk walk_of(const Tensor& input, const Tensor* gradient) {
+  if (!gradient) return PixelWalk({input}, {});
+  STD_TORCH_CHECK(gradient->scalar_type() == input.scalar_type(), "the gradient must be like input");
+  use_huge_pages(*gradient);
+  return PixelWalk({input}, {*gradient});
 }
 
 template <typename scalar_t>
-void want_gradient(Problem<scalar_t>& problem, const Tensor& grad_input) {
-  STD_TORCH_CHECK(grad_input.dim() == 3 && grad_input.scalar_type() == scalar_type_of<scalar_t>() &&
-                      grad_input.size(0) == problem.images && grad_input.size(1) == problem.classes &&
-                      grad_input.size(2) == problem.pixels,
-                  "grad_input must be like input");
-  use_huge_pages(grad_input);
-  problem.gradient = pixel_view(grad_input, grad_input.mutable_data_ptr<scalar_t>());
+Problem<scalar_t> problem_of(const Arguments& arguments, const PixelWalk& walk, bool gradient) {
+  using accumulate_t = simd::accumulate<scalar_t>;
+  Problem<scalar_t> problem{};
+  problem.logits = walk.input<scalar_t>(0);
+  if (gradient) problem.gradient = walk.output<scalar_t>(1);
+  problem.images = walk.images;
+  problem.classes = walk.classes;
+  problem.pixels = walk.pixels;
+  const int64_t count = problem.images * problem.pixels;
+  problem.labels = label_view(arguments.target, count, problem.classes, arguments.options.ignore_index);
+  problem.class_weight = dense_values<accumulate_t>(arguments.weight, problem.classes, "weight");
+  problem.pixel_weight = dense_values<accumulate_t>(arguments.pixel_weight, count, "pixel_weight");
+  problem.scale = 1;
+  problem.options = arguments.options;
+  if (problem.classes == 1) problem.options.label_smoothing = 0;  // nothing to spread; the gradient stays exactly 0
+  return problem;
 }
 
 bool takes_mean(const Options& options) {
@@ -74,51 +78,46 @@ void finish(const Problem<scalar_t>& problem, const Sums& sums, const Tensor& lo
   *dense_output<accumulate_t>(loss, 1, "loss") = static_cast<accumulate_t>(value);
 }
 
+// loss: [N, ...] without reduction, else []; denominator: []; gradient: of the loss to the input if with_gradient, which
+// needs a reduction.
 void forward(const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
-             std::optional<Tensor> pixel_weight, int64_t ignore_index, int64_t reduction,
-             double label_smoothing, double gamma, bool zero_if_empty, const Tensor& loss,
-             const Tensor& denominator) {
+             std::optional<Tensor> pixel_weight, int64_t ignore_index, int64_t reduction, double label_smoothing,
+             double gamma, bool zero_if_empty, bool inert_ignored, bool with_gradient, const Tensor& loss, const Tensor& denominator,
+             const Tensor& gradient) {
+  STD_TORCH_CHECK(!with_gradient || reduction != kNone, "the gradient in the forward needs a reduction");
+  const Arguments arguments{
+      input, target, weight, pixel_weight,
+      {ignore_index, reduction, label_smoothing, gamma, zero_if_empty, inert_ignored}};
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
     using accumulate_t = simd::accumulate<scalar_t>;
-    const Options options{ignore_index, reduction, label_smoothing, gamma, zero_if_empty};
-    Problem<scalar_t> problem = problem_of<scalar_t>(input, target, weight, pixel_weight, options);
+    const PixelWalk walk = walk_of(input, with_gradient ? &gradient : nullptr);
+    Problem<scalar_t> problem = problem_of<scalar_t>(arguments, walk, with_gradient);
     if (reduction == kNone)
       problem.pixel_loss = dense_output<accumulate_t>(loss, problem.images * problem.pixels, "loss");
-    finish(problem, sweep(problem), loss, denominator);
-  });
-}
-
-void with_gradient(const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
-                   std::optional<Tensor> pixel_weight, int64_t ignore_index, int64_t reduction,
-                   double label_smoothing, double gamma, bool zero_if_empty, const Tensor& loss,
-                   const Tensor& denominator, const Tensor& grad_input) {
-  STD_TORCH_CHECK(reduction != kNone, "the gradient in the forward needs a reduction");
-  with_floating_type(input, "input", [&](auto zero) {
-    using scalar_t = decltype(zero);
-    const Options options{ignore_index, reduction, label_smoothing, gamma, zero_if_empty};
-    Problem<scalar_t> problem = problem_of<scalar_t>(input, target, weight, pixel_weight, options);
-    want_gradient(problem, grad_input);
     std::optional<Scratch<LabelBits>> bits;
-    if (takes_mean(options)) problem.scale = mean_scale(options, read_denominator(problem, bits));
+    if (with_gradient && takes_mean(arguments.options))
+      problem.scale = mean_scale(arguments.options, read_denominator(problem, bits));
     finish(problem, sweep(problem), loss, denominator);
   });
 }
 
 void backward(const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
-              std::optional<Tensor> pixel_weight, const Tensor& grad_output, const Tensor& denominator,
-              int64_t ignore_index, int64_t reduction, double label_smoothing, double gamma,
-              bool zero_if_empty, const Tensor& grad_input) {
+              std::optional<Tensor> pixel_weight, const Tensor& grad_loss, const Tensor& denominator,
+              int64_t ignore_index, int64_t reduction, double label_smoothing, double gamma, bool zero_if_empty,
+              bool inert_ignored, const Tensor& grad_input) {
+  const Arguments arguments{
+      input, target, weight, pixel_weight,
+      {ignore_index, reduction, label_smoothing, gamma, zero_if_empty, inert_ignored}};
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
     using accumulate_t = simd::accumulate<scalar_t>;
-    const Options options{ignore_index, reduction, label_smoothing, gamma, zero_if_empty};
-    Problem<scalar_t> problem = problem_of<scalar_t>(input, target, weight, pixel_weight, options);
-    want_gradient(problem, grad_input);
+    const PixelWalk walk = walk_of(input, &grad_input);
+    Problem<scalar_t> problem = problem_of<scalar_t>(arguments, walk, true);
     const int64_t count = reduction == kNone ? problem.images * problem.pixels : 1;
-    problem.grad_output = dense_values<accumulate_t>(grad_output, count, "grad_output");
-    if (takes_mean(options))
-      problem.scale = mean_scale(options, *dense_values<accumulate_t>(denominator, 1, "denominator"));
+    problem.grad_output = dense_values<accumulate_t>(grad_loss, count, "grad_loss");
+    if (takes_mean(arguments.options))
+      problem.scale = mean_scale(arguments.options, *dense_values<accumulate_t>(denominator, 1, "denominator"));
     sweep(problem);
   });
 }
@@ -126,7 +125,6 @@ void backward(const Tensor& input, const Tensor& target, std::optional<Tensor> w
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
-  m.impl("_cross_entropy_forward", TORCH_BOX(&forward));
-  m.impl("_cross_entropy_with_gradient", TORCH_BOX(&with_gradient));
+  m.impl("_cross_entropy", TORCH_BOX(&forward));
   m.impl("_cross_entropy_backward", TORCH_BOX(&backward));
 }

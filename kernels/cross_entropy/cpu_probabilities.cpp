@@ -6,71 +6,82 @@
 #include "cross_entropy/probabilities.h"
 #include "fastseg/arguments.h"
 #include "fastseg/huge_pages.h"
+#include "fastseg/reduction.h"
 
 namespace {
 
 using namespace fastseg;
 using namespace fastseg::probability_targets;
 
-enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
+// The arguments of the loss and of its gradients.
+struct Arguments {
+  const Tensor &input, &target;                       // [N, C, ...]
+  const std::optional<Tensor>&weight, &pixel_weight;  // [C], [N, ...]
+  int64_t reduction;
+  double label_smoothing;
+};
 
-bool has_sizes_of(const Tensor& tensor, const Tensor& like) {
-  return tensor.dim() == 3 && tensor.size(0) == like.size(0) && tensor.size(1) == like.size(1) &&
-         tensor.size(2) == like.size(2);
-}
-
-void check_targets(const Tensor& input, const Tensor& target, const std::optional<Tensor>& grad_target) {
+// Writes the outputs that are not null: loss ([N, ...] without reduction, else []), gradients like input and target.
+// grad_loss: like loss; null stands for 1.
+void run(const Arguments& arguments, const Tensor* grad_loss, const Tensor* loss, const Tensor* grad_input,
+         const Tensor* grad_target) {
+  const Tensor &input = arguments.input, &target = arguments.target;
   const bool is_double = input.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(input.dim() == 3 && has_sizes_of(target, input) && target.is_cpu() && is_pixel_view(target),
-                  "input and target must be [N, C, P] views on the CPU");
   STD_TORCH_CHECK(is_double == (target.scalar_type() == ScalarType::Double),
                   "input and target must both be float64, or neither of them");
-  if (!grad_target) return;
-  STD_TORCH_CHECK(has_sizes_of(*grad_target, target) && grad_target->scalar_type() == target.scalar_type() &&
-                      grad_target->is_cpu() && is_pixel_view(*grad_target),
-                  "grad_target must be like target");
-  use_huge_pages(*grad_target);
-}
-
-// Writes those of loss ([N, P] without reduction, else [1]), grad_input and grad_target that are there.
-void cross_entropy_probabilities(const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
-                                 std::optional<Tensor> pixel_weight, std::optional<Tensor> grad_output,
-                                 int64_t reduction, double label_smoothing, std::optional<Tensor> loss,
-                                 std::optional<Tensor> grad_input, std::optional<Tensor> grad_target) {
-  check_targets(input, target, grad_target);
+  std::vector<Tensor> outputs;
+  for (const auto& [gradient, like] : {std::pair{grad_input, &input}, std::pair{grad_target, &target}}) {
+    if (!gradient) continue;
+    STD_TORCH_CHECK(gradient->scalar_type() == like->scalar_type(), "a gradient must be like its tensor");
+    use_huge_pages(*gradient);
+    outputs.push_back(*gradient);
+  }
+  const PixelWalk walk({input, target}, outputs);
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
     using accumulate_t = simd::accumulate<scalar_t>;
     Problem<scalar_t> problem{};
-    problem.images = input.size(0);
-    problem.classes = input.size(1);
-    problem.pixels = input.size(2);
+    problem.images = walk.images;
+    problem.classes = walk.classes;
+    problem.pixels = walk.pixels;
     const int64_t count = problem.images * problem.pixels;
-    problem.logits = pixel_view(input, input.const_data_ptr<scalar_t>());
-    problem.target = target;
-    problem.target_gradient = grad_target;
-    problem.class_weight = dense_values<accumulate_t>(weight, problem.classes, "weight");
-    problem.pixel_weight = dense_values<accumulate_t>(pixel_weight, count, "pixel_weight");
-    problem.grad_output = dense_values<accumulate_t>(grad_output, reduction == kNone ? count : 1, "grad_output");
-    problem.reduced = reduction != kNone;
-    problem.scale = reduction == kMean ? 1.0 / count : 1.0;
-    problem.label_smoothing = label_smoothing;
-    if (grad_input) {
-      STD_TORCH_CHECK(has_sizes_of(*grad_input, input) && grad_input->scalar_type() == input.scalar_type(),
-                      "grad_input must be like input");
-      use_huge_pages(*grad_input);
-      problem.gradient = pixel_view(*grad_input, grad_input->template mutable_data_ptr<scalar_t>());
-    }
-    accumulate_t* losses = nullptr;
-    if (loss) losses = dense_output<accumulate_t>(*loss, problem.reduced ? 1 : count, "loss");
-    if (!problem.reduced) problem.pixel_loss = losses;
+    problem.logits = walk.input<scalar_t>(0);
+    if (grad_input) problem.gradient = walk.output<scalar_t>(2);
+    problem.make_target_tiles = [&] {
+      return target_tiles<accumulate_t>(walk, target, grad_target ? (grad_input ? 3 : 2) : -1);
+    };
+    problem.wants_target_gradient = grad_target != nullptr;
+    problem.class_weight = dense_values<accumulate_t>(arguments.weight, problem.classes, "weight");
+    problem.pixel_weight = dense_values<accumulate_t>(arguments.pixel_weight, count, "pixel_weight");
+    const bool reduced = arguments.reduction != kNone;
+    if (grad_loss) problem.grad_output = dense_values<accumulate_t>(*grad_loss, reduced ? 1 : count, "grad_loss");
+    problem.reduced = reduced;
+    problem.scale = arguments.reduction == kMean ? 1.0 / count : 1.0;
+    problem.label_smoothing = arguments.label_smoothing;
+    accumulate_t* losses = loss ? dense_output<accumulate_t>(*loss, reduced ? 1 : count, "loss") : nullptr;
+    if (!reduced) problem.pixel_loss = losses;
     const double sum = sweep(problem);
-    if (losses && problem.reduced) *losses = static_cast<accumulate_t>(sum * problem.scale);
+    if (losses && reduced) *losses = static_cast<accumulate_t>(sum * problem.scale);
   });
+}
+
+void forward(const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
+             std::optional<Tensor> pixel_weight, int64_t reduction, double label_smoothing, bool to_input,
+             bool to_target, const Tensor& loss, const Tensor& grad_input, const Tensor& grad_target) {
+  run({input, target, weight, pixel_weight, reduction, label_smoothing}, nullptr, &loss,
+      to_input ? &grad_input : nullptr, to_target ? &grad_target : nullptr);
+}
+
+void backward(const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
+              std::optional<Tensor> pixel_weight, const Tensor& grad_loss, int64_t reduction, double label_smoothing,
+              bool to_input, bool to_target, const Tensor& grad_input, const Tensor& grad_target) {
+  run({input, target, weight, pixel_weight, reduction, label_smoothing}, &grad_loss, nullptr,
+      to_input ? &grad_input : nullptr, to_target ? &grad_target : nullptr);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
-  m.impl("_cross_entropy_probabilities", TORCH_BOX(&cross_entropy_probabilities));
+  m.impl("_cross_entropy_probabilities", TORCH_BOX(&forward));
+  m.impl("_cross_entropy_probabilities_backward", TORCH_BOX(&backward));
 }

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "cross_entropy/target_tiles.h"
@@ -18,12 +20,12 @@ struct Problem {
   int64_t images, classes, pixels;   // N, C, P
   PixelView<const scalar_t> logits;  // [N, C, P]
   PixelView<scalar_t> gradient;      // [N, C, P] or null: not wanted
-  Tensor target;                     // [N, C, P], any floating type
-  std::optional<Tensor> target_gradient;  // like target
-  const accumulate_t* class_weight;       // [C] or null
-  const accumulate_t* pixel_weight;       // [N, P] or null
-  const accumulate_t* grad_output;        // [N, P] without reduction, [1] with one; null stands for 1
-  accumulate_t* pixel_loss;               // [N, P] or null
+  std::function<std::unique_ptr<TargetTiles<accumulate_t>>()> make_target_tiles;  // one for each thread
+  bool wants_target_gradient;
+  const accumulate_t* class_weight;  // [C] or null
+  const accumulate_t* pixel_weight;  // [N, P] or null
+  const accumulate_t* grad_output;   // [N, P] without reduction, [1] with one; null stands for 1
+  accumulate_t* pixel_loss;          // [N, P] or null
   bool reduced;
   double scale;  // of every gradient: 1 / (N P) under a mean
   double label_smoothing;
@@ -39,12 +41,12 @@ class Sweep {
   explicit Sweep(const Problem<scalar_t>& problem)
       : problem_(problem),
         access_(problem.logits, problem.gradient, problem.classes),
-        targets_(target_tiles<accumulate_t>(problem.target, problem.target_gradient, problem.classes)),
+        targets_(problem.make_target_tiles()),
         tile_(access_.tile()),
         block_(problem.classes <= 64 ? 8 : 32),
         stride_(access_.row_stride()),
-        own_rows_(problem.target_gradient ? problem.classes * stride_ : 0),
-        exponentials_(problem.target_gradient ? own_rows_.get() : access_.rows()),
+        own_rows_(problem.wants_target_gradient ? problem.classes * stride_ : 0),
+        exponentials_(problem.wants_target_gradient ? own_rows_.get() : access_.rows()),
         pixel_values_(kArrays * tile_),
         class_values_(2 * problem.classes),
         target_scale_(class_values_.get()),
@@ -151,7 +153,7 @@ class Sweep {
       const vector_t loss = weight * (common - simd::load(product_ + i));
       sum_of_losses += loss;
       if (problem_.pixel_loss && here > 0) simd::store_partial(problem_.pixel_loss + position + i, loss, here);
-      if (!problem_.gradient.data && !problem_.target_gradient) continue;
+      if (!problem_.gradient.data && !problem_.wants_target_gradient) continue;
       simd::store(log_sum_ + i, log_sum);
       simd::store(ratio_ + i, share / sum);
       simd::store(factor_ + i, weight * gradient_scale(position + i, here));

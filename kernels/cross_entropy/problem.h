@@ -5,10 +5,9 @@
 #include <vector>
 
 #include "fastseg/pixel_tile.h"
+#include "fastseg/reduction.h"
 
 namespace fastseg::cross_entropy {
-
-enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2, kMeanOfCount = 3 };
 
 struct Options {
   int64_t ignore_index;
@@ -16,6 +15,7 @@ struct Options {
   double label_smoothing;
   double gamma;
   bool zero_if_empty;
+  bool inert_ignored;  // an ignored pixel has gradient 0 whatever it holds; otherwise NaN of NaN, as in stock PyTorch
 };
 
 // The labels of a tile of two classes, a bit each, of every 16 pixels the first lowest.
@@ -44,7 +44,7 @@ struct Problem {
 
   // A mean or a sum without weights, smoothing or focal exponent, which is most of what is asked for.
   bool plain() const {
-    return !class_weight && !pixel_weight && options.reduction != kNone && options.label_smoothing == 0 &&
+    return !options.inert_ignored && !class_weight && !pixel_weight && options.reduction != kNone && options.label_smoothing == 0 &&
            options.gamma == 0;
   }
   // What grad_output and scale make of every gradient of a plain() loss.

@@ -7,11 +7,9 @@ pixel_weight [N, *spatial]. Everything is computed in fp32, in fp64 for fp64 inp
 import torch
 from torch import Tensor
 
-NONE, MEAN, SUM, MEAN_OF_COUNT = range(4)  # MEAN divides by the weights of the labels, MEAN_OF_COUNT does not
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from fastseg._dtypes import accumulator
+from fastseg._layout import in_layout_of
+from fastseg._reduction import MEAN, NONE, SUM
 
 
 def _labels(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
@@ -53,9 +51,22 @@ def reject_bad_labels(target: Tensor, classes: int, ignore_index: int) -> None:
 
 
 def cross_entropy(
+    input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
+    inert_ignored, with_gradient,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(loss, denominator, its gradient to `input`, of no element unless with_gradient); gamma > 0 is the focal loss."""
+    options = (ignore_index, reduction, label_smoothing, gamma, zero_if_empty)
+    loss, denominator = _loss(input, target, weight, pixel_weight, *options)
+    if not with_gradient:
+        return loss, denominator, input.new_empty(0)
+    one = torch.ones_like(loss)
+    arguments = (input, target, weight, pixel_weight, one, denominator, *options, inert_ignored)
+    return loss, denominator, cross_entropy_backward(*arguments)
+
+
+def _loss(
     input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty
 ) -> tuple[Tensor, Tensor]:
-    """(loss, denominator): see `fastseg.ops.cross_entropy`; gamma > 0 is the focal loss."""
     if target.device.type == "cpu":
         reject_bad_labels(target, input.shape[1], ignore_index)
     label, valid = _labels(target, input.shape[1], ignore_index)
@@ -91,8 +102,8 @@ def _focal_factor(surprise: Tensor, gamma: float) -> Tensor:
 
 
 def cross_entropy_backward(
-    input, target, weight, pixel_weight, grad_output, denominator,
-    ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
+    input, target, weight, pixel_weight, grad_loss, denominator,
+    ignore_index, reduction, label_smoothing, gamma, zero_if_empty, inert_ignored,
 ) -> Tensor:  # fmt: skip
     """Gradient of the loss with respect to `input`, written so that autograd can differentiate it once more."""
     classes = input.shape[1]
@@ -104,7 +115,7 @@ def cross_entropy_backward(
         surprise = -log_p.gather(1, label.unsqueeze(1)).squeeze(1)
         factor = factor * _focal_factor(surprise, gamma)
     one_hot = torch.zeros_like(log_p).scatter(1, label.unsqueeze(1), 1)
-    scale = each * grad_output * _scale(denominator, reduction, zero_if_empty)
+    scale = each * grad_loss * _scale(denominator, reduction, zero_if_empty)
     scale = torch.where(valid, scale, torch.zeros_like(scale)).unsqueeze(1)
     towards_label = (1 - label_smoothing) * factor.unsqueeze(1)
     uniform = label_smoothing / classes * _broadcast(class_weight, input)
@@ -115,18 +126,9 @@ def cross_entropy_backward(
     )
     if label_smoothing > 0:
         gradient = gradient - scale * uniform
-    return gradient.to(input.dtype)
-
-
-def cross_entropy_with_gradient(
-    input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, denominator, gradient of the loss with respect to `input`)."""
-    options = (ignore_index, reduction, label_smoothing, gamma, zero_if_empty)
-    loss, denominator = cross_entropy(input, target, weight, pixel_weight, *options)
-    one = torch.ones_like(loss)
-    gradient = cross_entropy_backward(input, target, weight, pixel_weight, one, denominator, *options)
-    return loss, denominator, gradient
+    if inert_ignored:
+        gradient = torch.where(valid.unsqueeze(1), gradient, torch.zeros_like(gradient))
+    return in_layout_of(input, gradient.to(input.dtype))
 
 
 def _weighted_target(target: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
@@ -137,8 +139,21 @@ def _weighted_target(target: Tensor, weight: Tensor | None, label_smoothing: flo
     return distribution if weight is None else distribution * _broadcast(weight.to(distribution.dtype), target)
 
 
-def cross_entropy_probabilities(input, target, weight, pixel_weight, reduction, label_smoothing) -> Tensor:
-    """Loss for a distribution over the classes at every pixel. MEAN divides by the number of pixels."""
+def cross_entropy_probabilities(
+    input, target, weight, pixel_weight, reduction, label_smoothing, to_input, to_target
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss for a distribution over the classes at every pixel, its gradient to `input`, to `target`).
+
+    MEAN divides by the number of pixels. A gradient that is not asked for has no elements.
+    """
+    loss = loss_of_probabilities(input, target, weight, pixel_weight, reduction, label_smoothing)
+    if not (to_input or to_target):
+        return loss, input.new_empty(0), target.new_empty(0)
+    options = (torch.ones_like(loss), reduction, label_smoothing, to_input, to_target)
+    return loss, *cross_entropy_probabilities_backward(input, target, weight, pixel_weight, *options)
+
+
+def loss_of_probabilities(input, target, weight, pixel_weight, reduction, label_smoothing) -> Tensor:
     log_p = input.to(accumulator(input.dtype)).log_softmax(1)
     loss = -(log_p * _weighted_target(target, weight, label_smoothing)).sum(1)
     if pixel_weight is not None:
@@ -149,11 +164,11 @@ def cross_entropy_probabilities(input, target, weight, pixel_weight, reduction, 
 
 
 def cross_entropy_probabilities_backward(
-    input, target, weight, pixel_weight, grad_output, reduction, label_smoothing, to_input, to_target
+    input, target, weight, pixel_weight, grad_loss, reduction, label_smoothing, to_input, to_target
 ) -> tuple[Tensor, Tensor]:
     """(gradient to input, to target), without elements where not asked for; autograd differentiates both again."""
     log_p = input.to(accumulator(input.dtype)).log_softmax(1)
-    factor = grad_output / (input.numel() / input.shape[1]) if reduction == MEAN and input.numel() else grad_output
+    factor = grad_loss / (input.numel() / input.shape[1]) if reduction == MEAN and input.numel() else grad_loss
     if pixel_weight is not None:
         factor = factor * pixel_weight.to(log_p.dtype)
     factor = factor.unsqueeze(1) if factor.dim() else factor
@@ -165,13 +180,8 @@ def cross_entropy_probabilities_backward(
         grad_target = -log_p * (1 - label_smoothing) * factor
         if weight is not None:
             grad_target = grad_target * _broadcast(weight.to(log_p.dtype), input)
-    return grad_input.to(input.dtype), grad_target.to(target.dtype)
-
-
-def cross_entropy_probabilities_with_gradient(
-    input, target, weight, pixel_weight, reduction, label_smoothing, to_input, to_target
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, its gradient with respect to `input`, to `target`), the latter without elements where not asked for."""
-    loss = cross_entropy_probabilities(input, target, weight, pixel_weight, reduction, label_smoothing)
-    options = (torch.ones_like(loss), reduction, label_smoothing, to_input, to_target)
-    return loss, *cross_entropy_probabilities_backward(input, target, weight, pixel_weight, *options)
+    grad_input, grad_target = grad_input.to(input.dtype), grad_target.to(target.dtype)
+    return (
+        in_layout_of(input, grad_input) if to_input else grad_input,
+        in_layout_of(target, grad_target) if to_target else grad_target,
+    )

@@ -195,7 +195,7 @@ class Sweep {
         simd::store_partial(problem_.pixel_loss + position + i, loss, std::min(kLanes, count - i));
       }
       if (problem_.gradient.data) {
-        // An ignored pixel has scale 0 and not "no gradient": NaN logits give NaN there, as in stock PyTorch.
+        // Scale 0 still gives NaN for NaN logits of an ignored pixel, as in stock PyTorch: see clear_ignored().
         const vector_t scale = simd::keep_where(valid, gradient_scale(position, i, count) * pixel_weight);
         simd::store(numbers_.scale + i, simd::keep_where(valid, scale * slope) / sum);
         simd::store(numbers_.label_excess + i, label_excess);
@@ -242,7 +242,21 @@ class Sweep {
     return simd::exp(exponent * simd::log(base));
   }
 
+  // Scale and rows 0 at the ignored pixels of a tile, whatever their logits are.
+  void clear_ignored() const {
+    for (int i = 0; i < tile_; i += kLanes) {
+      const mask_t valid = is_valid(i);
+      if (!simd::any(~valid)) continue;
+      simd::store(numbers_.scale + i, simd::keep_where(valid, simd::load(numbers_.scale + i)));
+      for (int64_t c = 0; c < problem_.classes; ++c) {
+        accumulate_t* row = access_.rows() + c * access_.row_stride() + i;
+        simd::store(row, simd::keep_where(valid, simd::load(row)));
+      }
+    }
+  }
+
   void write_gradient(const Tile<scalar_t>& tile) const {
+    if (problem_.options.inert_ignored) clear_ignored();
     // The label's term: subtracted beforehand where it belongs, or compared in passing where runs of 16 pixels have
     // several labels and the classes are few.
     if (one_label_each_ || problem_.classes > kFewClasses) {

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <type_traits>
 
 #include "fastseg/arguments.h"
@@ -89,18 +88,16 @@ class TargetTilesOf final : public TargetTiles<simd::accumulate<scalar_t>> {
   bool wants_gradient_;
 };
 
-// target and gradient: [N, C, P] views of one dtype, fp64 if and only if accumulate_t is double.
+// Of the target, input 1 of `walk`, and of its gradient, output `gradient` of `walk` and of the same dtype, unless that is
+// negative. accumulate_t is double if and only if the target is fp64.
 template <typename accumulate_t>
-std::unique_ptr<TargetTiles<accumulate_t>> target_tiles(const Tensor& target, const std::optional<Tensor>& gradient,
-                                                        int64_t classes) {
+std::unique_ptr<TargetTiles<accumulate_t>> target_tiles(const PixelWalk& walk, const Tensor& target, int gradient) {
   std::unique_ptr<TargetTiles<accumulate_t>> tiles;
   with_floating_type(target, "target", [&](auto zero) {
     using scalar_t = decltype(zero);
     if constexpr (std::is_same_v<simd::accumulate<scalar_t>, accumulate_t>) {
-      PixelView<scalar_t> to;
-      if (gradient) to = pixel_view(*gradient, gradient->mutable_data_ptr<scalar_t>());
-      const auto from = pixel_view(target, target.const_data_ptr<scalar_t>());
-      tiles = std::make_unique<TargetTilesOf<scalar_t>>(from, to, classes);
+      const PixelView<scalar_t> to = gradient < 0 ? PixelView<scalar_t>{} : walk.output<scalar_t>(gradient);
+      tiles = std::make_unique<TargetTilesOf<scalar_t>>(walk.input<scalar_t>(1), to, walk.classes);
     }
   });
   return tiles;

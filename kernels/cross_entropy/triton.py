@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastseg._reduction import MEAN, NONE
 from fastseg._triton import DEBUG, AotCase, on_device_of
 from fastseg.kernels._columns import (
     LOG2_E,
@@ -22,7 +23,7 @@ from fastseg.kernels._columns import (
     weight_sum,
     weighted_logits,
 )
-from fastseg.kernels.cross_entropy.reference import MEAN, NONE
+from fastseg.kernels._views import pixel_views
 from fastseg.kernels.cross_entropy.triton_probabilities import probability_aot_cases
 from fastseg.kernels.cross_entropy.triton_sums import (
     count_denominator,
@@ -32,7 +33,7 @@ from fastseg.kernels.cross_entropy.triton_sums import (
     takes_mean,
 )
 
-__all__ = ["CONFIGS", "aot_cases", "backward", "forward", "scale_in_place", "with_gradient"]
+__all__ = ["CONFIGS", "aot_cases", "backward", "forward", "scale_in_place"]
 
 
 class Config(NamedTuple):
@@ -101,9 +102,12 @@ def focal(behind, others, gamma):
 def write_gradient(
     column, start, pointers, inside, plane, class_weight, label, largest,
     probability_scale, target_scale, uniform_scale,
-    C: tl.constexpr, CHUNK: tl.constexpr, SMOOTHING: tl.constexpr,
+    C: tl.constexpr, CHUNK: tl.constexpr, SMOOTHING: tl.constexpr, INERT: tl.constexpr,
 ):  # fmt: skip
-    """Stores e^(logit_c - largest) probability_scale - [c = label] target_scale - w_c uniform_scale."""
+    """Stores e^(logit_c - largest) probability_scale - [c = label] target_scale - w_c uniform_scale.
+
+    INERT: 0 where the pixel is ignored (label -1), whatever its logits are.
+    """
     values = exponentials(column, largest)
     for k in tl.static_range(len(column)):
         classes = chunk_classes(start, k, CHUNK)
@@ -111,6 +115,8 @@ def write_gradient(
         gradient -= tl.where(classes == label[None, :], target_scale[None, :], 0.0)
         if SMOOTHING:
             gradient -= chunk_weights(class_weight, classes, C) * uniform_scale[None, :]
+        if INERT:
+            gradient = tl.where(label[None, :] >= 0, gradient, 0.0)
         addresses = pointers[None, :] + classes.to(tl.int64) * plane
         tl.store(addresses, gradient.to(pointers.dtype.element_ty), mask=inside[None, :] & (classes < C))
 
@@ -124,14 +130,14 @@ def cross_entropy_kernel(
     pixel_loss,  # [N, P] fp32, or None: not wanted
     partial_sums,  # [2, programs] fp32: loss, weights; or None
     gradient,  # [N, C, P], strides gradient_image, gradient_plane, GRADIENT_PIXEL; or None
-    grad_output,  # [N, P] fp32 without reduction, [] with one, None for 1
+    grad_loss,  # [N, P] fp32 without reduction, [] with one, None for 1
     denominator,  # [] fp32 under a mean, else None
     pixels, blocks, image, plane, gradient_image, gradient_plane,
     ignore_index, label_smoothing, gamma,
     C: tl.constexpr, PIXEL: tl.constexpr, GRADIENT_PIXEL: tl.constexpr,
     CHUNK: tl.constexpr, STEP: tl.constexpr, BLOCK_P: tl.constexpr,
     PER_PIXEL: tl.constexpr, SMOOTHING: tl.constexpr, FOCAL: tl.constexpr, COUNT_ONLY: tl.constexpr,
-    ZERO_IF_EMPTY: tl.constexpr, DEBUG: tl.constexpr,
+    ZERO_IF_EMPTY: tl.constexpr, INERT: tl.constexpr, DEBUG: tl.constexpr,
 ):  # fmt: skip
     """Loss, gradient, or both, of BLOCK_P pixels of one image. Grid: (images * blocks,)."""
     program = tl.program_id(0)
@@ -196,95 +202,101 @@ def cross_entropy_kernel(
             if ZERO_IF_EMPTY:
                 divisor = tl.where(divisor == 0.0, 1.0, divisor)
             scale /= divisor
-        if grad_output is not None:
+        if grad_loss is not None:
             if PER_PIXEL:
-                scale *= tl.load(grad_output + position, mask=inside, other=0.0)
+                scale *= tl.load(grad_loss + position, mask=inside, other=0.0)
             else:
-                scale *= tl.load(grad_output)
+                scale *= tl.load(grad_loss)
         probability_scale = tl.where(valid, scale * probability_share, 0.0) / total
         target_scale = tl.where(valid, scale * target_share, 0.0)
         uniform_scale = tl.where(valid, scale * uniform_share, 0.0)
         targets = gradient + n * gradient_image + first * GRADIENT_PIXEL + p * GRADIENT_PIXEL
         if HELD:
             write_gradient(column, 0, targets, inside, gradient_plane, class_weight, label, largest, probability_scale,
-                           target_scale, uniform_scale, C, CHUNK, SMOOTHING)
+                           target_scale, uniform_scale, C, CHUNK, SMOOTHING, INERT)
         else:
             for start in range(0, C, STEP):
                 column = read_column(pointers, inside, plane, start, C, STEP, CHUNK)
                 write_gradient(column, start, targets, inside, gradient_plane, class_weight, label, largest,
-                               probability_scale, target_scale, uniform_scale, C, CHUNK, SMOOTHING)
+                               probability_scale, target_scale, uniform_scale, C, CHUNK, SMOOTHING, INERT)
 
 
-# --- launchers: input and gradient are [N, C, P] views with unit class or pixel stride, the rest contiguous fp32 ---
+# --- launchers ---
 
 
 def _constexprs(classes: int, pixel: int, gradient_pixel: int, reduction: int, label_smoothing: float, gamma: float,
-                zero_if_empty: bool) -> tuple[dict, int]:
+                zero_if_empty: bool, inert_ignored: bool) -> tuple[dict, int]:
     """(compile-time arguments of cross_entropy_kernel, number of warps)."""
     chunk, step, block, warps = config_of(pixel, classes)
     constexprs = dict(
         C=classes, PIXEL=pixel, GRADIENT_PIXEL=gradient_pixel, CHUNK=chunk, STEP=step, BLOCK_P=block,
         PER_PIXEL=reduction == NONE, SMOOTHING=gamma == 0 and label_smoothing > 0, FOCAL=gamma > 0,
-        COUNT_ONLY=reduction != MEAN, ZERO_IF_EMPTY=zero_if_empty,
+        COUNT_ONLY=reduction != MEAN, ZERO_IF_EMPTY=zero_if_empty, INERT=inert_ignored,
     )  # fmt: skip
     return constexprs, warps
 
 
-def _launch(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty, *,
-            pixel_loss=None, partial_sums=None, gradient=None, grad_output=None, denominator=None) -> None:
-    images, classes, pixels = input.shape
-    image, plane, pixel = input.stride()
+class _Call(NamedTuple):
+    """The arguments of the loss and of its gradient; input [N, C, P], the others contiguous, in fp32."""
+
+    input: Tensor
+    target: Tensor
+    weight: Tensor | None
+    pixel_weight: Tensor | None
+    ignore_index: int
+    reduction: int
+    label_smoothing: float
+    gamma: float
+    zero_if_empty: bool
+    inert_ignored: bool
+
+
+def _launch(call: _Call, *, pixel_loss=None, partial_sums=None, gradient=None, grad_loss=None, denominator=None) -> None:
+    images, classes, pixels = call.input.shape
+    image, plane, pixel = call.input.stride()
     gradient_image, gradient_plane, gradient_pixel = (0, 0, 1) if gradient is None else gradient.stride()
-    constexprs, warps = _constexprs(classes, pixel, gradient_pixel, reduction, label_smoothing, gamma, zero_if_empty)
+    constexprs, warps = _constexprs(
+        classes, pixel, gradient_pixel, call.reduction, call.label_smoothing, call.gamma, call.zero_if_empty,
+        call.inert_ignored,
+    )
     blocks = triton.cdiv(pixels, constexprs["BLOCK_P"])
     if images * blocks == 0:
         return
-    with on_device_of(input):
+    with on_device_of(call.input):
         cross_entropy_kernel[(images * blocks,)](
-            input, target, weight, pixel_weight, pixel_loss, partial_sums, gradient, grad_output, denominator,
-            pixels, blocks, image, plane, gradient_image, gradient_plane, ignore_index, label_smoothing, gamma,
-            **constexprs, DEBUG=DEBUG, num_warps=warps, debug=DEBUG,
+            call.input, call.target, call.weight, call.pixel_weight, pixel_loss, partial_sums, gradient, grad_loss,
+            denominator, pixels, blocks, image, plane, gradient_image, gradient_plane, call.ignore_index,
+            call.label_smoothing, call.gamma, **constexprs, DEBUG=DEBUG, num_warps=warps, debug=DEBUG,
         )  # fmt: skip
 
 
-def _partial_sums(input: Tensor) -> Tensor:
-    """[2, programs] fp32 for the sums of every program of cross_entropy_kernel."""
-    images, classes, pixels = input.shape
-    blocks = triton.cdiv(pixels, config_of(input.stride(2), classes).block)
-    return input.new_empty((2, images * blocks), dtype=torch.float32)
-
-
 def forward(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
-            loss, denominator) -> None:
-    """Writes loss, [N, P] or [], and denominator []."""
-    sums = _partial_sums(input)
-    _launch(
-        input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
-        pixel_loss=loss if reduction == NONE else None, partial_sums=sums,
-    )  # fmt: skip
+            inert_ignored, with_gradient, loss, denominator, gradient) -> None:
+    """loss: [N, ...] without reduction, else []; denominator: []; gradient: like input, if with_gradient.
+
+    The gradient comes from the same read of the logits, and needs a reduction.
+    """
+    logits, gradient = pixel_views(input, gradient if with_gradient else None)
+    options = ignore_index, reduction, label_smoothing, gamma, zero_if_empty, inert_ignored
+    call = _Call(logits, target, weight, pixel_weight, *options)
+    images, classes, pixels = logits.shape
+    blocks = triton.cdiv(pixels, config_of(logits.stride(2), classes).block)
+    sums = logits.new_empty((2, images * blocks), dtype=torch.float32)  # loss and weights of every program
+    mean_of = denominator if with_gradient and takes_mean(reduction) else None
+    if mean_of is not None:
+        count_denominator(target, weight, pixel_weight, ignore_index, reduction, classes, denominator)
+    pixel_loss = loss if reduction == NONE else None
+    _launch(call, pixel_loss=pixel_loss, partial_sums=sums, gradient=gradient, denominator=mean_of)
     finish(sums, None if reduction == NONE else loss, denominator, reduction, zero_if_empty)
 
 
-def with_gradient(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
-                  loss, denominator, grad_input) -> None:
-    """Writes loss [], denominator [] and the loss's gradient from one read of the logits. Not without reduction."""
-    if takes_mean(reduction):
-        count_denominator(target, weight, pixel_weight, ignore_index, reduction, input.size(1), denominator)
-    sums = _partial_sums(input)
-    _launch(
-        input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
-        partial_sums=sums, gradient=grad_input, denominator=denominator if takes_mean(reduction) else None,
-    )  # fmt: skip
-    finish(sums, loss, denominator, reduction, zero_if_empty)
-
-
-def backward(input, target, weight, pixel_weight, grad_output, denominator, ignore_index, reduction, label_smoothing,
-             gamma, zero_if_empty, grad_input) -> None:
-    """Writes the gradient. grad_output is [N, P] without reduction, else []."""
-    _launch(
-        input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
-        gradient=grad_input, grad_output=grad_output, denominator=denominator if takes_mean(reduction) else None,
-    )  # fmt: skip
+def backward(input, target, weight, pixel_weight, grad_loss, denominator, ignore_index, reduction, label_smoothing,
+             gamma, zero_if_empty, inert_ignored, grad_input) -> None:
+    """grad_loss: [N, ...] without reduction, else []; grad_input: like input."""
+    logits, gradient = pixel_views(input, grad_input)
+    options = ignore_index, reduction, label_smoothing, gamma, zero_if_empty, inert_ignored
+    call = _Call(logits, target, weight, pixel_weight, *options)
+    _launch(call, gradient=gradient, grad_loss=grad_loss, denominator=denominator if takes_mean(reduction) else None)
 
 
 # --- ahead-of-time cases ---
@@ -292,15 +304,15 @@ def backward(input, target, weight, pixel_weight, grad_output, denominator, igno
 _WHAT = {  # which outputs a launch asks for
     "forward": dict(partial_sums="*fp32"),
     "with_gradient": dict(partial_sums="*fp32", gradient="*{dtype}", denominator="*fp32"),
-    "backward": dict(gradient="*{dtype}", grad_output="*fp32", denominator="*fp32"),
+    "backward": dict(gradient="*{dtype}", grad_loss="*fp32", denominator="*fp32"),
 }
-_OPTIONAL = ("class_weight", "pixel_weight", "pixel_loss", "partial_sums", "gradient", "grad_output", "denominator")
+_OPTIONAL = ("class_weight", "pixel_weight", "pixel_loss", "partial_sums", "gradient", "grad_loss", "denominator")
 
 
 def _case(what: str, dtype: str, classes: int, rows: bool = False, weights: bool = False, label_smoothing: float = 0.0,
           gamma: float = 0.0, target: str = "i64", debug: bool = False, **limits) -> AotCase:
     pixel = classes if rows else 1
-    constexprs, warps = _constexprs(classes, pixel, pixel, MEAN, label_smoothing, gamma, False)
+    constexprs, warps = _constexprs(classes, pixel, pixel, MEAN, label_smoothing, gamma, False, gamma > 0)
     pointers = {name: kind.format(dtype=dtype) for name, kind in _WHAT[what].items()}
     pointers |= dict(logits=f"*{dtype}", target=f"*{target}")
     if weights:

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from fastseg._reduction import MEAN, NONE
 from fastseg._triton import AotCase, on_device_of
 from fastseg.kernels._columns import (
     chunk_classes,
@@ -16,7 +17,7 @@ from fastseg.kernels._columns import (
     online_softmax,
     read_column,
 )
-from fastseg.kernels.cross_entropy.reference import MEAN, NONE
+from fastseg.kernels._views import pixel_views
 from fastseg.kernels.cross_entropy.triton_sums import finish
 
 
@@ -114,7 +115,7 @@ def cross_entropy_probabilities_kernel(
     target,  # [N, C, P], strides target_image, target_plane, TARGET_PIXEL
     class_weight,  # [C] fp32 or None
     pixel_weight,  # [N, P] fp32 or None
-    grad_output,  # [N, P] fp32 without reduction, [] with one, None for 1
+    grad_loss,  # [N, P] fp32 without reduction, [] with one, None for 1
     pixel_loss,  # [N, P] fp32, or None: not wanted
     partial_sums,  # [2, programs] fp32: loss, pixels; or None
     gradient,  # [N, C, P], strides gradient_image, gradient_plane, GRADIENT_PIXEL; or None
@@ -167,11 +168,11 @@ def cross_entropy_probabilities_kernel(
         tl.store(partial_sums + tl.num_programs(0) + program, tl.sum(tl.where(inside, 1.0, 0.0), 0))
     if gradient is not None or target_gradient is not None:
         factor = each * scale
-        if grad_output is not None:
+        if grad_loss is not None:
             if PER_PIXEL:
-                factor *= tl.load(grad_output + position, mask=inside, other=0.0)
+                factor *= tl.load(grad_loss + position, mask=inside, other=0.0)
             else:
-                factor *= tl.load(grad_output)
+                factor *= tl.load(grad_loss)
         ratio = share / total
         gradients = None
         target_gradients = None
@@ -204,14 +205,11 @@ def _constexprs(classes: int, pixel: int, target_pixel: int, gradient_pixel: int
     return constexprs, warps
 
 
-def cross_entropy_probabilities(input, target, weight, pixel_weight, grad_output, reduction, label_smoothing,
-                                loss, grad_input, grad_target) -> None:
-    """Writes those of loss ([N, P] without reduction, else []), grad_input and grad_target that are not None.
-
-    input, target and their gradients are [N, C, P] views with unit class or pixel stride, the rest is contiguous fp32.
-    """
+def _run(input, target, weight, pixel_weight, reduction, label_smoothing, *, grad_loss=None, loss=None,
+         grad_input=None, grad_target=None) -> None:
+    """Writes those of loss ([N, ...] without reduction, else []), grad_input and grad_target that are not None."""
+    input, target, *gradients = pixel_views(input, target, grad_input, grad_target)
     images, classes, pixels = input.shape
-    gradients = (grad_input, grad_target)
     strides = [(0, 0, 1) if tensor is None else tensor.stride() for tensor in (input, target, *gradients)]
     image_and_plane = [stride for one in strides for stride in one[:2]]
     constexprs, warps = _constexprs(classes, *(stride[2] for stride in strides), reduction, label_smoothing)
@@ -222,11 +220,23 @@ def cross_entropy_probabilities(input, target, weight, pixel_weight, grad_output
     if images * blocks:
         with on_device_of(input):
             cross_entropy_probabilities_kernel[(images * blocks,)](
-                input, target, weight, pixel_weight, grad_output, None if reduced else loss, sums, *gradients,
+                input, target, weight, pixel_weight, grad_loss, None if reduced else loss, sums, *gradients,
                 pixels, blocks, *image_and_plane, scale, label_smoothing, **constexprs, num_warps=warps,
             )  # fmt: skip
     if reduced:
         finish(sums, loss, torch.empty_like(loss), reduction, False)
+
+
+def forward(input, target, weight, pixel_weight, reduction, label_smoothing, to_input, to_target, loss, grad_input,
+            grad_target) -> None:
+    gradients = dict(grad_input=grad_input if to_input else None, grad_target=grad_target if to_target else None)
+    _run(input, target, weight, pixel_weight, reduction, label_smoothing, loss=loss, **gradients)
+
+
+def backward(input, target, weight, pixel_weight, grad_loss, reduction, label_smoothing, to_input, to_target,
+             grad_input, grad_target) -> None:
+    gradients = dict(grad_input=grad_input if to_input else None, grad_target=grad_target if to_target else None)
+    _run(input, target, weight, pixel_weight, reduction, label_smoothing, grad_loss=grad_loss, **gradients)
 
 
 # --- ahead-of-time cases ---
@@ -234,10 +244,10 @@ def cross_entropy_probabilities(input, target, weight, pixel_weight, grad_output
 _WHAT = {  # which outputs a launch asks for
     "forward": dict(partial_sums="*fp32"),
     "with_gradient": dict(partial_sums="*fp32", gradient="*{dtype}"),
-    "backward": dict(grad_output="*fp32", gradient="*{dtype}", target_gradient="*{target}"),
-    "target": dict(grad_output="*fp32", target_gradient="*{target}"),
+    "backward": dict(grad_loss="*fp32", gradient="*{dtype}", target_gradient="*{target}"),
+    "target": dict(grad_loss="*fp32", target_gradient="*{target}"),
 }
-_OPTIONAL = ("class_weight", "pixel_weight", "grad_output", "pixel_loss", "partial_sums", "gradient", "target_gradient")
+_OPTIONAL = ("class_weight", "pixel_weight", "grad_loss", "pixel_loss", "partial_sums", "gradient", "target_gradient")
 
 
 def _case(what: str, dtype: str, classes: int, target: str = "", rows: bool = False, weights: bool = False,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastseg import _library
-from fastseg._first_op import STOCK_BELOW
+from fastseg._op import REGISTRY
 from fastseg.ops import cross_entropy
 from fastseg.testing import assert_within_policy
 from tests.contract import Case, Contract
@@ -328,7 +328,7 @@ def test_weight_that_requires_grad():
 
 
 def test_only_what_is_asked_for_is_computed(monkeypatch):
-    module = importlib.import_module("fastseg.ops._cross_entropy_probabilities")
+    module = importlib.import_module("fastseg.ops.cross_entropy.probabilities")
     asked = []
     backward = module.cross_entropy_probabilities_backward
 
@@ -349,21 +349,29 @@ def test_only_what_is_asked_for_is_computed(monkeypatch):
 # --- stock where it is faster; instruction levels ---
 
 
+def calls_that_stock_does_not_take(monkeypatch, fewest):
+    """The list that such calls are added to, with `fewest` elements as the limit of the general class of calls."""
+    op, calls = REGISTRY["cross_entropy_probabilities"], []
+    run = op._run
+    monkeypatch.setattr(op, "_run", lambda *args: calls.append(args) or run(*args))
+    limits = {"": fewest, ", 2 or 3 classes": 4 * fewest, " (N, 64 or more)": 1 << 62}
+    for kind, limit in limits.items():
+        monkeypatch.setitem(op.stock.below, f"cross_entropy: probabilities{kind}", limit)
+    return calls
+
+
 @pytest.mark.parametrize("arguments, stock", [
     ({}, True), (dict(label_smoothing=0.1, reduction="none"), True), (dict(backend="cpu"), False),
     (dict(zero_if_empty=True), False), (dict(pixel_weight=torch.ones(2, 5, 6)), False),
 ])  # fmt: skip
 def test_few_probabilities_are_left_to_stock_where_it_can(arguments, stock, monkeypatch):
-    module = importlib.import_module("fastseg.ops._cross_entropy_probabilities")
-    calls = []
-    monkeypatch.setattr(module, "_run", lambda *args: calls.append(args) or torch.zeros(()))
-    monkeypatch.setitem(STOCK_BELOW, "cross_entropy: probabilities", 2 * 4 * 5 * 6 + 1)
+    calls = calls_that_stock_does_not_take(monkeypatch, 2 * 4 * 5 * 6 + 1)
     input, target = torch.randn(2, 4, 5, 6), torch.rand(2, 4, 5, 6)
     loss = cross_entropy(input, target, **arguments)
     assert bool(calls) != stock
     if stock:
         assert torch.equal(loss, F.cross_entropy(input, target, **arguments))
-    monkeypatch.setitem(STOCK_BELOW, "cross_entropy: probabilities", 2 * 4 * 5 * 6)
+    calls_that_stock_does_not_take(monkeypatch, 2 * 4 * 5 * 6)
     cross_entropy(input, target, **arguments)
     assert calls
 
@@ -371,10 +379,7 @@ def test_few_probabilities_are_left_to_stock_where_it_can(arguments, stock, monk
 @pytest.mark.parametrize("shape, ours", [((20, 63), True), ((20, 64), False), ((20, 64, 2), True), ((2, 3, 20), False),
                                          ((3, 3, 40), True)])  # fmt: skip
 def test_shapes_that_are_left_to_stock(shape, ours, monkeypatch):
-    module = importlib.import_module("fastseg.ops._cross_entropy_probabilities")
-    calls = []
-    monkeypatch.setattr(module, "_run", lambda *args: calls.append(args) or torch.zeros(()))
-    monkeypatch.setitem(STOCK_BELOW, "cross_entropy: probabilities", 80)
+    calls = calls_that_stock_does_not_take(monkeypatch, 80)
     cross_entropy(torch.randn(shape), torch.rand(shape))
     assert bool(calls) == ours
 
@@ -382,10 +387,10 @@ def test_shapes_that_are_left_to_stock(shape, ours, monkeypatch):
 LEVEL_SCRIPT = """
 import torch
 from fastseg import _library
-from fastseg._first_op import STOCK_BELOW
+from fastseg._op import REGISTRY
 from tests.ops.test_cross_entropy_probabilities import DTYPES, compare
 assert _library.CPU_LEVEL == {level!r}, _library.CPU_LEVEL
-STOCK_BELOW["cross_entropy: probabilities"] = 0
+REGISTRY["cross_entropy_probabilities"].stock.below["cross_entropy: probabilities"] = 0
 torch.manual_seed(0)
 for dtype, target_dtype in zip(DTYPES, (torch.float32, torch.float32, torch.bfloat16)):
     for shape in ((2, 19, 17, 31), (3, 150, 40), (2, 600, 9), (50, 3)):

@@ -1,0 +1,183 @@
+"""Softmax cross entropy against a distribution over the classes at every pixel: `cross_entropy` with floating targets.
+
+With log p = log_softmax(input) over dim 1, class weights w and smoothing s, a pixel's loss is
+
+    pixel_weight * sum_c w_c ((1 - s) target_c + s / C) (-log p_c)
+
+as torch.nn.functional.cross_entropy has it. A mean divides by the number of pixels, not by weights.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastseg import _check
+from fastseg._dtypes import FLOATING, FLOATING_GPU, HALF, accumulator, is_autocast
+from fastseg._layout import empty_as, is_channels_last
+from fastseg._op import THROUGH_REFERENCE, Backend, Op, Stock
+from fastseg._reduction import MEAN, NONE, SUM
+from fastseg.kernels.cross_entropy import reference
+from fastseg.ops.cross_entropy.common import check_common, scaled
+
+_INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
+_OPTIONS = "int reduction, float label_smoothing, bool to_input, bool to_target"
+
+
+def check(input, target, weight, pixel_weight, label_smoothing):
+    """input and target [N, C, ...], weight [C], pixel_weight [N, ...]."""
+    op = "cross_entropy"
+    _check.dtype(op, "input", input, FLOATING)
+    _check.dtype(op, "target", target, FLOATING)
+    check_common(op, input, weight, pixel_weight, label_smoothing)
+    _check.same_device(op, "target", target, "input", input)
+    if target.shape != input.shape:
+        _check.shape(op, "target", target, input.shape, "the shape of input")
+
+
+def gradient_outputs(input, target, to_input, to_target):
+    """A gradient that is not asked for has no elements."""
+    return (
+        empty_as(input) if to_input else input.new_empty(0),
+        empty_as(target) if to_target else target.new_empty(0),
+    )
+
+
+def outputs(input, target, reduction, to_input, to_target):
+    shape = (input.shape[0], *input.shape[2:]) if reduction == NONE else ()
+    loss = input.new_empty(shape, dtype=accumulator(input.dtype))
+    return loss, *gradient_outputs(input, target, to_input, to_target)
+
+
+def backward(
+    input, target, weight, pixel_weight, grad_loss, grad_input, grad_target, reduction, label_smoothing,
+    to_input, to_target, needs_input, needs_target, backend,
+):  # fmt: skip
+    known = (to_input or to_target) and (to_input or not needs_input) and (to_target or not needs_target)
+    if known and not torch.is_grad_enabled():
+        return {
+            "input": scaled(grad_input, grad_loss) if needs_input else None,
+            "target": scaled(grad_target, grad_loss) if needs_target else None,
+        }
+    gradients = cross_entropy_probabilities_backward(
+        input, target, weight, pixel_weight, grad_loss, reduction, label_smoothing, needs_input, needs_target,
+        backend=backend,
+    )  # fmt: skip
+    return {name: gradient for name, gradient, needed in zip(
+        ("input", "target"), gradients, (needs_input, needs_target)) if needed}
+
+
+# --- what small calls are left to ---
+
+_REDUCTIONS = {NONE: "none", MEAN: "mean", SUM: "sum"}
+# Rows (N, C) of that many classes, which stock reads along the row and ours must transpose, are as fast in stock.
+LONGEST_ROWS = 64
+
+
+def stock(input, target, weight, reduction, label_smoothing):
+    loss = functional.cross_entropy(
+        input, target, weight, reduction=_REDUCTIONS[reduction], label_smoothing=label_smoothing
+    )
+    return loss, None, None
+
+
+def stock_which(input):
+    if input.dim() == 2 and input.shape[1] >= LONGEST_ROWS:
+        return "cross_entropy: probabilities (N, 64 or more)"
+    return "cross_entropy: probabilities, 2 or 3 classes" if input.shape[1] < 4 else "cross_entropy: probabilities"
+
+
+def stock_refuses(input, target, weight, pixel_weight):
+    if pixel_weight is not None:
+        return "it has no pixel_weight"
+    if input.dtype in HALF or target.dtype in HALF or (weight is not None and weight.dtype in HALF):
+        return "it sums half types in their own precision"
+    if is_channels_last(input) or is_channels_last(target):
+        return "its gradients lose channels_last"
+    return None
+
+
+cross_entropy_probabilities_op = Op(
+    f"cross_entropy_probabilities({_INPUTS}, {_OPTIONS}) -> (Tensor loss, Tensor grad_input, Tensor grad_target)",
+    check=check,
+    outputs=outputs,
+    backward=backward,
+    accumulated=("weight", "pixel_weight"),
+    backends=[
+        Stock(
+            stock,
+            below={
+                "cross_entropy: probabilities": 1 << 18,
+                "cross_entropy: probabilities, 2 or 3 classes": 1 << 20,
+                "cross_entropy: probabilities (N, 64 or more)": 1 << 62,
+            },
+            which=stock_which,
+            refuses=stock_refuses,
+        ),
+        Backend("cpu", dtypes=FLOATING),
+        Backend("triton", "cross_entropy.triton_probabilities.forward", dtypes=FLOATING_GPU),
+        Backend("reference", reference.cross_entropy_probabilities),
+    ],
+)
+
+cross_entropy_probabilities_backward = Op(
+    f"cross_entropy_probabilities_backward({_INPUTS}, Tensor grad_loss, {_OPTIONS})"
+    " -> (Tensor grad_input, Tensor grad_target)",
+    check=check,
+    outputs=gradient_outputs,
+    backward=THROUGH_REFERENCE,
+    accumulated=("weight", "pixel_weight", "grad_loss"),
+    backends=[
+        Backend("cpu", dtypes=FLOATING),
+        Backend("triton", "cross_entropy.triton_probabilities.backward", dtypes=FLOATING_GPU),
+        Backend("reference", reference.cross_entropy_probabilities_backward),
+    ],
+)
+
+
+def loss_of_probabilities(
+    input, target, weight, pixel_weight, reduction, label_smoothing, zero_if_empty, backend
+) -> Tensor:
+    """What fastseg.ops.cross_entropy returns, in stock's dtype. input, target: (N, C, ...); reduction: its number."""
+    check(input, target, weight, pixel_weight, label_smoothing)
+    result = torch.promote_types(input.dtype, target.dtype)
+    result = result if weight is None else torch.promote_types(result, weight.dtype)
+    if result == torch.float64:
+        input, target = input.double(), target.double()
+    if is_autocast(input):
+        result = accumulator(result)
+    if reduction == MEAN and (pixel_weight is not None or zero_if_empty):
+        # A mean over weights is the sum with weights that add up to 1.
+        pixel_weight = _shares(input, pixel_weight, zero_if_empty)
+        reduction = SUM
+    return _run(input, target, weight, pixel_weight, reduction, label_smoothing, backend).to(result)
+
+
+def _shares(input: Tensor, pixel_weight: Tensor | None, zero_if_empty: bool) -> Tensor:
+    """pixel_weight / its sum; of no weight at all NaN, or 0 with zero_if_empty."""
+    dtype = accumulator(input.dtype)
+    if pixel_weight is None:
+        pixel_weight = input.new_ones((), dtype=dtype).expand(input.shape[0], *input.shape[2:])
+    total = pixel_weight.sum(dtype=dtype)
+    shares = pixel_weight.to(dtype) / total
+    return torch.where(total == 0, torch.zeros_like(shares), shares) if zero_if_empty else shares
+
+
+def _run(input, target, weight, pixel_weight, reduction, label_smoothing, backend) -> Tensor:
+    arguments = input, target, weight, pixel_weight, reduction, label_smoothing
+    if torch.is_grad_enabled() and weight is not None and weight.requires_grad:
+        if backend not in ("auto", "reference"):
+            raise RuntimeError(
+                f"fastseg.ops.cross_entropy: weight requires grad; allowed: a constant with backend={backend!r}"
+            )
+        return reference.loss_of_probabilities(*arguments)  # by autograd: nobody learns these in earnest
+    to_input, to_target = _gradients_in_forward(input, target, reduction)
+    return cross_entropy_probabilities_op(*arguments, to_input, to_target, backend=backend)[0]
+
+
+def _gradients_in_forward(input: Tensor, target: Tensor, reduction: int) -> tuple[bool, bool]:
+    """Which gradients come with the loss, from one read: see labels.early. Not in a compiled graph either."""
+    if reduction == NONE or torch.float16 in (input.dtype, target.dtype):
+        return False, False
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False, False
+    return input.requires_grad, target.requires_grad

@@ -63,6 +63,14 @@ value_t* dense_output(const Tensor& tensor, int64_t count, const char* name) {
   return tensor.mutable_data_ptr<value_t>();
 }
 
+// The same of an output that is added to, 0 at first.
+template <typename value_t>
+value_t* zeroed_output(const Tensor& tensor, int64_t count, const char* name) {
+  value_t* values = dense_output<value_t>(tensor, count, name);
+  std::fill_n(values, count, value_t(0));
+  return values;
+}
+
 // A tensor () of `type` on the device of `like`.
 inline Tensor scalar(const Tensor& like, double value, ScalarType type = ScalarType::Double) {
   Tensor tensor = torch::stable::new_empty(like, std::vector<int64_t>{}, type);

@@ -13,29 +13,21 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._first_op import FLOATING, FLOATING_GPU, Backend, Op, native
-from fastseg._triton import lazy
+from fastseg._dtypes import FLOATING, FLOATING_GPU, accumulator, loss_dtype
+from fastseg._layout import in_memory_order
+from fastseg._op import THROUGH_REFERENCE, Backend, Op
 from fastseg.kernels.binary_cross_entropy_dice import reference
-from fastseg.ops._binary import in_memory_order
-from fastseg.ops._dice import cross_entropy_dice_of, loss_dtype
+from fastseg.ops.cross_entropy_dice.loss_of_sums import cross_entropy_dice_of
+from fastseg.ops.cross_entropy_dice.statistics import check_gradients
 
 TARGETS = (*FLOATING, torch.bool, torch.uint8, torch.int32, torch.int64)
-
-_forward_native = native(
-    "_sigmoid_statistics_forward(Tensor input, Tensor target, Tensor? pos_weight, Tensor? pixel_weight,"
-    " float? ignore_index, bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_backward_native = native(
-    "_sigmoid_statistics_backward(Tensor input, Tensor target, Tensor? pos_weight, Tensor? pixel_weight,"
-    " Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator, float? ignore_index, bool squared)"
-    " -> Tensor"
-)
+_INPUTS = "Tensor input, Tensor target, Tensor? pos_weight, Tensor? pixel_weight"
+_OPTIONS = "float? ignore_index, bool squared"
 
 
-def check(input, target, pos_weight, pixel_weight, ignore_index, squared):
+def check(input, target, pos_weight, pixel_weight):
     """input, target and pixel_weight (N, P), pos_weight ()."""
     name = "sigmoid_statistics"
-    accumulator = torch.promote_types(input.dtype, torch.float32)
     _check.dtype(name, "input", input, FLOATING)
     _check.dtype(name, "target", target, TARGETS)
     _check.shape(name, "input", input, ("N", "P"))
@@ -43,64 +35,61 @@ def check(input, target, pos_weight, pixel_weight, ignore_index, squared):
     _check.same_device(name, "target", target, "input", input)
     for argument, value, shape in (("pos_weight", pos_weight, ()), ("pixel_weight", pixel_weight, input.shape)):
         if value is not None:
-            _check.dtype(name, argument, value, (accumulator,))
+            _check.dtype(name, argument, value, (accumulator(input.dtype),))
             _check.shape(name, argument, value, shape)
             _check.same_device(name, argument, value, "input", input)
 
 
-def fake(input, target, pos_weight, pixel_weight, ignore_index, squared):
-    sums = [input.new_empty((input.size(0),), dtype=torch.float64) for _ in range(3)]
-    return *sums, *(input.new_empty((), dtype=torch.float64) for _ in range(2))
+def outputs(input):
+    sums = input.new_empty(input.shape[:1], dtype=torch.float64)
+    total = input.new_empty((), dtype=torch.float64)
+    return sums, torch.empty_like(sums), torch.empty_like(sums), total, torch.empty_like(total)
 
 
-def save(ctx, inputs, output):
-    *tensors, ctx.ignore_index, ctx.squared, _ = inputs
-    intersection, prediction, truth, numerator, denominator = output
-    ctx.mark_non_differentiable(truth, denominator)
-    ctx.save_for_backward(*tensors)
-
-
-def backward(ctx, grad_intersection, grad_prediction, _truth, grad_numerator, _denominator):
-    grads = grad_intersection, grad_prediction, grad_numerator
-    return sigmoid_statistics_backward(*ctx.saved_tensors, *grads, ctx.ignore_index, ctx.squared), *[None] * 5
-
-
-def check_backward(input, target, pos_weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator,
-                   ignore_index, squared):
-    check(input, target, pos_weight, pixel_weight, ignore_index, squared)
-    name = "sigmoid_statistics_backward"
-    sums = input.shape[:1]
-    gradients = (("grad_intersection", grad_intersection, sums), ("grad_prediction", grad_prediction, sums),
-                 ("grad_numerator", grad_numerator, ()))
-    for argument, value, shape in gradients:
-        _check.shape(name, argument, value, shape)
-        _check.dtype(name, argument, value, (torch.float64,))
+def backward(
+    input, target, pos_weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator,
+    ignore_index, squared, backend,
+):  # fmt: skip
+    grad_input = sigmoid_statistics_backward(
+        input, target, pos_weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator,
+        ignore_index, squared, backend=backend,
+    )  # fmt: skip
+    return {"input": grad_input}
 
 
 sigmoid_statistics = Op(
-    "sigmoid_statistics",
-    "(Tensor input, Tensor target, Tensor? pos_weight, Tensor? pixel_weight, float? ignore_index, bool squared)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"sigmoid_statistics({_INPUTS}, {_OPTIONS}) -> "
+    "(Tensor intersection, Tensor prediction, Tensor truth, Tensor numerator, Tensor denominator)",
     check=check,
-    fake=fake,
-    save=save,
+    outputs=outputs,
     backward=backward,
+    contiguous=("input", "target", "pixel_weight"),
     backends=[
-        Backend("cpu", _forward_native, dtypes=FLOATING),
-        Backend("triton", lazy("binary_cross_entropy_dice.triton", "sigmoid_statistics"), dtypes=FLOATING_GPU),
+        Backend("cpu", dtypes=FLOATING),
+        Backend("triton", "binary_cross_entropy_dice.triton.sigmoid_statistics", dtypes=FLOATING_GPU),
         Backend("reference", reference.sigmoid_statistics),
     ],
 )
+
+
+def check_backward(
+    input, target, pos_weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator
+):
+    check(input, target, pos_weight, pixel_weight)
+    name = "sigmoid_statistics_backward"
+    check_gradients(name, input.shape[:1], grad_intersection, grad_prediction, grad_numerator)
+
+
 sigmoid_statistics_backward = Op(
-    "sigmoid_statistics_backward",
-    "(Tensor input, Tensor target, Tensor? pos_weight, Tensor? pixel_weight, Tensor grad_intersection,"
-    " Tensor grad_prediction, Tensor grad_numerator, float? ignore_index, bool squared) -> Tensor",
+    f"sigmoid_statistics_backward({_INPUTS}, Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator,"
+    f" {_OPTIONS}) -> Tensor grad_input",
     check=check_backward,
-    fake=lambda input, *others: input.new_empty(input.shape),
-    differentiable=True,
+    outputs=lambda input: input.new_empty(input.shape),
+    backward=THROUGH_REFERENCE,
+    contiguous=("input", "target", "pixel_weight", "grad_intersection", "grad_prediction"),
     backends=[
-        Backend("cpu", _backward_native, dtypes=FLOATING),
-        Backend("triton", lazy("binary_cross_entropy_dice.triton", "sigmoid_statistics_backward"), dtypes=FLOATING_GPU),
+        Backend("cpu", dtypes=FLOATING),
+        Backend("triton", "binary_cross_entropy_dice.triton.sigmoid_statistics_backward", dtypes=FLOATING_GPU),
         Backend("reference", reference.sigmoid_statistics_backward),
     ],
 )
@@ -143,7 +132,7 @@ def binary_cross_entropy_dice(
             sum v. A constant.
         zero_if_empty: 0 instead of NaN for a mean over nothing.
         process_group: ranks over which the sums are taken before the quotients; see `fastseg.ops.dice_loss`.
-        backend: "auto", "cpu", "cuda", "triton" or "reference".
+        backend: "auto", "cpu", "triton" or "reference".
 
     Returns:
         The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
@@ -191,14 +180,14 @@ def _check_call(name, input, target, pixel_weight, smooth):
     if pixel_weight is None:
         return None
     _check.dtype(name, "pixel_weight", pixel_weight, FLOATING)
-    return pixel_weight.to(torch.promote_types(input.dtype, torch.float32))
+    return pixel_weight.to(accumulator(input.dtype))
 
 
 def _pos_weight(name, input, pos_weight):
     """As a () tensor in the accumulator dtype, or None."""
     if pos_weight is None:
         return None
-    dtype = torch.promote_types(input.dtype, torch.float32)
+    dtype = accumulator(input.dtype)
     if not isinstance(pos_weight, Tensor):
         return torch.full((), pos_weight, dtype=dtype, device=input.device)
     if pos_weight.numel() != 1:

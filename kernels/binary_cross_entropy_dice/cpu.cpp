@@ -217,60 +217,54 @@ Problem problem_of(const Tensor& input, const Tensor& target, const std::optiona
           integer};
 }
 
-using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-Statistics forward(const Tensor& input, const Tensor& target, std::optional<Tensor> pos_weight,
-                   std::optional<Tensor> pixel_weight, std::optional<double> ignore_index, bool squared) {
+// intersection, prediction, truth: [N]; numerator, denominator: []; all fp64.
+void forward(const Tensor& input, const Tensor& target, std::optional<Tensor> pos_weight,
+             std::optional<Tensor> pixel_weight, std::optional<double> ignore_index, bool squared,
+             const Tensor& intersection, const Tensor& prediction, const Tensor& truth, const Tensor& numerator,
+             const Tensor& denominator) {
   STD_TORCH_CHECK(input.dim() == 2, "input must be [N, P]");
-  const Tensor logits = torch::stable::contiguous(input), mask = torch::stable::contiguous(target);
-  pixel_weight = contiguous(pixel_weight);
-  const Problem problem = problem_of(logits, mask, pos_weight, pixel_weight, ignore_index, squared);
-  const auto zeros = [&](std::vector<int64_t> shape) {
-    return torch::stable::new_zeros(input, shape, ScalarType::Double);
-  };
-  Tensor intersection = zeros({problem.images}), prediction = zeros({problem.images}), truth = zeros({problem.images});
-  Tensor numerator = zeros({}), denominator = zeros({});
-  if (problem.images * problem.pixels == 0) return {intersection, prediction, truth, numerator, denominator};
+  const Problem problem = problem_of(input, target, pos_weight, pixel_weight, ignore_index, squared);
+  double* const of_intersection = zeroed_output<double>(intersection, problem.images, "intersection");
+  double* const of_prediction = zeroed_output<double>(prediction, problem.images, "prediction");
+  double* const of_truth = zeroed_output<double>(truth, problem.images, "truth");
+  double* const of_numerator = zeroed_output<double>(numerator, 1, "numerator");
+  double* const of_denominator = zeroed_output<double>(denominator, 1, "denominator");
+  if (problem.images * problem.pixels == 0) return;
   bool binary = true;
   const auto run = [&](auto zero) { return run_forward<decltype(zero)>(problem); };
   for (const Sums& sums : with_digits_of(problem.logits, problem.target, run)) {
     for (const ImageSums& image : sums.images) {
-      intersection.mutable_data_ptr<double>()[image.image] += image.intersection;
-      prediction.mutable_data_ptr<double>()[image.image] += image.prediction;
-      truth.mutable_data_ptr<double>()[image.image] += image.truth;
+      of_intersection[image.image] += image.intersection;
+      of_prediction[image.image] += image.prediction;
+      of_truth[image.image] += image.truth;
     }
-    *numerator.mutable_data_ptr<double>() += sums.numerator;
-    *denominator.mutable_data_ptr<double>() += sums.denominator;
+    *of_numerator += sums.numerator;
+    *of_denominator += sums.denominator;
     binary &= sums.binary;
   }
   if (!binary) throw_not_binary(problem);
-  return {intersection, prediction, truth, numerator, denominator};
 }
 
-Tensor backward(const Tensor& input, const Tensor& target, std::optional<Tensor> pos_weight,
-                std::optional<Tensor> pixel_weight, const Tensor& grad_intersection, const Tensor& grad_prediction,
-                const Tensor& grad_numerator, std::optional<double> ignore_index, bool squared) {
+void backward(const Tensor& input, const Tensor& target, std::optional<Tensor> pos_weight,
+              std::optional<Tensor> pixel_weight, const Tensor& grad_intersection, const Tensor& grad_prediction,
+              const Tensor& grad_numerator, std::optional<double> ignore_index, bool squared,
+              const Tensor& grad_input) {
   STD_TORCH_CHECK(input.dim() == 2, "input must be [N, P]");
-  const Tensor logits = torch::stable::contiguous(input), mask = torch::stable::contiguous(target);
-  pixel_weight = contiguous(pixel_weight);
-  const Problem problem = problem_of(logits, mask, pos_weight, pixel_weight, ignore_index, squared);
-  Tensor gradient = torch::stable::empty_like(logits);
-  use_huge_pages(gradient);
-  if (problem.images * problem.pixels == 0) return gradient;
-  const Tensor of_intersection = torch::stable::contiguous(grad_intersection);
-  const Tensor of_prediction = torch::stable::contiguous(grad_prediction);
-  const Coefficients coefficients{dense_values<double>(of_intersection, problem.images, "grad_intersection"),
-                                  dense_values<double>(of_prediction, problem.images, "grad_prediction"),
+  const Problem problem = problem_of(input, target, pos_weight, pixel_weight, ignore_index, squared);
+  STD_TORCH_CHECK(grad_input.scalar_type() == input.scalar_type(), "grad_input must be like input");
+  use_huge_pages(grad_input);
+  const FlatView to = flat_view(grad_input, problem.images * problem.pixels, "grad_input");
+  if (problem.images * problem.pixels == 0) return;
+  const Coefficients coefficients{dense_values<double>(grad_intersection, problem.images, "grad_intersection"),
+                                  dense_values<double>(grad_prediction, problem.images, "grad_prediction"),
                                   *dense_values<double>(grad_numerator, 1, "grad_numerator")};
-  const FlatView to{gradient.data_ptr(), gradient.scalar_type()};
   with_digits_of(problem.logits, problem.target,
                  [&](auto zero) { run_backward<decltype(zero)>(problem, coefficients, to); });
-  return gradient;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
-  m.impl("_sigmoid_statistics_forward", TORCH_BOX(&forward));
+  m.impl("_sigmoid_statistics", TORCH_BOX(&forward));
   m.impl("_sigmoid_statistics_backward", TORCH_BOX(&backward));
 }

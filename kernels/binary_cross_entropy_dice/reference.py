@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from fastseg._dtypes import accumulator
+
 
 def sigmoid_statistics(
     input: Tensor,
@@ -64,7 +66,7 @@ def _check_mask(target: Tensor, ignore_index: float | None) -> None:
 def _prepare(input, target, pos_weight, pixel_weight, ignore_index):
     """Logits and truth y (N, P) in the accumulator dtype, 0 where ignored; valid (N, P) bool; pos_weight ();
     pixel weights (N, P), 0 where ignored."""
-    dtype = torch.promote_types(input.dtype, torch.float32)
+    dtype = accumulator(input.dtype)
     ones = torch.ones((), dtype=dtype, device=input.device)
     valid = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
     y = torch.where(valid, target.to(dtype), 0)

@@ -123,13 +123,8 @@ def sigmoid_statistics_backward_kernel(
 # --- launchers ---
 
 
-def _plain(tensor):
-    return None if tensor is None else tensor.contiguous()
-
-
 def _mask(target):
-    """Contiguous, bool as the bytes it is stored in."""
-    target = target.contiguous()
+    """bool as the bytes it is stored in."""
     return target.view(torch.uint8) if target.dtype == torch.bool else target
 
 
@@ -137,8 +132,9 @@ def _constexprs(target, ignore_index, squared) -> dict:
     return dict(IGNORES=ignore_index is not None, INTEGER=not target.is_floating_point(), SQUARED=squared, DEBUG=DEBUG)
 
 
-def sigmoid_statistics(input, target, pos_weight, pixel_weight, ignore_index, squared):
-    """(intersection, prediction, truth): [N] fp64; (numerator, denominator): [] fp64."""
+def sigmoid_statistics(input, target, pos_weight, pixel_weight, ignore_index, squared, intersection, prediction, truth,
+                       numerator, denominator) -> None:
+    """intersection, prediction, truth: [N] fp64; numerator, denominator: [] fp64."""
     images, pixels = input.shape
     config = CONFIGS["any"]
     blocks = triton.cdiv(pixels, config.block)
@@ -148,31 +144,30 @@ def sigmoid_statistics(input, target, pos_weight, pixel_weight, ignore_index, sq
     if images * groups:
         with on_device_of(input):
             sigmoid_statistics_kernel[(images * groups,)](
-                input.contiguous(), _mask(target), pos_weight, _plain(pixel_weight), sums,
+                input, _mask(target), pos_weight, pixel_weight, sums,
                 pixels, groups, turns, ignore_index or 0.0, **_constexprs(target, ignore_index, squared),
                 BLOCK=config.block, num_warps=config.warps, debug=DEBUG,
             )  # fmt: skip
     per_image = sums.sum(1, dtype=torch.float64)  # [N, 5]
-    total = per_image[:, 3:].sum(0)
-    return *(per_image[:, k].clone() for k in range(3)), total[0].clone(), total[1].clone()
+    for k, output in enumerate((intersection, prediction, truth)):
+        output.copy_(per_image[:, k])
+    for k, output in enumerate((numerator, denominator)):
+        output.copy_(per_image[:, 3 + k].sum())
 
 
 def sigmoid_statistics_backward(input, target, pos_weight, pixel_weight, grad_intersection, grad_prediction,
-                                grad_numerator, ignore_index, squared):
-    """Gradient of `input`, [N, P]."""
+                                grad_numerator, ignore_index, squared, grad_input) -> None:
     images, pixels = input.shape
-    gradient = input.new_empty(input.shape)
     config = CONFIGS["any"]
     blocks = triton.cdiv(pixels, config.block)
     if images * blocks:
         with on_device_of(input):
             sigmoid_statistics_backward_kernel[(images * blocks,)](
-                input.contiguous(), _mask(target), pos_weight, _plain(pixel_weight),
-                grad_intersection, grad_prediction, grad_numerator, gradient,
+                input, _mask(target), pos_weight, pixel_weight,
+                grad_intersection, grad_prediction, grad_numerator, grad_input,
                 pixels, blocks, grad_intersection.stride(0), grad_prediction.stride(0), ignore_index or 0.0,
                 **_constexprs(target, ignore_index, squared), BLOCK=config.block, num_warps=config.warps, debug=DEBUG,
             )  # fmt: skip
-    return gradient
 
 
 # --- ahead-of-time cases ---

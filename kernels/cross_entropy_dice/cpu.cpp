@@ -1,9 +1,8 @@
 // Softmax statistics (Dice sums and weighted cross-entropy) and their backward on the CPU: formulas in README.md.
-#include <tuple>
+#include <optional>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "cross_entropy_dice/gradient.h"
 #include "cross_entropy_dice/loss_of_sums.h"
@@ -186,21 +185,33 @@ class Forward {
 
 // --- entry points ---
 
+// The arguments of the statistics and of their gradient.
+struct Arguments {
+  const Tensor &input, &target;                       // [N, C, ...], [N, ...]
+  const std::optional<Tensor>&weight, &pixel_weight;  // [C], [N, ...]
+  int64_t ignore_index;
+  double label_smoothing;
+  bool squared;
+};
+
+// The sums are per image, so images are not joined.
+PixelWalk walk_of(const Tensor& input, const std::vector<Tensor>& outputs) {
+  return PixelWalk({input}, outputs, /*may_join=*/false);
+}
+
 template <typename scalar_t>
-Problem<scalar_t> problem_of(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-                             const std::optional<Tensor>& pixel_weight, int64_t ignore_index, double label_smoothing,
-                             bool squared) {
+Problem<scalar_t> problem_of(const Arguments& arguments, const PixelWalk& walk) {
   using accumulate_t = simd::accumulate<scalar_t>;
-  const int64_t images = input.size(0), classes = input.size(1), pixels = input.size(2);
-  return {images,
-          classes,
-          pixels,
-          pixel_view(input, input.const_data_ptr<scalar_t>()),
-          label_view(target, images * pixels, classes, ignore_index),
-          dense_values<accumulate_t>(weight, classes, "weight"),
-          dense_values<accumulate_t>(pixel_weight, images * pixels, "pixel_weight"),
-          label_smoothing,
-          squared};
+  const int64_t count = walk.images * walk.pixels;
+  return {walk.images,
+          walk.classes,
+          walk.pixels,
+          walk.input<scalar_t>(0),
+          label_view(arguments.target, count, walk.classes, arguments.ignore_index),
+          dense_values<accumulate_t>(arguments.weight, walk.classes, "weight"),
+          dense_values<accumulate_t>(arguments.pixel_weight, count, "pixel_weight"),
+          arguments.label_smoothing,
+          arguments.squared};
 }
 
 // Of the tiles.
@@ -212,28 +223,22 @@ UnevenSlices slices_of(const Problem<scalar_t>& problem) {
   return UnevenSlices(tiles, ceil_divide(kFewestElements, problem.classes * tile));
 }
 
-Tensor walkable(const Tensor& input) {
-  STD_TORCH_CHECK(input.dim() == 3, "input must be [N, C, P]");
-  return is_pixel_view(input) ? input : torch::stable::contiguous(input);
-}
-
-using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-Statistics forward(const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
-                   std::optional<Tensor> pixel_weight, int64_t ignore_index, double label_smoothing, bool squared) {
-  const Tensor logits = walkable(input), labels = torch::stable::contiguous(target);
-  weight = contiguous(weight);
-  pixel_weight = contiguous(pixel_weight);
-  const std::vector<int64_t> shape = {input.size(0), input.size(1)};
-  Tensor intersection = torch::stable::new_zeros(input, shape, ScalarType::Double);
-  Tensor prediction = torch::stable::new_zeros(input, shape, ScalarType::Double);
-  Tensor truth = torch::stable::new_zeros(input, shape, ScalarType::Double);
-  Tensor numerator = torch::stable::new_zeros(input, std::vector<int64_t>{}, ScalarType::Double);
-  Tensor denominator = torch::stable::new_zeros(input, std::vector<int64_t>{}, ScalarType::Double);
+// intersection, prediction, truth: [N, C]; numerator, denominator: []; all fp64.
+void forward(const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
+             std::optional<Tensor> pixel_weight, int64_t ignore_index, double label_smoothing, bool squared,
+             const Tensor& intersection, const Tensor& prediction, const Tensor& truth, const Tensor& numerator,
+             const Tensor& denominator) {
+  const PixelWalk walk = walk_of(input, {});
+  const int64_t count = walk.images * walk.classes;
+  double* const of_intersection = zeroed_output<double>(intersection, count, "intersection");
+  double* const of_prediction = zeroed_output<double>(prediction, count, "prediction");
+  double* const of_truth = zeroed_output<double>(truth, count, "truth");
+  double* const of_numerator = zeroed_output<double>(numerator, 1, "numerator");
+  double* const of_denominator = zeroed_output<double>(denominator, 1, "denominator");
+  const Arguments arguments{input, target, weight, pixel_weight, ignore_index, label_smoothing, squared};
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
-    const auto problem =
-        problem_of<scalar_t>(logits, labels, weight, pixel_weight, ignore_index, label_smoothing, squared);
+    const auto problem = problem_of<scalar_t>(arguments, walk);
     if (problem.images * problem.pixels == 0) return;
     const UnevenSlices slices = slices_of(problem);
     std::vector<Sums> partial(slices.slices());
@@ -244,59 +249,55 @@ Statistics forward(const Tensor& input, const Tensor& target, std::optional<Tens
     for (const Sums& sums : partial) {
       const int64_t offset = sums.first_image * problem.classes;
       for (size_t k = 0; k < sums.truth.size(); ++k) {
-        intersection.mutable_data_ptr<double>()[offset + k] += sums.intersection[k];
-        prediction.mutable_data_ptr<double>()[offset + k] += sums.prediction[k];
-        truth.mutable_data_ptr<double>()[offset + k] += sums.truth[k];
+        of_intersection[offset + k] += sums.intersection[k];
+        of_prediction[offset + k] += sums.prediction[k];
+        of_truth[offset + k] += sums.truth[k];
       }
-      *numerator.mutable_data_ptr<double>() += sums.numerator;
-      *denominator.mutable_data_ptr<double>() += sums.denominator;
+      *of_numerator += sums.numerator;
+      *of_denominator += sums.denominator;
       labels_in_range &= sums.labels_in_range;
     }
     if (!labels_in_range) throw_bad_label(problem.labels, problem.images * problem.pixels);
   });
-  return {intersection, prediction, truth, numerator, denominator};
 }
 
 template <typename accumulate_t>
 std::vector<accumulate_t> converted(const Tensor& gradient, int64_t count, double factor, const char* name) {
-  const Tensor dense = torch::stable::contiguous(gradient);
-  const double* values = dense_values<double>(dense, count, name);
+  const double* values = dense_values<double>(gradient, count, name);
   std::vector<accumulate_t> result(count);
   for (int64_t k = 0; k < count; ++k) result[k] = static_cast<accumulate_t>(factor * values[k]);
   return result;
 }
 
-Tensor backward(const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
-                std::optional<Tensor> pixel_weight, const Tensor& grad_intersection, const Tensor& grad_prediction,
-                const Tensor& grad_numerator, int64_t ignore_index, double label_smoothing, bool squared) {
-  const Tensor logits = walkable(input), labels = torch::stable::contiguous(target);
-  weight = contiguous(weight);
-  pixel_weight = contiguous(pixel_weight);
-  Tensor grad_input = torch::stable::empty_like(logits);
+void backward(const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
+              std::optional<Tensor> pixel_weight, const Tensor& grad_intersection, const Tensor& grad_prediction,
+              const Tensor& grad_numerator, int64_t ignore_index, double label_smoothing, bool squared,
+              const Tensor& grad_input) {
+  STD_TORCH_CHECK(grad_input.scalar_type() == input.scalar_type(), "grad_input must be like input");
   use_huge_pages(grad_input);
+  const PixelWalk walk = walk_of(input, {grad_input});
+  const Arguments arguments{input, target, weight, pixel_weight, ignore_index, label_smoothing, squared};
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
     using accumulate_t = simd::accumulate<scalar_t>;
-    const auto problem =
-        problem_of<scalar_t>(logits, labels, weight, pixel_weight, ignore_index, label_smoothing, squared);
+    const auto problem = problem_of<scalar_t>(arguments, walk);
     if (problem.images * problem.pixels == 0) return;
     const int64_t count = problem.images * problem.classes;
     const Coefficients<accumulate_t> coefficients{
         converted<accumulate_t>(grad_intersection, count, 1, "grad_intersection"),
         converted<accumulate_t>(grad_prediction, count, squared ? 2 : 1, "grad_prediction"),
         converted<accumulate_t>(grad_numerator, 1, 1, "grad_numerator")[0]};
-    const PixelView<scalar_t> gradient = pixel_view(grad_input, grad_input.mutable_data_ptr<scalar_t>());
+    const PixelView<scalar_t> gradient = walk.output<scalar_t>(1);
     slices_of(problem).run([&](int64_t slice, int64_t begin, int64_t end) {
       Backward<scalar_t>(problem, gradient, coefficients).run(begin, end);
     });
   });
-  return grad_input;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
-  m.impl("_softmax_statistics_forward", TORCH_BOX(&forward));
+  m.impl("_softmax_statistics", TORCH_BOX(&forward));
   m.impl("_softmax_statistics_backward", TORCH_BOX(&backward));
   m.impl("_loss_of_sums", TORCH_BOX(&loss_of_sums::forward));
   m.impl("_loss_of_sums_backward", TORCH_BOX(&loss_of_sums::backward));

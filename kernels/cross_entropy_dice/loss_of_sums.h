@@ -2,10 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <tuple>
-#include <vector>
-
-#include <torch/csrc/stable/ops.h>
 
 #include "fastseg/arguments.h"
 
@@ -103,30 +99,25 @@ inline void loss_gradient(const Sums& sums, double slope, double* intersection, 
   });
 }
 
-inline Tensor forward(const Tensor& intersection, const Tensor& prediction, const Tensor& truth,
-                      const Tensor& numerator, const Tensor& denominator, double ce_weight, double dice_weight,
-                      double smooth, bool include_background, bool per_image, bool zero_if_empty, ScalarType dtype) {
+inline void forward(const Tensor& intersection, const Tensor& prediction, const Tensor& truth, const Tensor& numerator,
+                    const Tensor& denominator, double ce_weight, double dice_weight, double smooth,
+                    bool include_background, bool per_image, bool zero_if_empty, ScalarType, const Tensor& result) {
   const Sums sums = sums_of(intersection, prediction, truth, numerator, denominator,
                             {ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty});
-  return scalar(intersection, loss(sums), dtype);
+  write_number(result, loss(sums), "loss");
 }
 
-// The gradients of intersection, prediction and numerator.
-inline std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& intersection, const Tensor& prediction,
-                                                   const Tensor& truth, const Tensor& numerator,
-                                                   const Tensor& denominator, const Tensor& grad_loss, double ce_weight,
-                                                   double dice_weight, double smooth, bool include_background,
-                                                   bool per_image, bool zero_if_empty) {
+inline void backward(const Tensor& intersection, const Tensor& prediction, const Tensor& truth, const Tensor& numerator,
+                     const Tensor& denominator, const Tensor& grad_loss, double ce_weight, double dice_weight,
+                     double smooth, bool include_background, bool per_image, bool zero_if_empty,
+                     const Tensor& grad_intersection, const Tensor& grad_prediction, const Tensor& grad_numerator) {
   const Sums sums = sums_of(intersection, prediction, truth, numerator, denominator,
                             {ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty});
-  const auto zeros = [&](std::vector<int64_t> shape) {
-    return torch::stable::new_zeros(intersection, shape, ScalarType::Double);
-  };
-  Tensor grad_intersection = zeros({sums.images, sums.classes}), grad_prediction = zeros({sums.images, sums.classes});
-  Tensor grad_numerator = zeros({});
-  loss_gradient(sums, number_of(grad_loss, "grad_loss"), grad_intersection.mutable_data_ptr<double>(),
-                grad_prediction.mutable_data_ptr<double>(), grad_numerator.mutable_data_ptr<double>());
-  return {grad_intersection, grad_prediction, grad_numerator};
+  const int64_t count = sums.images * sums.classes;
+  loss_gradient(sums, number_of(grad_loss, "grad_loss"),
+                zeroed_output<double>(grad_intersection, count, "grad_intersection"),
+                zeroed_output<double>(grad_prediction, count, "grad_prediction"),
+                zeroed_output<double>(grad_numerator, 1, "grad_numerator"));
 }
 
 }  // namespace loss_of_sums

@@ -1,11 +1,15 @@
 """Softmax statistics in plain PyTorch: the definition of the op, and the explicit formula of its gradient.
 
-Shapes: input (N, C, P), target and pixel_weight (N, P), weight (C,). Ignored pixels count for nothing,
-whatever their logits hold. See README.md for the derivation.
+Shapes: input (N, C, ...), target and pixel_weight (N, ...), weight (C,); inside, the pixels are one dimension P.
+Ignored pixels count for nothing, whatever their logits hold. See README.md for the derivation.
 """
 
 import torch
 from torch import Tensor
+
+from fastseg._dtypes import accumulator
+from fastseg._layout import in_layout_of
+from fastseg.kernels.cross_entropy_dice.arithmetic import dice_per_class, mean_or_nan
 
 
 def softmax_statistics(
@@ -64,18 +68,8 @@ def softmax_statistics_backward(
         smoothing = probability * class_weight.sum() - class_weight
         cross_entropy = cross_entropy + label_smoothing / input.size(1) * smoothing
     gradient = dice + grad_numerator.to(logits.dtype) * share * cross_entropy
-    return torch.where(valid, gradient, 0).to(input.dtype)
-
-
-def dice_per_class(intersection: Tensor, prediction: Tensor, truth: Tensor, smooth: float) -> Tensor:
-    return 1 - (2 * intersection + smooth) / (prediction + truth + smooth)
-
-
-def mean_or_nan(total: Tensor, count: Tensor, zero_if_empty: bool) -> Tensor:
-    """total / count; for count 0 NaN as in stock PyTorch, or 0 on request."""
-    if zero_if_empty:
-        return torch.where(count == 0, torch.zeros_like(total), total / torch.where(count == 0, 1, count))
-    return total / count
+    gradient = torch.where(valid, gradient, 0).to(input.dtype)
+    return in_layout_of(input, gradient.reshape(input.shape))
 
 
 def loss_of_sums(
@@ -147,15 +141,16 @@ def _check_labels(target: Tensor, ignore_index: int, classes: int) -> None:
 def _prepare(input: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, ignore_index: int):
     """Logits (N, C, P) in the accumulator dtype, 0 where ignored; valid (N, 1, P) and one-hot truth (N, C,
     P), bool; class weights (1, C, 1) and pixel weights (N, 1, P), 0 where ignored."""
-    classes = input.size(1)
-    label = target.long().unsqueeze(1)
+    images, classes = input.shape[:2]
+    pixels = target[0].numel() if images else 0
+    label = target.reshape(images, 1, pixels).long()
     valid = label != ignore_index
     known = (label >= 0) & (label < classes)
     valid = valid & known
     truth = valid & (label == torch.arange(classes, device=input.device).view(1, classes, 1))
-    logits = input.to(torch.promote_types(input.dtype, torch.float32))
+    logits = input.reshape(images, classes, pixels).to(accumulator(input.dtype))
     logits = torch.where(valid, logits, 0)
     ones = torch.ones((), dtype=logits.dtype, device=input.device)
     class_weight = ones.expand(1, classes, 1) if weight is None else weight.to(logits.dtype).view(1, classes, 1)
-    share = ones if pixel_weight is None else pixel_weight.to(logits.dtype).unsqueeze(1)
+    share = ones if pixel_weight is None else pixel_weight.to(logits.dtype).reshape(images, 1, pixels)
     return logits, valid, truth, class_weight, torch.where(valid, share, 0)

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 
 from fastseg._triton import DEBUG, AotCase, on_device_of
+from fastseg.kernels._views import pixel_views
 from fastseg.kernels.cross_entropy_dice import triton_loss
 from fastseg.kernels.cross_entropy_dice.triton_kernels import (
     finish_statistics_kernel,
@@ -52,15 +52,6 @@ def config_of(pixel: int, classes: int, itemsize: int) -> Config:
     return next(config for (layout, most), config in CONFIGS.items() if layout in names and classes <= most)
 
 
-def _readable(input: Tensor) -> Tensor:
-    """[N, C, P] itself where classes or pixels are neighbours in memory, else a contiguous copy."""
-    return input if 1 in input.stride()[1:] else input.contiguous()
-
-
-def _plain(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
 def _constexprs(classes: int, pixel: int, itemsize: int, label_smoothing: float, squared: bool) -> tuple[dict, Config]:
     config = config_of(pixel, classes, itemsize)
     constexprs = dict(
@@ -69,50 +60,49 @@ def _constexprs(classes: int, pixel: int, itemsize: int, label_smoothing: float,
     return constexprs, config
 
 
-def softmax_statistics(input, target, weight, pixel_weight, ignore_index, label_smoothing, squared):
-    """(intersection, prediction, truth): [N, C] fp64; (numerator, denominator): [] fp64."""
-    input, images, classes, pixels = _readable(input), *input.shape
-    image, plane, pixel = input.stride()
-    constexprs, config = _constexprs(classes, pixel, input.element_size(), label_smoothing, squared)
+def softmax_statistics(input, target, weight, pixel_weight, ignore_index, label_smoothing, squared, intersection,
+                       prediction, truth, numerator, denominator) -> None:
+    """intersection, prediction, truth: [N, C] fp64; numerator, denominator: [] fp64."""
+    (logits,) = pixel_views(input, may_join=False)
+    images, classes, pixels = logits.shape
+    image, plane, pixel = logits.stride()
+    constexprs, config = _constexprs(classes, pixel, logits.element_size(), label_smoothing, squared)
     blocks = triton.cdiv(pixels, config.block)
     turns = max(1, min(MOST_TURNS, images * blocks // ENOUGH_PROGRAMS))
     groups = triton.cdiv(blocks, turns)
-    class_sums = input.new_empty((images, groups, 3, classes), dtype=torch.float32)
-    pixel_sums = input.new_empty((images * groups, 2), dtype=torch.float32)
-    statistics = [input.new_empty((images, classes), dtype=torch.float64) for _ in range(3)]
-    numerator, denominator = (input.new_zeros((), dtype=torch.float64) for _ in range(2))
+    class_sums = logits.new_empty((images, groups, 3, classes), dtype=torch.float32)
+    pixel_sums = logits.new_empty((images * groups, 2), dtype=torch.float32)
     with on_device_of(input):
         if images * groups:
             softmax_statistics_kernel[(images * groups,)](
-                input, target.contiguous(), _plain(weight), _plain(pixel_weight), class_sums, pixel_sums,
+                logits, target, weight, pixel_weight, class_sums, pixel_sums,
                 pixels, groups, turns, image, plane, ignore_index, label_smoothing,
                 **constexprs, FOLD=config.fold, DEBUG=DEBUG, num_warps=config.warps, debug=DEBUG,
             )  # fmt: skip
-        if images:
+        if images * groups:
             finish_statistics_kernel[(images, triton.cdiv(3 * classes, FINISH_COLUMNS))](
-                class_sums, pixel_sums, *statistics, numerator, denominator, images, groups, classes,
-                ROWS=FINISH_ROWS, COLUMNS=FINISH_COLUMNS,
+                class_sums, pixel_sums, intersection, prediction, truth, numerator, denominator, images, groups,
+                classes, ROWS=FINISH_ROWS, COLUMNS=FINISH_COLUMNS,
             )  # fmt: skip
-    return *statistics, numerator, denominator
+        else:
+            for sums in (intersection, prediction, truth, numerator, denominator):
+                sums.zero_()
 
 
 def softmax_statistics_backward(input, target, weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator,
-                                ignore_index, label_smoothing, squared):
-    """Gradient of `input`, [N, C, P]."""
-    input, images, classes, pixels = _readable(input), *input.shape
-    gradient = torch.empty_like(input)  # _readable has already made it plain where its layout is not kept
-    constexprs, config = _constexprs(classes, input.stride(2), input.element_size(), label_smoothing, squared)
+                                ignore_index, label_smoothing, squared, grad_input) -> None:
+    logits, gradient = pixel_views(input, grad_input, may_join=False)
+    images, classes, pixels = logits.shape
+    constexprs, config = _constexprs(classes, logits.stride(2), logits.element_size(), label_smoothing, squared)
     blocks = triton.cdiv(pixels, config.block)
     if images * blocks:
         with on_device_of(input):
             softmax_statistics_backward_kernel[(images * blocks,)](
-                input, target.contiguous(), _plain(weight), _plain(pixel_weight),
-                grad_intersection, grad_prediction, grad_numerator, gradient,
-                pixels, blocks, *input.stride()[:2], *gradient.stride()[:2],
+                logits, target, weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator, gradient,
+                pixels, blocks, *logits.stride()[:2], *gradient.stride()[:2],
                 *grad_intersection.stride(), *grad_prediction.stride(), ignore_index, label_smoothing,
                 **constexprs, GRADIENT_PIXEL=gradient.stride(2), DEBUG=DEBUG, num_warps=config.warps, debug=DEBUG,
             )  # fmt: skip
-    return gradient
 
 
 # --- ahead-of-time cases ---

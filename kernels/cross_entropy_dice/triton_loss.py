@@ -110,28 +110,31 @@ def _options(intersection, ce_weight, dice_weight, smooth, include_background, p
     return (images, classes, first, float(quotients), ce_weight, dice_weight, smooth), constexprs
 
 
-def loss_of_sums(intersection, prediction, truth, numerator, denominator, *options_and_dtype):
-    """The loss, [] of the dtype that comes last."""
-    *options, dtype = options_and_dtype
-    numbers, constexprs = _options(intersection, *options)
-    loss = numerator.new_empty((), dtype=dtype)
+def loss_of_sums(intersection, prediction, truth, numerator, denominator, ce_weight, dice_weight, smooth,
+                 include_background, per_image, zero_if_empty, loss) -> None:
+    """loss: [] of any floating dtype."""
+    numbers, constexprs = _options(
+        intersection, ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty
+    )
     with on_device_of(numerator):
         loss_of_sums_kernel[(1,)](
             intersection, prediction, truth, numerator, denominator, loss, *numbers, **constexprs
         )
-    return loss
 
 
-def loss_of_sums_backward(intersection, prediction, truth, numerator, denominator, grad_loss, *options):
-    """Gradients of intersection and prediction [N, C] and of numerator [], fp64."""
-    numbers, constexprs = _options(intersection, *options)
-    gradients = torch.empty_like(intersection), torch.empty_like(intersection), torch.empty_like(numerator)
+def loss_of_sums_backward(intersection, prediction, truth, denominator, grad_loss, ce_weight, dice_weight, smooth,
+                          include_background, per_image, zero_if_empty, grad_intersection, grad_prediction,
+                          grad_numerator) -> None:
+    """grad_intersection, grad_prediction: [N, C] fp64; grad_numerator: [] fp64."""
+    numbers, constexprs = _options(
+        intersection, ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty
+    )
     grid = (max(1, triton.cdiv(intersection.size(1), constexprs["BLOCK"])),)
-    with on_device_of(numerator):
+    with on_device_of(denominator):
         loss_of_sums_backward_kernel[grid](
-            intersection, prediction, truth, denominator, grad_loss, *gradients, *numbers, **constexprs
-        )
-    return gradients
+            intersection, prediction, truth, denominator, grad_loss, grad_intersection, grad_prediction,
+            grad_numerator, *numbers, **constexprs,
+        )  # fmt: skip
 
 
 def aot_cases() -> list[AotCase]:

@@ -4,135 +4,19 @@
     dice[n, c]     = (2 I + smooth) / (P + T + smooth),  I = sum_V p y,  P = sum_V p^2 or p,  T = sum_V y
     cross_entropy  = sum_V w_y (logsumexp(z) - z_y) / sum_V w_y                         (label smoothing as in torch)
 
-The op `softmax_statistics` reads the logits once and gives I, P, T and the two sums of the cross-entropy; the
-losses are arithmetic on those few numbers, which autograd differentiates. `softmax_statistics_backward` turns
-the gradients of the statistics into the gradient of the logits in one pass:
-
-    dz = p (h - sum_k p_k h_k) + cross-entropy part,  h = 2 p dP (or dP) + y dI
-
-It computes the softmax again: a stored fp32 logsumexp would lose digits of large logits. Sources: V-Net
-(squared Dice), torch.nn.functional.cross_entropy.
+The sums come from statistics.py, the loss of the sums from loss_of_sums.py. Sources: V-Net (squared Dice),
+torch.nn.functional.cross_entropy.
 """
 
-import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._first_op import FLOATING, FLOATING_GPU, Backend, Op, native
-from fastseg._triton import lazy
-from fastseg.kernels.cross_entropy_dice import reference
-from fastseg.ops._dice import check_dice, counted, cross_entropy_dice_of, dice_per_class, loss_dtype, sum_over_ranks
+from fastseg._dtypes import FLOATING, LABELS, accumulator, loss_dtype
+from fastseg.kernels.cross_entropy_dice.arithmetic import dice_per_class
+from fastseg.ops.cross_entropy_dice.loss_of_sums import check_dice, counted, cross_entropy_dice_of, sum_over_ranks
+from fastseg.ops.cross_entropy_dice.statistics import softmax_statistics
 
-LABELS = (torch.int64, torch.int32, torch.uint8)
-
-_forward_native = native(
-    "_softmax_statistics_forward(Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index,"
-    " float label_smoothing, bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_backward_native = native(
-    "_softmax_statistics_backward(Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight,"
-    " Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator, int ignore_index, float label_smoothing,"
-    " bool squared) -> Tensor"
-)
-
-_forward_triton = lazy("cross_entropy_dice.triton", "softmax_statistics")
-_backward_triton = lazy("cross_entropy_dice.triton", "softmax_statistics_backward")
-_MOST_CLASSES_TRITON = 4096  # that fit in the registers of a block
-
-
-def _refuses_triton(input, *others):
-    too_many = input.size(1) > _MOST_CLASSES_TRITON
-    return (
-        f"{input.size(1)} classes; at most {_MOST_CLASSES_TRITON} fit in the registers of a block" if too_many else None
-    )
-
-
-def accumulator(input: Tensor) -> torch.dtype:
-    """What the kernels compute in, and the dtype of `weight` and `pixel_weight`."""
-    return torch.promote_types(input.dtype, torch.float32)
-
-
-def check(input, target, weight, pixel_weight, ignore_index, label_smoothing, squared):
-    """input (N, C, P), target (N, P), weight (C,), pixel_weight (N, P)."""
-    name = "softmax_statistics"
-    _check.dtype(name, "input", input, FLOATING)
-    _check.shape(name, "input", input, ("N", "C", "P"))
-    _check.dtype(name, "target", target, LABELS)
-    images, classes, pixels = input.shape
-    _check.shape(name, "target", target, (images, pixels))
-    _check.same_device(name, "target", target, "input", input)
-    constants = ("weight", weight, (classes,)), ("pixel_weight", pixel_weight, (images, pixels))
-    for argument, value, shape in constants:
-        if value is not None:
-            _check.dtype(name, argument, value, (accumulator(input),))
-            _check.shape(name, argument, value, shape)
-            _check.same_device(name, argument, value, "input", input)
-    _check.in_range(name, "label_smoothing", label_smoothing, 0.0, 1.0)
-
-
-def fake(input, target, weight, pixel_weight, ignore_index, label_smoothing, squared):
-    images, classes, _ = input.shape
-    sums = [input.new_empty((images, classes), dtype=torch.float64) for _ in range(3)]
-    scalars = [input.new_empty((), dtype=torch.float64) for _ in range(2)]
-    return *sums, *scalars
-
-
-def save(ctx, inputs, output):
-    input, target, weight, pixel_weight, *ctx.constants, _ = inputs
-    intersection, prediction, truth, numerator, denominator = output
-    ctx.mark_non_differentiable(truth, denominator)
-    ctx.save_for_backward(input, target, weight, pixel_weight)
-
-
-def backward(ctx, grad_intersection, grad_prediction, _truth, grad_numerator, _denominator):
-    grads = grad_intersection, grad_prediction, grad_numerator
-    return softmax_statistics_backward(*ctx.saved_tensors, *grads, *ctx.constants), *[None] * 6
-
-
-def check_backward(input, target, weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator,
-                   ignore_index, label_smoothing, squared):
-    check(input, target, weight, pixel_weight, ignore_index, label_smoothing, squared)
-    name = "softmax_statistics_backward"
-    for argument, value in (("grad_intersection", grad_intersection), ("grad_prediction", grad_prediction)):
-        _check.shape(name, argument, value, input.shape[:2])
-        _check.dtype(name, argument, value, (torch.float64,))
-    _check.shape(name, "grad_numerator", grad_numerator, ())
-    _check.dtype(name, "grad_numerator", grad_numerator, (torch.float64,))
-
-
-def fake_backward(input, *others):
-    """Pixels or classes contiguous: the layout of the input; anything else is copied to (N, C, P) first."""
-    walkable = input.stride(1) == 1 or input.stride(2) == 1
-    return torch.empty_like(input, memory_format=torch.preserve_format if walkable else torch.contiguous_format)
-
-
-softmax_statistics = Op(
-    "softmax_statistics",
-    "(Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing,"
-    " bool squared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    check=check,
-    fake=fake,
-    save=save,
-    backward=backward,
-    backends=[
-        Backend("cpu", _forward_native, dtypes=FLOATING),
-        Backend("triton", _forward_triton, dtypes=FLOATING_GPU, refuses=_refuses_triton),
-        Backend("reference", reference.softmax_statistics),
-    ],
-)
-softmax_statistics_backward = Op(
-    "softmax_statistics_backward",
-    "(Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight, Tensor grad_intersection,"
-    " Tensor grad_prediction, Tensor grad_numerator, int ignore_index, float label_smoothing, bool squared) -> Tensor",
-    check=check_backward,
-    fake=fake_backward,
-    differentiable=True,
-    backends=[
-        Backend("cpu", _backward_native, dtypes=FLOATING),
-        Backend("triton", _backward_triton, dtypes=FLOATING_GPU, refuses=_refuses_triton),
-        Backend("reference", reference.softmax_statistics_backward),
-    ],
-)
+__all__ = ["cross_entropy_dice", "dice_loss"]
 
 
 def _check_call(name, input, target, weight, pixel_weight, label_smoothing):
@@ -163,19 +47,19 @@ def _check_call(name, input, target, weight, pixel_weight, label_smoothing):
 
 
 def _as_images(input: Tensor, target: Tensor, pixel_weight: Tensor | None, per_image: bool):
-    """input as (N, C, P), target and pixel_weight as (N, P): views wherever the layout is NC... or channels_last."""
+    """input as (N, C, ...), target and pixel_weight as (N, ...): views of what the caller gave.
+
+    Of (N, C) logits every row is an image with `per_image`, else a pixel of one image.
+    """
     if input.dim() == 1:
-        input = input.unsqueeze(0)
-    if input.dim() == 2 and not per_image:  # N pixels of one image, channels last
-        input = input.t().unsqueeze(0)
-    elif input.dim() == 2:
-        input = input.unsqueeze(2)
-    else:
-        input = input.flatten(2)
-    maps = (input.size(0), input.size(2))
+        input, target = input.unsqueeze(0), target.unsqueeze(0)
+        pixel_weight = None if pixel_weight is None else pixel_weight.unsqueeze(0)
+    if input.dim() == 2 and not per_image:
+        input, target = input.t().unsqueeze(0), target.unsqueeze(0)
+        pixel_weight = None if pixel_weight is None else pixel_weight.unsqueeze(0)
     if pixel_weight is not None:
-        pixel_weight = pixel_weight.to(accumulator(input)).reshape(maps)
-    return input, target.reshape(maps), pixel_weight
+        pixel_weight = pixel_weight.to(accumulator(input.dtype))
+    return input, target, pixel_weight
 
 
 def dice_loss(
@@ -219,7 +103,7 @@ def dice_loss(
             arrives at `input`: (number of ranks) x the gradient of that one loss, which
             DistributedDataParallel's averaging over ranks turns into exactly the single-process gradient of
             the parameters. Every rank must take part, in forward and in backward.
-        backend: "auto", "cpu", "cuda", "triton" or "reference".
+        backend: "auto", "cpu", "triton" or "reference".
 
     Returns:
         The loss in the dtype of `input` (fp32 for half types under autocast). Twice differentiable in `input`.
@@ -230,6 +114,7 @@ def dice_loss(
     """
     name = "dice_loss"
     _check.one_of(name, "reduction", reduction, ("mean", "sum", "none"))
+    ignore_index = _check.label(name, "ignore_index", ignore_index)
     _check_call(name, input, target, weight, None, 0.0)
     images, labels, _ = _as_images(input, target, None, per_image)
     check_dice(name, images.size(1), include_background, smooth)
@@ -288,7 +173,7 @@ def cross_entropy_dice(
         include_background, squared, smooth, per_image: of the Dice loss, see `dice_loss`.
         zero_if_empty: 0 instead of NaN for a mean over nothing (no pixel left in the batch).
         process_group: as for `dice_loss`; the cross-entropy too becomes the mean over the pixels of all ranks.
-        backend: "auto", "cpu", "cuda", "triton" or "reference".
+        backend: "auto", "cpu", "triton" or "reference".
 
     Returns:
         The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
@@ -298,10 +183,11 @@ def cross_entropy_dice(
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "cross_entropy_dice"
+    ignore_index = _check.label(name, "ignore_index", ignore_index)
     _check_call(name, input, target, weight, pixel_weight, label_smoothing)
     images, labels, pixel_weight = _as_images(input, target, pixel_weight, per_image)
     check_dice(name, images.size(1), include_background, smooth)
-    weight = None if weight is None else weight.to(accumulator(input))
+    weight = None if weight is None else weight.to(accumulator(input.dtype))
     arguments = images, labels, weight, pixel_weight, ignore_index, float(label_smoothing), squared
     statistics = softmax_statistics(*arguments, backend=backend)
     return cross_entropy_dice_of(

@@ -14,19 +14,15 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._first_op import Backend, Op, autocasting, native
-from fastseg._triton import lazy
+from fastseg._op import THROUGH_REFERENCE, Backend, Op
 from fastseg.kernels.cross_entropy_dice import reference
-from fastseg.kernels.cross_entropy_dice.reference import dice_per_class, mean_or_nan
+from fastseg.kernels.cross_entropy_dice.arithmetic import dice_per_class, mean_or_nan
 
 _SUMS = "Tensor intersection, Tensor prediction, Tensor truth, Tensor numerator, Tensor denominator"
+_SUM_NAMES = ("intersection", "prediction", "truth", "numerator", "denominator")
 OPTIONS = (
     "float ce_weight, float dice_weight, float smooth, bool include_background, bool per_image, bool zero_if_empty"
 )
-_BACKWARD = f"({_SUMS}, Tensor grad_loss, {OPTIONS}) -> (Tensor, Tensor, Tensor)"
-
-_forward_native = native(f"_loss_of_sums({_SUMS}, {OPTIONS}, ScalarType dtype) -> Tensor")
-_backward_native = native(f"_loss_of_sums_backward{_BACKWARD}")
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -53,85 +49,60 @@ def sum_over_ranks(tensors: Sequence[Tensor], process_group) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors)]
 
 
-def loss_dtype(input: Tensor) -> torch.dtype:
-    """The dtype of a loss of `input`: its own, and fp32 for half types under autocast, as stock PyTorch has it."""
-    if input.dtype != torch.float64 and autocasting(input):
-        return torch.float32
-    return input.dtype
-
-
-def _check_sums(intersection, prediction, truth, numerator, denominator, *others):
+def check(intersection, prediction, truth, numerator, denominator):
     """intersection, prediction, truth (N, C), numerator and denominator (): all fp64."""
     name = "loss_of_sums"
     _check.shape(name, "intersection", intersection, ("N", "C"))
     sums = intersection.shape
-    given = (("intersection", intersection, sums), ("prediction", prediction, sums), ("truth", truth, sums),
-             ("numerator", numerator, ()), ("denominator", denominator, ()))
-    for argument, value, shape in given:
+    for argument, value, shape in (
+        ("intersection", intersection, sums), ("prediction", prediction, sums), ("truth", truth, sums),
+        ("numerator", numerator, ()), ("denominator", denominator, ()),
+    ):  # fmt: skip
         _check.shape(name, argument, value, shape)
         _check.dtype(name, argument, value, (torch.float64,))
         _check.same_device(name, argument, value, "intersection", intersection)
 
 
-def _fake(intersection, *others):
-    return intersection.new_empty((), dtype=others[-1])
+def backward(
+    intersection, prediction, truth, numerator, denominator, grad_loss,
+    ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty, backend,
+):  # fmt: skip
+    gradients = loss_of_sums_backward(
+        intersection, prediction, truth, numerator, denominator, grad_loss,
+        ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty, backend=backend,
+    )  # fmt: skip
+    return dict(zip(("intersection", "prediction", "numerator"), gradients))
 
 
-def _fake_backward(intersection, prediction, truth, numerator, *others):
-    return tuple(
-        torch.empty_like(value, memory_format=torch.contiguous_format)
-        for value in (intersection, prediction, numerator)
-    )
-
-
-def _save(ctx, inputs, output):
-    (
-        *sums, ctx.ce_weight, ctx.dice_weight, ctx.smooth, ctx.include_background, ctx.per_image, ctx.zero_if_empty
-    ) = inputs[:11]  # fmt: skip
-    ctx.backend = inputs[12]
-    ctx.save_for_backward(*sums)
-
-
-def _backward(ctx, grad_loss):
-    options = ctx.ce_weight, ctx.dice_weight, ctx.smooth, ctx.include_background, ctx.per_image, ctx.zero_if_empty
-    gradients = loss_of_sums_backward(*ctx.saved_tensors, grad_loss, *options, backend=ctx.backend)
-    grad_intersection, grad_prediction, grad_numerator = gradients
-    return grad_intersection, grad_prediction, None, grad_numerator, None, *[None] * 7
-
-
-def _dense(kernel):
-    """A backend around a kernel that walks contiguous sums."""
-
-    def run(*args):
-        return kernel(*(value.contiguous() if isinstance(value, Tensor) else value for value in args))
-
-    return run
-
-
-triton_loss_of_sums = _dense(lazy("cross_entropy_dice.triton_loss", "loss_of_sums"))
-triton_loss_of_sums_backward = _dense(lazy("cross_entropy_dice.triton_loss", "loss_of_sums_backward"))
 loss_of_sums = Op(
-    "loss_of_sums",
-    f"({_SUMS}, {OPTIONS}, ScalarType dtype) -> Tensor",
-    check=_check_sums,
-    fake=_fake,
-    save=_save,
-    backward=_backward,
+    f"loss_of_sums({_SUMS}, {OPTIONS}, ScalarType dtype) -> Tensor loss",
+    check=check,
+    outputs=lambda intersection, dtype: intersection.new_empty((), dtype=dtype),
+    backward=backward,
+    contiguous=_SUM_NAMES,
     backends=[
-        Backend("cpu", _dense(_forward_native), refuses=lambda *_: _forward_native.missing("CPU")),
-        Backend("triton", triton_loss_of_sums),
+        Backend("cpu"),
+        Backend("triton", "cross_entropy_dice.triton_loss.loss_of_sums"),
         Backend("reference", reference.loss_of_sums),
     ],
 )
+
+
+def outputs_backward(intersection, numerator):
+    gradient = intersection.new_empty(intersection.shape)
+    return gradient, torch.empty_like(gradient), torch.empty_like(numerator)
+
+
 loss_of_sums_backward = Op(
-    "loss_of_sums_backward",
-    _BACKWARD,
-    check=_check_sums,
-    fake=_fake_backward,
-    differentiable=True,
+    f"loss_of_sums_backward({_SUMS}, Tensor grad_loss, {OPTIONS})"
+    " -> (Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator)",
+    check=check,
+    outputs=outputs_backward,
+    backward=THROUGH_REFERENCE,
+    contiguous=_SUM_NAMES,
     backends=[
-        Backend("cpu", _dense(_backward_native), refuses=lambda *_: _backward_native.missing("CPU")),
-        Backend("triton", triton_loss_of_sums_backward),
+        Backend("cpu"),
+        Backend("triton", "cross_entropy_dice.triton_loss.loss_of_sums_backward"),
         Backend("reference", reference.loss_of_sums_backward),
     ],
 )

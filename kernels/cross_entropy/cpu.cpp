@@ -47,15 +47,6 @@ bool takes_mean(const Options& options) {
   return options.reduction == kMean || options.reduction == kMeanOfCount;
 }
 
-// The weight that a mean divides by. Of two classes `bits` keeps the labels, which are then read once.
-template <typename scalar_t>
-double read_denominator(Problem<scalar_t>& problem, std::optional<Scratch<LabelBits>>& bits) {
-  if (!is_of_two_classes(problem)) return count_denominator(problem);
-  bits.emplace(problem.images * ceil_divide(problem.pixels, LabelBits::kTile));
-  problem.label_bits = bits->get();
-  return read_label_bits(problem, bits->get());
-}
-
 double mean_scale(const Options& options, double denominator) {
   return options.zero_if_empty && denominator == 0 ? 0.0 : 1 / denominator;
 }
@@ -99,8 +90,7 @@ void with_gradient(const Tensor& input, const Tensor& target, std::optional<Tens
     const Options options{ignore_index, reduction, label_smoothing, gamma, zero_if_empty};
     Problem<scalar_t> problem = problem_of<scalar_t>(input, target, weight, pixel_weight, options);
     want_gradient(problem, grad_input);
-    std::optional<Scratch<LabelBits>> bits;
-    if (takes_mean(options)) problem.scale = mean_scale(options, read_denominator(problem, bits));
+    if (takes_mean(options)) problem.scale = mean_scale(options, count_denominator(problem));
     finish(problem, sweep(problem), loss, denominator);
   });
 }

@@ -6,7 +6,6 @@
 #include "max_pool2d/quads.h"
 #include "max_pool2d/rows.h"
 #include "max_pool2d/scatter.h"
-#include "max_pool2d/spread.h"
 #include "max_pool2d/windows.h"
 
 namespace fastseg::pooling {
@@ -166,15 +165,16 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
       return;
     }
     const Windows windows = windows_of(grad_input, grad_output, indices, kernel_size, stride, padding, dilation);
+    const scalar_t* pooled = grad_output.const_data_ptr<scalar_t>();
+    scalar_t* image = grad_input.mutable_data_ptr<scalar_t>();
     if (are_quads(windows, planes)) {
-      const scalar_t* pooled = grad_output.const_data_ptr<scalar_t>();
-      scalar_t* image = grad_input.mutable_data_ptr<scalar_t>();
       with_quads(windows, planes, [&](const auto& quads) {
         if (windows.flat) spread_quads(pooled, indices.const_data_ptr<int64_t>(), image, quads);
         else spread_quads(pooled, indices.const_data_ptr<uint8_t>(), image, quads);
       });
-    } else if (rows_pay(windows, planes, kShortestSpread)) {
-      spread<Add, scalar_t>(grad_output, indices, grad_input, windows, planes);
+    } else if (spread_pays(windows, planes)) {
+      if (windows.flat) spread(pooled, indices.const_data_ptr<int64_t>(), image, windows, planes);
+      else spread(pooled, indices.const_data_ptr<uint8_t>(), image, windows, planes);
     } else {
       scatter<Add, scalar_t>(grad_output, indices, grad_input, &windows, planes, passed_over);
     }

@@ -34,24 +34,6 @@ class PhaseLayout {
     return phase(r) + (position - r) / axis_.stride;
   }
 
-  // The other way round, for tight phases that begin at phases + r * distance.
-  template <typename value_t>
-  static void merge(const value_t* phases, int64_t distance, int64_t stride, int64_t width, value_t* __restrict row) {
-    if (stride == 2) {
-      const value_t* even = phases;
-      const value_t* odd = phases + distance;
-      for (int64_t q = 0; q < width / 2; ++q) {
-        row[2 * q] = even[q];
-        row[2 * q + 1] = odd[q];
-      }
-      if (width % 2 == 1) row[width - 1] = even[width / 2];
-      return;
-    }
-    for (int64_t r = 0; r < std::min(stride, width); ++r) {
-      for (int64_t q = 0; q * stride + r < width; ++q) row[q * stride + r] = phases[r * distance + q];
-    }
-  }
-
   // row [axis.input] -> phases [size()], whose other elements are left as they are
   template <typename value_t>
   void split(const value_t* row, value_t* phases) const {

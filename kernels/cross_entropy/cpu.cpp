@@ -3,7 +3,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cross_entropy/denominator.h"
 #include "cross_entropy/sweep.h"
 #include "fastseg/arguments.h"
 #include "fastseg/huge_pages.h"

@@ -48,27 +48,14 @@ class Outside {
   std::atomic<bool> found_{false};
 };
 
-// Into how many parts the channels of an image are cut: interleaved ones only if there are fewer images than threads.
-inline int64_t parts_of_channels(const Planes& planes) {
-  if (!planes.channels_last) return planes.channels;
-  return ceil_divide(torch::stable::get_num_threads(), std::max<int64_t>(1, planes.images));
-}
-
-// Calls body(state, image, first channel, end channel) for planes one after the other, or for images if their
-// pixels are interleaved, or for parts of the channels of these. start() makes a thread's state. No way mixes planes.
+// Calls body(state, number) for planes one after the other, or for images if their pixels are interleaved. start() makes
+// a thread's state.
 template <typename Start, typename Body>
 void for_each_block(const Planes& planes, const Start& start, const Body& body) {
-  const int64_t even = ceil_divide(planes.channels, parts_of_channels(planes));
-  const int64_t block = planes.channels_last ? round_up(even) : 1;
-  const int64_t blocks = ceil_divide(planes.channels, block);
-  const int64_t items = planes.images * blocks;
-  parallel_slices(items, slice_count(items), [&](int64_t, int64_t begin, int64_t end) {
+  const int64_t blocks = planes.channels_last ? planes.images : planes.images * planes.channels;
+  parallel_slices(blocks, slice_count(blocks), [&](int64_t, int64_t begin, int64_t end) {
     auto state = start();
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t first = item % blocks * block;
-      body(state, item / blocks, first, std::min(first + block, planes.channels));
-    }
-    simd::stream_fence();
+    for (int64_t number = begin; number < end; ++number) body(state, number);
   });
 }
 
@@ -129,12 +116,11 @@ class Places {
   std::vector<int64_t> row_;
 };
 
-// Calls body(i, c, place) for every index of channels c in [first, end) of an image or plane [rows, columns,
-// step], of which it is element i. A place outside the plane is told to `outside` instead.
+// Calls body(i, c, place) for every index of an image or plane [rows, columns, step], of which it is element i, in
+// channel c. A place outside the plane is told to `outside` instead.
 template <typename index_t, typename Body>
 FASTSEG_INLINE void for_each_place(Places<index_t>& places, const index_t* indices, int64_t rows, int64_t columns,
-                                   int64_t step, int64_t first, int64_t end, int64_t plane, Outside& outside,
-                                   const Body& body) {
+                                   int64_t step, int64_t plane, Outside& outside, const Body& body) {
   bool all_inside = true;
   int64_t wrong = 0;
   const auto visit = [&](int64_t i, int64_t c, int64_t place) {
@@ -153,7 +139,7 @@ FASTSEG_INLINE void for_each_place(Places<index_t>& places, const index_t* indic
       continue;
     }
     for (int64_t ox = 0; ox < columns; ++ox) {
-      for (int64_t c = first; c < end; ++c) visit(at + ox * step + c, c, row[ox * step + c]);
+      for (int64_t c = 0; c < step; ++c) visit(at + ox * step + c, c, row[ox * step + c]);
     }
   }
   if (!all_inside) outside.found(wrong);
@@ -180,32 +166,19 @@ void scatter_by(const Tensor& pooled, const Tensor& indices, const Tensor& image
   const auto start = [&] {
     return State{Places<index_t>(windows, columns, step), std::vector<pixel_t>(kInPlace ? 0 : plane * step)};
   };
-  const bool cleared = kInPlace && planes.channels_last && parts_of_channels(planes) > 1;
-  if (cleared) {  // at once: part by part it is slow
-    parallel_rows(planes.images * plane, step, [&](int64_t begin, int64_t end) {
-      std::fill(pixels + begin * step, pixels + end * step, scalar_t(0));
-    });
-  }
-  for_each_block(planes, start, [&](State& state, int64_t number, int64_t first, int64_t end) {
-    if (!planes.channels_last) number = number * planes.channels + first, first = 0, end = 1;
+  for_each_block(planes, start, [&](State& state, int64_t number) {
     const int64_t at = number * rows * columns * step;
     scalar_t* result = pixels + number * plane * step;
     pixel_t* to;
     if constexpr (kInPlace) to = result;
     else to = state.sums.data();
-    if (!cleared && end - first == step) {
-      std::fill(to, to + plane * step, pixel_t(0));
-    } else if (!cleared) {
-      for (int64_t p = 0; p < plane; ++p) std::fill(to + p * step + first, to + p * step + end, pixel_t(0));
-    }
-    for_each_place(state.places, all_indices + at, rows, columns, step, first, end, plane, outside,
+    std::fill(to, to + plane * step, pixel_t(0));
+    for_each_place(state.places, all_indices + at, rows, columns, step, plane, outside,
                    [&](int64_t i, int64_t c, int64_t place) {
                      combine_t::combine(static_cast<pixel_t>(values[at + i]), &to[place * step + c]);
                    });
     if constexpr (!kInPlace) {
-      for (int64_t p = 0; p < plane; ++p) {
-        for (int64_t c = first; c < end; ++c) result[p * step + c] = static_cast<scalar_t>(to[p * step + c]);
-      }
+      for (int64_t p = 0; p < plane * step; ++p) result[p] = static_cast<scalar_t>(to[p]);
     }
   });
 }
@@ -229,31 +202,12 @@ void gather(const Tensor& image, const Tensor& indices, const Tensor& pooled, co
   scalar_t* values = pooled.mutable_data_ptr<scalar_t>();
   const int64_t rows = pooled.size(2), columns = pooled.size(3), plane = image.size(2) * image.size(3);
   const int64_t step = planes.channels_last ? planes.channels : 1;
-  // to[i] = pixel_of(i) of every place, if all are inside.
-  const auto pick = [&](const int64_t* places, int64_t count, scalar_t* to, const auto& pixel_of) {
-    uint64_t largest = 0;
-    for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<uint64_t>(places[i]));
-    if (largest >= static_cast<uint64_t>(plane)) return outside.found(static_cast<int64_t>(largest));
-    for (int64_t i = 0; i < count; ++i) to[i] = pixel_of(i);
-  };
-  // Rows of int64 indices follow one another.
-  const int64_t length = sizeof(index_t) == 8 && step == 1 ? rows * columns : columns;
-  const auto start = [&] { return Places<index_t>(windows, length, step); };
-  for_each_block(planes, start, [&](Places<index_t>& places, int64_t number, int64_t first, int64_t end) {
-    if (!planes.channels_last) number = number * planes.channels + first;
+  const auto start = [&] { return Places<index_t>(windows, columns, step); };
+  for_each_block(planes, start, [&](Places<index_t>& places, int64_t number) {
     const int64_t at = number * rows * columns * step;
     const scalar_t* from = pixels + number * plane * step;
-    for (int64_t i = 0; i < rows * columns; i += length) {
-      const int64_t* row = places.row(all_indices + at, i / length);
-      scalar_t* to = values + at + i * step;
-      if (step == 1) {
-        pick(row, length, to, [&](int64_t j) { return from[row[j]]; });
-        continue;
-      }
-      for (int64_t ox = 0; ox < columns; ++ox, row += step, to += step) {
-        pick(row + first, end - first, to + first, [&](int64_t c) { return from[row[first + c] * step + first + c]; });
-      }
-    }
+    for_each_place(places, all_indices + at, rows, columns, step, plane, outside,
+                   [&](int64_t i, int64_t c, int64_t place) { values[at + i] = from[place * step + c]; });
   });
 }
 

@@ -160,7 +160,7 @@ class Slice {
     if constexpr (most > 1) {
       if (steps < most) return dispatch_steps<most - 1>(steps, run);
     }
-    return run(fastseg::constant<most>());
+    return run(std::integral_constant<int, most>());
   }
 
   void zero_losses(const Block& block, int64_t y) {

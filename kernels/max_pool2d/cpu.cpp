@@ -28,33 +28,23 @@ class Pool {
                               int64_t step, const Empty& empty, const Load& load) {
     scalar_t* output = output_.next(count);
     index_t* indices = indices_.next(count);
-    for_lanes(count, [&](int64_t i, auto vectors) {
-      simd::vec<compute_t> best[vectors];
-      Labels<compute_t> labels[vectors];
-      for (int v = 0; v < vectors; ++v) {
-        best[v] = simd::splat(-std::numeric_limits<compute_t>::infinity());
-        labels[v] = empty(i + v * kLanes);
-      }
+    for (int64_t i = 0; i < count; i += kLanes) {
+      simd::vec<compute_t> best = simd::splat(-std::numeric_limits<compute_t>::infinity());
+      Labels<compute_t> labels = empty(i);
       taps.for_each(first, end, [&](const value_t* values, int32_t label) {
-        for (int v = 0; v < vectors; ++v) {
-          const simd::vec<compute_t> value = load(values + i + v * kLanes);
-          const auto taken = (value > best[v]) | (value != value);  // the last NaN, else the first maximum
-          best[v] = simd::select(taken, value, best[v]);
-          labels[v] = simd::select(taken, splat_label<compute_t>(label), labels[v]);
-        }
+        const simd::vec<compute_t> value = load(values + i);
+        const auto taken = (value > best) | (value != value);  // the last NaN, else the first maximum
+        best = simd::select(taken, value, best);
+        labels = simd::select(taken, splat_label<compute_t>(label), labels);
       });
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t lane = i + v * kLanes;
-        simd::store(output + lane, best[v]);
-        if constexpr (sizeof(index_t) == 1) {
-          simd::store(indices + lane, simd::convert<simd::u8x16>(labels[v]));
-        } else {
-          const simd::i64x16 further = simd::convert<simd::i64x16>(simd::lane_index()) * step;
-          const simd::i64x16 index = simd::convert<simd::i64x16>(labels[v]) + further + (origin + lane * step);
-          simd::store(indices + lane, index);
-        }
+      simd::store(output + i, best);
+      if constexpr (sizeof(index_t) == 1) {
+        simd::store(indices + i, simd::convert<simd::u8x16>(labels));
+      } else {
+        const simd::i64x16 further = simd::convert<simd::i64x16>(simd::lane_index()) * step;
+        simd::store(indices + i, simd::convert<simd::i64x16>(labels) + further + (origin + i * step));
       }
-    });
+    }
   }
 
   void finish() {

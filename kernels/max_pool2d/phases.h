@@ -37,29 +37,13 @@ class PhaseLayout {
   // row [axis.input] -> phases [size()], whose other elements are left as they are
   template <typename value_t>
   void split(const value_t* row, value_t* phases) const {
-    if (axis_.stride == 1) {
-      std::memcpy(phases + phase(0), row, in_phase(0) * sizeof(value_t));
-    } else if (axis_.stride == 2) {
-      split_pairs(row, phases + phase(0), phases + phase(1));
-    } else {
-      for (int64_t r = 0; r < axis_.stride; ++r) {
-        value_t* to = phases + phase(r);
-        for (int64_t q = 0; q < in_phase(r); ++q) to[q] = row[q * axis_.stride + r];
-      }
+    for (int64_t r = 0; r < axis_.stride; ++r) {
+      value_t* __restrict to = phases + phase(r);
+      for (int64_t q = 0; q < in_phase(r); ++q) to[q] = row[q * axis_.stride + r];
     }
   }
 
  private:
-  template <typename value_t>
-  void split_pairs(const value_t* row, value_t* __restrict even, value_t* __restrict odd) const {
-    const int64_t pairs = std::min(in_phase(0), in_phase(1));
-    for (int64_t q = 0; q < pairs; ++q) {
-      even[q] = row[2 * q];
-      odd[q] = row[2 * q + 1];
-    }
-    for (int64_t q = pairs; q < in_phase(0); ++q) even[q] = row[2 * q];
-  }
-
   Axis axis_;
   int64_t margin_, length_;
   std::vector<int64_t> in_phase_;

@@ -1,5 +1,5 @@
 // Between pooled elements and the pixels their indices point at, one after the other: `scatter` goes one way, `gather`
-// the other. Windows of 2x2 side by side have a way of their own (quads.h), and so have the gradients of many interleaved
+// the other. Windows of 2x2 side by side have a way of their own (quads.h), and so have gradients of many interleaved
 // channels (`spread`, below).
 #pragma once
 
@@ -48,8 +48,8 @@ class Outside {
   std::atomic<bool> found_{false};
 };
 
-// Calls body(state, number) for planes one after the other, or for images if their pixels are interleaved. start() makes
-// a thread's state.
+// Calls body(state, number) for planes one after the other, or for images if their pixels are interleaved. start()
+// makes a thread's state.
 template <typename Start, typename Body>
 void for_each_block(const Planes& planes, const Start& start, const Body& body) {
   const int64_t blocks = planes.channels_last ? planes.images : planes.images * planes.channels;
@@ -59,8 +59,8 @@ void for_each_block(const Planes& planes, const Start& start, const Body& body) 
   });
 }
 
-// The indices of one image or plane as positions in the plane, row by row; -1 for an offset that is no pixel of its window
-// and for an index of a window without a pixel.
+// The indices of one image or plane as positions in the plane, row by row; -1 for an offset that is no pixel of its
+// window and for an index of a window without a pixel.
 template <typename index_t>
 class Places {
  public:
@@ -305,20 +305,18 @@ void spread(const scalar_t* pooled, const index_t* indices, scalar_t* image, con
       }
       for (int64_t x = 0; x < width; ++x) {
         scalar_t* pixels = output.next(channels);
-        for_lanes(channels, [&](int64_t i, auto vectors) {
-          simd::vec<compute_t> sums[vectors]{};
+        for (int64_t i = 0; i < channels; i += kLanes) {
+          simd::vec<compute_t> sum{};
           for (const CoverRow<scalar_t>& cover : rows) {
             for (const TapColumn* column = covers.data() + first[x]; column < covers.data() + first[x + 1]; ++column) {
-              const auto label = splat_label<compute_t>(cover.label + column->label);
-              for (int v = 0; v < vectors; ++v) {
-                const int64_t at = column->offset + i + v * kLanes;
-                const auto hit = load_labels<compute_t>(cover.labels + at) == label;
-                sums[v] += simd::keep_where(hit, load_before(cover.values + at, past_end));
-              }
+              const int64_t at = column->offset + i;
+              const auto wanted = splat_label<compute_t>(cover.label + column->label);
+              const auto hit = load_labels<compute_t>(cover.labels + at) == wanted;
+              sum += simd::keep_where(hit, load_before(cover.values + at, past_end));
             }
           }
-          for (int v = 0; v < vectors; ++v) simd::store(pixels + i + v * kLanes, sums[v]);
-        });
+          simd::store(pixels + i, sum);
+        }
       }
     }
     output.finish();

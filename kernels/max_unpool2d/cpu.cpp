@@ -19,8 +19,8 @@ namespace {
       "a pooling with this geometry");
 }
 
-// Calls body(quads) if int64 indices may come from a pooling with windows of 2x2 side by side, as most do. The result is
-// whether they do come from there, as body finds out; if not, everything it wrote is to be written again.
+// Calls body(quads) if int64 indices may come from a pooling with windows of 2x2 side by side, as most do. The result
+// is whether they do come from there, as body finds out; if not, everything it wrote is to be written again.
 template <typename Body>
 bool as_quads(const Tensor& image, const Tensor& pooled, const Tensor& indices, const Planes& planes,
               const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,

@@ -35,8 +35,9 @@ __device__ void update(element_t* element, const After& after) {
   }
 }
 
-// A block takes a plane, clears it and copies its inputs in row-major order, one per thread and round. Where several of a round point at one element, that element first serves to find the last of
-// them. Returns at once unless *misplaced is raised or null.
+// A block takes a plane, clears it and copies its inputs in row-major order, one per thread and round. Where several of
+// a round point at one element, that element first serves to find the last of them. Returns at once unless *misplaced
+// is raised or null.
 template <typename element_t, typename index_t>
 __global__ void __launch_bounds__(scatter_threads)
     scatter_kernel(const element_t* __restrict__ input,  // [outer, sources, inner]
@@ -78,8 +79,8 @@ __global__ void __launch_bounds__(scatter_threads)
 template <typename element_t, typename index_t>
 cudaError_t launch_scatter(const element_t* input, const index_t* indices, element_t* output, const PoolShape& shape,
                            const unsigned* misplaced, cudaStream_t stream) {
-  return launch_over_planes(shape.outer * shape.inner, scatter_threads, stream, scatter_kernel<element_t, index_t>, input,
-                            indices, output, shape.outer, shape.rows, shape.columns, shape.inner, misplaced);
+  return launch_over_planes(shape.outer * shape.inner, scatter_threads, stream, scatter_kernel<element_t, index_t>,
+                            input, indices, output, shape.outer, shape.rows, shape.columns, shape.inner, misplaced);
 }
 
 }  // namespace

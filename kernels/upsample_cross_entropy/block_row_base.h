@@ -1,5 +1,5 @@
-// The labels and weights of a block's pixels in one output row, and what the arithmetic there does not owe to the number
-// of steps or to the task: see block_row.h.
+// The labels and weights of a block's pixels in one output row, and what the arithmetic there does not owe to the
+// number of steps or to the task: see block_row.h.
 #pragma once
 
 #include "problem.h"

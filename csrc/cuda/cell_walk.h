@@ -88,4 +88,18 @@ cudaError_t launch_over_cells(const Cells& cells, cudaStream_t stream, void (*ke
   return cudaGetLastError();
 }
 
+// Launches kernel(arguments...) with blocks that take a plane at a time, few enough to return quickly if there is
+// nothing to do.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_over_planes(int64_t planes, int threads, cudaStream_t stream,
+                               void (*kernel)(Parameters...), Arguments... arguments) {
+  int processors = 0;
+  if (cudaError_t error = count_processors(processors)) return error;
+  if (planes == 0) return cudaSuccess;
+  const int64_t most = int64_t{4} * processors;
+  const unsigned blocks = static_cast<unsigned>(planes < most ? planes : most);
+  FASTSEG_LAUNCH(kernel, dim3(blocks), dim3(threads), 0, stream, arguments...);
+  return cudaGetLastError();
+}
+
 }  // namespace fastseg::cuda

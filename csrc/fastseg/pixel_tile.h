@@ -5,7 +5,8 @@
 //   for_each_tile(...)             cuts [N, P] into tiles
 //   TileAccess::visit(...)         hands a body one tile: `load(c, i)` 16 logits, `store(c, i, lanes)` gradients
 //   load_labels(...)               (labels.h) the tile's labels as int32, -1 where the pixel is ignored
-//   tile_maximum, tile_softmax     (tile_softmax.h) largest logit and exponentials of every pixel
+//   for_each_group(...)            walks its pixels, as many at a time as fit the registers
+// tile_softmax.h makes largest logits and exponentials of it.
 // Memory beyond the tensor is never touched: a partial tile is padded in scratch with zero logits and ignored
 // labels.
 #pragma once
@@ -26,7 +27,7 @@ namespace fastseg {
 
 constexpr int kRowPadding = 16;  // keeps the scratch rows of one pixel out of the same cache set
 
-// Pixels in a tile: one group of tile_softmax.h, so that it stays in the first-level cache. Few classes get more
+// Pixels in a tile: one group of for_each_group(), so that it stays in the first-level cache. Few classes get more
 // groups, because each step over a tile waits for the one before it; very many get fewer pixels, where two tiles (this
 // one and the one on its way) would not fit the second-level cache.
 constexpr int tile_pixels(int64_t classes) {
@@ -125,6 +126,33 @@ struct Tile {
   }
   FASTSEG_INLINE void prefetch(int64_t c, int i) const { ahead.prefetch(c, i); }
 };
+
+// Vectors of 16 pixels whose running maximum and sum stay in registers. (Eight are no faster under
+// AVX-512, and leave the tiles of many classes, which are smaller, to single vectors.)
+constexpr int kGroup = simd::kRegisterBytes > 16 ? 4 : 2;
+
+// Calls body(first_pixel, constant<vectors>) over the tile's pixels, in groups that fit the registers. Write bodies as
+// FASTSEG_ALWAYS_INLINE lambdas on copies of the tile and of numbers: whatever they reach through a reference is read
+// again after every store, because a streaming store might have changed it.
+template <int vectors>
+using constant = std::integral_constant<int, vectors>;
+
+template <typename Body>
+FASTSEG_INLINE void for_each_group(int tile, const Body& body) {
+  int i = 0;
+  for (; i + kGroup * kLanes <= tile; i += kGroup * kLanes) body(i, constant<kGroup>());
+  for (; i < tile; i += kLanes) body(i, constant<1>());
+}
+
+// Gradients of a whole group, two vectors at a time: half types leave as whole cache lines.
+template <typename scalar_t, typename vector_t, int vectors>
+FASTSEG_INLINE void store_group(const Tile<scalar_t>& tile, int64_t c, int first, const vector_t (&gradient)[vectors]) {
+  if constexpr (vectors == 1) {
+    tile.store(c, first, gradient[0]);
+  } else {
+    for (int v = 0; v < vectors; v += 2) tile.store(c, first + v * kLanes, gradient[v], gradient[v + 1]);
+  }
+}
 
 // Moves tiles between memory and one thread's scratch.
 template <typename scalar_t>
@@ -257,5 +285,3 @@ class TileAccess {
 };
 
 }  // namespace fastseg
-
-#include "fastseg/tile_softmax.h"

@@ -104,46 +104,20 @@ FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
 }
 FASTSEG_INLINE f64x16 exp_nonpositive(f64x16 x) { return exp(x); }
 
-// 2^x for x in [-126, 127], NaN kept. Relative error 3e-6 of degree 4, which is less than a fiftieth of half a unit in
-// the last place of a half type, and 2e-7 of degree 5. AVX-512 takes fewer steps than exp_in_range(), and goes on to 0
-// and inf.
-template <int degree>
-FASTSEG_INLINE f32x16 exp2(f32x16 x) {
-  static_assert(degree == 4 || degree == 5);
-#if defined(__AVX512DQ__)
-  const f32x16 r = bit_cast<f32x16>(_mm512_maskz_reduce_ps(0xffff, bit_cast<__m512>(x), 1));  // x - floor(x)
-  f32x16 p;  // 2^r on [0, 1), of least relative error with constant term 1
-  if constexpr (degree == 4) {
-    p = r * 1.3426862e-2f + 5.2242193e-2f;
-    p = p * r + 2.4128030e-1f;
-    p = p * r + 6.9304484e-1f;
-  } else {
-    p = r * 1.8705351e-3f + 9.0114530e-3f;
-    p = p * r + 5.5801757e-2f;
-    p = p * r + 2.4016488e-1f;
-    p = p * r + 6.9315124e-1f;
-  }
-  p = p * r + 1.0f;
-  return bit_cast<f32x16>(_mm512_maskz_scalef_ps(0xffff, bit_cast<__m512>(p), bit_cast<__m512>(x)));  // p 2^floor(x)
-#else
-  return exp_in_range(x * 0.693147181f);
-#endif
-}
-
-// e^x for x in [-87.3, 88.3] to the digits of the half types, NaN kept.
-FASTSEG_INLINE f32x16 exp_to_half_digits(f32x16 x) {
-#if defined(__AVX512DQ__)
-  return exp2<4>(x * kLog2e);
-#else
-  return exp_in_range(x);
-#endif
-}
-
-// exp_nonpositive() to the digits of scalar_t.
+// exp_nonpositive() to the digits of scalar_t. For half types AVX-512 takes fewer steps: relative error 3e-6, which is
+// less than a fiftieth of half a unit in the last place of such a type, for x >= -87.3.
 template <typename scalar_t, typename vector_t>
 FASTSEG_INLINE vector_t exp_of_logits(vector_t x) {
 #if defined(__AVX512DQ__)
-  if constexpr (sizeof(scalar_t) == 2) return exp_to_half_digits(x);
+  if constexpr (sizeof(scalar_t) == 2) {
+    const __m512 scaled = bit_cast<__m512>(x * kLog2e);
+    const f32x16 r = bit_cast<f32x16>(_mm512_maskz_reduce_ps(0xffff, scaled, 1));  // scaled - floor(scaled)
+    f32x16 p = r * 1.3426862e-2f + 5.2242193e-2f;  // 2^r on [0, 1), of least relative error with constant term 1
+    p = p * r + 2.4128030e-1f;
+    p = p * r + 6.9304484e-1f;
+    p = p * r + 1.0f;
+    return bit_cast<f32x16>(_mm512_maskz_scalef_ps(0xffff, bit_cast<__m512>(p), scaled));  // p 2^floor(scaled)
+  }
 #endif
   return exp_nonpositive(x);
 }

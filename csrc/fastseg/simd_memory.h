@@ -330,31 +330,6 @@ FASTSEG_INLINE uint32_t mask_bits(mask_t mask) {
   }
 }
 
-// Lanes chosen by bits, as mask_bits() gives them.
-struct LaneBits {
-  uint32_t bits;
-};
-template <typename vector_t>
-FASTSEG_INLINE vector_t select(LaneBits mask, vector_t chosen, vector_t other) {
-  if constexpr (is_pair<vector_t>) {
-    const LaneBits high{mask.bits >> lanes_of<half_of<vector_t>>};
-    return {select(mask, chosen.low, other.low), select(high, chosen.high, other.high)};
-  } else {
-#if defined(__AVX512F__)
-    if constexpr (std::is_same_v<vector_t, f32x16>) {
-      return bit_cast<f32x16>(_mm512_mask_blend_ps(mask.bits, bit_cast<__m512>(other), bit_cast<__m512>(chosen)));
-    } else {
-      return bit_cast<vector_t>(_mm512_mask_blend_pd(mask.bits, bit_cast<__m512d>(other), bit_cast<__m512d>(chosen)));
-    }
-#else
-    using bits_t = mask_of<vector_t>;
-    constexpr lane_of<bits_t> kBits[kLanes] = {1, 2, 4, 8, 16, 32, 64, 128};  // no register has more lanes
-    const bits_t bit = detail::read<bits_t>(kBits);
-    return select((bit & static_cast<lane_of<bits_t>>(mask.bits)) == bit, chosen, other);
-#endif
-  }
-}
-
 // True if any lane of a comparison's result is set.
 template <typename mask_t>
 FASTSEG_INLINE bool any(mask_t mask) {

@@ -3,39 +3,11 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "fastseg/pixel_tile.h"
 #include "fastseg/simd.h"
 
 namespace fastseg {
-
-// Vectors of 16 pixels whose running maximum and sum stay in registers. (Eight are no faster under
-// AVX-512, and leave the tiles of many classes, which are smaller, to single vectors.)
-constexpr int kGroup = simd::kRegisterBytes > 16 ? 4 : 2;
-
-// Calls body(first_pixel, constant<vectors>) over the tile's pixels, in groups that fit the registers. Write bodies as
-// FASTSEG_ALWAYS_INLINE lambdas on copies of the tile and of numbers: whatever they reach through a reference is read
-// again after every store, because a streaming store might have changed it.
-template <int vectors>
-using constant = std::integral_constant<int, vectors>;
-
-template <typename Body>
-FASTSEG_INLINE void for_each_group(int tile, const Body& body) {
-  int i = 0;
-  for (; i + kGroup * kLanes <= tile; i += kGroup * kLanes) body(i, constant<kGroup>());
-  for (; i < tile; i += kLanes) body(i, constant<1>());
-}
-
-// Gradients of a whole group, two vectors at a time: half types leave as whole cache lines.
-template <typename scalar_t, typename vector_t, int vectors>
-FASTSEG_INLINE void store_group(const Tile<scalar_t>& tile, int64_t c, int first, const vector_t (&gradient)[vectors]) {
-  if constexpr (vectors == 1) {
-    tile.store(c, first, gradient[0]);
-  } else {
-    for (int v = 0; v < vectors; v += 2) tile.store(c, first + v * kLanes, gradient[v], gradient[v + 1]);
-  }
-}
 
 // maximum[i] = largest logit of pixel i; NaN logits are passed over (they come back as NaN exponentials). The one look
 // at the logits in memory: they are left, widened, in `rows`. From the last class to the first: rows a power of two
@@ -54,8 +26,8 @@ FASTSEG_INLINE void tile_maximum(Tile<scalar_t> tile, int64_t classes, int pixel
   });
 }
 
-constexpr int64_t kSumBlock =
-    32;  // sums over many classes go in two levels, so that their error does not grow with C
+// Sums over many classes go in two levels, so that their error does not grow with C.
+constexpr int64_t kSumBlock = 32;
 
 // rows[c][i], the logits that tile_maximum() left, become e^(logit - maximum[i]); sum[i] = their sum over c.
 // each(c, i, shifted logits, exponentials) sees every vector of 16 pixels from i on as it passes. The next tile is

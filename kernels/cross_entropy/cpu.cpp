@@ -3,7 +3,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cross_entropy/denominator.h"
 #include "cross_entropy/sweep.h"
 #include "fastseg/arguments.h"
 #include "fastseg/huge_pages.h"
@@ -51,15 +50,6 @@ bool takes_mean(const Options& options) {
   return options.reduction == kMean || options.reduction == kMeanOfCount;
 }
 
-// The weight that a mean divides by. Of two classes `bits` keeps the labels, which are then read once.
-template <typename scalar_t>
-double read_denominator(Problem<scalar_t>& problem, std::optional<Scratch<LabelBits>>& bits) {
-  if (!is_of_two_classes(problem)) return count_denominator(problem);
-  bits.emplace(problem.images * ceil_divide(problem.pixels, LabelBits::kTile));
-  problem.label_bits = bits->get();
-  return read_label_bits(problem, bits->get());
-}
-
 double mean_scale(const Options& options, double denominator) {
   return options.zero_if_empty && denominator == 0 ? 0.0 : 1 / denominator;
 }
@@ -95,9 +85,8 @@ void forward(const Tensor& input, const Tensor& target, std::optional<Tensor> we
     Problem<scalar_t> problem = problem_of<scalar_t>(arguments, walk, with_gradient);
     if (reduction == kNone)
       problem.pixel_loss = dense_output<accumulate_t>(loss, problem.images * problem.pixels, "loss");
-    std::optional<Scratch<LabelBits>> bits;
     if (with_gradient && takes_mean(arguments.options))
-      problem.scale = mean_scale(arguments.options, read_denominator(problem, bits));
+      problem.scale = mean_scale(arguments.options, count_denominator(problem));
     finish(problem, sweep(problem), loss, denominator);
   });
 }

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cross_entropy/target_tiles.h"
-#include "fastseg/pixel_tile.h"
+#include "fastseg/tile_softmax.h"
 
 namespace fastseg::probability_targets {
 

@@ -18,14 +18,6 @@ struct Options {
   bool inert_ignored;  // an ignored pixel has gradient 0 whatever it holds; otherwise NaN of NaN, as in stock PyTorch
 };
 
-// The labels of a tile of two classes, a bit each, of every 16 pixels the first lowest.
-struct alignas(64) LabelBits {
-  static constexpr int kTile = tile_pixels(2);
-  static constexpr int kVectors = kTile / kLanes;
-  uint16_t valid[kVectors];   // not ignored
-  uint16_t second[kVectors];  // of the second class
-};
-
 // One call, its tensors as pointers. accumulate_t is float, double for fp64.
 template <typename scalar_t>
 struct Problem {
@@ -34,7 +26,6 @@ struct Problem {
   PixelView<const scalar_t> logits;  // [N, C, P]
   PixelView<scalar_t> gradient;      // [N, C, P] or null: not wanted
   LabelView labels;                  // [N, P]
-  const LabelBits* label_bits;       // [N, ceil(P / T)] the same, of two classes, or null: not read yet
   const accumulate_t* class_weight;  // [C] or null
   const accumulate_t* pixel_weight;  // [N, P] or null
   const accumulate_t* grad_output;   // [N, P] without reduction, [1] with one; null stands for 1

@@ -7,6 +7,7 @@
 
 #include "cross_entropy/problem.h"
 #include "cross_entropy/two_classes.h"
+#include "fastseg/tile_softmax.h"
 
 namespace fastseg::cross_entropy {
 
@@ -23,10 +24,8 @@ class Sweep {
         access_(problem.logits, problem.gradient, problem.classes),
         tile_(access_.tile()),
         numbers_(tile_),
-        plain_(problem.plain()),
         smoothing_(static_cast<accumulate_t>(problem.options.label_smoothing / problem.classes)),
         weight_total_(0) {
-    if (plain_) numbers_.label_excess = numbers_.sum;
     for (int64_t c = 0; c < problem.classes; ++c) weight_total_ += weight_of(c);
   }
 
@@ -34,7 +33,7 @@ class Sweep {
     for_each_tile(begin, end, problem_.pixels, tile_, [&](int64_t image, int64_t first, int count) {
       const int64_t position = image * problem_.pixels + first;
       sums_.labels_in_range &= load_labels(problem_.labels, position, count, tile_, numbers_.labels);
-      if (!plain_) load_weights(position, count);
+      load_weights(position, count);
       access_.visit(image, first, count, [&](const Tile<scalar_t>& tile) { one_tile(tile, position, count); });
     });
     sums_.loss = simd::reduce_add(loss_);
@@ -75,14 +74,13 @@ class Sweep {
     tile_maximum(tile, problem_.classes, tile_, numbers_.maximum);
     load_target_logits();
     exponentials(tile);
-    plain_ ? plain_formulas() : pixel_formulas(position, count);
+    pixel_formulas(position, count);
     if (problem_.gradient.data) write_gradient(tile);
   }
 
   void load_target_logits() {
     const accumulate_t* rows = access_.rows();
     const int64_t stride = access_.row_stride();
-    one_label_each_ = true;
     for (int i = 0; i < tile_; i += kLanes) {
       const int32_t common = common_label(numbers_.labels + i);
       numbers_.common_labels[i / kLanes] = common;
@@ -90,7 +88,6 @@ class Sweep {
         simd::store(numbers_.target_logit + i, simd::load(rows + common * stride + i));
         continue;
       }
-      one_label_each_ = false;
       for (int k = i; k < i + kLanes; ++k)
         numbers_.target_logit[k] = rows[std::max(numbers_.labels[k], 0) * stride + k];
     }
@@ -134,33 +131,7 @@ class Sweep {
     }
   }
 
-  FASTSEG_INLINE mask_t is_label(int64_t c, int i) const {
-    const simd::i32x16 same = simd::load(numbers_.labels + i) == simd::splat(static_cast<int32_t>(c));
-    return simd::convert<mask_t>(same);
-  }
-
-  // From the sums of every pixel to its loss and to the scale of its gradient, in what is plain().
-  void plain_formulas() {
-    const accumulate_t scale = problem_.plain_scale();
-    // One logarithm serves all vectors of a group: that of the product of their sums, at most C^4.
-    for_each_group(tile_, [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
-      const vector_t one = simd::splat(accumulate_t(1));
-      vector_t behind{}, count{}, product = one;
-      for (int i = first; i < first + vectors * kLanes; i += kLanes) {
-        const mask_t valid = is_valid(i);
-        const vector_t sum = simd::load(numbers_.sum + i);
-        simd::store(numbers_.scale + i, simd::keep_where(valid, simd::splat(scale)) / sum);
-        product *= simd::select(valid, sum, one);
-        const vector_t target_logit = simd::load(numbers_.target_logit + i);
-        behind += simd::keep_where(valid, simd::load(numbers_.maximum + i) - target_logit);
-        count += simd::keep_where(valid, one);
-      }
-      loss_ += simd::convert<simd::f64x16>(behind + simd::log_finite(product));
-      denominator_ += simd::convert<simd::f64x16>(count);
-    });
-  }
-
-  // The same in general, with the three factors of the gradient.
+  // From the sums of every pixel to its loss and to the three factors of its gradient.
   void pixel_formulas(int64_t position, int count) {
     const bool focal = problem_.options.gamma != 0;
     const accumulate_t smoothed = static_cast<accumulate_t>(1 - problem_.options.label_smoothing);
@@ -257,23 +228,14 @@ class Sweep {
 
   void write_gradient(const Tile<scalar_t>& tile) const {
     if (problem_.options.inert_ignored) clear_ignored();
-    // The label's term: subtracted beforehand where it belongs, or compared in passing where runs of 16 pixels have
-    // several labels and the classes are few.
-    if (one_label_each_ || problem_.classes > kFewClasses) {
-      subtract_labels();
-      smoothing_ == 0 ? write_rows<false, false>(tile) : write_rows<false, true>(tile);
-    } else {
-      smoothing_ == 0 ? write_rows<true, false>(tile) : write_rows<true, true>(tile);
-    }
-  }
-
-  void subtract_labels() const {
+    // The label's term is subtracted beforehand where it belongs.
     const accumulate_t* excess = numbers_.label_excess;
     at_labels(
-        [&](accumulate_t* row, int i) {
-          simd::store(row, simd::load(row) - simd::keep_where(is_valid(i), simd::load(excess + i)));
+        [&](accumulate_t* run, int i) {
+          simd::store(run, simd::load(run) - simd::keep_where(is_valid(i), simd::load(excess + i)));
         },
-        [&](accumulate_t* element, int pixel) { *element -= excess[pixel]; });
+        [&](accumulate_t* exponential, int pixel) { *exponential -= excess[pixel]; });
+    smoothing_ == 0 ? write_rows<false>(tile) : write_rows<true>(tile);
   }
 
   // The places of the labels' classes in the rows: run(place of 16 pixels, i) where those have one label (or are
@@ -294,7 +256,7 @@ class Sweep {
     }
   }
 
-  template <bool compare, bool smoothed>
+  template <bool smoothed>
   void write_rows(Tile<scalar_t> tile) const {
     const accumulate_t* rows = access_.rows();
     const int64_t classes = problem_.classes, stride = access_.row_stride();
@@ -306,7 +268,6 @@ class Sweep {
         for (int v = 0; v < vectors; ++v) {
           const int i = first + v * kLanes;
           gradient[v] = simd::load(rows + c * stride + i);
-          if (compare) gradient[v] -= simd::keep_where(is_label(c, i), simd::load(numbers_.label_excess + i));
           gradient[v] *= scale[v];
           if (smoothed) gradient[v] -= weight_of(c) * simd::load(numbers_.smoothing_scale + i);
         }
@@ -315,14 +276,10 @@ class Sweep {
     });
   }
 
-  static constexpr int64_t kFewClasses = 64;
-
   const Problem<scalar_t>& problem_;
   TileAccess<scalar_t> access_;
   int tile_;
   PixelNumbers<accumulate_t> numbers_;
-  bool one_label_each_ = true;  // of the current tile: whether every run of 16 pixels has
-  bool plain_;                  // see plain_formulas()
   accumulate_t smoothing_;     // label_smoothing / C
   accumulate_t weight_total_;  // sum of the class weights
   simd::f64x16 loss_{}, denominator_{};  // sums so far
@@ -340,6 +297,36 @@ Sums sweep(const Problem<scalar_t>& problem) {
     if (is_of_two_classes(problem)) return TwoClassSweep<scalar_t>(problem).run(begin, end);
     return Sweep<scalar_t>(problem).run(begin, end);
   });
+}
+
+// What a mean divides by, before the sweep that needs it: from the labels alone, and the weights if there are any.
+template <typename scalar_t>
+double count_denominator(const Problem<scalar_t>& problem) {
+  constexpr int64_t kChunk = 1 << 12;
+  const int64_t count = problem.images * problem.pixels;
+  const bool weighted = problem.class_weight && problem.options.reduction == kMean;
+  const auto chunks = [&](int64_t begin, int64_t end) {
+    Scratch<int32_t> labels(kChunk);
+    Sums sums;
+    for (int64_t first = begin * kChunk; first < std::min(end * kChunk, count); first += kChunk) {
+      const int here = static_cast<int>(std::min(kChunk, count - first));
+      if (!weighted && !problem.pixel_weight) {
+        int64_t valid = 0;
+        sums.labels_in_range &= count_labels(problem.labels, first, here, valid);
+        sums.denominator += static_cast<double>(valid);
+        continue;
+      }
+      sums.labels_in_range &= load_labels(problem.labels, first, here, here, labels.get());
+      for (int i = 0; i < here; ++i) {
+        const int32_t label = labels.get()[i];
+        if (label < 0) continue;
+        sums.denominator += double(weighted ? problem.class_weight[label] : 1) *
+                            double(problem.pixel_weight ? problem.pixel_weight[first + i] : 1);
+      }
+    }
+    return sums;
+  };
+  return sum_of_slices(problem, ceil_divide(count, kChunk), 4, chunks).denominator;
 }
 
 }  // namespace fastseg::cross_entropy

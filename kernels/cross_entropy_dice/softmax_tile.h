@@ -1,7 +1,7 @@
 // What forward and backward of the softmax statistics have in common: the call, and the softmax of one tile.
 #pragma once
 
-#include "fastseg/pixel_tile.h"
+#include "fastseg/tile_softmax.h"
 
 namespace softmax_statistics {
 

@@ -6,7 +6,6 @@
 #include "max_pool2d/quads.h"
 #include "max_pool2d/rows.h"
 #include "max_pool2d/scatter.h"
-#include "max_pool2d/spread.h"
 #include "max_pool2d/windows.h"
 
 namespace fastseg::pooling {
@@ -29,33 +28,23 @@ class Pool {
                               int64_t step, const Empty& empty, const Load& load) {
     scalar_t* output = output_.next(count);
     index_t* indices = indices_.next(count);
-    for_lanes(count, [&](int64_t i, auto vectors) {
-      simd::vec<compute_t> best[vectors];
-      Labels<compute_t> labels[vectors];
-      for (int v = 0; v < vectors; ++v) {
-        best[v] = simd::splat(-std::numeric_limits<compute_t>::infinity());
-        labels[v] = empty(i + v * kLanes);
-      }
+    for (int64_t i = 0; i < count; i += kLanes) {
+      simd::vec<compute_t> best = simd::splat(-std::numeric_limits<compute_t>::infinity());
+      Labels<compute_t> labels = empty(i);
       taps.for_each(first, end, [&](const value_t* values, int32_t label) {
-        for (int v = 0; v < vectors; ++v) {
-          const simd::vec<compute_t> value = load(values + i + v * kLanes);
-          const auto taken = (value > best[v]) | (value != value);  // the last NaN, else the first maximum
-          best[v] = simd::select(taken, value, best[v]);
-          labels[v] = simd::select(taken, splat_label<compute_t>(label), labels[v]);
-        }
+        const simd::vec<compute_t> value = load(values + i);
+        const auto taken = (value > best) | (value != value);  // the last NaN, else the first maximum
+        best = simd::select(taken, value, best);
+        labels = simd::select(taken, splat_label<compute_t>(label), labels);
       });
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t lane = i + v * kLanes;
-        simd::store(output + lane, best[v]);
-        if constexpr (sizeof(index_t) == 1) {
-          simd::store(indices + lane, simd::convert<simd::u8x16>(labels[v]));
-        } else {
-          const simd::i64x16 further = simd::convert<simd::i64x16>(simd::lane_index()) * step;
-          const simd::i64x16 index = simd::convert<simd::i64x16>(labels[v]) + further + (origin + lane * step);
-          simd::store(indices + lane, index);
-        }
+      simd::store(output + i, best);
+      if constexpr (sizeof(index_t) == 1) {
+        simd::store(indices + i, simd::convert<simd::u8x16>(labels));
+      } else {
+        const simd::i64x16 further = simd::convert<simd::i64x16>(simd::lane_index()) * step;
+        simd::store(indices + i, simd::convert<simd::i64x16>(labels) + further + (origin + i * step));
       }
-    });
+    }
   }
 
   void finish() {
@@ -166,15 +155,16 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
       return;
     }
     const Windows windows = windows_of(grad_input, grad_output, indices, kernel_size, stride, padding, dilation);
+    const scalar_t* pooled = grad_output.const_data_ptr<scalar_t>();
+    scalar_t* image = grad_input.mutable_data_ptr<scalar_t>();
     if (are_quads(windows, planes)) {
-      const scalar_t* pooled = grad_output.const_data_ptr<scalar_t>();
-      scalar_t* image = grad_input.mutable_data_ptr<scalar_t>();
       with_quads(windows, planes, [&](const auto& quads) {
         if (windows.flat) spread_quads(pooled, indices.const_data_ptr<int64_t>(), image, quads);
         else spread_quads(pooled, indices.const_data_ptr<uint8_t>(), image, quads);
       });
-    } else if (rows_pay(windows, planes, kShortestSpread)) {
-      spread<Add, scalar_t>(grad_output, indices, grad_input, windows, planes);
+    } else if (spread_pays(windows, planes)) {
+      if (windows.flat) spread(pooled, indices.const_data_ptr<int64_t>(), image, windows, planes);
+      else spread(pooled, indices.const_data_ptr<uint8_t>(), image, windows, planes);
     } else {
       scatter<Add, scalar_t>(grad_output, indices, grad_input, &windows, planes, passed_over);
     }

@@ -124,16 +124,6 @@ __global__ void __launch_bounds__(cell_threads)
   }
 }
 
-// A gradient summed over the windows.
-template <typename scalar_t>
-struct Sum {
-  using element_t = scalar_t;
-  accumulate_t<scalar_t> total = 0;
-
-  __device__ void take(scalar_t value) { total += static_cast<accumulate_t<scalar_t>>(value); }
-  __device__ scalar_t result() const { return static_cast<scalar_t>(total); }
-};
-
 // Flat indices that may point anywhere in or outside the plane: a block takes a plane, clears it and adds the gradients
 // in row-major order, one per thread and round. Of the threads of a round that have the same target the first adds all.
 template <typename scalar_t>
@@ -206,8 +196,8 @@ template <int width, typename scalar_t, typename index_t>
 cudaError_t launch_sums(const scalar_t* grad_output, const index_t* indices, scalar_t* grad_input,
                         const PoolShape& shape, cudaStream_t stream) {
   const Cells cells{shape.outer, shape.rows.size, shape.columns.size, shape.inner / width};
-  auto kernel = gather_kernel<Sum<scalar_t>, index_t, width, 0, 0>;
-  if (shape.is_window(3, 2)) kernel = gather_kernel<Sum<scalar_t>, index_t, width, 3, 2>;
+  auto kernel = gather_kernel<scalar_t, index_t, width, 0, 0>;
+  if (shape.is_window(3, 2)) kernel = gather_kernel<scalar_t, index_t, width, 3, 2>;
   return launch_over_cells(cells, stream, kernel, grad_output, indices, grad_input, shape.rows, shape.columns,
                            shape.inner);
 }
@@ -215,8 +205,9 @@ cudaError_t launch_sums(const scalar_t* grad_output, const index_t* indices, sca
 template <typename scalar_t>
 cudaError_t launch_scatter_sums(const scalar_t* grad_output, const int64_t* indices, scalar_t* grad_input,
                                 const PoolShape& shape, cudaStream_t stream) {
-  return launch_over_planes(shape, scatter_threads, stream, scatter_sums_kernel<scalar_t>, grad_output, indices,
-                            grad_input, shape.outer, shape.window_count(), shape.element_count(), shape.inner);
+  return launch_over_planes(shape.outer * shape.inner, scatter_threads, stream, scatter_sums_kernel<scalar_t>,
+                            grad_output, indices, grad_input, shape.outer, shape.window_count(),
+                            shape.element_count(), shape.inner);
 }
 
 // Elements are copied bit by bit where there is nothing to add up.
@@ -257,7 +248,7 @@ cudaError_t launch_max_pool2d_backward(const scalar_t* grad_output, const index_
   if constexpr (std::is_same_v<index_t, int64_t>) {
     if (!shape.has_windows()) return launch_scatter_sums(grad_output, indices, grad_input, shape, stream);
   }
-  if (!shape.windows_overlap()) {
+  if (shape.is_tiled_by_two()) {
     using bits_t = typename bits<sizeof(scalar_t)>::type;
     return launch_max_unpool2d_forward(reinterpret_cast<const bits_t*>(grad_output), indices,
                                        reinterpret_cast<bits_t*>(grad_input), shape, nullptr, stream);

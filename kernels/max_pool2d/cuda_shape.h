@@ -50,13 +50,6 @@ struct PoolShape {
   bool has_packs() const {
     return channels_last && inner % width == 0;
   }
-
-  bool windows_overlap() const {
-    const auto overlap = [](const Axis& axis) {
-      return static_cast<int64_t>(axis.kernel - 1) * axis.dilation >= axis.stride;
-    };
-    return overlap(rows) || overlap(columns);
-  }
 };
 
 }  // namespace fastseg::cuda

@@ -1,9 +1,9 @@
-// Where the windows of a pooling lie, and the kernel that gathers from the windows covering an element. Shared by the
-// CUDA kernels of max_pool2d and max_unpool2d, since each one's backward reads like the other's forward.
+// Where the windows of a pooling lie, and the kernel that adds up the windows covering an element.
 #pragma once
 
 #include <type_traits>
 
+#include "cuda/accumulate.h"
 #include "cuda/cell_walk.h"
 #include "cuda/pack.h"
 #include "max_pool2d/cuda_shape.h"
@@ -51,20 +51,6 @@ struct WindowAxis : Axis {
   }
 };
 
-// Launches kernel(arguments...) with blocks that take a plane at a time, few enough to return quickly if there is
-// nothing to do.
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch_over_planes(const PoolShape& shape, int threads, cudaStream_t stream,
-                               void (*kernel)(Parameters...), Arguments... arguments) {
-  int processors = 0;
-  if (cudaError_t error = count_processors(processors)) return error;
-  const int64_t planes = shape.outer * shape.inner, most = int64_t{4} * processors;
-  if (planes == 0) return cudaSuccess;
-  const unsigned blocks = static_cast<unsigned>(planes < most ? planes : most);
-  FASTSEG_LAUNCH(kernel, dim3(blocks), dim3(threads), 0, stream, arguments...);
-  return cudaGetLastError();
-}
-
 // What the index of a window says that points at `position` by its tap `tap`.
 template <typename index_t>
 __device__ auto wanted_index(int tap, int64_t position) {
@@ -72,20 +58,20 @@ __device__ auto wanted_index(int tap, int64_t position) {
   else return position;
 }
 
-// Every element of the large plane gathers the values of the windows that point at it, in row-major order of the
-// windows, and is written once. `Combine` says what becomes of several: their sum (gradients) or the last one
-// (unpooling).
-template <typename Combine, typename index_t, int width, int fixed_kernel, int fixed_stride>
+// Every element of the large plane adds up the gradients of the windows that point at it, in row-major order of the
+// windows, and is written once.
+template <typename scalar_t, typename index_t, int width, int fixed_kernel, int fixed_stride>
 __global__ void __launch_bounds__(cell_threads, 5)  // without the 5, ptxas spills to stay below 32 registers
-    gather_kernel(CellGrid grid,                                             // over [outer, H, W, inner / width]
-                  const typename Combine::element_t* __restrict__ values,    // [outer, PH, PW, inner]
-                  const index_t* __restrict__ indices,                       // [outer, PH, PW, inner]
-                  typename Combine::element_t* __restrict__ result,          // [outer, H, W, inner]
+    gather_kernel(CellGrid grid,                              // over [outer, H, W, inner / width]
+                  const scalar_t* __restrict__ grad_output,   // [outer, PH, PW, inner]
+                  const index_t* __restrict__ indices,        // [outer, PH, PW, inner]
+                  scalar_t* __restrict__ grad_input,          // [outer, H, W, inner]
                   Axis row_axis, Axis column_axis, int inner) {
+  using value_t = accumulate_t<scalar_t>;
   constexpr int unrolled = fixed_kernel > 0 ? fixed_kernel : 1;
   const WindowAxis<fixed_kernel, fixed_stride> rows(row_axis), columns(column_axis);
   for (CellWalk at(grid); at.inside(grid); at.advance(grid)) {
-    Combine combined[width];
+    value_t sums[width] = {};
     const int64_t position = static_cast<int64_t>(at.row) * columns.size + at.column;
     const int first_row = rows.first_window(at.row), first_column = columns.first_window(at.column);
     const int row_count = rows.window_count(at.row, first_row);
@@ -102,20 +88,20 @@ __global__ void __launch_bounds__(cell_threads, 5)  // without the 5, ptxas spil
         const int64_t offset =
             (window_row * columns.windows + first_column + j) * inner + static_cast<int64_t>(at.group) * width;
         const auto index = load_pack<width>(indices + offset);
-        const auto value = load_pack<width>(values + offset);
+        const auto value = load_pack<width>(grad_output + offset);
         const auto wanted = wanted_index<index_t>(row_tap * columns.kernel_size() + column_tap, position);
 #pragma unroll
         for (int k = 0; k < width; ++k) {
-          if (index.values[k] == wanted) combined[k].take(value.values[k]);
+          if (index.values[k] == wanted) sums[k] += static_cast<value_t>(value.values[k]);
         }
       }
     }
-    Pack<typename Combine::element_t, width> pack;
+    Pack<scalar_t, width> pack;
 #pragma unroll
-    for (int k = 0; k < width; ++k) pack.values[k] = combined[k].result();
+    for (int k = 0; k < width; ++k) pack.values[k] = static_cast<scalar_t>(sums[k]);
     const int64_t plane = static_cast<int64_t>(rows.size) * columns.size;
     store_pack<width>(
-        result + (at.outer * plane + position) * inner + static_cast<int64_t>(at.group) * width, pack);
+        grad_input + (at.outer * plane + position) * inner + static_cast<int64_t>(at.group) * width, pack);
   }
 }
 

@@ -34,50 +34,16 @@ class PhaseLayout {
     return phase(r) + (position - r) / axis_.stride;
   }
 
-  // The other way round, for tight phases that begin at phases + r * distance.
-  template <typename value_t>
-  static void merge(const value_t* phases, int64_t distance, int64_t stride, int64_t width, value_t* __restrict row) {
-    if (stride == 2) {
-      const value_t* even = phases;
-      const value_t* odd = phases + distance;
-      for (int64_t q = 0; q < width / 2; ++q) {
-        row[2 * q] = even[q];
-        row[2 * q + 1] = odd[q];
-      }
-      if (width % 2 == 1) row[width - 1] = even[width / 2];
-      return;
-    }
-    for (int64_t r = 0; r < std::min(stride, width); ++r) {
-      for (int64_t q = 0; q * stride + r < width; ++q) row[q * stride + r] = phases[r * distance + q];
-    }
-  }
-
   // row [axis.input] -> phases [size()], whose other elements are left as they are
   template <typename value_t>
   void split(const value_t* row, value_t* phases) const {
-    if (axis_.stride == 1) {
-      std::memcpy(phases + phase(0), row, in_phase(0) * sizeof(value_t));
-    } else if (axis_.stride == 2) {
-      split_pairs(row, phases + phase(0), phases + phase(1));
-    } else {
-      for (int64_t r = 0; r < axis_.stride; ++r) {
-        value_t* to = phases + phase(r);
-        for (int64_t q = 0; q < in_phase(r); ++q) to[q] = row[q * axis_.stride + r];
-      }
+    for (int64_t r = 0; r < axis_.stride; ++r) {
+      value_t* __restrict to = phases + phase(r);
+      for (int64_t q = 0; q < in_phase(r); ++q) to[q] = row[q * axis_.stride + r];
     }
   }
 
  private:
-  template <typename value_t>
-  void split_pairs(const value_t* row, value_t* __restrict even, value_t* __restrict odd) const {
-    const int64_t pairs = std::min(in_phase(0), in_phase(1));
-    for (int64_t q = 0; q < pairs; ++q) {
-      even[q] = row[2 * q];
-      odd[q] = row[2 * q + 1];
-    }
-    for (int64_t q = pairs; q < in_phase(0); ++q) even[q] = row[2 * q];
-  }
-
   Axis axis_;
   int64_t margin_, length_;
   std::vector<int64_t> in_phase_;

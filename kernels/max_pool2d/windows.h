@@ -86,19 +86,6 @@ FASTSEG_INLINE Labels<compute_t> load_labels(const label_t* from) {
   return simd::convert<Labels<compute_t>>(simd::load(from));
 }
 
-// Calls body(i, constant<vectors>) for groups of `vectors` * 16 lanes that cover [0, count).
-template <typename Body>
-FASTSEG_INLINE void for_lanes(int64_t count, const Body& body) {
-#if defined(__AVX512F__)
-  constexpr int kGroup = 4;  // values and labels of a group fit the registers
-#else
-  constexpr int kGroup = 1;
-#endif
-  int64_t i = 0;
-  for (; i + kGroup * kLanes <= count; i += kGroup * kLanes) body(i, std::integral_constant<int, kGroup>());
-  for (; i < count; i += kLanes) body(i, std::integral_constant<int, 1>());
-}
-
 // The taps of 16 neighbouring outputs: windows next to each other in a plane, or channels of one window. Tap
 // (kh, kw) lies at rows[kh].values + columns[kw].offset.
 struct TapColumn {

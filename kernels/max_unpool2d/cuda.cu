@@ -1,21 +1,11 @@
 // Max unpooling on CUDA, forward and backward. See README.md, and max_pool2d/cuda_shape.h for layouts and indices.
 #include "max_unpool2d/cuda.h"
 
-#include "max_pool2d/cuda_windows.h"
+#include "cuda/pack.h"
 #include "max_unpool2d/cuda_scatter.h"
 
 namespace fastseg::cuda {
 namespace {
-
-// The last value that was taken; zero if there was none.
-template <typename element_t_>
-struct Last {
-  using element_t = element_t_;
-  element_t value = 0;
-
-  __device__ void take(element_t taken) { value = taken; }
-  __device__ element_t result() const { return value; }
-};
 
 // A 2 x 2 window of a plane [height, width], by its upper left corner, which lies inside.
 struct Quad {
@@ -170,18 +160,6 @@ __global__ void __launch_bounds__(cell_threads)
   }
 }
 
-// The element of the plane that an index of window (row, column) points at, -1 if none.
-__device__ int64_t position_of(int64_t index, const Axis& rows, const Axis& columns, int, int) {
-  return index >= 0 && index < static_cast<int64_t>(rows.size) * columns.size ? index : -1;
-}
-__device__ int64_t position_of(uint8_t index, const Axis& rows, const Axis& columns, int row, int column) {
-  const int row_tap = index / columns.kernel, column_tap = index % columns.kernel;
-  const int y = row * rows.stride - rows.padding + row_tap * rows.dilation;
-  const int x = column * columns.stride - columns.padding + column_tap * columns.dilation;
-  const bool inside = row_tap < rows.kernel && y >= 0 && y < rows.size && x >= 0 && x < columns.size;
-  return inside ? static_cast<int64_t>(y) * columns.size + x : -1;
-}
-
 // Any geometry: a thread follows `width` neighbouring indices, which are channels of a window, or windows of a row in
 // contiguous planes with flat indices.
 template <typename element_t, typename index_t, int width>
@@ -236,35 +214,18 @@ cudaError_t launch_place_rows(const element_t* input, const index_t* indices, el
   }
 }
 
-template <int width, typename element_t, typename index_t>
-cudaError_t launch_last(const element_t* input, const index_t* indices, element_t* output, const PoolShape& shape,
-                        cudaStream_t stream) {
-  const Cells cells{shape.outer, shape.rows.size, shape.columns.size, shape.inner / width};
-  return launch_over_cells(cells, stream, gather_kernel<Last<element_t>, index_t, width, 0, 0>, input, indices,
-                           output, shape.rows, shape.columns, shape.inner);
-}
-
-// Indices that point outside their window point nowhere.
+// Of 2 x 2 windows side by side. Indices that point outside their window point nowhere.
 template <typename element_t, typename index_t>
-cudaError_t launch_from_windows(const element_t* input, const index_t* indices, element_t* output,
-                                const PoolShape& shape, unsigned* misplaced, cudaStream_t stream) {
+cudaError_t launch_place(const element_t* input, const index_t* indices, element_t* output, const PoolShape& shape,
+                         unsigned* misplaced, cudaStream_t stream) {
   constexpr int width = 16 / sizeof(element_t);
-  const bool packs = shape.has_packs<width>() && holds_packs<width>(input) && holds_packs<width>(indices) &&
-                     holds_packs<width>(output);
   if (shape.has_whole_rows_of_two()) {
     return launch_place_rows<width / 2>(input, indices, output, shape, misplaced, stream);
   }
-  if (shape.is_tiled_by_two()) {
-    return packs ? launch_place_pixels<width>(input, indices, output, shape, misplaced, stream)
-                 : launch_place_pixels<1>(input, indices, output, shape, misplaced, stream);
-  }
-  if constexpr (std::is_same_v<index_t, int64_t>) {
-    if (misplaced != nullptr) {
-      if (cudaError_t error = launch_find_misplaced(indices, shape, misplaced, stream)) return error;
-    }
-  }
-  return packs ? launch_last<width>(input, indices, output, shape, stream)
-               : launch_last<1>(input, indices, output, shape, stream);
+  const bool packs = shape.has_packs<width>() && holds_packs<width>(input) && holds_packs<width>(indices) &&
+                     holds_packs<width>(output);
+  return packs ? launch_place_pixels<width>(input, indices, output, shape, misplaced, stream)
+               : launch_place_pixels<1>(input, indices, output, shape, misplaced, stream);
 }
 
 template <int width, typename element_t>
@@ -307,17 +268,11 @@ cudaError_t launch_pick(const element_t* grad_output, const index_t* indices, el
 template <typename element_t, typename index_t>
 cudaError_t launch_max_unpool2d_forward(const element_t* input, const index_t* indices, element_t* output,
                                         const PoolShape& shape, unsigned* misplaced, cudaStream_t stream) {
-  if constexpr (std::is_same_v<index_t, uint8_t>) {
-    return launch_from_windows(input, indices, output, shape, nullptr, stream);
-  } else {
-    if (!shape.has_windows()) return launch_scatter(input, indices, output, shape, nullptr, stream);
-    if (misplaced != nullptr) {
-      if (cudaError_t error = cudaMemsetAsync(misplaced, 0, sizeof(unsigned), stream)) return error;
-    }
-    if (cudaError_t error = launch_from_windows(input, indices, output, shape, misplaced, stream)) return error;
-    return misplaced == nullptr ? cudaSuccess
-                                : launch_scatter(input, indices, output, shape, misplaced, stream);
-  }
+  if (!shape.is_tiled_by_two()) return launch_scatter(input, indices, output, shape, nullptr, stream);
+  if (misplaced == nullptr) return launch_place(input, indices, output, shape, nullptr, stream);
+  if (cudaError_t error = cudaMemsetAsync(misplaced, 0, sizeof(unsigned), stream)) return error;
+  if (cudaError_t error = launch_place(input, indices, output, shape, misplaced, stream)) return error;
+  return launch_scatter(input, indices, output, shape, misplaced, stream);
 }
 
 template <typename element_t, typename index_t>

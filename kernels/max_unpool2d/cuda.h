@@ -9,10 +9,10 @@ namespace fastseg::cuda {
 
 // Every element of the output becomes the last input, in row-major order, whose index points at it, or zero.
 //
-// Flat indices may point anywhere. The ordinary case, every index inside its own window of `shape`, is done in one
-// pass; that pass raises *misplaced when it meets an index elsewhere in the plane, and a second kernel, which else
-// returns at once, then does it all over. Null `misplaced`: indices outside their window are not looked for.
-// Where the shape has no windows, the second kernel does it at once.
+// With 2 x 2 windows side by side it is done in one pass, which takes every index to lie inside its own window. Flat
+// indices may point anywhere: that pass raises *misplaced when it meets one elsewhere in the plane, and a second
+// kernel, which else returns at once, then does it all over. Null `misplaced`: indices outside their window are not
+// looked for. With other windows, or none, the second kernel does it at once.
 template <typename element_t, typename index_t>
 cudaError_t launch_max_unpool2d_forward(const element_t* input,  // [outer, PH, PW, inner]
                                         const index_t* indices,  // [outer, PH, PW, inner]

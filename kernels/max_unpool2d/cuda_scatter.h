@@ -1,27 +1,24 @@
-// Unpooling by flat indices that are not where their windows are: finding out, and the slower way that takes any index.
+// Unpooling by any indices: a block takes a plane.
 #pragma once
 
-#include "max_pool2d/cuda_windows.h"
+#include "cuda/cell_walk.h"
+#include "max_pool2d/cuda_shape.h"
 
 namespace fastseg::cuda {
 namespace {
 
 constexpr int scatter_threads = 1024;
 
-// Raises *misplaced if an index points at the plane but not at its own window.
-__global__ void __launch_bounds__(cell_threads)
-    find_misplaced_kernel(CellGrid grid,                         // over [outer, PH, PW, inner]
-                          const int64_t* __restrict__ indices,   // [outer, PH, PW, inner]
-                          Axis row_axis, Axis column_axis, int inner, unsigned* misplaced) {
-  const WindowAxis<0, 0> rows(row_axis), columns(column_axis);
-  for (CellWalk at(grid); at.inside(grid); at.advance(grid)) {
-    const int64_t window = (at.outer * rows.windows + at.row) * columns.windows + at.column;
-    const int64_t index = indices[window * inner + at.group];
-    if (index < 0 || index >= static_cast<int64_t>(rows.size) * columns.size) continue;
-    const int row = static_cast<int>(index / columns.size);
-    const int column = static_cast<int>(index - static_cast<int64_t>(row) * columns.size);
-    if (rows.tap_of(at.row, row) < 0 || columns.tap_of(at.column, column) < 0) atomicOr(misplaced, 1u);
-  }
+// The element of the plane that an index of window (row, column) points at, -1 if none.
+__device__ int64_t position_of(int64_t index, const Axis& rows, const Axis& columns, int, int) {
+  return index >= 0 && index < static_cast<int64_t>(rows.size) * columns.size ? index : -1;
+}
+__device__ int64_t position_of(uint8_t index, const Axis& rows, const Axis& columns, int row, int column) {
+  const int row_tap = index / columns.kernel, column_tap = index % columns.kernel;
+  const int y = row * rows.stride - rows.padding + row_tap * rows.dilation;
+  const int x = column * columns.stride - columns.padding + column_tap * columns.dilation;
+  const bool inside = row_tap < rows.kernel && y >= 0 && y < rows.size && x >= 0 && x < columns.size;
+  return inside ? static_cast<int64_t>(y) * columns.size + x : -1;
 }
 
 // *element = after(*element), while other threads do the same.
@@ -38,16 +35,18 @@ __device__ void update(element_t* element, const After& after) {
   }
 }
 
-// Flat indices that may point anywhere: a block takes a plane, clears it and copies its inputs in row-major order, one
-// per thread and round. Where several of a round point at one element, that element first serves to find the last of
-// them. Returns at once unless *misplaced is raised or null.
-template <typename element_t>
+// A block takes a plane, clears it and copies its inputs in row-major order, one per thread and round. Where several of
+// a round point at one element, that element first serves to find the last of them. Returns at once unless *misplaced
+// is raised or null.
+template <typename element_t, typename index_t>
 __global__ void __launch_bounds__(scatter_threads)
-    scatter_kernel(const element_t* __restrict__ input,    // [outer, sources, inner]
-                   const int64_t* __restrict__ indices,    // [outer, sources, inner]
-                   element_t* output,                      // [outer, targets, inner]
-                   int64_t outer, int64_t sources, int64_t targets, int inner, const unsigned* misplaced) {
+    scatter_kernel(const element_t* __restrict__ input,  // [outer, sources, inner]
+                   const index_t* __restrict__ indices,  // [outer, sources, inner]
+                   element_t* output,                    // [outer, targets, inner]
+                   int64_t outer, Axis rows, Axis columns, int inner, const unsigned* misplaced) {
   if (misplaced != nullptr && *misplaced == 0) return;
+  const int64_t sources = static_cast<int64_t>(rows.windows) * columns.windows;
+  const int64_t targets = static_cast<int64_t>(rows.size) * columns.size;
   for (int64_t plane = blockIdx.x; plane < outer * inner; plane += gridDim.x) {
     const int64_t image = plane / inner, channel = plane - image * inner;
     const int64_t first_source = image * sources * inner + channel;
@@ -57,8 +56,12 @@ __global__ void __launch_bounds__(scatter_threads)
     for (int64_t first = 0; first < sources; first += blockDim.x) {
       const int64_t source = first + threadIdx.x;
       int64_t target = -1;
-      if (source < sources) target = indices[first_source + source * inner];
-      const bool copies = target >= 0 && target < targets;
+      if (source < sources) {
+        const int row = static_cast<int>(source / columns.windows);
+        const int column = static_cast<int>(source - static_cast<int64_t>(row) * columns.windows);
+        target = position_of(indices[first_source + source * inner], rows, columns, row, column);
+      }
+      const bool copies = target >= 0;
       element_t* element = to + (copies ? target : 0) * inner;
       const element_t mark = static_cast<element_t>(threadIdx.x + 1);
       if (copies) update(element, [](element_t) { return element_t{0}; });
@@ -73,18 +76,11 @@ __global__ void __launch_bounds__(scatter_threads)
   }
 }
 
-cudaError_t launch_find_misplaced(const int64_t* indices, const PoolShape& shape, unsigned* misplaced,
-                                  cudaStream_t stream) {
-  const Cells cells{shape.outer, shape.rows.windows, shape.columns.windows, shape.inner};
-  return launch_over_cells(cells, stream, find_misplaced_kernel, indices, shape.rows, shape.columns, shape.inner,
-                           misplaced);
-}
-
-template <typename element_t>
-cudaError_t launch_scatter(const element_t* input, const int64_t* indices, element_t* output,
-                           const PoolShape& shape, const unsigned* misplaced, cudaStream_t stream) {
-  return launch_over_planes(shape, scatter_threads, stream, scatter_kernel<element_t>, input, indices, output,
-                            shape.outer, shape.window_count(), shape.element_count(), shape.inner, misplaced);
+template <typename element_t, typename index_t>
+cudaError_t launch_scatter(const element_t* input, const index_t* indices, element_t* output, const PoolShape& shape,
+                           const unsigned* misplaced, cudaStream_t stream) {
+  return launch_over_planes(shape.outer * shape.inner, scatter_threads, stream, scatter_kernel<element_t, index_t>,
+                            input, indices, output, shape.outer, shape.rows, shape.columns, shape.inner, misplaced);
 }
 
 }  // namespace

@@ -74,7 +74,7 @@ Problem make_problem(const Arguments& arguments, Task task) {
   Plan plan = make_plan(horizontal);
   Problem problem{task, true, input.size(0), input.size(1), std::move(vertical), std::move(horizontal), std::move(plan),
                   reader_of(input.scalar_type()), input.const_data_ptr(),
-                  input.scalar_type() != ScalarType::Float, strides_of(input),
+                  strides_of(input),
                   fastseg::label_view(target, target.numel(), input.size(1), arguments.ignore_index)};
   problem.class_weight = dense_values<float>(arguments.weight, problem.classes, "weight");
   problem.pixel_weight = dense_values<float>(arguments.pixel_weight, target.numel(), "pixel_weight");
@@ -231,7 +231,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
 // Gradient of the input, in float, from that of the statistics.
 Tensor statistics_gradient(Problem& problem, const Arguments& arguments, const StatisticsGradient& given) {
   problem.task = Task::kStatisticsGradient;
-  problem.label_bytes = nullptr;
   problem.grad_intersection = given.intersection.data();
   problem.grad_prediction = given.prediction.data();
   problem.grad_numerator = given.numerator;
@@ -278,13 +277,7 @@ std::tuple<Tensor, Tensor, Tensor> dice_loss(Tensor input, Tensor target, std::o
       checked({input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing});
   Problem problem = make_problem(arguments, Task::kStatistics);
   problem.squared = squared;
-  // The second pass reads a byte a label where that is enough, rather than the 8 that come from far away.
-  const bool shortens = with_gradient && problem.labels.type != fastseg::LabelView::Type::uint8 &&
-                        problem.classes <= kNoLabel;
-  fastseg::Scratch<uint8_t> bytes(shortens ? target.numel() : 0);
-  if (shortens) problem.label_bytes = bytes.get();
   const Totals totals = run_checked(problem, arguments);
-  if (shortens) problem.labels = {bytes.get(), fastseg::LabelView::Type::uint8, kNoLabel, problem.classes};
   const int64_t count = problem.images * problem.classes;
   const double* statistics = totals.statistics.data();
   const loss_of_sums::Sums sums{

@@ -1,4 +1,4 @@
-// One call of the op as plain pointers, and the scratch of one thread.
+// One call of the op as plain pointers, how its output rows are cut into blocks, and the scratch of one thread.
 #pragma once
 
 #include <cstdint>
@@ -6,17 +6,70 @@
 
 #include "fastseg/bilinear.h"
 #include "fastseg/pixel_tile.h"
-#include "plan.h"
 
 namespace upsample_cross_entropy {
 
+using fastseg::BilinearAxis;
+using fastseg::ceil_divide;
 using fastseg::LabelView;
 using fastseg::Scratch;
+using simd::f32x16;
+using simd::i32x16;
+using simd::kLanes;
+using simd::u32x16;
 
-constexpr int kBandRows = 8;  // output rows of one source cell that are swept together
-constexpr int kMostRows = 2;  // of them, that are computed at once
-constexpr int kNoLabel = 255;
-constexpr int kMostPixels = kMostRows * kMostSteps;
+constexpr int kBandRows = 8;   // output rows of one source cell that are swept together
+constexpr int kMostSteps = 8;  // output pixels of one source cell in a block
+
+// 16 neighbouring source cells (see bilinear.h) in an output row, one a lane. k counts the output pixels inside a cell,
+// along which the logits of a lane are linear; of a cell with more than kMostSteps every block has some.
+struct alignas(64) Block {
+  float fraction[kMostSteps][kLanes];  // of the pixel between the left and right end of its cell
+  int32_t pixel[kMostSteps][kLanes];   // output column, or the output width where the lane has no such pixel
+  int64_t cell;                        // of lane 0
+  int steps;                           // pixels per lane, 1 to kMostSteps
+  bool full;                           // every lane has all its pixels
+};
+
+struct Plan {
+  std::vector<Block> blocks;
+  float step;  // growth of the fraction from one pixel of a cell to the next
+};
+
+// Pixels [first, first + steps) of the cells [cell, cell + 16), first counted from each cell's own first pixel.
+inline Block make_block(const BilinearAxis& axis, int64_t cell, int64_t first, int steps) {
+  Block block{};
+  block.cell = cell;
+  block.steps = steps;
+  for (auto& pixels : block.pixel) std::fill_n(pixels, kLanes, static_cast<int32_t>(axis.output_size));
+  for (int lane = 0; lane < kLanes && cell + lane <= axis.source_size; ++lane) {
+    const int64_t begin = axis.first[cell + lane] + first, end = axis.first[cell + lane + 1];
+    for (int k = 0; k < steps; ++k) {
+      if (begin + k < end) {
+        block.fraction[k][lane] = axis.fraction[begin + k];
+        block.pixel[k][lane] = static_cast<int32_t>(begin + k);
+      } else if (begin < end) {  // the sequence goes on, so that the lane's exponentials stay ordinary numbers
+        block.fraction[k][lane] = axis.fraction[begin] + static_cast<float>(k * axis.step);
+      }
+    }
+  }
+  const auto& last = block.pixel[steps - 1];  // a lane that lacks a pixel lacks its last
+  block.full = std::all_of(last, last + kLanes, [&](int32_t pixel) { return pixel < axis.output_size; });
+  return block;
+}
+
+inline Plan make_plan(const BilinearAxis& axis) {
+  Plan plan;
+  plan.step = static_cast<float>(axis.step);
+  const int64_t largest = axis.largest_cell(), pieces = ceil_divide(largest, kMostSteps);
+  const int steps = static_cast<int>(ceil_divide(largest, pieces));
+  for (int64_t cell = axis.cell.front(); cell <= axis.cell.back(); cell += kLanes) {
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      plan.blocks.push_back(make_block(axis, cell, piece * steps, steps));
+    }
+  }
+  return plan;
+}
 
 enum class Task {
   kLoss,                // the cross-entropy: its sums, or every pixel's loss
@@ -43,11 +96,9 @@ struct Problem {
   // Writes row `row` of image `image`, all classes, to padded[c * stride + x].
   void (*read_row)(const Problem& problem, int64_t image, int64_t row, float* padded, int64_t stride);
   const void* input;  // [N, C, h, w]
-  bool half_digits;   // the input is of a half type: no more digits are needed than such a type holds
   Strides input_strides;
 
   LabelView labels;                      // [N, H, W]
-  uint8_t* label_bytes = nullptr;        // [N, H, W] or null: where to put them for a second pass, kNoLabel for ignored
   const float* class_weight = nullptr;   // [C] or null
   const float* pixel_weight = nullptr;   // [N, H, W] or null
   float label_smoothing = 0;
@@ -87,28 +138,19 @@ struct ClassSet {
   bool empty() const { return words == 0; }
 };
 
-// What is known of the pixels of one block in one or two output rows, all [rows][steps][16]. The coefficients of the
+// What is known of the pixels of one block in one output row, all [steps][16]. The coefficients of the
 // gradient are 0 where the label is ignored, except that plain() problems have one for all pixels, set once.
 struct alignas(64) PixelTile {
-  f32x16 through[kMostPixels];  // coefficient of every probability
-  f32x16 target[kMostPixels];   // coefficient of the label's one
-  f32x16 smooth[kMostPixels];   // coefficient of the class weights, label smoothing only
-  f32x16 sum[kMostPixels];      // of e^(logit - normaliser) over the classes
-  f32x16 norm[kMostPixels];     // normaliser: no smaller than any logit
-  f32x16 dice[kMostPixels];     // sum_c h_c e_c^2 (or h_c e_c)
-  f32x16 common[kMostPixels];   // Dice gradient: what every probability is multiplied by
-  f32x16 inverse[kMostPixels];  // factor that makes exponentials into probabilities (or their gradients)
-  i32x16 label[kMostPixels];    // -1 where ignored or no pixel
+  f32x16 through[kMostSteps];  // coefficient of every probability
+  f32x16 target[kMostSteps];   // coefficient of the label's one
+  f32x16 smooth[kMostSteps];   // coefficient of the class weights, label smoothing only
+  f32x16 sum[kMostSteps];      // of e^(logit - normaliser) over the classes
+  f32x16 norm[kMostSteps];     // normaliser: no smaller than any logit
+  f32x16 dice[kMostSteps];     // sum_c h_c e_c^2 (or h_c e_c)
+  f32x16 common[kMostSteps];   // Dice gradient: what every probability is multiplied by
+  f32x16 inverse[kMostSteps];  // factor that makes exponentials into probabilities (or their gradients)
+  i32x16 label[kMostSteps];    // -1 where ignored or no pixel
   ClassSet classes;             // of the labels
-};
-
-// What the rows of a band share while their exponentials grow from row to row (row_growth.h).
-struct alignas(64) RowGrowth {
-  bool active = false;
-  f32x16 highest[4];   // largest logit at the cells' corners: upper left and right, lower left and right
-  f32x16 weighted[4];  // sum_c w_c logit_c there, label smoothing only
-  int64_t first_row;   // of the band
-  ClassSet classes;    // of the band's labels that `label_counts` holds
 };
 
 // Scratch of one thread. Rows are padded: index q holds source column q - 1.
@@ -117,23 +159,17 @@ struct Workspace {
       : stride(problem.row_stride()),
         rows(4 * problem.classes * stride),
         logits(2 * kLanes * problem.classes),
-        growth_factors(problem.half_digits ? 2 * kLanes * problem.classes : 0),
-        label_counts(problem.half_digits ? 2 * kLanes * problem.classes : 0),
-        extremes(problem.half_digits ? 6 * stride : 0),
         accumulators(wants_gradient(problem.task) ? 4 * kLanes * problem.classes : 0),
         statistics(problem.task == Task::kStatistics ? 3 * kLanes * problem.classes : 0),
         labels(kBandRows * problem.label_stride()) {
     const int64_t size = problem.classes * stride;
     std::fill_n(rows.get(), 4 * size, 0.0f);
     if (problem.plain()) {
-      std::fill_n(tile.through, kMostPixels, simd::splat(problem.grad_numerator));
-      std::fill_n(tile.target, kMostPixels, simd::splat(problem.grad_numerator));
+      std::fill_n(tile.through, kMostSteps, simd::splat(problem.grad_numerator));
+      std::fill_n(tile.target, kMostSteps, simd::splat(problem.grad_numerator));
     }
-    if (problem.half_digits) std::fill_n(label_counts.get(), 2 * kLanes * problem.classes, 0);
     upper = rows.get();
     lower = upper + size;
-    upper_extremes = extremes.get();
-    lower_extremes = upper_extremes + 3 * stride;
     gradient_upper = lower + size;
     gradient_lower = gradient_upper + size;
     intersection = statistics.get();
@@ -144,41 +180,18 @@ struct Workspace {
   int64_t stride;
   Scratch<float> rows;
   Scratch<float> logits;        // [C][2][16]: ends of the cells, vertically interpolated; then start and ratio
-  Scratch<float> growth_factors;  // [C][2][16]: of start and ratio from one row to the next
-  Scratch<int32_t> label_counts;  // [C][2][16]: band_labels.h
-  Scratch<float> extremes;
   Scratch<float> accumulators;  // [C][4][16]: gradients of the left and right ends, then the lower row's shares
   Scratch<float> statistics;
   Scratch<int32_t> labels;      // [kBandRows][label_stride()], -1 behind the row
   PixelTile tile{};
-  RowGrowth growth;
 
   float* upper;           // [C][stride] source row above the output rows
   float* lower;           // [C][stride] source row below them
-  float* upper_extremes;  // [3][stride] half types: largest and smallest logit of a column, 0 or NaN if not finite
-  float* lower_extremes;  // [3][stride]
   float* gradient_upper;  // [C][stride]
   float* gradient_lower;  // [C][stride]
   float* intersection;    // [C][16] sum of p y
   float* prediction;      // [C][16] sum of p^2 or p
   float* truth;           // [C][16] pixels
 };
-
-// fn(integral constant of the block's kind of cells)
-template <typename Function>
-FASTSEG_INLINE auto with_cells(const Block& block, const Function& fn) {
-  if (block.cells == Cells::neighbours) return fn(std::integral_constant<Cells, Cells::neighbours>());
-  if (block.cells == Cells::close) return fn(std::integral_constant<Cells, Cells::close>());
-  return fn(std::integral_constant<Cells, Cells::anywhere>());
-}
-
-// row[cell] for the block's cells.
-template <Cells cells>
-FASTSEG_INLINE f32x16 read_row(const Block& block, const float* row) {
-  if constexpr (cells == Cells::neighbours) return simd::load(row + block.cell[0]);
-  const i32x16 cell = simd::load(block.cell);
-  if constexpr (cells == Cells::anywhere) return simd::gather(row, cell);
-  return simd::permute(row + block.cell[0], cell - block.cell[0]);
-}
 
 }  // namespace upsample_cross_entropy

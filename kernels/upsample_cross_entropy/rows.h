@@ -33,30 +33,12 @@ void read_padded_row(const Problem& problem, int64_t image, int64_t row, float* 
   }
 }
 
-// What the exponentials of half types need to know of a source row: Workspace::upper_extremes.
-inline void find_extremes(const Problem& problem, const float* padded, int64_t stride, float* extremes) {
-  if (!problem.half_digits) return;
-  for (int64_t x = 0; x < stride; x += kLanes) {
-    f32x16 highest = simd::splat(-INFINITY), lowest = simd::splat(INFINITY), not_finite{};
-    for (int64_t c = 0; c < problem.classes; ++c) {
-      const f32x16 logits = simd::load(padded + c * stride + x);
-      highest = simd::maximum(highest, logits);
-      lowest = simd::minimum(lowest, logits);
-      not_finite += logits * 0.0f;
-    }
-    simd::store(extremes + x, highest);
-    simd::store(extremes + stride + x, lowest);
-    simd::store(extremes + 2 * stride + x, not_finite);
-  }
-}
-
 // Reads the two source rows of vertical cell `cell`; `adjacent`: the cell before it is what `work` holds.
 inline void read_rows(const Problem& problem, Workspace& work, int64_t image, int64_t cell, bool adjacent) {
   const BilinearAxis& axis = problem.vertical;
   const auto read = [&](int64_t row, float* to) { problem.read_row(problem, image, row, to, work.stride); };
   if (adjacent) {
     std::swap(work.upper, work.lower);
-    std::swap(work.upper_extremes, work.lower_extremes);
   } else {
     read(axis.left(cell), work.upper);
     if (cell == 0 && axis.source_size > 1) {
@@ -64,10 +46,8 @@ inline void read_rows(const Problem& problem, Workspace& work, int64_t image, in
       read(1, work.lower);
       for (int64_t i = 0; i < problem.classes * work.stride; ++i) work.upper[i] += 0.0f * work.lower[i];
     }
-    find_extremes(problem, work.upper, work.stride, work.upper_extremes);
   }
   read(axis.right(cell), work.lower);
-  find_extremes(problem, work.lower, work.stride, work.lower_extremes);
 }
 
 // Where a slice of the output rows sends the gradients of source rows. Those that the slice before it has begun are

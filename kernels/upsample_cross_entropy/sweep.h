@@ -2,7 +2,7 @@
 // cell, block by block.
 #pragma once
 
-#include "block_rows.h"
+#include "block_row.h"
 #include "rows.h"
 
 namespace upsample_cross_entropy {
@@ -98,19 +98,11 @@ class Slice {
       const int64_t first = (image_ * problem_.height() + y + row) * width;
       labels_in_range_ &= load_labels(problem_.labels, first, width, stride, labels);
       if (problem_.task != Task::kStatisticsGradient) count_labels(labels, first);
-      // (A label of none is -1, whose last byte is kNoLabel.)
-      if (problem_.label_bytes) std::copy_n(labels, width, problem_.label_bytes + first);
     }
     for (const Block& block : problem_.plan.blocks) {
       if (wants_gradient(problem_.task)) std::fill_n(work.accumulators.get(), 4 * kLanes * problem_.classes, 0.0f);
       f32x16 loss{};
-      open_growth(problem_, work, block, y, count);
-      for (int row = 0, rows; row < count; row += rows) {
-        if (row > 0 && work.growth.active) grow(problem_, work);
-        rows = work.growth.active ? std::min(kMostRows, count - row) : 1;
-        loss += block_rows(work, block, y, row, rows);
-      }
-      if (work.growth.active) loss -= flush_band_labels(problem_, work, block);
+      for (int row = 0; row < count; ++row) loss += block_row(work, block, y, row);
       numerator_ += simd::reduce_add(simd::convert<simd::f64x16>(loss));
       if (wants_gradient(problem_.task)) add_block_gradient(work, block);
     }
@@ -133,35 +125,32 @@ class Slice {
     }
   }
 
-  // `rows` output rows, the first of them the `row`th of the band.
-  f32x16 block_rows(Workspace& work, const Block& block, int64_t y, int row, int rows) {
+  // Output row y + row, the `row`th of the band.
+  f32x16 block_row(Workspace& work, const Block& block, int64_t y, int row) {
     const int32_t* labels = work.labels.get() + row * problem_.label_stride();
     switch (problem_.task) {
       case Task::kLoss:
-        return with_steps<Task::kLoss>(work, block, labels, y + row, rows);
+        return with_steps<Task::kLoss>(work, block, labels, y + row);
       case Task::kGradient:
-        return with_steps<Task::kGradient>(work, block, labels, y + row, rows);
+        return with_steps<Task::kGradient>(work, block, labels, y + row);
       case Task::kStatistics:
-        return with_steps<Task::kStatistics>(work, block, labels, y + row, rows);
+        return with_steps<Task::kStatistics>(work, block, labels, y + row);
       default:
-        return with_steps<Task::kStatisticsGradient>(work, block, labels, y + row, rows);
+        return with_steps<Task::kStatisticsGradient>(work, block, labels, y + row);
     }
   }
 
   template <Task task>
-  f32x16 with_steps(Workspace& work, const Block& block, const int32_t* labels, int64_t y, int rows) {
-    const auto run = [&](auto steps, auto rows) {
-      load_tile<steps, rows>(problem_, block, image_, y, labels, work.tile);
+  f32x16 with_steps(Workspace& work, const Block& block, const int32_t* labels, int64_t y) {
+    return dispatch_steps<kMostSteps>(block.steps, [&](auto steps) {
+      load_tile<steps>(problem_, block, image_, y, labels, work.tile);
       if (work.tile.classes.empty()) {
-        for (int row = 0; problem_.losses && row < rows; ++row) zero_losses(block, y + row);
+        if (problem_.losses) zero_losses(block, y);
         return f32x16{};
       }
-      BlockRows<steps, rows, task> all(problem_, work, block, image_, y);
-      all.run();
-      return all.loss();
-    };
-    return dispatch_steps<kMostSteps>(block.steps, [&](auto steps) {
-      return rows == 1 ? run(steps, fastseg::constant<1>()) : run(steps, fastseg::constant<kMostRows>());
+      BlockRow<steps, task> row(problem_, work, block, image_, y);
+      row.run();
+      return row.loss();
     });
   }
 
@@ -171,7 +160,7 @@ class Slice {
     if constexpr (most > 1) {
       if (steps < most) return dispatch_steps<most - 1>(steps, run);
     }
-    return run(fastseg::constant<most>());
+    return run(std::integral_constant<int, most>());
   }
 
   void zero_losses(const Block& block, int64_t y) {
@@ -189,19 +178,11 @@ class Slice {
       for (int64_t c = 0; c < problem_.classes; ++c) {
         const float* sums = work.accumulators.get() + (c * 4 + end) * kLanes;
         const f32x16 whole = simd::load(sums), lower = simd::load(sums + 2 * kLanes);
-        const int64_t line = c * work.stride + end;
-        add_to_cells(block, whole - lower, work.gradient_upper + line);
-        add_to_cells(block, lower, work.gradient_lower + line);
+        float* to_upper = work.gradient_upper + c * work.stride + block.cell + end;
+        float* to_lower = work.gradient_lower + c * work.stride + block.cell + end;
+        simd::store(to_upper, simd::load(to_upper) + (whole - lower));
+        simd::store(to_lower, simd::load(to_lower) + lower);
       }
-    }
-  }
-
-  void add_to_cells(const Block& block, f32x16 values, float* to) const {
-    if (block.cells == Cells::neighbours) {
-      to += block.cell[0];
-      simd::store(to, simd::load(to) + values);
-    } else {
-      for (int lane = 0; lane < block.lanes; ++lane) to[block.cell[lane]] += values[lane];
     }
   }
 

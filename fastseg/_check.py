@@ -26,6 +26,12 @@ def tensors(op: str, **values) -> None:
             tensor(op, name, value)
 
 
+def booleans(op: str, **values) -> None:
+    for name, value in values.items():
+        if type(value) is not bool:
+            raise TypeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: True or False")
+
+
 NO_LABEL = -(1 << 63)  # an ignore_index that no label has
 
 

@@ -51,7 +51,7 @@ def run_tests(variant: str, *arguments: str) -> subprocess.CompletedProcess:
 def load() -> None:
     """Loads the library that the environment names: torch.ops.fastseg_emulator has its ops then."""
     import fastseg  # noqa: F401  fills the list of schemas
-    from fastseg._first_op import NATIVE_SCHEMAS
+    from fastseg._op import NATIVE_SCHEMAS
 
     definitions = torch.library.Library("fastseg_emulator", "DEF")
     for schema in NATIVE_SCHEMAS:

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import forward_ad
 
 from fastseg import ops
-from fastseg._first_op import BackendError
+from fastseg._op import BackendError
 from tests.contract import Make, leaves
 from tests.test_contract import CASES, DIFFERENTIABLE_FIRST, SMALL
 

@@ -71,16 +71,6 @@ value_t* zeroed_output(const Tensor& tensor, int64_t count, const char* name) {
   return values;
 }
 
-// A tensor () of `type` on the device of `like`.
-inline Tensor scalar(const Tensor& like, double value, ScalarType type = ScalarType::Double) {
-  Tensor tensor = torch::stable::new_empty(like, std::vector<int64_t>{}, type);
-  with_floating_type(tensor, "dtype", [&](auto zero) {
-    using scalar_t = decltype(zero);
-    *tensor.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(static_cast<simd::accumulate<scalar_t>>(value));
-  });
-  return tensor;
-}
-
 // Writes a number to a CPU tensor of one element, of any floating type.
 inline void write_number(const Tensor& tensor, double value, const char* name) {
   STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() == 1, name, " must be a CPU tensor of one element");
@@ -97,25 +87,6 @@ inline double number_of(const Tensor& tensor, const char* name) {
     using scalar_t = decltype(zero);
     return static_cast<simd::accumulate<scalar_t>>(*tensor.const_data_ptr<scalar_t>());
   });
-}
-
-inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
-}
-
-// A [N, C, P] tensor that can be walked in tiles: classes or pixels lie side by side.
-inline bool is_pixel_view(const Tensor& tensor) {
-  return tensor.dim() == 3 &&
-         (tensor.stride(1) == 1 || tensor.stride(2) == 1 || tensor.size(1) <= 1 || tensor.size(2) <= 1);
-}
-
-template <typename scalar_t>
-PixelView<scalar_t> pixel_view(const Tensor& tensor, scalar_t* data) {
-  STD_TORCH_CHECK(tensor.is_cpu() && is_pixel_view(tensor), "not a [N, C, P] view of pixels on the CPU");
-  const auto stride = [&](int64_t dimension) {  // of one element or none a stride means nothing
-    return tensor.size(dimension) <= 1 ? 1 : tensor.stride(dimension);
-  };
-  return {data, tensor.stride(0), stride(1), stride(2)};
 }
 
 // How tensors of the same sizes [N, C, d1, ..., dk] are walked in tiles, as [N, C, P] with P = d1 ... dk, or where the

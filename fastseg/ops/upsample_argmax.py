@@ -14,17 +14,14 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg._bilinear import output_size_and_scales
-from fastseg._first_op import FLOATING, FLOATING_GPU, Backend, Op, native
-from fastseg._triton import lazy
+from fastseg._dtypes import FLOATING, FLOATING_GPU
+from fastseg._op import Backend, Op
 from fastseg.kernels.upsample_argmax import reference
 
-_ARGUMENTS = "(Tensor input, SymInt[] size, float[]? scales, bool align_corners, ScalarType dtype)"
-
-_native = native(f"_upsample_argmax{_ARGUMENTS} -> Tensor")
-_native_probability = native(f"_upsample_argmax_probability{_ARGUMENTS} -> (Tensor, Tensor)")
+_ARGUMENTS = "Tensor input, SymInt[] size, float[]? scales, bool align_corners, ScalarType dtype"
 
 
-def check(input: Tensor, size, scales, align_corners, dtype) -> None:
+def check(input, dtype):
     _check.dtype("upsample_argmax", "input", input, FLOATING)
     _check.one_of("upsample_argmax", "dtype", dtype, (torch.int64, torch.uint8))
     if input.dim() != 4 or 0 in input.shape[1:]:
@@ -39,35 +36,34 @@ def check(input: Tensor, size, scales, align_corners, dtype) -> None:
         )
 
 
-def fake(input: Tensor, size, scales, align_corners, dtype) -> Tensor:
+def outputs(input, size, dtype):
     return input.new_empty((input.shape[0], *size), dtype=dtype)
 
 
-def fake_probability(input: Tensor, size, scales, align_corners, dtype) -> tuple[Tensor, Tensor]:
-    shape = (input.shape[0], *size)
-    return input.new_empty(shape, dtype=dtype), input.new_empty(shape, dtype=torch.float32)
-
-
-_upsample_argmax = Op(
-    "upsample_argmax",
-    f"{_ARGUMENTS} -> Tensor",
+upsample_argmax_op = Op(
+    f"upsample_argmax({_ARGUMENTS}) -> Tensor labels",
     check=check,
-    fake=fake,
+    outputs=outputs,
     backends=[
-        Backend("cpu", _native, dtypes=FLOATING_GPU),
-        Backend("triton", lazy("upsample_argmax.triton", "upsample_argmax"), dtypes=FLOATING_GPU),
+        Backend("cpu", dtypes=FLOATING_GPU),
+        Backend("triton", "upsample_argmax.triton.upsample_argmax", dtypes=FLOATING_GPU),
         Backend("reference", reference.upsample_argmax),
     ],
 )
 
-_upsample_argmax_probability = Op(
-    "upsample_argmax_probability",
-    f"{_ARGUMENTS} -> (Tensor, Tensor)",
+
+def outputs_with_probability(input, size, dtype):
+    labels = outputs(input, size, dtype)
+    return labels, torch.empty_like(labels, dtype=torch.float32)
+
+
+upsample_argmax_probability_op = Op(
+    f"upsample_argmax_probability({_ARGUMENTS}) -> (Tensor labels, Tensor probability)",
     check=check,
-    fake=fake_probability,
+    outputs=outputs_with_probability,
     backends=[
-        Backend("cpu", _native_probability, dtypes=FLOATING_GPU),
-        Backend("triton", lazy("upsample_argmax.triton", "upsample_argmax_probability"), dtypes=FLOATING_GPU),
+        Backend("cpu", dtypes=FLOATING_GPU),
+        Backend("triton", "upsample_argmax.triton.upsample_argmax_probability", dtypes=FLOATING_GPU),
         Backend("reference", reference.upsample_argmax_probability),
     ],
 )
@@ -112,8 +108,9 @@ def upsample_argmax(
         RuntimeError: input is not four-dimensional, has no classes or pixels, or has another dtype.
     """
     _check.tensor("upsample_argmax", "input", input)
+    _check.booleans("upsample_argmax", align_corners=align_corners, return_probability=return_probability)
     out_size, scales = output_size_and_scales("upsample_argmax", input, size, scale_factor)
     if out_size is None:
         raise ValueError("fastseg.ops.upsample_argmax: size and scale_factor: neither given; allowed: one of them")
-    op = _upsample_argmax_probability if return_probability else _upsample_argmax
+    op = upsample_argmax_probability_op if return_probability else upsample_argmax_op
     return op(input.detach(), out_size, scales, align_corners, dtype, backend=backend)

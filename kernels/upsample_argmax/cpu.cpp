@@ -1,7 +1,6 @@
 // Bilinear upsampling fused with argmax over the classes (and the maximum softmax probability): no upsampled
 // logits. README.md derives the method and proves that the classes left out can never win.
 #include <optional>
-#include <tuple>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -80,43 +79,37 @@ void check(const Tensor& input, const std::vector<int64_t>& size, const std::opt
   STD_TORCH_CHECK(bytes || dtype == ScalarType::Long, "upsample_argmax: dtype must be int64, or uint8 for C <= 256");
 }
 
-Tensor empty_output(const Tensor& input, const std::vector<int64_t>& size, ScalarType dtype) {
-  Tensor output = torch::stable::new_empty(input, std::vector<int64_t>{input.size(0), size[0], size[1]}, dtype);
-  use_huge_pages(output);
-  return output;
-}
-
-void set_labels(Problem& problem, Tensor& labels) {
+Problem labels_problem(const Tensor& input, const std::vector<int64_t>& size,
+                       const std::optional<std::vector<double>>& scales, bool align_corners, const Tensor& labels) {
+  check(input, size, scales, labels.scalar_type());
+  STD_TORCH_CHECK(labels.is_cpu() && labels.is_contiguous() && labels.numel() == input.size(0) * size[0] * size[1],
+                  "upsample_argmax: labels must be contiguous, [N, H, W]");
+  use_huge_pages(labels);
+  Problem problem = describe(input, size, scales, align_corners);
   if (labels.scalar_type() == ScalarType::Byte) {
     problem.byte_labels = labels.mutable_data_ptr<uint8_t>();
   } else {
     problem.long_labels = labels.mutable_data_ptr<int64_t>();
   }
   problem.stream = labels.numel() * labels.element_size() >= kStreamedBytes;
+  return problem;
 }
 
-Tensor labels_only(Tensor input, std::vector<int64_t> size, std::optional<std::vector<double>> scales,
-                   bool align_corners, ScalarType dtype) {
-  check(input, size, scales, dtype);
-  Tensor labels = empty_output(input, size, dtype);
-  Problem problem = describe(input, size, scales, align_corners);
-  set_labels(problem, labels);
-  run(problem);
-  return labels;
+void labels_only(const Tensor& input, std::vector<int64_t> size, std::optional<std::vector<double>> scales,
+                 bool align_corners, ScalarType, const Tensor& labels) {
+  run(labels_problem(input, size, scales, align_corners, labels));
 }
 
-std::tuple<Tensor, Tensor> labels_and_probability(Tensor input, std::vector<int64_t> size,
-                                                  std::optional<std::vector<double>> scales, bool align_corners,
-                                                  ScalarType dtype) {
-  check(input, size, scales, dtype);
-  Tensor labels = empty_output(input, size, dtype);
-  Tensor probability = empty_output(input, size, ScalarType::Float);
-  Problem problem = describe(input, size, scales, align_corners);
-  set_labels(problem, labels);
+void labels_and_probability(const Tensor& input, std::vector<int64_t> size, std::optional<std::vector<double>> scales,
+                            bool align_corners, ScalarType, const Tensor& labels, const Tensor& probability) {
+  Problem problem = labels_problem(input, size, scales, align_corners, labels);
+  STD_TORCH_CHECK(probability.is_cpu() && probability.is_contiguous() && probability.numel() == labels.numel() &&
+                      probability.scalar_type() == ScalarType::Float,
+                  "upsample_argmax: probability must be float32, contiguous, [N, H, W]");
+  use_huge_pages(probability);
   problem.probability = probability.mutable_data_ptr<float>();
   problem.prune = false;
   run(problem);
-  return {labels, probability};
 }
 
 }  // namespace

@@ -122,17 +122,14 @@ def _launch(input: Tensor, size, scales, align_corners: bool, labels: Tensor, pr
         )  # fmt: skip
 
 
-def upsample_argmax(input: Tensor, size, scales, align_corners: bool, dtype: torch.dtype) -> Tensor:
-    labels = input.new_empty((input.shape[0], *size), dtype=dtype)
+def upsample_argmax(input, size, scales, align_corners, labels) -> None:
+    """labels: [N, H, W], int64 or uint8."""
     _launch(input, size, scales, align_corners, labels, None)
-    return labels
 
 
-def upsample_argmax_probability(input: Tensor, size, scales, align_corners: bool, dtype: torch.dtype):
-    labels = input.new_empty((input.shape[0], *size), dtype=dtype)
-    probability = input.new_empty((input.shape[0], *size), dtype=torch.float32)
+def upsample_argmax_probability(input, size, scales, align_corners, labels, probability) -> None:
+    """labels: [N, H, W], int64 or uint8; probability: [N, H, W] fp32."""
     _launch(input, size, scales, align_corners, labels, probability)
-    return labels, probability
 
 
 def _aot_case(config: Config, dtype: str, classes: int, output: str, with_probability: bool) -> AotCase:

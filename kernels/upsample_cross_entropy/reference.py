@@ -9,34 +9,47 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastseg._bilinear import interpolate
+from fastseg._dtypes import accumulator
+from fastseg._layout import in_layout_of
 from fastseg.kernels.cross_entropy_dice import reference as at_full_resolution
+from fastseg.kernels.cross_entropy_dice.arithmetic import mean_or_nan
 
 
-def upsample_cross_entropy_sums(
-    input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, with_gradient
-):
-    """(numerator, denominator): () fp64; d numerator / d input in the accumulator dtype, or empty."""
+def upsample_cross_entropy(
+    input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, mean,
+    zero_if_empty, with_gradient, dtype,
+):  # fmt: skip
+    """(loss () of `dtype`, count () fp64 that it is a mean of, count * its gradient in the accumulator's dtype).
+
+    count is 1 for a sum. A gradient that is not wanted has no elements.
+    """
     options = scale_factors, align_corners, ignore_index, label_smoothing
     *_, numerator, denominator = upsample_softmax_statistics(input, target, weight, pixel_weight, *options, True)
+    own = accumulator(input.dtype)
+    gradient = input.new_empty(0, dtype=own)
+    if with_gradient:
+        one = torch.ones(target.shape, dtype=own, device=input.device)
+        gradient = upsample_cross_entropy_pixels_backward(input.to(own), target, weight, pixel_weight, one, *options)
+    if mean:
+        return mean_or_nan(numerator, denominator, zero_if_empty).to(dtype), denominator, gradient
+    return numerator.to(dtype), torch.ones_like(denominator), gradient
+
+
+def upsample_cross_entropy_dice(
+    input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, squared,
+    ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty, with_gradient, dtype,
+):  # fmt: skip
+    """(loss () of `dtype`, 1 () fp64, the loss's gradient in the accumulator's dtype, of no element if not wanted)."""
+    call = target, weight, pixel_weight
+    options = scale_factors, align_corners, ignore_index, label_smoothing, squared
+    dice_options = ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty
+    sums = upsample_softmax_statistics(input, *call, *options)
+    loss, unit = at_full_resolution.loss_of_sums(*sums, *dice_options, dtype), torch.ones_like(sums[-1])
+    own = accumulator(input.dtype)
     if not with_gradient:
-        return numerator, denominator, numerator.new_empty(0, dtype=_accumulator(input))
-    one = torch.ones_like(numerator)
-    gradient = upsample_cross_entropy_sums_backward(
-        input.to(_accumulator(input)), target, weight, pixel_weight, None, one, *options
-    )
-    return numerator, denominator, gradient
-
-
-def upsample_cross_entropy_sums_backward(
-    input, target, weight, pixel_weight, gradient, grad_numerator,
-    scale_factors, align_corners, ignore_index, label_smoothing,
-):
-    """Made anew from `input`: `gradient` would not differentiate once more."""
-    none = grad_numerator.new_zeros(input.shape[:2], dtype=torch.float64)
-    return upsample_softmax_statistics_backward(
-        input, target, weight, pixel_weight, none, none, grad_numerator,
-        scale_factors, align_corners, ignore_index, label_smoothing, True,
-    )
+        return loss, unit, input.new_empty(0, dtype=own)
+    gradients = at_full_resolution.loss_of_sums_backward(*sums, unit, *dice_options)
+    return loss, unit, upsample_softmax_statistics_backward(input.to(own), *call, *gradients, *options)
 
 
 def upsample_cross_entropy_pixels(
@@ -71,7 +84,7 @@ def upsample_softmax_statistics(
     """(intersection, prediction, truth): (N, C) fp64; (numerator, denominator): () fp64."""
     logits = _upsampled(input, target, scale_factors, align_corners)
     return at_full_resolution.softmax_statistics(
-        logits.flatten(2), target.flatten(1), weight, _flat(pixel_weight), ignore_index, label_smoothing, squared
+        logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared
     )
 
 
@@ -82,24 +95,17 @@ def upsample_softmax_statistics_backward(
     """Gradient of `input`, in its dtype."""
     logits = _upsampled(input, target, scale_factors, align_corners)
     gradient = at_full_resolution.softmax_statistics_backward(
-        logits.flatten(2), target.flatten(1), weight, _flat(pixel_weight),
+        logits, target, weight, pixel_weight,
         grad_intersection, grad_prediction, grad_numerator, ignore_index, label_smoothing, squared,
     )
     scales = (None, None) if scale_factors is None else scale_factors
     source, output = ([int(size) for size in sizes] for sizes in (input.shape, logits.shape[2:]))  # takes no symbols
     transposed = torch.ops.aten.upsample_bilinear2d_backward(
-        gradient.reshape(logits.shape), output, source, align_corners, *scales
+        gradient.contiguous(), output, source, align_corners, *scales
     )
-    return transposed.to(input.dtype)
-
-
-def _accumulator(input: Tensor) -> torch.dtype:
-    return torch.promote_types(input.dtype, torch.float32)
+    return in_layout_of(input, transposed.to(input.dtype))
 
 
 def _upsampled(input, target, scale_factors, align_corners) -> Tensor:
-    return interpolate(input.to(_accumulator(input)), target.shape[1:], scale_factors, align_corners)
+    return interpolate(input.to(accumulator(input.dtype)), target.shape[1:], scale_factors, align_corners)
 
-
-def _flat(pixel_weight: Tensor | None) -> Tensor | None:
-    return None if pixel_weight is None else pixel_weight.flatten(1)

@@ -10,6 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
+from fastseg.kernels.cross_entropy_dice import triton_loss
+from fastseg.kernels.cross_entropy_dice.arithmetic import mean_or_nan
 from fastseg._triton import DEBUG, AotCase, on_device_of
 from fastseg.kernels._cells import Axis, axis
 from fastseg.kernels.upsample_cross_entropy.triton_kernels import (
@@ -113,21 +115,17 @@ def _softmax(
 
 
 def _gradient(
-    plan: Plan, input, target, weight, pixel_weight, ignore_index, label_smoothing, *, grad_losses=None,
+    plan: Plan, input, target, weight, pixel_weight, ignore_index, label_smoothing, gradient, *, grad_losses=None,
     grad_numerator=None, grad_intersection=None, grad_prediction=None,
-) -> Tensor:  # fmt: skip
-    """The gradient of `input`, in its dtype and layout: the softmax once more, then the gather."""
-    layout = torch.contiguous_format
-    if input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous():
-        layout = torch.channels_last
-    gradient = torch.empty_like(input, memory_format=layout)
+) -> None:  # fmt: skip
+    """Writes the gradient of `input`: the softmax once more, then the gather."""
     config = plan.gradient
     rows = min(SMOOTHED_ROWS if plan.constexprs["SMOOTHING"] else GRADIENT_ROWS, plan.softmax.rows)
     strips = triton.cdiv(plan.rows.source, STRIP)
     tiles = triton.cdiv(plan.columns.source, config.cells - 1)
     programs = input.shape[0] * triton.cdiv(input.shape[1], config.chunk) * strips * tiles
     if programs == 0:
-        return gradient
+        return
     log_total = input.new_empty(target.shape, dtype=torch.float32)
     mean_gradient = torch.empty_like(log_total) if grad_intersection is not None else None
     _softmax(
@@ -142,63 +140,51 @@ def _gradient(
             ignore_index, label_smoothing, **plan.constexprs, ROWS=rows, CELLS=config.cells, LANES=config.lanes,
             CHUNK=config.chunk, STRIP=STRIP, num_warps=config.warps,
         )  # fmt: skip
-    return gradient
-
-
-def _dense(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Contiguous, as the kernels index everything but `input`: labels and weights nearly always are."""
-    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
 # --- the ops ---
 
 
-def sums(
-    input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, with_gradient
-):  # fmt: skip
-    """The gradient is not made in the forward here: it would cost its kernel whether or not it is wanted later."""
-    target, weight, pixel_weight = _dense(target, weight, pixel_weight)
+def loss(
+    input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, mean,
+    zero_if_empty, with_gradient, loss, count, gradient,
+) -> None:  # fmt: skip
+    """loss: []; count: [] fp64, what it is a mean of; gradient: fp32, like input, count * that of the loss."""
     plan = _plan(input, target, scale_factors, align_corners, label_smoothing, True)
     partial = input.new_empty((2, input.shape[0] * plan.programs), dtype=torch.float32)
     _softmax(plan, input, target, weight, pixel_weight, ignore_index, label_smoothing, sums=partial)
     numerator, denominator = (part.sum(dtype=torch.float64) for part in partial)
-    if not with_gradient:
-        return numerator, denominator, input.new_empty(0, dtype=torch.float32)
-    gradient = _gradient(plan, input, target, weight, pixel_weight, ignore_index, label_smoothing)
-    return numerator, denominator, gradient.float()
+    loss.copy_(mean_or_nan(numerator, denominator, zero_if_empty) if mean else numerator)
+    count.copy_(denominator) if mean else count.fill_(1)
+    if with_gradient:
+        _gradient(plan, input, target, weight, pixel_weight, ignore_index, label_smoothing, gradient)
 
 
-def sums_backward(
-    input, target, weight, pixel_weight, gradient, grad_numerator, scale_factors, align_corners, ignore_index,
-    label_smoothing,
-):  # fmt: skip
-    target, weight, pixel_weight = _dense(target, weight, pixel_weight)
+def pixels(
+    input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, losses
+) -> None:
+    """losses: [N, H, W] fp32."""
     plan = _plan(input, target, scale_factors, align_corners, label_smoothing, True)
-    return _gradient(
-        plan, input, target, weight, pixel_weight, ignore_index, label_smoothing, grad_numerator=grad_numerator
-    )
-
-
-def pixels(input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing):
-    target, weight, pixel_weight = _dense(target, weight, pixel_weight)
-    plan = _plan(input, target, scale_factors, align_corners, label_smoothing, True)
-    losses = input.new_empty(target.shape, dtype=torch.float32)
     _softmax(plan, input, target, weight, pixel_weight, ignore_index, label_smoothing, losses=losses)
-    return losses
 
 
 def pixels_backward(
-    input, target, weight, pixel_weight, grad_losses, scale_factors, align_corners, ignore_index, label_smoothing
-):
-    target, weight, pixel_weight, grad_losses = _dense(target, weight, pixel_weight, grad_losses)
+    input, target, weight, pixel_weight, grad_losses, scale_factors, align_corners, ignore_index, label_smoothing,
+    grad_input,
+) -> None:  # fmt: skip
+    """grad_losses: [N, H, W]; one number for all of them is read as that."""
     plan = _plan(input, target, scale_factors, align_corners, label_smoothing, True)
-    return _gradient(plan, input, target, weight, pixel_weight, ignore_index, label_smoothing, grad_losses=grad_losses)
+    one_number = grad_losses.numel() > 0 and all(stride == 0 for stride in grad_losses.stride())
+    given = dict(grad_numerator=grad_losses[0, 0, 0].double()) if one_number else \
+        dict(grad_losses=grad_losses.contiguous())
+    _gradient(plan, input, target, weight, pixel_weight, ignore_index, label_smoothing, grad_input, **given)
 
 
 def statistics(
-    input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, squared
-):
-    target, weight, pixel_weight = _dense(target, weight, pixel_weight)
+    input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, squared,
+    intersection, prediction, truth, numerator, denominator,
+) -> None:  # fmt: skip
+    """intersection, prediction, truth: [N, C] fp64; numerator, denominator: [] fp64."""
     plan = _plan(input, target, scale_factors, align_corners, label_smoothing, squared)
     images, classes = input.shape[:2]
     partial = input.new_empty((2, images * plan.programs), dtype=torch.float32)
@@ -206,22 +192,40 @@ def statistics(
     _softmax(
         plan, input, target, weight, pixel_weight, ignore_index, label_smoothing, sums=partial, class_sums=class_sums
     )
-    return *(part.sum(1, dtype=torch.float64) for part in class_sums.unbind(2)), *(
-        part.sum(dtype=torch.float64) for part in partial
-    )
+    for sums, part in zip((intersection, prediction, truth), class_sums.unbind(2)):
+        torch.sum(part, 1, dtype=torch.float64, out=sums)
+    for total, part in zip((numerator, denominator), partial):
+        torch.sum(part, 0, dtype=torch.float64, out=total)
 
 
 def statistics_backward(
     input, target, weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator, scale_factors,
-    align_corners, ignore_index, label_smoothing, squared,
-):  # fmt: skip
-    target, weight, pixel_weight = _dense(target, weight, pixel_weight)
-    grad_intersection, grad_prediction = _dense(grad_intersection, grad_prediction)
+    align_corners, ignore_index, label_smoothing, squared, grad_input,
+) -> None:  # fmt: skip
     plan = _plan(input, target, scale_factors, align_corners, label_smoothing, squared)
-    return _gradient(
-        plan, input, target, weight, pixel_weight, ignore_index, label_smoothing, grad_numerator=grad_numerator,
-        grad_intersection=grad_intersection, grad_prediction=grad_prediction,
+    _gradient(
+        plan, input, target, weight, pixel_weight, ignore_index, label_smoothing, grad_input,
+        grad_numerator=grad_numerator, grad_intersection=grad_intersection, grad_prediction=grad_prediction,
     )  # fmt: skip
+
+
+def dice_loss(
+    input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, squared,
+    ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty, with_gradient, loss, unit, gradient,
+) -> None:  # fmt: skip
+    """loss: []; unit: [] fp64, here 1; gradient: fp32, like input, that of the loss."""
+    sums = input.new_empty((3, *input.shape[:2]), dtype=torch.float64).unbind(0)
+    totals = input.new_empty((2,), dtype=torch.float64).unbind(0)
+    call = input, target, weight, pixel_weight
+    options = scale_factors, align_corners, ignore_index, label_smoothing, squared
+    dice_options = ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty
+    statistics(*call, *options, *sums, *totals)
+    triton_loss.loss_of_sums(*sums, *totals, *dice_options, loss)
+    unit.fill_(1)
+    if with_gradient:
+        gradients = [torch.empty_like(sums[0]), torch.empty_like(sums[0]), torch.empty_like(unit)]
+        triton_loss.loss_of_sums_backward(*sums, totals[1], unit, *dice_options, *gradients)
+        statistics_backward(*call, *gradients, *options, gradient)
 
 
 # --- ahead of time ---

@@ -9,7 +9,7 @@ import importlib
 import pytest
 import torch
 
-from fastseg._first_op import REGISTRY
+from fastseg._op import REGISTRY
 from fastseg.ops import upsample_cross_entropy, upsample_cross_entropy_dice
 from tests.ops.test_upsample_cross_entropy import check, stock_cross_entropy, stock_dice
 

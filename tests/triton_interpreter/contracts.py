@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastseg._first_op import FLOATING_GPU
+from fastseg._dtypes import FLOATING_GPU
 from tests.contract import LAYOUTS, Make
 from tests.test_contract import _compare
 

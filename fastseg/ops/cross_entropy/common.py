@@ -1,14 +1,7 @@
 """What cross_entropy does alike for labels and for probabilities."""
 
-import torch
-from torch import Tensor
-
-from fastseg import _check, _library
-from fastseg import _private_api as private
+from fastseg import _check
 from fastseg._dtypes import FLOATING
-from fastseg._triton import lazy
-
-_scale_on_gpu = lazy("cross_entropy.triton", "scale_in_place")
 
 
 def check_common(op, input, weight, pixel_weight, label_smoothing):
@@ -44,15 +37,3 @@ def check_spatial(op, name, value, input):
             f"fastseg.ops.{op}: {name} has batch size {given[0]}; allowed: {shape[0]}, the batch size of input"
         )
     _check.shape(op, name, value, (shape[0], *shape[2:]), "input without its class dimension")
-
-
-def scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
-    """gradient * grad_loss, in place where nobody can see the saved gradient again."""
-    if type(gradient) is not Tensor or not private.is_last_backward():
-        return gradient * grad_loss
-    if gradient.is_cpu:
-        return gradient if grad_loss.item() == 1 else gradient.mul_(grad_loss)
-    if _library.missing("triton") is not None:
-        return gradient.mul_(grad_loss)
-    _scale_on_gpu(gradient, grad_loss)
-    return gradient

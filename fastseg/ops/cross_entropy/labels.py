@@ -14,11 +14,12 @@ from torch.nn import functional
 
 from fastseg import _check
 from fastseg._dtypes import FLOATING, FLOATING_GPU, HALF, LABELS, accumulator, is_autocast
+from fastseg._early_gradient import scaled
 from fastseg._layout import empty_as, is_channels_last
 from fastseg._op import THROUGH_REFERENCE, Backend, Op, Stock
 from fastseg._reduction import MEAN, NONE, SUM
 from fastseg.kernels.cross_entropy import reference
-from fastseg.ops.cross_entropy.common import check_common, check_spatial, scaled
+from fastseg.ops.cross_entropy.common import check_common, check_spatial
 
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
 _OPTIONS = "int ignore_index, int reduction, float label_smoothing, float gamma, bool zero_if_empty, bool inert_ignored"

@@ -13,11 +13,12 @@ from torch.nn import functional
 
 from fastseg import _check
 from fastseg._dtypes import FLOATING, FLOATING_GPU, HALF, accumulator, is_autocast
+from fastseg._early_gradient import scaled
 from fastseg._layout import empty_as, is_channels_last
 from fastseg._op import THROUGH_REFERENCE, Backend, Op, Stock
 from fastseg._reduction import MEAN, NONE, SUM
 from fastseg.kernels.cross_entropy import reference
-from fastseg.ops.cross_entropy.common import check_common, scaled
+from fastseg.ops.cross_entropy.common import check_common
 
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
 _OPTIONS = "int reduction, float label_smoothing, bool to_input, bool to_target"

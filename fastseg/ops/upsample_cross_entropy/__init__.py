@@ -18,18 +18,15 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg._bilinear import output_size_and_scales
-from fastseg._first_op import FLOATING
-from fastseg.ops._dice import check_dice, cross_entropy_dice_of, loss_dtype
-from fastseg.ops._upsample_dice import upsample_cross_entropy_dice_loss, upsample_softmax_statistics
-from fastseg.ops._upsample_softmax import (
-    CPU_DTYPES,
-    LABELS,
-    upsample_cross_entropy_loss,
-    upsample_cross_entropy_pixels,
-)
-from fastseg.ops.cross_entropy_dice import accumulator
+from fastseg._dtypes import FLOATING, FLOATING_GPU, LABELS, accumulator, loss_dtype
+from fastseg._reduction import MEAN, NONE, reduction_number
+from fastseg.ops.cross_entropy_dice.loss_of_sums import check_dice, cross_entropy_dice_of
+from fastseg.ops.upsample_cross_entropy.dice import upsample_cross_entropy_dice_op
+from fastseg.ops.upsample_cross_entropy.loss import upsample_cross_entropy_op
+from fastseg.ops.upsample_cross_entropy.pixels import upsample_cross_entropy_pixels
+from fastseg.ops.upsample_cross_entropy.statistics import upsample_softmax_statistics
 
-REDUCTIONS = ("none", "mean", "sum")
+__all__ = ["upsample_cross_entropy", "upsample_cross_entropy_dice"]
 
 
 def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight):
@@ -50,7 +47,7 @@ def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight)
         if value.requires_grad:
             raise RuntimeError(f"fastseg.ops.{name}: {argument} requires grad; allowed: a constant")
     weight, pixel_weight = (
-        None if value is None else value.to(accumulator(input)) for value in (weight, pixel_weight)
+        None if value is None else value.to(accumulator(input.dtype)) for value in (weight, pixel_weight)
     )
     return (input, target, weight, pixel_weight), scale_factors
 
@@ -62,7 +59,7 @@ def _smoothing(input: Tensor, label_smoothing: float) -> float:
 
 def _in_one_call(input: Tensor) -> bool:
     """Whether one call of C++ makes the loss and its gradient."""
-    return input.device.type == "cpu" and input.dtype in CPU_DTYPES
+    return input.device.type == "cpu" and input.dtype in FLOATING_GPU
 
 
 def _wants_gradient(input: Tensor) -> bool:
@@ -99,12 +96,12 @@ def upsample_cross_entropy(
         scale_factor: instead of `size`, one factor or (vertical, horizontal).
         align_corners: the corner pixels' centres coincide; otherwise the corners' corners do.
         weight: (C,) floating class weights. A constant.
-        ignore_index: label of pixels that count for nothing; may lie inside or outside [0, C).
+        ignore_index: label of pixels that count for nothing, whatever they hold; inside or outside [0, C), None for none.
         reduction: "none": losses (N, H, W); "mean": sum v w_y loss / sum v w_y; "sum".
         label_smoothing: in [0, 1], as in torch.
         pixel_weight: floating weights v (N, H, W) of the losses, for instance U-Net's map. A constant.
         zero_if_empty: 0 rather than NaN for the mean over no pixel. The gradient is zero either way.
-        backend: "auto", "cpu", "cuda", "triton" or "reference".
+        backend: "auto", "cpu", "triton" or "reference".
 
     Returns:
         The loss in the dtype of `input` (fp32 for half types under autocast). Twice differentiable in `input`.
@@ -114,16 +111,21 @@ def upsample_cross_entropy(
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "upsample_cross_entropy"
-    _check.one_of(name, "reduction", reduction, REDUCTIONS)
+    reduced = reduction_number(name, reduction)
+    ignore_index = _check.label(name, "ignore_index", ignore_index)
+    _check.booleans(name, align_corners=align_corners, zero_if_empty=zero_if_empty)
     tensors, scale_factors = _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight)
-    options = scale_factors, bool(align_corners), ignore_index, _smoothing(input, label_smoothing)
-    if reduction == "none":
+    options = scale_factors, align_corners, ignore_index, _smoothing(input, label_smoothing)
+    if reduced == NONE:
         losses = upsample_cross_entropy_pixels(*tensors, *options, backend=backend)
         return losses.to(loss_dtype(input))
     # On the CPU the gradient is made while the probabilities are at hand; it is as small as `input`.
     with_gradient = _in_one_call(input) and _wants_gradient(input)
-    reduced = with_gradient, reduction == "mean", bool(zero_if_empty), loss_dtype(input)
-    return upsample_cross_entropy_loss(*tensors, *options, *reduced, backend=backend)[0]
+    loss, _, _ = upsample_cross_entropy_op(
+        *tensors, *options, mean=reduced == MEAN, zero_if_empty=zero_if_empty, with_gradient=with_gradient,
+        dtype=loss_dtype(input), backend=backend,
+    )  # fmt: skip
+    return loss
 
 
 def upsample_cross_entropy_dice(
@@ -167,15 +169,23 @@ def upsample_cross_entropy_dice(
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "upsample_cross_entropy_dice"
+    ignore_index = _check.label(name, "ignore_index", ignore_index)
+    _check.booleans(
+        name, align_corners=align_corners, include_background=include_background, squared=squared,
+        per_image=per_image, zero_if_empty=zero_if_empty,
+    )  # fmt: skip
     tensors, scale_factors = _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight)
     check_dice(name, input.size(1), include_background, smooth)
-    options = scale_factors, bool(align_corners), ignore_index, _smoothing(input, label_smoothing)
+    options = scale_factors, align_corners, ignore_index, _smoothing(input, label_smoothing), squared
     dtype = loss_dtype(input)
     if process_group is None and _in_one_call(input):
-        dice_options = float(ce_weight), float(dice_weight), float(smooth), include_background, per_image, zero_if_empty
-        arguments = *tensors, *options, bool(squared), *dice_options, _wants_gradient(input), dtype
-        return upsample_cross_entropy_dice_loss(*arguments, backend=backend)[0]
-    statistics = upsample_softmax_statistics(*tensors, *options, bool(squared), backend=backend)
+        loss, _, _ = upsample_cross_entropy_dice_op(
+            *tensors, *options, ce_weight=float(ce_weight), dice_weight=float(dice_weight), smooth=float(smooth),
+            include_background=include_background, per_image=per_image, zero_if_empty=zero_if_empty,
+            with_gradient=_wants_gradient(input), dtype=dtype, backend=backend,
+        )  # fmt: skip
+        return loss
+    statistics = upsample_softmax_statistics(*tensors, *options, backend=backend)
     return cross_entropy_dice_of(
         statistics, ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty, process_group,
         dtype, backend,

@@ -1,0 +1,41 @@
+"""What the ops of the upsampled losses share: schemas, checks and layouts.
+
+Shapes: input (N, C, h, w), target and pixel_weight (N, H, W), weight (C,).
+"""
+
+from fastseg import _check
+from fastseg._dtypes import FLOATING, FLOATING_GPU, LABELS, accumulator
+from fastseg._op import Backend
+
+INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
+SAMPLING = "float[]? scale_factors, bool align_corners, int ignore_index, float label_smoothing"
+CONTIGUOUS = ("target", "weight", "pixel_weight")
+
+
+def check(input, target, weight, pixel_weight, label_smoothing):
+    name = "upsample_cross_entropy"
+    _check.dtype(name, "input", input, FLOATING)
+    _check.shape(name, "input", input, ("N", "C", "h", "w"))
+    _check.dtype(name, "target", target, LABELS)
+    _check.shape(name, "target", target, (input.size(0), "H", "W"))
+    _check.same_device(name, "target", target, "input", input)
+    if 0 in input.shape[1:] or 0 in target.shape[1:]:
+        raise RuntimeError(
+            f"fastseg.ops.{name}: input has shape {tuple(input.shape)} and target {tuple(target.shape)}; "
+            "allowed: no size but N may be 0"
+        )
+    for argument, value, shape in (("weight", weight, input.shape[1:2]), ("pixel_weight", pixel_weight, target.shape)):
+        if value is not None:
+            _check.dtype(name, argument, value, (accumulator(input.dtype),))
+            _check.shape(name, argument, value, shape)
+            _check.same_device(name, argument, value, "input", input)
+    _check.in_range(name, "label_smoothing", label_smoothing, 0.0, 1.0)
+
+
+def backends(launcher, reference):
+    """fp64 is for gradcheck: the reference does it."""
+    return [
+        Backend("cpu", dtypes=FLOATING_GPU),
+        Backend("triton", f"upsample_cross_entropy.triton.{launcher}", dtypes=FLOATING_GPU),
+        Backend("reference", reference),
+    ]

@@ -1,0 +1,50 @@
+"""The reduced cross-entropy of bilinearly upsampled logits, on request with its gradient, in one call."""
+
+import torch
+from torch import Tensor
+
+from fastseg._dtypes import accumulator
+from fastseg._early_gradient import scaled
+from fastseg._layout import empty_as
+from fastseg._op import Op
+from fastseg.kernels.upsample_cross_entropy import reference
+from fastseg.ops.upsample_cross_entropy.common import CONTIGUOUS, INPUTS, SAMPLING, backends, check
+from fastseg.ops.upsample_cross_entropy.pixels import upsample_cross_entropy_pixels_backward
+
+
+def outputs(input, with_gradient, dtype):
+    """The loss, the fp64 number `count` that it is a mean of, and count * its gradient, of no element if not wanted."""
+    own = accumulator(input.dtype)
+    gradient = empty_as(input, own) if with_gradient else input.new_empty(0, dtype=own)
+    return input.new_empty((), dtype=dtype), input.new_empty((), dtype=torch.float64), gradient
+
+
+def backward(
+    input, target, weight, pixel_weight, count, gradient, grad_loss, scale_factors, align_corners, ignore_index,
+    label_smoothing, with_gradient, backend,
+):  # fmt: skip
+    if with_gradient and not torch.is_grad_enabled():
+        return {"input": scaled(gradient, share(grad_loss, count)).to(input.dtype)}
+    grad_losses = share(grad_loss, count).to(accumulator(input.dtype)).expand(target.shape)
+    grad_input = upsample_cross_entropy_pixels_backward(
+        input, target, weight, pixel_weight, grad_losses, scale_factors, align_corners, ignore_index, label_smoothing,
+        backend=backend,
+    )  # fmt: skip
+    return {"input": grad_input}
+
+
+def share(grad_loss: Tensor, count: Tensor) -> Tensor:
+    """The gradient of a sum from that of its mean over `count`, in fp64; 0 for a mean over nothing."""
+    empty = count == 0
+    return torch.where(empty, 0.0, grad_loss.double() / torch.where(empty, 1.0, count))
+
+
+upsample_cross_entropy_op = Op(
+    f"upsample_cross_entropy({INPUTS}, {SAMPLING}, bool mean, bool zero_if_empty, bool with_gradient, ScalarType dtype)"
+    " -> (Tensor loss, Tensor count, Tensor gradient)",
+    check=check,
+    outputs=outputs,
+    backward=backward,
+    contiguous=CONTIGUOUS,
+    backends=backends("loss", reference.upsample_cross_entropy),
+)

@@ -1,5 +1,6 @@
 """Gradients that the forward has made already: what is left of the backward."""
 
+import torch
 from torch import Tensor
 
 from fastseg import _library
@@ -19,3 +20,20 @@ def scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
         return gradient.mul_(grad_loss)
     _scale_on_gpu(gradient, grad_loss)
     return gradient
+
+
+def scaled_mean(gradient: Tensor, grad_loss: Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient * grad_loss / count in `dtype`, for the gradient of a sum whose mean over `count` is the loss.
+
+    0 for a mean over nothing.
+    """
+    if type(gradient) is Tensor and gradient.is_cpu and not private.in_functional_transform():
+        number = count.item()
+        return (gradient * (grad_loss.item() / number if number else 0.0)).to(dtype)
+    return (gradient * share(grad_loss, count)).to(dtype)
+
+
+def share(grad_loss: Tensor, count: Tensor) -> Tensor:
+    """The gradient of a sum from that of its mean over `count`, in fp64; 0 for a mean over nothing."""
+    empty = count == 0
+    return torch.where(empty, 0.0, grad_loss.double() / torch.where(empty, 1.0, count))

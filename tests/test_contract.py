@@ -196,5 +196,5 @@ def test_rejected_dtypes_are_named(contract, device):
 
 def test_unknown_backend_is_refused(device):
     for contract in CONTRACTS:
-        with pytest.raises(ValueError, match="allowed: auto, cpu, cuda, triton, reference"):
+        with pytest.raises(ValueError, match="allowed: auto, stock, cpu, cuda, triton, reference"):
             contract.function(**contract.cases[0].arguments(Make(torch.float32, device)), backend="magic")

@@ -137,7 +137,7 @@ def test_dice_in_one_call_differentiates_twice():
 def test_dice_without_a_gradient_makes_none():
     """And a backward that nobody foresaw makes it then."""
     input, target = torch.randn(1, 3, 4, 5), torch.randint(3, (1, 32, 40))
-    op, options = REGISTRY["upsample_cross_entropy_dice_loss"], (None, None, None, False, -100, 0.0, True)
+    op, options = REGISTRY["upsample_cross_entropy_dice"], (None, None, None, False, -100, 0.0, True)
     arguments = input, target, *options, 1.0, 1.0, 1e-6, True, False, False
     loss, _, gradient = op(*arguments, False, torch.float32)
     assert gradient.numel() == 0

@@ -5,13 +5,13 @@ For the CPU and a single process, where a small input feels every call; elsewher
 
 import torch
 
-from fastseg._early_gradient import scaled
+from fastseg._early_gradient import scaled_mean
 from fastseg._op import Op
 from fastseg.kernels.upsample_cross_entropy import reference
 from fastseg.ops.cross_entropy_dice.loss_of_sums import OPTIONS as DICE_OPTIONS
 from fastseg.ops.cross_entropy_dice.loss_of_sums import loss_of_sums_backward
 from fastseg.ops.upsample_cross_entropy.common import CONTIGUOUS, INPUTS, SAMPLING, backends, check
-from fastseg.ops.upsample_cross_entropy.loss import outputs, share
+from fastseg.ops.upsample_cross_entropy.loss import outputs
 from fastseg.ops.upsample_cross_entropy.statistics import (
     upsample_softmax_statistics,
     upsample_softmax_statistics_backward,
@@ -24,7 +24,7 @@ def backward(
     with_gradient, backend,
 ):  # fmt: skip
     if with_gradient and not torch.is_grad_enabled():
-        return {"input": scaled(gradient, share(grad_loss, unit)).to(input.dtype)}
+        return {"input": scaled_mean(gradient, grad_loss, unit, input.dtype)}
     call = input, target, weight, pixel_weight
     options = scale_factors, align_corners, ignore_index, label_smoothing, squared
     sums = upsample_softmax_statistics(*call, *options, backend=backend)

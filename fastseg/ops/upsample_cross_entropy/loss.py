@@ -1,10 +1,9 @@
 """The reduced cross-entropy of bilinearly upsampled logits, on request with its gradient, in one call."""
 
 import torch
-from torch import Tensor
 
 from fastseg._dtypes import accumulator
-from fastseg._early_gradient import scaled
+from fastseg._early_gradient import scaled_mean, share
 from fastseg._layout import empty_as
 from fastseg._op import Op
 from fastseg.kernels.upsample_cross_entropy import reference
@@ -24,19 +23,13 @@ def backward(
     label_smoothing, with_gradient, backend,
 ):  # fmt: skip
     if with_gradient and not torch.is_grad_enabled():
-        return {"input": scaled(gradient, share(grad_loss, count)).to(input.dtype)}
+        return {"input": scaled_mean(gradient, grad_loss, count, input.dtype)}
     grad_losses = share(grad_loss, count).to(accumulator(input.dtype)).expand(target.shape)
     grad_input = upsample_cross_entropy_pixels_backward(
         input, target, weight, pixel_weight, grad_losses, scale_factors, align_corners, ignore_index, label_smoothing,
         backend=backend,
     )  # fmt: skip
     return {"input": grad_input}
-
-
-def share(grad_loss: Tensor, count: Tensor) -> Tensor:
-    """The gradient of a sum from that of its mean over `count`, in fp64; 0 for a mean over nothing."""
-    empty = count == 0
-    return torch.where(empty, 0.0, grad_loss.double() / torch.where(empty, 1.0, count))
 
 
 upsample_cross_entropy_op = Op(

@@ -77,6 +77,39 @@ def shape(op: str, name: str, value: Tensor, allowed: Sequence[int | str], what:
         raise RuntimeError(f"fastseg.ops.{op}: {name} has shape {given}; allowed: ({sizes}){note}")
 
 
+def argument(
+    op: str,
+    name: str,
+    value: Tensor,
+    dtypes: Sequence[torch.dtype],
+    allowed_shape: Sequence[int | str],
+    what: str = "",
+    *,
+    like: tuple[str, Tensor] | None = None,
+) -> None:
+    """All of the above for one tensor; `like`: the name and value of the argument whose device it shares."""
+    if not isinstance(value, Tensor):
+        tensor(op, name, value)
+    if value.dtype not in dtypes:
+        dtype(op, name, value, dtypes)
+    if like is not None and value.device != like[1].device:
+        same_device(op, name, value, *like)
+    sizes = value.shape
+    if sizes == allowed_shape:
+        return
+    fits = len(sizes) == len(allowed_shape)
+    for want, have in zip(allowed_shape, sizes):
+        fits = fits and (type(want) is str or want == have)
+    if not fits:
+        shape(op, name, value, allowed_shape, what)
+
+
+def constant(op: str, name: str, value: Tensor) -> None:
+    """`value` is not to be differentiated."""
+    if value.requires_grad:
+        raise RuntimeError(f"fastseg.ops.{op}: {name} requires grad; allowed: a constant")
+
+
 def one_of(op: str, name: str, value, allowed: Sequence) -> None:
     if value not in allowed:
         raise ValueError(f"fastseg.ops.{op}: {name}={value!r}; allowed: {', '.join(repr(entry) for entry in allowed)}")

@@ -29,4 +29,6 @@ def is_autocast(tensor: Tensor) -> bool:
 
 def loss_dtype(input: Tensor) -> torch.dtype:
     """The dtype of a loss of `input`: its own; fp32 for half types under autocast, as stock PyTorch has it."""
-    return accumulator(input.dtype) if is_autocast(input) else input.dtype
+    if input.dtype in HALF and is_autocast(input):
+        return torch.float32
+    return input.dtype

@@ -28,17 +28,24 @@ def in_layout_of(input: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _is_channels_last_image(like: Tensor) -> bool:
+    if like.dim() != 4 or like.is_contiguous():
+        return False
     if in_functional_transform():  # a batch of torch.func.vmap does not tell, and the fallback copies anyway
         return False
-    return like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+    return like.is_contiguous(memory_format=torch.channels_last)
 
 
-def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
-    """`tensor` as (n,), its elements in the order in which `like`, of the same shape, stores its own.
+def in_memory_order(like: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
+    """`like` and other tensors of its shape as (n,), their elements in the order in which `like` stores its own.
 
     For elementwise ops: NC... and channels_last are both read in place.
     """
-    return (tensor.permute(0, 2, 3, 1) if _is_channels_last_image(like) else tensor).reshape(-1)
+    channels_last, flat = _is_channels_last_image(like), []
+    for tensor in (like, *tensors):
+        if channels_last and tensor is not None:
+            tensor = tensor.permute(0, 2, 3, 1)
+        flat.append(None if tensor is None else tensor.reshape(-1))
+    return flat
 
 
 def like_memory_order(flat: Tensor, like: Tensor) -> Tensor:

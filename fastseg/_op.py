@@ -238,6 +238,8 @@ class Op:
     schema: `name(arguments) -> (outputs)`, every output named; `str backend="auto"` is appended as the last argument.
         The first argument is a tensor.
     check: semantic validation, for eager and traced calls alike; never looks at data.
+    internal: of an op that is a step of a public function, which has checked its arguments: plain eager calls from
+        Python are not checked once more, those through torch.ops.fastseg are.
     outputs: allocates what the op returns; on tensors without data it is the fake.
     backends: in the order in which "auto" tries them.
     contiguous: arguments that kernels get contiguous. accumulated: those that they get in the accumulator's dtype of
@@ -259,6 +261,7 @@ class Op:
         check: Callable[..., None] | None = None,
         backward: Callable[..., dict[str, Tensor | None]] | object | None = None,
         early: Callable[..., bool] | None = None,
+        internal: bool = False,
         contiguous: Sequence[str] = (),
         accumulated: Sequence[str] = (),
     ):
@@ -268,6 +271,7 @@ class Op:
         self.native_name = f"_{self.name}"
         self.stock = next((backend for backend in backends if backend.name == "stock"), None)
         self.backends = tuple(backend for backend in backends if backend.name != "stock")
+        self._trusts = internal
         self._check = Named(check or (lambda: None), self.arguments, f"{self.name}.check")
         self._outputs = Named(outputs, self.arguments, f"{self.name}.outputs")
         self._single = len(self.results) == 1
@@ -319,9 +323,9 @@ class Op:
             for tensor in tensors:
                 if tensor is not None and tensor.requires_grad:
                     if self._early is not None:
-                        args = (*args[:-1], self._early(args))
+                        args = (*args[:-1], self._early.function(*self._early.pick(args)))
                     return self._apply(*args, backend)
-        return self._run(args, backend)
+        return self._run(args, backend, self._trusts)
 
     def _in_order(self, given: int, named: Mapping[str, Any]) -> tuple:
         """The values of the named arguments, after the first `given` of the schema."""
@@ -349,9 +353,10 @@ class Op:
             return self._transformable.apply(*args, backend)
         return self._packet(*args, backend)
 
-    def _run(self, args: tuple, backend: str):
-        check = self._check
-        check.function(*check.pick(args))
+    def _run(self, args: tuple, backend: str, trusted: bool = False):
+        if not trusted:
+            check = self._check
+            check.function(*check.pick(args))
         if args[0].is_meta:
             return self._outputs(args)
         chosen = self.choose(args, backend)
@@ -449,7 +454,7 @@ class Op:
             return (*inputs, output) if single else (*inputs, *output)
 
         def forward_and_save(ctx, *args):
-            output = self._run(args[:-1], args[-1])
+            output = self._run(args[:-1], args[-1], self._trusts)
             save(ctx, (*args, output) if single else (*args, *output), private.keep)
             return output
 

@@ -28,16 +28,11 @@ _OPTIONS = "float? ignore_index, bool squared"
 def check(input, target, pos_weight, pixel_weight):
     """input, target and pixel_weight (N, P), pos_weight ()."""
     name = "sigmoid_statistics"
-    _check.dtype(name, "input", input, FLOATING)
-    _check.dtype(name, "target", target, TARGETS)
-    _check.shape(name, "input", input, ("N", "P"))
-    _check.shape(name, "target", target, input.shape)
-    _check.same_device(name, "target", target, "input", input)
+    _check.argument(name, "input", input, FLOATING, ("N", "P"))
+    _check.argument(name, "target", target, TARGETS, input.shape, like=("input", input))
     for argument, value, shape in (("pos_weight", pos_weight, ()), ("pixel_weight", pixel_weight, input.shape)):
         if value is not None:
-            _check.dtype(name, argument, value, (accumulator(input.dtype),))
-            _check.shape(name, argument, value, shape)
-            _check.same_device(name, argument, value, "input", input)
+            _check.argument(name, argument, value, (accumulator(input.dtype),), shape, like=("input", input))
 
 
 def outputs(input):
@@ -63,6 +58,7 @@ sigmoid_statistics = Op(
     check=check,
     outputs=outputs,
     backward=backward,
+    internal=True,
     contiguous=("input", "target", "pixel_weight"),
     backends=[
         Backend("cpu", dtypes=FLOATING),
@@ -84,8 +80,9 @@ sigmoid_statistics_backward = Op(
     f"sigmoid_statistics_backward({_INPUTS}, Tensor grad_intersection, Tensor grad_prediction, Tensor grad_numerator,"
     f" {_OPTIONS}) -> Tensor grad_input",
     check=check_backward,
-    outputs=lambda input: input.new_empty(input.shape),
+    outputs=lambda input: torch.empty_like(input, memory_format=torch.contiguous_format),
     backward=THROUGH_REFERENCE,
+    internal=True,
     contiguous=("input", "target", "pixel_weight", "grad_intersection", "grad_prediction"),
     backends=[
         Backend("cpu", dtypes=FLOATING),
@@ -142,9 +139,10 @@ def binary_cross_entropy_dice(
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "binary_cross_entropy_dice"
+    _check.booleans(name, squared=squared, per_image=per_image, zero_if_empty=zero_if_empty)
     pixel_weight = _check_call(name, input, target, pixel_weight, smooth)
     pos_weight = _pos_weight(name, input, pos_weight)
-    flat = [None if tensor is None else in_memory_order(tensor, input) for tensor in (input, target, pixel_weight)]
+    flat = in_memory_order(input, target, pixel_weight)
     if per_image:
         rows = (input.size(0), input[0].numel() if input.size(0) else 0)
         flat = [None if tensor is None else tensor.view(rows) for tensor in flat]
@@ -162,24 +160,19 @@ def binary_cross_entropy_dice(
 
 def _check_call(name, input, target, pixel_weight, smooth):
     """The arguments as the caller gave them; returns pixel_weight in the accumulator dtype."""
-    _check.tensor(name, "input", input)
-    _check.tensor(name, "target", target)
-    _check.dtype(name, "input", input, FLOATING)
-    _check.dtype(name, "target", target, TARGETS)
+    _check.tensors(name, input=input)
+    _check.argument(name, "input", input, FLOATING, input.shape)
     if input.dim() == 0:
         raise ValueError(f"fastseg.ops.{name}: input has shape (); allowed: (N, ...)")
     if not smooth >= 0:
         raise ValueError(f"fastseg.ops.{name}: smooth={smooth!r}; allowed: 0 and above")
-    maps = [("target", target)] if pixel_weight is None else [("target", target), ("pixel_weight", pixel_weight)]
-    for argument, value in maps:
-        _check.tensor(name, argument, value)
-        _check.shape(name, argument, value, input.shape, "the shape of input")
-        _check.same_device(name, argument, value, "input", input)
-        if value.requires_grad:
-            raise RuntimeError(f"fastseg.ops.{name}: {argument} requires grad; allowed: a constant")
+    like, what = ("input", input), "the shape of input"
+    _check.argument(name, "target", target, TARGETS, input.shape, what, like=like)
+    _check.constant(name, "target", target)
     if pixel_weight is None:
         return None
-    _check.dtype(name, "pixel_weight", pixel_weight, FLOATING)
+    _check.argument(name, "pixel_weight", pixel_weight, FLOATING, input.shape, what, like=like)
+    _check.constant(name, "pixel_weight", pixel_weight)
     return pixel_weight.to(accumulator(input.dtype))
 
 

@@ -13,6 +13,7 @@ from fastseg import _check
 from fastseg._dtypes import FLOATING, FLOATING_GPU, accumulator, loss_dtype
 from fastseg._layout import in_memory_order, like_memory_order
 from fastseg._op import THROUGH_REFERENCE, Backend, Op
+from fastseg._reduction import MEAN, NONE, reduction_number
 from fastseg.kernels.sigmoid_focal_loss import reference
 
 _NAME = "sigmoid_focal_loss"
@@ -22,11 +23,8 @@ _NAME = "sigmoid_focal_loss"
 
 
 def check(inputs, targets):
-    _check.dtype(_NAME, "inputs", inputs, FLOATING)
-    _check.dtype(_NAME, "targets", targets, FLOATING)
-    _check.shape(_NAME, "inputs", inputs, ("n",))
-    _check.shape(_NAME, "targets", targets, inputs.shape)
-    _check.same_device(_NAME, "targets", targets, "inputs", inputs)
+    _check.argument(_NAME, "inputs", inputs, FLOATING, ("n",))
+    _check.argument(_NAME, "targets", targets, FLOATING, inputs.shape, like=("inputs", inputs))
 
 
 def outputs(inputs, summed, dtype):
@@ -43,6 +41,7 @@ sigmoid_focal_loss_op = Op(
     check=check,
     outputs=outputs,
     backward=backward,
+    internal=True,
     contiguous=("inputs", "targets"),
     backends=[
         Backend("cpu", dtypes=FLOATING),
@@ -63,8 +62,9 @@ sigmoid_focal_loss_backward = Op(
     "sigmoid_focal_loss_backward(Tensor inputs, Tensor targets, Tensor grad_loss, float alpha, float gamma)"
     " -> Tensor grad_inputs",
     check=check_backward,
-    outputs=lambda inputs: inputs.new_empty(inputs.shape),
+    outputs=lambda inputs: torch.empty_like(inputs, memory_format=torch.contiguous_format),
     backward=THROUGH_REFERENCE,
+    internal=True,
     contiguous=("inputs", "targets"),
     backends=[
         Backend("cpu", dtypes=FLOATING),
@@ -104,28 +104,26 @@ def sigmoid_focal_loss(
         ValueError: shapes that differ, an unknown reduction, alpha above 1.
         RuntimeError, TypeError: dtypes, devices or types not listed above.
     """
-    _check.tensor(_NAME, "inputs", inputs)
-    _check.tensor(_NAME, "targets", targets)
-    _check.dtype(_NAME, "inputs", inputs, FLOATING)
-    _check.dtype(_NAME, "targets", targets, FLOATING)
-    _check.same_device(_NAME, "targets", targets, "inputs", inputs)
-    _check.one_of(_NAME, "reduction", reduction, ("none", "mean", "sum"))
+    _check.tensors(_NAME, inputs=inputs, targets=targets)
+    reduced = reduction_number(_NAME, reduction)
     if targets.shape != inputs.shape:
         sizes = f"{tuple(targets.shape)}; allowed: {tuple(inputs.shape)}, the shape of inputs"
         raise ValueError(f"fastseg.ops.{_NAME}: targets has shape {sizes}")
+    _check.argument(_NAME, "inputs", inputs, FLOATING, inputs.shape)
+    _check.argument(_NAME, "targets", targets, FLOATING, inputs.shape, like=("inputs", inputs))
     if not alpha <= 1:
         raise ValueError(f"fastseg.ops.{_NAME}: alpha={alpha!r}; allowed: 0 to 1, or a negative number for none")
     dtype = torch.promote_types(loss_dtype(inputs), targets.dtype)
     if dtype == torch.float64:
         inputs = inputs.double()
-    summed = reduction != "none"
+    summed = reduced != NONE
     if targets.requires_grad:
         loss = reference.sigmoid_focal_loss(inputs, targets, alpha, gamma, summed, accumulator(inputs.dtype))
     else:
-        flat = in_memory_order(inputs, inputs), in_memory_order(targets, inputs)
+        flat = in_memory_order(inputs, targets)
         loss = sigmoid_focal_loss_op(*flat, float(alpha), float(gamma), summed=summed, dtype=dtype, backend=backend)
         if not summed:
             return like_memory_order(loss, inputs)
-    if reduction == "mean":
+    if reduced == MEAN:
         loss = loss / max(1, inputs.numel())
     return loss.to(dtype)

@@ -124,7 +124,8 @@ def focal_loss(
         RuntimeError, ValueError, TypeError: shapes, dtypes, devices or options that do not fit.
     """
     op = "focal_loss"
-    _check.tensors(op, input=input, target=target)
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        _check.tensors(op, input=input, target=target)
     reduced = reduction_number(op, reduction)
     return loss_of_labels(
         input, target, alpha, pixel_weight, _check.label(op, "ignore_index", ignore_index),

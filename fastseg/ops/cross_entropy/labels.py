@@ -121,6 +121,7 @@ cross_entropy_backward = Op(
     check=check,
     outputs=lambda input: empty_as(input),
     backward=THROUGH_REFERENCE,
+    internal=True,
     contiguous=("target",),
     accumulated=("weight", "pixel_weight", "grad_loss"),
     backends=[

@@ -27,10 +27,9 @@ _OPTIONS = "int reduction, float label_smoothing, bool to_input, bool to_target"
 def check(input, target, weight, pixel_weight, label_smoothing):
     """input and target [N, C, ...], weight [C], pixel_weight [N, ...]."""
     op = "cross_entropy"
-    _check.dtype(op, "input", input, FLOATING)
-    _check.dtype(op, "target", target, FLOATING)
+    _check.argument(op, "input", input, FLOATING, input.shape)
+    _check.argument(op, "target", target, FLOATING, target.shape, like=("input", input))
     check_common(op, input, weight, pixel_weight, label_smoothing)
-    _check.same_device(op, "target", target, "input", input)
     if target.shape != input.shape:
         _check.shape(op, "target", target, input.shape, "the shape of input")
 
@@ -102,6 +101,7 @@ cross_entropy_probabilities_op = Op(
     check=check,
     outputs=outputs,
     backward=backward,
+    internal=True,
     accumulated=("weight", "pixel_weight"),
     backends=[
         Stock(
@@ -126,6 +126,7 @@ cross_entropy_probabilities_backward = Op(
     check=check,
     outputs=gradient_outputs,
     backward=THROUGH_REFERENCE,
+    internal=True,
     accumulated=("weight", "pixel_weight", "grad_loss"),
     backends=[
         Backend("cpu", dtypes=FLOATING),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg._dtypes import FLOATING, LABELS, accumulator, loss_dtype
+from fastseg._reduction import NONE, SUM, reduction_number
 from fastseg.kernels.cross_entropy_dice.arithmetic import dice_per_class
 from fastseg.ops.cross_entropy_dice.loss_of_sums import check_dice, counted, cross_entropy_dice_of, sum_over_ranks
 from fastseg.ops.cross_entropy_dice.statistics import softmax_statistics
@@ -21,10 +22,8 @@ __all__ = ["cross_entropy_dice", "dice_loss"]
 
 def _check_call(name, input, target, weight, pixel_weight, label_smoothing):
     """The arguments as the caller gave them: input (N, C, ...), target and pixel_weight (N, ...); or (C,) and ()."""
-    _check.tensor(name, "input", input)
-    _check.tensor(name, "target", target)
-    _check.dtype(name, "input", input, FLOATING)
-    _check.dtype(name, "target", target, LABELS)
+    _check.tensors(name, input=input)
+    _check.argument(name, "input", input, FLOATING, input.shape)
     if input.dim() == 0:
         raise ValueError(f"fastseg.ops.{name}: input has shape (); allowed: (C,) or (N, C, ...)")
     maps = (input.size(0), *input.shape[2:]) if input.dim() > 1 else ()
@@ -32,18 +31,13 @@ def _check_call(name, input, target, weight, pixel_weight, label_smoothing):
     if classes == 0:
         allowed = "(C,) or (N, C, ...) with C of at least 1"
         raise ValueError(f"fastseg.ops.{name}: input has shape {tuple(input.shape)}; allowed: {allowed}")
-    _check.shape(name, "target", target, maps, f"input has shape {tuple(input.shape)}")
-    _check.same_device(name, "target", target, "input", input)
+    like = ("input", input)
+    _check.argument(name, "target", target, LABELS, maps, "input without its class dimension", like=like)
     _check.in_range(name, "label_smoothing", label_smoothing, 0.0, 1.0)
     for argument, value, shape in (("weight", weight, (classes,)), ("pixel_weight", pixel_weight, maps)):
-        if value is None:
-            continue
-        _check.tensor(name, argument, value)
-        _check.dtype(name, argument, value, FLOATING)
-        _check.shape(name, argument, value, shape)
-        _check.same_device(name, argument, value, "input", input)
-        if value.requires_grad:
-            raise RuntimeError(f"fastseg.ops.{name}: {argument} requires grad; allowed: a constant")
+        if value is not None:
+            _check.argument(name, argument, value, FLOATING, shape, like=like)
+            _check.constant(name, argument, value)
 
 
 def _as_images(input: Tensor, target: Tensor, pixel_weight: Tensor | None, per_image: bool):
@@ -113,8 +107,10 @@ def dice_loss(
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "dice_loss"
-    _check.one_of(name, "reduction", reduction, ("mean", "sum", "none"))
-    ignore_index = _check.label(name, "ignore_index", ignore_index)
+    reduced = reduction_number(name, reduction)
+    _check.booleans(name, include_background=include_background, squared=squared, per_image=per_image)
+    if type(ignore_index) is not int:
+        ignore_index = _check.label(name, "ignore_index", ignore_index)
     _check_call(name, input, target, weight, None, 0.0)
     images, labels, _ = _as_images(input, target, None, per_image)
     check_dice(name, images.size(1), include_background, smooth)
@@ -128,12 +124,12 @@ def dice_loss(
     else:
         weight = weight.to(loss.dtype)[-loss.size(1):]
     loss = loss * weight
-    if reduction == "none":
+    if reduced == NONE:
         return (loss if per_image else loss.squeeze(0)).to(loss_dtype(input))
     total, count = loss.sum(), weight.sum() * loss.size(0)
     if per_image:
         total, count = sum_over_ranks((total, count), process_group)
-    return (total if reduction == "sum" else total / count).to(loss_dtype(input))
+    return (total if reduced == SUM else total / count).to(loss_dtype(input))
 
 
 def cross_entropy_dice(
@@ -183,7 +179,11 @@ def cross_entropy_dice(
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "cross_entropy_dice"
-    ignore_index = _check.label(name, "ignore_index", ignore_index)
+    _check.booleans(
+        name, include_background=include_background, squared=squared, per_image=per_image, zero_if_empty=zero_if_empty
+    )
+    if type(ignore_index) is not int:
+        ignore_index = _check.label(name, "ignore_index", ignore_index)
     _check_call(name, input, target, weight, pixel_weight, label_smoothing)
     images, labels, pixel_weight = _as_images(input, target, pixel_weight, per_image)
     check_dice(name, images.size(1), include_background, smooth)

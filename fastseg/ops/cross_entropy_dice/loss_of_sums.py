@@ -58,9 +58,7 @@ def check(intersection, prediction, truth, numerator, denominator):
         ("intersection", intersection, sums), ("prediction", prediction, sums), ("truth", truth, sums),
         ("numerator", numerator, ()), ("denominator", denominator, ()),
     ):  # fmt: skip
-        _check.shape(name, argument, value, shape)
-        _check.dtype(name, argument, value, (torch.float64,))
-        _check.same_device(name, argument, value, "intersection", intersection)
+        _check.argument(name, argument, value, (torch.float64,), shape, like=("intersection", intersection))
 
 
 def backward(
@@ -79,6 +77,7 @@ loss_of_sums = Op(
     check=check,
     outputs=lambda intersection, dtype: intersection.new_empty((), dtype=dtype),
     backward=backward,
+    internal=True,
     contiguous=_SUM_NAMES,
     backends=[
         Backend("cpu"),
@@ -99,6 +98,7 @@ loss_of_sums_backward = Op(
     check=check,
     outputs=outputs_backward,
     backward=THROUGH_REFERENCE,
+    internal=True,
     contiguous=_SUM_NAMES,
     backends=[
         Backend("cpu"),

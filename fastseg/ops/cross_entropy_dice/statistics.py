@@ -28,18 +28,12 @@ _MOST_CLASSES_TRITON = 4096  # that fit in the registers of a block
 def check(input, target, weight, pixel_weight, label_smoothing):
     """input (N, C, ...), target (N, ...), weight (C,), pixel_weight (N, ...)."""
     name = "softmax_statistics"
-    _check.dtype(name, "input", input, FLOATING)
-    if input.dim() < 2:
-        _check.shape(name, "input", input, ("N", "C", "..."))
-    _check.dtype(name, "target", target, LABELS)
+    _check.argument(name, "input", input, FLOATING, input.shape if input.dim() > 1 else ("N", "C", "..."))
     maps = input.shape[:1] + input.shape[2:]
-    _check.shape(name, "target", target, maps)
-    _check.same_device(name, "target", target, "input", input)
+    _check.argument(name, "target", target, LABELS, maps, like=("input", input))
     for argument, value, shape in (("weight", weight, input.shape[1:2]), ("pixel_weight", pixel_weight, maps)):
         if value is not None:
-            _check.dtype(name, argument, value, (accumulator(input.dtype),))
-            _check.shape(name, argument, value, shape)
-            _check.same_device(name, argument, value, "input", input)
+            _check.argument(name, argument, value, (accumulator(input.dtype),), shape, like=("input", input))
     _check.in_range(name, "label_smoothing", label_smoothing, 0.0, 1.0)
 
 
@@ -72,6 +66,7 @@ softmax_statistics = Op(
     check=check,
     outputs=outputs,
     backward=backward,
+    internal=True,
     contiguous=("target", "weight", "pixel_weight"),
     backends=[
         Backend("cpu", dtypes=FLOATING),
@@ -90,8 +85,7 @@ def check_gradients(name, sums_shape, grad_intersection, grad_prediction, grad_n
         ("grad_prediction", grad_prediction, sums_shape),
         ("grad_numerator", grad_numerator, ()),
     ):
-        _check.shape(name, argument, value, shape)
-        _check.dtype(name, argument, value, (torch.float64,))
+        _check.argument(name, argument, value, (torch.float64,), shape)
 
 
 def check_backward(
@@ -108,6 +102,7 @@ softmax_statistics_backward = Op(
     check=check_backward,
     outputs=lambda input: empty_as(input),
     backward=THROUGH_REFERENCE,
+    internal=True,
     contiguous=("target", "weight", "pixel_weight", "grad_intersection", "grad_prediction"),
     backends=[
         Backend("cpu", dtypes=FLOATING),

@@ -21,6 +21,7 @@ from fastseg._bilinear import output_size_and_scales
 from fastseg._dtypes import FLOATING, FLOATING_GPU, LABELS, accumulator, loss_dtype
 from fastseg._reduction import MEAN, NONE, reduction_number
 from fastseg.ops.cross_entropy_dice.loss_of_sums import check_dice, cross_entropy_dice_of
+from fastseg.ops.upsample_cross_entropy.common import reject_empty
 from fastseg.ops.upsample_cross_entropy.dice import upsample_cross_entropy_dice_op
 from fastseg.ops.upsample_cross_entropy.loss import upsample_cross_entropy_op
 from fastseg.ops.upsample_cross_entropy.pixels import upsample_cross_entropy_pixels
@@ -29,27 +30,29 @@ from fastseg.ops.upsample_cross_entropy.statistics import upsample_softmax_stati
 __all__ = ["upsample_cross_entropy", "upsample_cross_entropy_dice"]
 
 
-def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight):
+def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight, label_smoothing):
     """((input, target, weight, pixel_weight) as the ops take them, scale factors or None)."""
-    _check.tensor(name, "input", input)
-    _check.tensor(name, "target", target)
-    _check.dtype(name, "input", input, FLOATING)
-    _check.shape(name, "input", input, ("N", "C", "h", "w"))
+    _check.argument(name, "input", input, FLOATING, ("N", "C", "h", "w"))
     output_size, scale_factors = output_size_and_scales(name, input, size, scale_factor)
-    _check.dtype(name, "target", target, LABELS)
-    height, width = output_size or ("H", "W")
-    _check.shape(name, "target", target, (input.size(0), height, width), "N, and the size of the upsampled logits")
-    for argument, value in (("weight", weight), ("pixel_weight", pixel_weight)):
-        if value is None:
-            continue
-        _check.tensor(name, argument, value)
-        _check.dtype(name, argument, value, FLOATING)
-        if value.requires_grad:
-            raise RuntimeError(f"fastseg.ops.{name}: {argument} requires grad; allowed: a constant")
-    weight, pixel_weight = (
-        None if value is None else value.to(accumulator(input.dtype)) for value in (weight, pixel_weight)
-    )
+    maps = (input.shape[0], *(output_size or ("H", "W")))
+    like = ("input", input)
+    _check.argument(name, "target", target, LABELS, maps, "N, and the size of the upsampled logits", like=like)
+    if 0 in input.shape[1:] or 0 in target.shape[1:]:
+        reject_empty(name, input, target)
+    if not 0 <= label_smoothing <= 1:
+        _check.in_range(name, "label_smoothing", label_smoothing, 0.0, 1.0)
+    if weight is not None:
+        weight = _constant(name, "weight", weight, input.shape[1:2], input)
+    if pixel_weight is not None:
+        pixel_weight = _constant(name, "pixel_weight", pixel_weight, target.shape, input)
     return (input, target, weight, pixel_weight), scale_factors
+
+
+def _constant(name, argument, value, shape, input):
+    """Weights in the accumulator's dtype."""
+    _check.argument(name, argument, value, FLOATING, shape, like=("input", input))
+    _check.constant(name, argument, value)
+    return value.to(accumulator(input.dtype))
 
 
 def _smoothing(input: Tensor, label_smoothing: float) -> float:
@@ -60,10 +63,6 @@ def _smoothing(input: Tensor, label_smoothing: float) -> float:
 def _in_one_call(input: Tensor) -> bool:
     """Whether one call of C++ makes the loss and its gradient."""
     return input.device.type == "cpu" and input.dtype in FLOATING_GPU
-
-
-def _wants_gradient(input: Tensor) -> bool:
-    return input.requires_grad and torch.is_grad_enabled()
 
 
 def upsample_cross_entropy(
@@ -112,15 +111,18 @@ def upsample_cross_entropy(
     """
     name = "upsample_cross_entropy"
     reduced = reduction_number(name, reduction)
-    ignore_index = _check.label(name, "ignore_index", ignore_index)
+    if type(ignore_index) is not int:
+        ignore_index = _check.label(name, "ignore_index", ignore_index)
     _check.booleans(name, align_corners=align_corners, zero_if_empty=zero_if_empty)
-    tensors, scale_factors = _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight)
+    tensors, scale_factors = _op_arguments(
+        name, input, target, size, scale_factor, weight, pixel_weight, label_smoothing
+    )
     options = scale_factors, align_corners, ignore_index, _smoothing(input, label_smoothing)
     if reduced == NONE:
         losses = upsample_cross_entropy_pixels(*tensors, *options, backend=backend)
         return losses.to(loss_dtype(input))
     # On the CPU the gradient is made while the probabilities are at hand; it is as small as `input`.
-    with_gradient = _in_one_call(input) and _wants_gradient(input)
+    with_gradient = _in_one_call(input) and input.requires_grad and torch.is_grad_enabled()
     loss, _, _ = upsample_cross_entropy_op(
         *tensors, *options, mean=reduced == MEAN, zero_if_empty=zero_if_empty, with_gradient=with_gradient,
         dtype=loss_dtype(input), backend=backend,
@@ -169,12 +171,15 @@ def upsample_cross_entropy_dice(
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "upsample_cross_entropy_dice"
-    ignore_index = _check.label(name, "ignore_index", ignore_index)
+    if type(ignore_index) is not int:
+        ignore_index = _check.label(name, "ignore_index", ignore_index)
     _check.booleans(
         name, align_corners=align_corners, include_background=include_background, squared=squared,
         per_image=per_image, zero_if_empty=zero_if_empty,
     )  # fmt: skip
-    tensors, scale_factors = _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight)
+    tensors, scale_factors = _op_arguments(
+        name, input, target, size, scale_factor, weight, pixel_weight, label_smoothing
+    )
     check_dice(name, input.size(1), include_background, smooth)
     options = scale_factors, align_corners, ignore_index, _smoothing(input, label_smoothing), squared
     dtype = loss_dtype(input)
@@ -182,7 +187,7 @@ def upsample_cross_entropy_dice(
         loss, _, _ = upsample_cross_entropy_dice_op(
             *tensors, *options, ce_weight=float(ce_weight), dice_weight=float(dice_weight), smooth=float(smooth),
             include_background=include_background, per_image=per_image, zero_if_empty=zero_if_empty,
-            with_gradient=_wants_gradient(input), dtype=dtype, backend=backend,
+            with_gradient=input.requires_grad and torch.is_grad_enabled(), dtype=dtype, backend=backend,
         )  # fmt: skip
         return loss
     statistics = upsample_softmax_statistics(*tensors, *options, backend=backend)

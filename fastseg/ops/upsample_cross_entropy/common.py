@@ -14,22 +14,22 @@ CONTIGUOUS = ("target", "weight", "pixel_weight")
 
 def check(input, target, weight, pixel_weight, label_smoothing):
     name = "upsample_cross_entropy"
-    _check.dtype(name, "input", input, FLOATING)
-    _check.shape(name, "input", input, ("N", "C", "h", "w"))
-    _check.dtype(name, "target", target, LABELS)
-    _check.shape(name, "target", target, (input.size(0), "H", "W"))
-    _check.same_device(name, "target", target, "input", input)
+    like = ("input", input)
+    _check.argument(name, "input", input, FLOATING, ("N", "C", "h", "w"))
+    _check.argument(name, "target", target, LABELS, (input.shape[0], "H", "W"), like=like)
     if 0 in input.shape[1:] or 0 in target.shape[1:]:
-        raise RuntimeError(
-            f"fastseg.ops.{name}: input has shape {tuple(input.shape)} and target {tuple(target.shape)}; "
-            "allowed: no size but N may be 0"
-        )
+        reject_empty(name, input, target)
     for argument, value, shape in (("weight", weight, input.shape[1:2]), ("pixel_weight", pixel_weight, target.shape)):
         if value is not None:
-            _check.dtype(name, argument, value, (accumulator(input.dtype),))
-            _check.shape(name, argument, value, shape)
-            _check.same_device(name, argument, value, "input", input)
+            _check.argument(name, argument, value, (accumulator(input.dtype),), shape, like=like)
     _check.in_range(name, "label_smoothing", label_smoothing, 0.0, 1.0)
+
+
+def reject_empty(name, input, target):
+    raise RuntimeError(
+        f"fastseg.ops.{name}: input has shape {tuple(input.shape)} and target {tuple(target.shape)}; "
+        "allowed: no size but N may be 0"
+    )
 
 
 def backends(launcher, reference):

@@ -41,6 +41,7 @@ upsample_cross_entropy_dice_op = Op(
     check=check,
     outputs=outputs,
     backward=backward,
+    internal=True,
     contiguous=CONTIGUOUS,
     backends=backends("dice_loss", reference.upsample_cross_entropy_dice),
 )

@@ -38,6 +38,7 @@ upsample_cross_entropy_op = Op(
     check=check,
     outputs=outputs,
     backward=backward,
+    internal=True,
     contiguous=CONTIGUOUS,
     backends=backends("loss", reference.upsample_cross_entropy),
 )

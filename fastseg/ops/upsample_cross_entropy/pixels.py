@@ -24,6 +24,7 @@ upsample_cross_entropy_pixels = Op(
     check=check,
     outputs=lambda input, target: input.new_empty(target.shape, dtype=accumulator(input.dtype)),
     backward=backward,
+    internal=True,
     contiguous=CONTIGUOUS,
     backends=backends("pixels", reference.upsample_cross_entropy_pixels),
 )
@@ -42,6 +43,7 @@ upsample_cross_entropy_pixels_backward = Op(
     check=check_backward,
     outputs=lambda input: empty_as(input),
     backward=THROUGH_REFERENCE,
+    internal=True,
     contiguous=CONTIGUOUS,
     backends=backends("pixels_backward", reference.upsample_cross_entropy_pixels_backward),
 )

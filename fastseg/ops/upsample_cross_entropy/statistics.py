@@ -27,6 +27,7 @@ upsample_softmax_statistics = Op(
     check=check,
     outputs=outputs,
     backward=backward,
+    internal=True,
     contiguous=CONTIGUOUS,
     backends=backends("statistics", reference.upsample_softmax_statistics),
 )
@@ -46,6 +47,7 @@ upsample_softmax_statistics_backward = Op(
     check=check_backward,
     outputs=lambda input: empty_as(input),
     backward=THROUGH_REFERENCE,
+    internal=True,
     contiguous=(*CONTIGUOUS, "grad_intersection", "grad_prediction"),
     backends=backends("statistics_backward", reference.upsample_softmax_statistics_backward),
 )

@@ -1,5 +1,6 @@
 """Size and scale of a bilinear upsampling, normalised as torch.nn.functional.interpolate does."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
@@ -30,9 +31,9 @@ def output_size_and_scales(
         return None, None
     scales = _pair(op, "scale_factor", scale_factor, float, "one number")
     allowed = "positive finite factors that leave at least one pixel"
-    if not all(0 < scale < float("inf") for scale in scales):
+    if not (0 < scales[0] < math.inf and 0 < scales[1] < math.inf):
         raise ValueError(f"fastseg.ops.{op}: scale_factor={scale_factor!r}; allowed: {allowed}")
-    height, width = (int(length * scale) for length, scale in zip(input.shape[-2:], scales))
+    height, width = int(input.shape[2] * scales[0]), int(input.shape[3] * scales[1])
     if height < 1 or width < 1:
         raise ValueError(
             f"fastseg.ops.{op}: scale_factor={scale_factor!r} makes {tuple(input.shape[-2:])} into {(height, width)}; "
@@ -53,10 +54,10 @@ def _pair(op: str, name: str, value, convert: Callable, one: str) -> list:
     values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value, value]
     if len(values) != 2:
         raise ValueError(_not_allowed(op, name, value, one))
-    if any(isinstance(entry, str) for entry in values):  # which float() would read
+    if isinstance(values[0], str) or isinstance(values[1], str):  # which float() would read
         raise TypeError(_not_allowed(op, name, value, one))
     try:
-        return [convert(entry) for entry in values]
+        return [convert(values[0]), convert(values[1])]
     except TypeError as error:
         raise TypeError(_not_allowed(op, name, value, one)) from error
 

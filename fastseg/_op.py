@@ -25,7 +25,7 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -287,9 +287,9 @@ class Op:
         self._define(schema)
         self._apply = self._transformable = None
         if backward is THROUGH_REFERENCE:
-            self._differentiate(*self._through_reference())
+            self._differentiate_through_reference()
         elif backward is not None:
-            self._differentiate(*self._by_names(backward))
+            self._differentiate_by_names(backward)
         REGISTRY[self.name] = self
 
     def _define(self, schema: str) -> None:
@@ -359,7 +359,8 @@ class Op:
             check.function(*check.pick(args))
         if args[0].is_meta:
             return self._outputs(args)
-        chosen = self.choose(args, backend)
+        lead = args[0]
+        chosen = self._choices.get((backend, lead.device, lead.dtype)) or self.choose(args, backend)
         if chosen.name == "reference":
             return chosen.function(args)
         for position, accumulated in self._normalised:
@@ -409,9 +410,6 @@ class Op:
         """The kernel or reference that runs this call. Raises BackendError with each backend's reason if none can."""
         lead = args[0]
         kind = backend, lead.device, lead.dtype
-        known = self._choices.get(kind)
-        if known is not None:
-            return known
         if backend != "auto" and backend not in BACKEND_NAMES:
             raise ValueError(f"fastseg.{self.name}: backend={backend!r}; allowed: auto, {', '.join(BACKEND_NAMES)}")
         refusals = False  # predicates that look at more than device and dtype
@@ -442,91 +440,88 @@ class Op:
 
     # --- autograd ---
 
-    def _differentiate(self, save: Callable, backward: Callable) -> None:
-        """Makes the autograd functions of `save(ctx, values, keep)`, values being (arguments, backend, outputs), and backward.
+    def _differentiate(self, kept: Sequence[str], differentiable: Sequence[str], backward: Callable) -> None:
+        """Makes the autograd functions: for plain eager calls, for torch.func, and for the dispatcher.
 
-        Three of them, alike: for plain eager calls, for torch.func, and for the dispatcher.
+        kept: the arguments, "backend" and outputs that `backward` needs. differentiable: outputs.
+        backward(values, grads, needs) -> {argument: gradient}, of the kept values, tensors first.
         """
-        single = self._single
-
-        def together(inputs: tuple, output) -> tuple:
-            inputs = inputs if len(inputs) > len(self.arguments) else (*inputs, "auto")
-            return (*inputs, output) if single else (*inputs, *output)
+        arguments, results, run_op, trusts = self.arguments, self.results, self._run, self._trusts
+        held = [*arguments, "backend", *results]
+        is_tensor = {*self.tensors, *results}
+        pick_tensors = picker([held.index(name) for name in kept if name in is_tensor])
+        pick_constants = picker([held.index(name) for name in kept if name not in is_tensor])
+        pick_constant_results = picker([held.index(name) for name in results if name not in differentiable])
+        several = len(differentiable) > 1
+        single, nothing = self._single, (None,) * (len(arguments) + 1)
+        places = {name: place for place, name in enumerate(arguments)}
 
         def forward_and_save(ctx, *args):
-            output = self._run(args[:-1], args[-1], self._trusts)
-            save(ctx, (*args, output) if single else (*args, *output), private.keep)
+            output = run_op(args[:-1], args[-1], trusts)
+            values = (*args, output) if single else (*args, *output)
+            ctx.constants = pick_constants(values)
+            private.keep(ctx, pick_tensors(values), pick_constant_results(values), several)
             return output
 
         def forward(*args):
             # Inside of vmap the tensors are batches: the dispatcher takes them apart.
-            return self._packet(*args) if private.in_functional_transform() else self._run(args[:-1], args[-1])
+            return self._packet(*args) if private.in_functional_transform() else run_op(args[:-1], args[-1])
 
         def setup_context(ctx, inputs, output):
-            save(ctx, together(inputs, output), _keep)
+            inputs = inputs if len(inputs) > len(arguments) else (*inputs, "auto")
+            values = (*inputs, output) if single else (*inputs, *output)
+            ctx.constants = pick_constants(values)
+            ctx.save_for_backward(*pick_tensors(values))
+            ctx.mark_non_differentiable(*pick_constant_results(values))
+            ctx.set_materialize_grads(several)
 
-        eager = self._function(forward=forward_and_save, backward=backward)
+        def run_backward(ctx, *grad_outputs):
+            for grad in grad_outputs:
+                if grad is not None:
+                    break
+            else:
+                return nothing
+            found = backward((*ctx.saved_tensors, *ctx.constants), grad_outputs, ctx.needs_input_grad)
+            gradients = [*nothing]
+            for name, gradient in found.items():
+                gradients[places[name]] = gradient
+            return tuple(gradients)
+
+        eager = self._function(forward=forward_and_save, backward=run_backward)
         self._apply = private.apply_of(eager)
-        self._transformable = self._function(forward=forward, setup_context=setup_context, backward=backward)
+        self._transformable = self._function(forward=forward, setup_context=setup_context, backward=run_backward)
         self._transformable.generate_vmap_rule = True
         torch.library.register_autograd(
-            f"fastseg::{self.name}", backward, setup_context=setup_context, lib=_definitions
+            f"fastseg::{self.name}", run_backward, setup_context=setup_context, lib=_definitions
         )
 
     def _function(self, **members: Callable) -> type[torch.autograd.Function]:
         statics = {name: staticmethod(member) for name, member in members.items()}
         return type(self.name, (torch.autograd.Function,), statics)
 
-    def _by_names(self, backward: Callable) -> tuple[Callable, Callable]:
-        """(save, backward) of a backward that names what it needs."""
-        arguments, results = self.arguments, self.results
-        held = [*arguments, "backend", *results]  # what a forward can hand on, in order
-        gradients = [f"grad_{result}" for result in results]
+    def _differentiate_by_names(self, backward: Callable) -> None:
+        """Of a backward that names what it needs."""
         wanted = list(inspect.signature(backward).parameters)
-        is_tensor = {*self.tensors, *results}
-        tensors = [name for name in wanted if name in is_tensor]
-        constants = [name for name in wanted if name in held and name not in is_tensor]
-        pick_tensors = picker([held.index(name) for name in tensors])
-        pick_constants = picker([held.index(name) for name in constants])
-        needs = [f"needs_{argument}" for argument in arguments]
-        call = Named(backward, [*tensors, *constants, *gradients, *needs], f"{self.name}.backward")
-        pick_constant_results = picker([held.index(name) for name in results if f"grad_{name}" not in wanted])
-        several = sum(name in wanted for name in gradients) > 1
-        nothing = (None,) * (len(arguments) + 1)
-        places = {name: place for place, name in enumerate(arguments)}
+        kept = self._tensors_first(name for name in (*self.arguments, "backend", *self.results) if name in wanted)
+        gradients = [f"grad_{result}" for result in self.results]
+        needs = [f"needs_{argument}" for argument in self.arguments]
+        call = Named(backward, [*kept, *gradients, *needs], f"{self.name}.backward")
 
-        def save(ctx, values: tuple, keep: Callable) -> None:
-            ctx.constants = pick_constants(values)
-            keep(ctx, pick_tensors(values), pick_constant_results(values), several)
+        def run(values: tuple, grad_outputs: tuple, needed: tuple) -> dict[str, Tensor | None]:
+            return call.function(*call.pick((*values, *grad_outputs, *needed)))
 
-        def run(ctx, *grad_outputs):
-            for grad in grad_outputs:
-                if grad is not None:
-                    break
-            else:
-                return nothing
-            values = (*ctx.saved_tensors, *ctx.constants, *grad_outputs, *ctx.needs_input_grad)
-            result = [*nothing]
-            for name, gradient in call.function(*call.pick(values)).items():
-                result[places[name]] = gradient
-            return tuple(result)
+        self._differentiate(kept, [name for name in self.results if f"grad_{name}" in wanted], run)
 
-        return save, run
+    def _differentiate_through_reference(self) -> None:
+        """With respect to every floating tensor argument."""
+        kept = self._tensors_first(self.arguments)
+        order = [kept.index(name) for name in self.arguments]
 
-    def _through_reference(self) -> tuple[Callable, Callable]:
-        """(save, backward) by autograd through the reference, for every floating tensor argument."""
-        count = len(self.arguments)
-
-        def save(ctx, values: tuple, keep: Callable) -> None:
-            args = values[:count]
-            ctx.constants = [None if isinstance(value, Tensor) else value for value in args]
-            keep(ctx, tuple(value if isinstance(value, Tensor) else None for value in args), (), True)
-
-        def run(ctx, *grad_outputs):
-            args = [value if tensor is None else tensor for tensor, value in zip(ctx.saved_tensors, ctx.constants)]
+        def run(values: tuple, grad_outputs: tuple, needed: tuple) -> dict[str, Tensor | None]:
+            args = [values[position] for position in order]
             wanted = [
                 i for i, value in enumerate(args)
-                if isinstance(value, Tensor) and value.is_floating_point() and ctx.needs_input_grad[i]
+                if isinstance(value, Tensor) and value.is_floating_point() and needed[i]
             ]
 
             def function(*leaves):
@@ -535,16 +530,14 @@ class Op:
                     filled[i] = leaf
                 return self._reference(tuple(filled))
 
-            found = dict(zip(wanted, vjp(function, [args[i] for i in wanted], grad_outputs)))
-            return (*(found.get(i) for i in range(count)), None)
+            found = vjp(function, [args[i] for i in wanted], grad_outputs)
+            return {self.arguments[i]: gradient for i, gradient in zip(wanted, found)}
 
-        return save, run
+        self._differentiate(kept, self.results, run)
 
-
-def _keep(ctx, tensors: tuple, constant_outputs: tuple, materialize: bool) -> None:
-    ctx.save_for_backward(*tensors)
-    ctx.mark_non_differentiable(*constant_outputs)
-    ctx.set_materialize_grads(materialize)
+    def _tensors_first(self, names: Iterable[str]) -> list[str]:
+        is_tensor = {*self.tensors, *self.results}
+        return sorted(names, key=lambda name: name not in is_tensor)
 
 
 def vjp(function: Callable, inputs: Sequence[Tensor], grad_outputs: Sequence[Tensor | None]) -> list[Tensor | None]:

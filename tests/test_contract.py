@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import sys
 
 import pytest
 import torch
@@ -198,3 +199,65 @@ def test_unknown_backend_is_refused(device):
     for contract in CONTRACTS:
         with pytest.raises(ValueError, match="allowed: auto, stock, cpu, cuda, triton, reference"):
             contract.function(**contract.cases[0].arguments(Make(torch.float32, device)), backend="magic")
+
+
+# --- what runs ---
+
+
+def _kernels_of(function) -> set[str]:
+    """Where the Python code of fastseg.kernels that a call runs stands, and the C++ entry points: {"reference", ...}.
+
+    By the interpreter's and PyTorch's own profilers, which know nothing of `Op`.
+    """
+    files = set()
+
+    def note(frame, event, argument):
+        path = frame.f_code.co_filename
+        if event == "call" and "/kernels/" in path:
+            files.add("triton" if "triton" in path.rpartition("/")[2] else path.rpartition("/")[2].removesuffix(".py"))
+
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        function()
+    names = {event.key for event in profile.key_averages()}
+    return files | {"native" for name in names if name.startswith("fastseg::_")}
+
+
+@pytest.mark.parametrize("contract, case", DIFFERENTIABLE_FIRST)
+def test_the_backend_of_the_forward_runs_the_backward(contract, case):
+    def run(backend):
+        return lambda: _run(lambda **kw: contract.function(**kw, backend=backend), case.arguments(Make(torch.float32)))
+
+    assert _kernels_of(run("reference")) & {"reference", "native", "triton"} <= {"reference"}
+    ran = _kernels_of(run("cpu"))
+    assert "native" in ran and not ran & {"reference", "triton"}
+
+
+# Python calls of a forward that is to be differentiated: what a GPU waits for.
+MOST_CALLS = 20
+MORE_CALLS = {  # two ops, two gradients, or one more tensor to check
+    "binary_cross_entropy_dice": 35, "cross_entropy_dice": 30, "dice_loss": 30, "probabilities": 25,
+    "cross_entropy_pixel_weight": 22, "probabilities_pixel_weight": 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("contract, case", FIRST)
+def test_few_hops(contract, case):
+    arguments = case.arguments(Make(torch.float32))
+    contract.function(**arguments, backend="cpu")
+    calls = []
+
+    def note(frame, event, argument):
+        if event == "call":
+            calls.append(frame.f_code.co_qualname)
+
+    sys.setprofile(note)
+    try:
+        contract.function(**arguments, backend="cpu")
+    finally:
+        sys.setprofile(None)
+    assert len(calls) <= MORE_CALLS.get(contract.name, MOST_CALLS), calls

@@ -22,7 +22,7 @@ _ARGUMENTS = "Tensor input, SymInt[] size, float[]? scales, bool align_corners, 
 
 
 def check(input, dtype):
-    _check.dtype("upsample_argmax", "input", input, FLOATING)
+    _check.argument("upsample_argmax", "input", input, FLOATING, input.shape)
     _check.one_of("upsample_argmax", "dtype", dtype, (torch.int64, torch.uint8))
     if input.dim() != 4 or 0 in input.shape[1:]:
         raise RuntimeError(

@@ -14,17 +14,12 @@ def check_common(op, input, weight, pixel_weight, label_smoothing):
         raise RuntimeError(f"fastseg.ops.{op}: label_smoothing={label_smoothing!r}; allowed: 0.0 to 1.0")
     if weight is not None:
         name = "alpha" if op == "focal_loss" else "weight"
-        _check.tensor(op, name, weight)
-        _check.dtype(op, name, weight, FLOATING)
-        _check.same_device(op, name, weight, "input", input)
-        _check.shape(op, name, weight, (input.shape[1],), "one per class")
+        _check.argument(op, name, weight, FLOATING, (input.shape[1],), "one per class", like=("input", input))
     if pixel_weight is not None:
-        _check.tensor(op, "pixel_weight", pixel_weight)
-        _check.dtype(op, "pixel_weight", pixel_weight, FLOATING)
-        _check.same_device(op, "pixel_weight", pixel_weight, "input", input)
+        _check.tensors(op, pixel_weight=pixel_weight)
         check_spatial(op, "pixel_weight", pixel_weight, input)
-        if pixel_weight.requires_grad:
-            raise RuntimeError(f"fastseg.ops.{op}: pixel_weight requires grad; allowed: a constant")
+        _check.argument(op, "pixel_weight", pixel_weight, FLOATING, pixel_weight.shape, like=("input", input))
+        _check.constant(op, "pixel_weight", pixel_weight)
 
 
 def check_spatial(op, name, value, input):

@@ -31,7 +31,7 @@ __all__ = ["upsample_cross_entropy", "upsample_cross_entropy_dice"]
 
 
 def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight, label_smoothing):
-    """((input, target, weight, pixel_weight) as the ops take them, scale factors or None)."""
+    """((input, target, weight, pixel_weight) as the ops take them, scale factors or None, the label smoothing)."""
     _check.argument(name, "input", input, FLOATING, ("N", "C", "h", "w"))
     output_size, scale_factors = output_size_and_scales(name, input, size, scale_factor)
     maps = (input.shape[0], *(output_size or ("H", "W")))
@@ -45,7 +45,9 @@ def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight,
         weight = _constant(name, "weight", weight, input.shape[1:2], input)
     if pixel_weight is not None:
         pixel_weight = _constant(name, "pixel_weight", pixel_weight, target.shape, input)
-    return (input, target, weight, pixel_weight), scale_factors
+    if input.shape[1] == 1:
+        label_smoothing = 0.0  # nothing to spread: the loss of one class and its gradient stay exactly 0
+    return (input, target, weight, pixel_weight), scale_factors, float(label_smoothing)
 
 
 def _constant(name, argument, value, shape, input):
@@ -53,11 +55,6 @@ def _constant(name, argument, value, shape, input):
     _check.argument(name, argument, value, FLOATING, shape, like=("input", input))
     _check.constant(name, argument, value)
     return value.to(accumulator(input.dtype))
-
-
-def _smoothing(input: Tensor, label_smoothing: float) -> float:
-    """0 where there is one class: nothing to spread, and the loss and its gradient stay exactly 0."""
-    return 0.0 if input.size(1) == 1 else float(label_smoothing)
 
 
 def _in_one_call(input: Tensor) -> bool:
@@ -114,10 +111,10 @@ def upsample_cross_entropy(
     if type(ignore_index) is not int:
         ignore_index = _check.label(name, "ignore_index", ignore_index)
     _check.booleans(name, align_corners=align_corners, zero_if_empty=zero_if_empty)
-    tensors, scale_factors = _op_arguments(
+    tensors, scale_factors, label_smoothing = _op_arguments(
         name, input, target, size, scale_factor, weight, pixel_weight, label_smoothing
     )
-    options = scale_factors, align_corners, ignore_index, _smoothing(input, label_smoothing)
+    options = scale_factors, align_corners, ignore_index, label_smoothing
     if reduced == NONE:
         losses = upsample_cross_entropy_pixels(*tensors, *options, backend=backend)
         return losses.to(loss_dtype(input))
@@ -177,11 +174,11 @@ def upsample_cross_entropy_dice(
         name, align_corners=align_corners, include_background=include_background, squared=squared,
         per_image=per_image, zero_if_empty=zero_if_empty,
     )  # fmt: skip
-    tensors, scale_factors = _op_arguments(
+    tensors, scale_factors, label_smoothing = _op_arguments(
         name, input, target, size, scale_factor, weight, pixel_weight, label_smoothing
     )
     check_dice(name, input.size(1), include_background, smooth)
-    options = scale_factors, align_corners, ignore_index, _smoothing(input, label_smoothing), squared
+    options = scale_factors, align_corners, ignore_index, label_smoothing, squared
     dtype = loss_dtype(input)
     if process_group is None and _in_one_call(input):
         loss, _, _ = upsample_cross_entropy_dice_op(

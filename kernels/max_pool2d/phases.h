@@ -37,13 +37,19 @@ class PhaseLayout {
   // row [axis.input] -> phases [size()], whose other elements are left as they are
   template <typename value_t>
   void split(const value_t* row, value_t* phases) const {
-    for (int64_t r = 0; r < axis_.stride; ++r) {
-      value_t* __restrict to = phases + phase(r);
-      for (int64_t q = 0; q < in_phase(r); ++q) to[q] = row[q * axis_.stride + r];
-    }
+    if (axis_.stride == 2) split_by(std::integral_constant<int64_t, 2>(), row, phases);  // with shuffles
+    else split_by(axis_.stride, row, phases);
   }
 
  private:
+  template <typename stride_t, typename value_t>
+  void split_by(stride_t stride, const value_t* row, value_t* phases) const {
+    for (int64_t r = 0; r < stride; ++r) {
+      value_t* __restrict to = phases + phase(r);
+      for (int64_t q = 0; q < in_phase(r); ++q) to[q] = row[q * stride + r];
+    }
+  }
+
   Axis axis_;
   int64_t margin_, length_;
   std::vector<int64_t> in_phase_;

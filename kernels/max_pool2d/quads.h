@@ -1,5 +1,5 @@
 // Windows of 2x2 pixels side by side, by far the commonest: no borders, no overlap, every tap straight from memory.
-// Everything else goes through phases.h and spread.h.
+// Everything else goes through phases.h and scatter.h.
 //
 // Rows are worked off in runs: a whole row in planes, the channels of one window in interleaved pixels. Of `count`
 // windows (or channels) in a run, 16 are handled at a time.

@@ -1,4 +1,4 @@
-// Upsampled cross-entropy and Dice statistics on the CPU: see README.md; the arithmetic is in block_rows.h.
+// Upsampled cross-entropy and Dice statistics on the CPU: see README.md; the arithmetic is in block_row.h.
 #include <cmath>
 #include <numeric>
 #include <optional>

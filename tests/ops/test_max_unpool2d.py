@@ -131,7 +131,7 @@ def test_overlapping_windows_the_last_write_counts(pool, shape, backend, layout,
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape, layout", [
     ((2, 19, 13, 22), torch.channels_last),
-    ((3, 9, 301, 271), torch.contiguous_format),  # large enough for the way by windows
+    ((3, 9, 301, 271), torch.contiguous_format),  # large enough to go past the caches
 ])
 @pytest.mark.parametrize("strange", [0, 1, 500])
 def test_int64_indices_that_are_no_taps_of_2x2_windows(strange, shape, layout, dtype, one_thread):

@@ -14,7 +14,7 @@
     )
 
 Callbacks are plain functions whose parameter names say what they get: any argument of the schema, any output,
-`grad_<output>`, `needs_<argument>`, `backend`. Names are resolved once, when the op is defined (a name that the schema
+`grad_<output>`, `needs_<argument>`, `shape_<argument>` (which keeps no tensor alive), `backend`. Names are resolved once, when the op is defined (a name that the schema
 lacks is an error there), into positions: a call makes no dictionary of them. CONTRIBUTING.md follows one op through
 this file.
 
@@ -35,6 +35,7 @@ from torch import Tensor
 from fastseg import _library
 from fastseg import _private_api as private
 from fastseg._dtypes import accumulator
+from fastseg._layout import in_format_of_first
 
 BACKEND_NAMES = ("stock", "cpu", "cuda", "triton", "reference")
 
@@ -195,16 +196,16 @@ class Stock:
 
         Never in a traced program, where the answer would become a condition on the sizes that it takes.
         """
-        lead = args[0]
-        if lead.device.type != "cpu":
+        lead, which, refuses = args[0], self.which, self.refuses
+        if not lead.is_cpu:
             return False
-        which = self.which(args)
-        if which is None:
+        kind = which.function(*which.pick(args))
+        if kind is None:
             return False
         elements = lead.numel()
-        if type(elements) is not int or elements >= self.below[which]:
+        if type(elements) is not int or elements >= self.below[kind]:
             return False
-        return self.refuses(args) is None
+        return refuses.function(*refuses.pick(args)) is None
 
 
 def parse(schema: str) -> tuple[str, list[str], list[str]]:
@@ -235,7 +236,8 @@ class Op:
     outputs: allocates what the op returns; on tensors without data it is the fake.
     backends: in the order in which "auto" tries them.
     contiguous: arguments that kernels get contiguous. accumulated: those that they get in the accumulator's dtype of
-        the first argument, too.
+        the first argument, too. image_layout: (N, C, H, W) arguments that they get dense in one memory format, that of
+        the first of them (`fastseg._layout.image_format`).
     backward: gives {argument: gradient}. What it names is what is saved. Outputs whose gradient it does not name are
         not differentiable. A gradient is None where nothing arrives, unless it names several.
         THROUGH_REFERENCE, for ops that are a backward themselves: the op differentiates through its own reference
@@ -252,6 +254,7 @@ class Op:
         backward: Callable[..., dict[str, Tensor | None]] | object | None = None,
         contiguous: Sequence[str] = (),
         accumulated: Sequence[str] = (),
+        image_layout: Sequence[str] = (),
     ):
         self.name, self.arguments, self.results = parse(schema)
         self.names = tuple(self.arguments)
@@ -263,6 +266,7 @@ class Op:
         self._single = len(self.results) == 1
         self._contiguous = [self.arguments.index(name) for name in (*contiguous, *accumulated)]
         self._accumulated = [self.arguments.index(name) for name in accumulated]
+        self._images = [self.arguments.index(name) for name in image_layout]
         if any(backend.name in ("cpu", "cuda") for backend in self.backends):
             NATIVE_SCHEMAS.append(native_schema(schema))
             _definitions.define(NATIVE_SCHEMAS[-1])
@@ -354,6 +358,10 @@ class Op:
             value = args[position]
             if value is not None and (position in self._accumulated or not value.is_contiguous()):
                 args = self._normalised(args)
+                break
+        for position in self._images:
+            if not args[position].is_contiguous():
+                args = in_format_of_first(args, self._images)
                 break
         outputs = self._outputs
         results = outputs.function(*outputs.pick(args))
@@ -454,7 +462,9 @@ class Op:
 
     def _by_names(self, backward: Callable) -> tuple[Callable, Callable]:
         """(save, backward) of a backward that names what it needs."""
-        held = [*self.arguments, "backend", *self.results]  # what a forward can hand on, in order
+        shapes = [f"shape_{argument}" for argument in self.arguments]
+        held = [*self.arguments, "backend", *self.results, *shapes]  # what a forward can hand on, in order
+        first_shape = len(held) - len(shapes)
         gradients = [f"grad_{result}" for result in self.results]
         needs = [f"needs_{argument}" for argument in self.arguments]
         wanted = list(inspect.signature(backward).parameters)
@@ -470,7 +480,7 @@ class Op:
         def save(ctx, values: tuple) -> None:
             tensors, constants = [], []
             for position in kept:
-                value = values[position]
+                value = values[position] if position < first_shape else values[position - first_shape].shape
                 is_tensor = isinstance(value, Tensor)
                 tensors.append(value if is_tensor else None)
                 constants.append(None if is_tensor else value)

@@ -1,0 +1,114 @@
+"""What max_pool2d and max_unpool2d share: windows as pairs of numbers, sizes of outputs, room for outputs."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from fastseg import _check
+
+INDEX_DTYPES = (torch.int64, torch.uint8)
+MOST_COMPACT_TAPS = 255
+GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation"
+_MOST = 2**63 - 1  # of an op's int
+
+
+def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
+    """One int, or a sequence of one or two, as [height, width]."""
+    if type(value) is int and -_MOST <= value <= _MOST:
+        return [value, value]
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    try:
+        values = [_check.integer(entry) for entry in values]
+    except TypeError as error:
+        given = f"{name}={value!r}, {type(value).__name__}"
+        raise TypeError(f"fastseg.ops.{op}: {given}; allowed: int, or two of them") from error
+    if len(values) not in (1, 2):
+        raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: one int, or one each for height and width")
+    if max(values) > _MOST or min(values) < -_MOST:
+        raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: up to 2^63 - 1")
+    return [values[0], values[-1]]
+
+
+def check_geometry(op: str, kernel_size, stride, padding, dilation) -> None:
+    (kernel_rows, kernel_columns), (rows, columns) = kernel_size, padding
+    if 0 <= 2 * rows <= kernel_rows > 0 and 0 <= 2 * columns <= kernel_columns > 0:
+        if stride[0] > 0 and stride[1] > 0 and dilation[0] > 0 and dilation[1] > 0:
+            return
+    for name, values, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        if min(values) < least:
+            raise RuntimeError(f"fastseg.ops.{op}: {name}={tuple(values)}; allowed: {least} or more")
+    raise RuntimeError(
+        f"fastseg.ops.{op}: padding={tuple(padding)}; allowed: at most half of kernel_size={tuple(kernel_size)}"
+    )
+
+
+def pooled_size(shape: Sequence[int], kernel_size, stride, padding, dilation, ceil_mode: bool) -> tuple[int, int]:
+    """How many windows lie along height and width of planes in an input (N, C, H, W)."""
+    counts = []
+    for axis in (0, 1):
+        extent, step = shape[2 + axis], stride[axis]
+        span = extent + 2 * padding[axis] - dilation[axis] * (kernel_size[axis] - 1) - 1
+        if not ceil_mode:
+            counts.append(span // step + 1)
+            continue
+        count = (span + step - 1) // step + 1
+        # The last window must start inside the input or its left padding.
+        counts.append(count - 1 if (count - 1) * step >= extent + padding[axis] else count)
+    return counts[0], counts[1]
+
+
+def unpooled_size(
+    op: str, shape: Sequence[int], kernel_size, stride, padding, output_size: Sequence[int] | None
+) -> tuple[int, int]:
+    """(H, W) of an unpooling by torch's rule: the smallest input of the pool, or `output_size` less than a stride off."""
+    for name, values, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
+        if values[0] < least or values[1] < least:
+            raise RuntimeError(f"fastseg.ops.{op}: {name}={tuple(values)}; allowed: {least} or more")
+    height = (shape[-2] - 1) * stride[0] + kernel_size[0] - 2 * padding[0]
+    width = (shape[-1] - 1) * stride[1] + kernel_size[1] - 2 * padding[1]
+    if output_size is None:
+        return height, width
+    try:
+        given = [_check.integer(entry) for entry in output_size]
+    except TypeError as error:
+        raise TypeError(f"fastseg.ops.{op}: output_size={output_size!r}; allowed: two or four ints, or None") from error
+    if len(given) not in (2, 4):
+        raise ValueError(f"fastseg.ops.{op}: output_size={given}; allowed: (H, W) or (N, C, H, W)")
+    for axis, extent, usual, step in zip("HW", given[-2:], (height, width), stride):
+        if not usual - step < extent < usual + step:
+            raise ValueError(
+                f"fastseg.ops.{op}: output_size={given}; allowed for {axis}: {usual - step + 1} to {usual + step - 1}"
+            )
+    return given[-2], given[-1]
+
+
+def empty_image(like: Tensor, rows: int, columns: int, layout: torch.memory_format) -> Tensor:
+    """Room for (N, C, rows, columns) in the memory format `layout`; N, C, dtype and device are those of `like`."""
+    images, channels = like.shape[:2]
+    if layout is torch.contiguous_format:  # numbers one by one: a tuple of them takes a microsecond more
+        return like.new_empty(images, channels, rows, columns)
+    size = images, channels, rows, columns
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+def refuse_planes(op: str, shape: Sequence[int], sizes: str) -> NoReturn:
+    raise RuntimeError(
+        f"fastseg.ops.{op}: input has shape {tuple(shape)}; allowed: (N, C, {sizes}) or (C, {sizes}), empty in N only"
+    )
+
+
+def check_indices(op: str, indices: Tensor, values_name: str, values: Tensor) -> None:
+    """Indices belong to `values`, element by element."""
+    if indices.dtype not in INDEX_DTYPES:
+        _check.dtype(op, "indices", indices, INDEX_DTYPES)
+    if indices.shape != values.shape:
+        _check.shape(op, "indices", indices, values.shape, f"the shape of {values_name}")
+    if indices.device != values.device:
+        _check.same_device(op, "indices", indices, values_name, values)

@@ -20,6 +20,21 @@ def tensor(op: str, name: str, value) -> None:
         raise TypeError(f"fastseg.ops.{op}: {name} is {type(value).__name__}; allowed: torch.Tensor")
 
 
+NO_LABEL = -(1 << 63)  # an ignore_index that no label has
+
+
+def label(op: str, name: str, value) -> int:
+    """`value` as the int that an `ignore_index` is; None means that no label is ignored."""
+    if type(value) is int:
+        return value
+    if value is None:
+        return NO_LABEL
+    try:
+        return integer(value)
+    except TypeError as error:
+        raise TypeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: an integer, or None for no label") from error
+
+
 def integer(value) -> int | torch.SymInt:
     """`value` as an int, as torch takes it: of any kind, numpy's and 0-d tensors included; else TypeError."""
     return value if isinstance(value, (int, torch.SymInt)) else operator.index(value)

@@ -75,7 +75,7 @@ def image_format(image: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
-def in_format_of_first(args: tuple, images: Sequence[int]) -> tuple:
+def in_format_of_first(args: tuple, images: list[int]) -> tuple:
     """`args` with the tensors at the positions `images` all dense in the memory format of the first of them."""
     layout = image_format(args[images[0]])
     for position in images:

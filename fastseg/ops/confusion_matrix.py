@@ -16,7 +16,6 @@ from fastseg.kernels.confusion_matrix import reference
 
 _NAME = "confusion_matrix"
 MOST_CLASSES = 32767  # pairs of classes are counted through 32-bit indices
-_NOTHING_IGNORED = -(2**63)
 
 
 def check(input, target, num_classes):
@@ -57,7 +56,7 @@ def confusion_matrix(
     input: Tensor,
     target: Tensor,
     num_classes: int | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     *,
     backend: str = "auto",
 ) -> Tensor:
@@ -71,7 +70,7 @@ def confusion_matrix(
             the prediction, as `torch.argmax` has it: the first of equal maxima, NaN above every number.
         target: true labels (int64, int32 or uint8), of input's shape without the class dimension.
         num_classes: C, 1 to 32767. Must be given with labels; with logits it is input.size(1).
-        ignore_index: pixels with this true label are not counted; any integer, also one inside [0, C).
+        ignore_index: pixels with this true label are not counted; any integer, also one inside [0, C), or None.
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
@@ -82,6 +81,7 @@ def confusion_matrix(
             that is not ignored. On GPU, where checking would stall the stream, it is not counted.
         RuntimeError: shapes, dtypes or devices that do not fit.
         ValueError: num_classes missing or out of range.
+        TypeError: arguments of other types.
     """
     _check.tensor(_NAME, "input", input)
     _check.tensor(_NAME, "target", target)
@@ -90,4 +90,11 @@ def confusion_matrix(
         if not input.is_floating_point() or input.dim() < 2:
             raise ValueError(f"fastseg.ops.{_NAME}: num_classes=None; allowed: an int (None only with logits)")
         num_classes = input.size(1)
+    try:
+        num_classes = _check.integer(num_classes)
+    except TypeError as error:
+        raise TypeError(f"fastseg.ops.{_NAME}: num_classes={num_classes!r}; allowed: an int") from error
+    ignore_index = _check.label(_NAME, "ignore_index", ignore_index)
+    if not -(2**63) <= ignore_index < 2**63:  # no label is that large
+        ignore_index = _check.NO_LABEL
     return confusion_matrix_op(input.detach(), target, num_classes, ignore_index, backend=backend)

@@ -21,8 +21,9 @@ def max_pool2d(
     layout = image_format(input)
     if not input.is_floating_point():
         input = input.contiguous()  # in channels_last torch counts pixels in the input's dtype, which overflows
+    steps = [min(step, 2**31 - 1) for step in stride]  # torch counts in 32 bits: beyond them lies one window only
     output, indices = F.max_pool2d(
-        input, kernel_size, stride, padding, dilation, ceil_mode=ceil_mode, return_indices=True
+        input, kernel_size, steps, padding, dilation, ceil_mode=ceil_mode, return_indices=True
     )
     if compact:
         geometry = kernel_size, stride, padding, dilation

@@ -11,24 +11,37 @@ from fastseg import _check
 INDEX_DTYPES = (torch.int64, torch.uint8)
 MOST_COMPACT_TAPS = 255
 GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation"
-_MOST = 2**63 - 1  # of an op's int
+_MOST = 2**31 - 1  # torch's own limit, but for the stride: of a single window it may be anything
+_MOST_STRIDE = 2**63 - 1
+_MOST_PIXELS = 2**50  # of a plane: no computer has more memory, and everything still fits 64 bits
 
 
 def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
     """One int, or a sequence of one or two, as [height, width]."""
-    if type(value) is int and -_MOST <= value <= _MOST:
+    if type(value) is int and 0 <= value <= _MOST:
         return [value, value]
-    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    try:
-        values = [_check.integer(entry) for entry in values]
-    except TypeError as error:
-        given = f"{name}={value!r}, {type(value).__name__}"
-        raise TypeError(f"fastseg.ops.{op}: {given}; allowed: int, or two of them") from error
+    values = integers(op, name, value, "int, or two of them")
     if len(values) not in (1, 2):
         raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: one int, or one each for height and width")
-    if max(values) > _MOST or min(values) < -_MOST:
-        raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: up to 2^63 - 1")
+    most = _MOST_STRIDE if name == "stride" else _MOST
+    if max(values) > most or min(values) < -most:
+        raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: at most {most}")
     return [values[0], values[-1]]
+
+
+def integers(op: str, name: str, value: int | Sequence[int], allowed: str) -> list[int]:
+    """The int or the ints that `value` is, or TypeError: bools and floats are none."""
+    values = [*value] if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    try:
+        for place, entry in enumerate(values):
+            if type(entry) is not int:
+                if isinstance(entry, bool):
+                    raise TypeError("bool")
+                values[place] = _check.integer(entry)
+    except TypeError as error:
+        given = f"{name}={value!r}, {type(value).__name__}"
+        raise TypeError(f"fastseg.ops.{op}: {given}; allowed: {allowed}") from error
+    return values
 
 
 def check_geometry(op: str, kernel_size, stride, padding, dilation) -> None:
@@ -68,17 +81,17 @@ def unpooled_size(
     op: str, shape: Sequence[int], kernel_size, stride, padding, output_size: Sequence[int] | None
 ) -> tuple[int, int]:
     """(H, W) of an unpooling by torch's rule: the smallest input of the pool, or `output_size` less than a stride off."""
-    for name, values, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
-        if values[0] < least or values[1] < least:
-            raise RuntimeError(f"fastseg.ops.{op}: {name}={tuple(values)}; allowed: {least} or more")
+    if min(*kernel_size, *stride) < 1 or min(padding) < 0:
+        for name, values, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
+            if min(values) < least:
+                raise RuntimeError(f"fastseg.ops.{op}: {name}={tuple(values)}; allowed: {least} or more")
     height = (shape[-2] - 1) * stride[0] + kernel_size[0] - 2 * padding[0]
     width = (shape[-1] - 1) * stride[1] + kernel_size[1] - 2 * padding[1]
+    if type(height) is int and type(width) is int and height * width > _MOST_PIXELS:
+        raise RuntimeError(f"fastseg.ops.{op}: the output would be {height}x{width}; allowed: at most 2^50 pixels")
     if output_size is None:
         return height, width
-    try:
-        given = [_check.integer(entry) for entry in output_size]
-    except TypeError as error:
-        raise TypeError(f"fastseg.ops.{op}: output_size={output_size!r}; allowed: two or four ints, or None") from error
+    given = integers(op, "output_size", output_size, "two or four ints, or None")
     if len(given) not in (2, 4):
         raise ValueError(f"fastseg.ops.{op}: output_size={given}; allowed: (H, W) or (N, C, H, W)")
     for axis, extent, usual, step in zip("HW", given[-2:], (height, width), stride):

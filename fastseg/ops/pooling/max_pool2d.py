@@ -87,13 +87,12 @@ def stock(input, kernel_size, stride, padding, ceil_mode, return_indices):  # di
 def stock_class(input, kernel_size, stride, padding, return_indices):
     if not input.is_floating_point():
         return "integers"
+    differentiated = input.requires_grad and torch.is_grad_enabled()
     if input.is_contiguous() or image_format(input) is torch.contiguous_format:
-        return "NCHW, int64 indices" if return_indices else "NCHW"
-    if not return_indices:
-        return "channels_last"
-    if (*kernel_size, *stride, *padding) == (2, 2, 2, 2, 0, 0):
-        return "channels_last, int64 indices, 2x2 windows"
-    return "channels_last, int64 indices, other windows"
+        return "NCHW, differentiated" if differentiated else "NCHW"
+    if return_indices and (*kernel_size, *stride, *padding) != (2, 2, 2, 2, 0, 0):
+        return "channels_last, int64 indices, windows other than 2x2 side by side"
+    return "channels_last, differentiated" if differentiated else "channels_last"
 
 
 def stock_refuses(input, kernel_size, stride, dilation, return_indices, compact):
@@ -123,12 +122,12 @@ max_pool2d_op = Op(
         Stock(
             stock,
             below={
-                "NCHW": 1 << 16,
-                "NCHW, int64 indices": 1 << 17,
-                "channels_last": 1 << 21,
-                "channels_last, int64 indices, 2x2 windows": 1 << 22,
-                "channels_last, int64 indices, other windows": 1 << 62,
-                "integers": 1 << 62,
+                "NCHW": 1 << 14,
+                "NCHW, differentiated": 1 << 15,
+                "channels_last": 1 << 17,
+                "channels_last, differentiated": 1 << 20,
+                "channels_last, int64 indices, windows other than 2x2 side by side": 1 << 21,
+                "integers": 1 << 62,  # there is nothing else
             },
             which=stock_class,
             refuses=stock_refuses,

@@ -54,8 +54,9 @@ def stock(input, indices, size):
 
 
 def stock_class(input):
-    contiguous = input.is_contiguous() or image_format(input) is torch.contiguous_format
-    return "NCHW" if contiguous else "channels_last"
+    if not (input.is_contiguous() or image_format(input) is torch.contiguous_format):
+        return "channels_last"
+    return "NCHW, differentiated" if input.requires_grad and torch.is_grad_enabled() else "NCHW"
 
 
 def stock_refuses(input, indices):
@@ -81,7 +82,7 @@ max_unpool2d_op = Op(
     backward=backward,
     image_layout=("input", "indices"),
     backends=[
-        Stock(stock, below={"NCHW": 1<<20, "channels_last":1<<17}, which=stock_class, refuses=stock_refuses),
+        Stock(stock, below={"NCHW": 1 << 15, "NCHW, differentiated": 1 << 18, "channels_last": 1 << 16}, which=stock_class, refuses=stock_refuses),
         Backend("cpu", dtypes=FLOATING),
         Backend("cuda", dtypes=FLOATING),
         Backend("reference", reference.max_unpool2d),

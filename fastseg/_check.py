@@ -20,6 +20,12 @@ def tensor(op: str, name: str, value) -> None:
         raise TypeError(f"fastseg.ops.{op}: {name} is {type(value).__name__}; allowed: torch.Tensor")
 
 
+def tensors(op: str, **values) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            tensor(op, name, value)
+
+
 NO_LABEL = -(1 << 63)  # an ignore_index that no label has
 
 

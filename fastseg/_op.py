@@ -14,9 +14,9 @@
     )
 
 Callbacks are plain functions whose parameter names say what they get: any argument of the schema, any output,
-`grad_<output>`, `needs_<argument>`, `shape_<argument>` (which keeps no tensor alive), `backend`. Names are resolved once, when the op is defined (a name that the schema
-lacks is an error there), into positions: a call makes no dictionary of them. CONTRIBUTING.md follows one op through
-this file.
+`grad_<output>`, `needs_<argument>`, `shape_<argument>` (which keeps no tensor alive), `backend`. Names are resolved
+once, when the op is defined (a name that the schema lacks is an error there), into positions: a call makes no
+dictionary of them. CONTRIBUTING.md follows one op through this file.
 
 Environment: FASTSEG_BACKEND=<name> is what `backend="auto"` means (for debugging; it never falls back).
 """

@@ -11,7 +11,8 @@ from fastseg import _op
 from fastseg.info import table
 
 ROOT = Path(__file__).resolve().parent.parent
-OP_FILES = sorted(path.stem for path in (ROOT / "fastseg" / "ops").glob("*.py") if not path.stem.startswith("_"))
+PUBLIC = [getattr(fastseg.ops, name) for name in fastseg.ops.__all__]
+OP_FILES = sorted({function.__module__.rpartition(".")[2] for function in PUBLIC if not isinstance(function, type)})
 FOLDERS = sorted(path.name for path in (ROOT / "kernels").iterdir() if path.is_dir() and not path.name.startswith("_"))
 MOST_LINES = 400
 MOST_COLUMNS = 120

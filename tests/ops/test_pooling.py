@@ -124,7 +124,8 @@ def test_the_backend_of_the_forward_runs_the_backward(backend, index_format, mon
     output = max_unpool2d(values, indices, 2, backend=backend)
     (gradient,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
     gradient.square().sum().backward()
-    assert [name for name, _ in ran[:4]] == ["max_pool2d", "max_unpool2d", "max_unpool2d_backward", "max_pool2d_backward"]
+    forward = ["max_pool2d", "max_unpool2d"]
+    assert [name for name, _ in ran[:4]] == [*forward, "max_unpool2d_backward", "max_pool2d_backward"]
     assert {name for name, _ in ran[4:]} == {"max_unpool2d_backward", "max_pool2d_backward"}
     assert {by for _, by in ran} == {"cpu" if backend == "auto" else backend}
 
@@ -171,6 +172,16 @@ def test_indices_that_lie_otherwise_than_the_values(given):
         output.backward(image)
         assert torch.equal(output, expected) and output.is_contiguous(memory_format=layout)
         assert torch.equal(leaf.grad, F.max_pool2d(image, 2)) and leaf.grad.is_contiguous(memory_format=layout)
+
+
+def test_batches_of_torch_func_in_any_layout():
+    image = torch.randn(4, 2, 3, 8, 8)
+    values, indices = torch.func.vmap(lambda one: max_pool2d(one, 2, return_indices=True))(image)
+    expected = torch.func.vmap(lambda one, where: max_unpool2d(one, where, 2))(values, indices)
+    last = values.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    for other in (indices, indices.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)):
+        assert torch.equal(torch.func.vmap(lambda one, where: max_unpool2d(one, where, 2))(last, other), expected)
+    assert torch.equal(expected[1], max_unpool2d(values[1], indices[1], 2))
 
 
 HUGE = (2**31 - 1, 2**31, 2**32 + 1, 2**40, 2**62, 2**63, 2**70, -(2**70))

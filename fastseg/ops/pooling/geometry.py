@@ -80,7 +80,7 @@ def pooled_size(shape: Sequence[int], kernel_size, stride, padding, dilation, ce
 def unpooled_size(
     op: str, shape: Sequence[int], kernel_size, stride, padding, output_size: Sequence[int] | None
 ) -> tuple[int, int]:
-    """(H, W) of an unpooling by torch's rule: the smallest input of the pool, or `output_size` less than a stride off."""
+    """(H, W) of an unpooling by torch's rule: the pool's smallest input, or `output_size` less than a stride off."""
     if min(*kernel_size, *stride) < 1 or min(padding) < 0:
         for name, values, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
             if min(values) < least:

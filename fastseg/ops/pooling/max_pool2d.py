@@ -90,9 +90,11 @@ def stock_class(input, kernel_size, stride, padding, return_indices):
     differentiated = input.requires_grad and torch.is_grad_enabled()
     if input.is_contiguous() or image_format(input) is torch.contiguous_format:
         return "NCHW, differentiated" if differentiated else "NCHW"
+    if not differentiated:
+        return "channels_last"
     if return_indices and (*kernel_size, *stride, *padding) != (2, 2, 2, 2, 0, 0):
-        return "channels_last, int64 indices, windows other than 2x2 side by side"
-    return "channels_last, differentiated" if differentiated else "channels_last"
+        return "channels_last, differentiated, int64 indices of other than 2x2 windows"
+    return "channels_last, differentiated"
 
 
 def stock_refuses(input, kernel_size, stride, dilation, return_indices, compact):
@@ -126,7 +128,7 @@ max_pool2d_op = Op(
                 "NCHW, differentiated": 1 << 15,
                 "channels_last": 1 << 17,
                 "channels_last, differentiated": 1 << 20,
-                "channels_last, int64 indices, windows other than 2x2 side by side": 1 << 21,
+                "channels_last, differentiated, int64 indices of other than 2x2 windows": 1 << 22,
                 "integers": 1 << 62,  # there is nothing else
             },
             which=stock_class,

@@ -17,7 +17,15 @@ from fastseg._dtypes import FLOATING, HALF
 from fastseg._layout import image_format
 from fastseg._op import Backend, Op, Stock
 from fastseg.kernels.max_unpool2d import reference
-from fastseg.ops.pooling.geometry import GEOMETRY, INDEX_DTYPES, check_indices, empty_image, pair, refuse_planes, unpooled_size
+from fastseg.ops.pooling.geometry import (
+    GEOMETRY,
+    INDEX_DTYPES,
+    check_indices,
+    empty_image,
+    pair,
+    refuse_planes,
+    unpooled_size,
+)
 from fastseg.ops.pooling.indices import PoolIndices
 from fastseg.ops.pooling.max_pool2d import max_pool2d_backward
 
@@ -82,7 +90,12 @@ max_unpool2d_op = Op(
     backward=backward,
     image_layout=("input", "indices"),
     backends=[
-        Stock(stock, below={"NCHW": 1 << 15, "NCHW, differentiated": 1 << 18, "channels_last": 1 << 16}, which=stock_class, refuses=stock_refuses),
+        Stock(
+            stock,
+            below={"NCHW": 1 << 17, "NCHW, differentiated": 1 << 18, "channels_last": 1 << 16},
+            which=stock_class,
+            refuses=stock_refuses,
+        ),
         Backend("cpu", dtypes=FLOATING),
         Backend("cuda", dtypes=FLOATING),
         Backend("reference", reference.max_unpool2d),
@@ -199,7 +212,8 @@ def max_unpool2d(
         input = input.float()  # torch's autocast has max_unpool2d in fp32, on CPU only
     if single:
         input, indices = input.contiguous().unsqueeze(0), indices.unsqueeze(0)
-    if indices.stride() != input.stride():  # the gradient, which sees the indices only, lies as they do
+    if indices.stride() != input.stride() and not private.in_functional_transform():
+        # The gradient, which sees the indices only, lies as they do.
         indices = indices.contiguous(memory_format=image_format(input))
     output = max_unpool2d_op(input, indices, *geometry, size=size, backend=backend)
     return output.squeeze(0) if single else output

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import harness, measure, memory
-from fastseg._first_op import Op
+from fastseg._op import Op
 
 
 def tune_allocator() -> None:

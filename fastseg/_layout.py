@@ -54,3 +54,37 @@ def like_memory_order(flat: Tensor, like: Tensor) -> Tensor:
         images, channels, height, width = like.shape
         return flat.view(images, height, width, channels).permute(0, 3, 1, 2)
     return flat.view(like.shape)
+
+
+def image_format(image: Tensor) -> torch.memory_format:
+    """The memory format in which torch answers an op on `image`: channels_last or contiguous.
+
+    The rule of torch's Tensor::suggest_memory_format in plain comparisons of the strides, for tracers too; of empty
+    batches, which torch takes for contiguous, it tells the same as of others. Other than (N, C, H, W): contiguous.
+    """
+    if image.dim() != 4:
+        return torch.contiguous_format
+    images, channels, height, width = image.stride()
+    sizes = image.shape
+    if channels == 0:
+        return torch.contiguous_format
+    least = channels * sizes[1] if sizes[1] > 1 else channels
+    if width < least:
+        return torch.contiguous_format
+    least = width * sizes[3] if sizes[3] > 1 else width
+    if height < least:
+        return torch.contiguous_format
+    least = height * sizes[2] if sizes[2] > 1 else height
+    if images < least or least == channels:  # equal: nothing but N is more than 1, either format fits
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def in_format_of_first(args: tuple, images: list[int]) -> tuple:
+    """`args` with the tensors at the positions `images` all dense in the memory format of the first of them."""
+    layout = image_format(args[images[0]])
+    for position in images:
+        if not args[position].is_contiguous(memory_format=layout):
+            image = args[position].contiguous(memory_format=layout)
+            args = (*args[:position], image, *args[position + 1 :])
+    return args

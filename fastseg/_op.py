@@ -14,9 +14,9 @@
     )
 
 Callbacks are plain functions whose parameter names say what they get: any argument of the schema, any output,
-`grad_<output>`, `needs_<argument>`, `backend`. Names are resolved once, when the op is defined (a name that the schema
-lacks is an error there), into positions: a call makes no dictionary of them. CONTRIBUTING.md follows one op through
-this file.
+`grad_<output>`, `needs_<argument>`, `shape_<argument>` (which keeps no tensor alive), `backend`. Names are resolved
+once, when the op is defined (a name that the schema lacks is an error there), into positions: a call makes no
+dictionary of them. CONTRIBUTING.md follows one op through this file.
 
 Environment: FASTSEG_BACKEND=<name> is what `backend="auto"` means (for debugging; it never falls back).
 """
@@ -25,6 +25,7 @@ import importlib
 import inspect
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
@@ -35,6 +36,7 @@ from torch import Tensor
 from fastseg import _check, _library
 from fastseg import _private_api as private
 from fastseg._dtypes import accumulator
+from fastseg._layout import in_format_of_first
 
 BACKEND_NAMES = ("stock", "cpu", "cuda", "triton", "reference")
 AUTO = os.environ.get("FASTSEG_BACKEND", "auto")  # what backend="auto" means
@@ -49,10 +51,10 @@ class BackendError(RuntimeError):
 
 
 class Explanation(Exception):
-    """Raised instead of running, while `explaining` is on: what would run, and why."""
+    """Raised instead of running, while `explaining` holds the thread: what would run, and why."""
 
 
-explaining = False  # set by fastseg.info.explain
+explaining: set[int] = set()  # threads in fastseg.info.explain
 
 
 def parse(schema: str) -> tuple[str, list[str], list[str], list[str]]:
@@ -217,16 +219,16 @@ class Stock:
 
         Never in a traced program, where the answer would become a condition on the sizes that it takes.
         """
-        lead = args[0]
-        if lead.device.type != "cpu":
+        lead, which, refuses = args[0], self.which, self.refuses
+        if not lead.is_cpu:
             return False
-        which = self.which(args)
-        if which is None:
+        kind = which.function(*which.pick(args))
+        if kind is None:
             return False
         elements = lead.numel()
-        if type(elements) is not int or elements >= self.below[which]:
+        if type(elements) is not int or elements >= self.below[kind]:
             return False
-        return self.refuses(args) is None
+        return refuses.function(*refuses.pick(args)) is None
 
 
 THROUGH_REFERENCE = object()
@@ -243,7 +245,8 @@ class Op:
     outputs: allocates what the op returns; on tensors without data it is the fake.
     backends: in the order in which "auto" tries them.
     contiguous: arguments that kernels get contiguous. accumulated: those that they get in the accumulator's dtype of
-        the first argument, too.
+        the first argument, too. image_layout: (N, C, H, W) arguments that they get dense in one memory format, that of
+        the first of them (`fastseg._layout.image_format`).
     backward: gives {argument: gradient}. What it names is what is saved. Outputs whose gradient it does not name are
         not differentiable. A gradient is None where nothing arrives, unless it names several.
         THROUGH_REFERENCE, for ops that are a backward themselves: the op differentiates through its own reference
@@ -264,6 +267,7 @@ class Op:
         internal: bool = False,
         contiguous: Sequence[str] = (),
         accumulated: Sequence[str] = (),
+        image_layout: Sequence[str] = (),
     ):
         self.name, self.arguments, self.tensors, self.results = parse(schema)
         self.names = tuple(self.arguments)
@@ -278,6 +282,7 @@ class Op:
         self._normalised = [(self.arguments.index(name), name in accumulated) for name in (*contiguous, *accumulated)]
         self._early = None if early is None else Named(early, self.arguments, f"{self.name}.early")
         self._choices: dict[tuple, Backend] = {}  # by backend, device and dtype, where nothing else decides
+        self._images = [self.arguments.index(name) for name in image_layout]
         if any(backend.name in ("cpu", "cuda") for backend in self.backends):
             NATIVE_SCHEMAS.append(native_schema(schema))
             _definitions.define(NATIVE_SCHEMAS[-1])
@@ -314,6 +319,8 @@ class Op:
             backend = AUTO
         if torch.compiler.is_compiling():
             return self._run_stock(args) if backend == "stock" else self._packet(*args, backend)
+        if explaining and threading.get_ident() in explaining:
+            raise Explanation(self.explain(args, backend))
         tensors = self._pick_tensors(args)
         if private.is_watched(tensors):
             return self._call_watched(args, backend)
@@ -342,8 +349,6 @@ class Op:
             if value is not None and not isinstance(value, Tensor):
                 self._check(args)
                 _check.tensor(self.name, name, value)
-        if explaining:
-            raise Explanation(self.explain(args, backend))
         if self.stock is not None and backend in ("auto", "stock") and self._prefers_stock(args, backend):
             return self._run_stock(args)
         transformed = private.in_functional_transform()
@@ -367,9 +372,13 @@ class Op:
             value = args[position]
             if value is not None:
                 if accumulated:
-                    value = value.to(accumulator(args[0].dtype))
+                    value = value.to(accumulator(lead.dtype))
                 if value is not args[position] or not value.is_contiguous():
                     args = (*args[:position], value.contiguous(), *args[position + 1:])
+        for position in self._images:
+            if not args[position].is_contiguous():
+                args = in_format_of_first(args, self._images)
+                break
         outputs = self._outputs
         results = outputs.function(*outputs.pick(args))
         if self._single:
@@ -425,6 +434,7 @@ class Op:
     def explain(self, args: tuple, backend: str = "auto") -> str:
         """What would run this call, and why the other backends would not."""
         stock = self.stock is not None and backend in ("auto", "stock") and self._prefers_stock(args, backend)
+        self._check(args)
         chosen = "stock" if stock else self.choose(args, backend).name
         return f"fastseg.{self.name}: {chosen} runs\n{self._reasons(args)}"
 
@@ -440,11 +450,14 @@ class Op:
 
     # --- autograd ---
 
-    def _differentiate(self, kept: Sequence[str], differentiable: Sequence[str], backward: Callable) -> None:
+    def _differentiate(
+        self, kept: Sequence[str], differentiable: Sequence[str], backward: Callable, shapes: Sequence[str] = ()
+    ) -> None:
         """Makes the autograd functions: for plain eager calls, for torch.func, and for the dispatcher.
 
-        kept: the arguments, "backend" and outputs that `backward` needs. differentiable: outputs.
-        backward(values, grads, needs) -> {argument: gradient}, of the kept values, tensors first.
+        kept: the arguments, "backend" and outputs that `backward` needs; shapes: arguments whose shapes it needs.
+        differentiable: outputs. backward(values, grads, needs) -> {argument: gradient}, of the kept values, tensors
+        first and shapes last.
         """
         arguments, results, run_op, trusts = self.arguments, self.results, self._run, self._trusts
         held = [*arguments, "backend", *results]
@@ -452,14 +465,20 @@ class Op:
         pick_tensors = picker([held.index(name) for name in kept if name in is_tensor])
         pick_constants = picker([held.index(name) for name in kept if name not in is_tensor])
         pick_constant_results = picker([held.index(name) for name in results if name not in differentiable])
+        pick_shaped = picker([held.index(name) for name in shapes])
         several = len(differentiable) > 1
         single, nothing = self._single, (None,) * (len(arguments) + 1)
         places = {name: place for place, name in enumerate(arguments)}
 
+        def constants_and_shapes(values: tuple) -> tuple:
+            return (*pick_constants(values), *[tensor.shape for tensor in pick_shaped(values)])
+
+        constants_of = constants_and_shapes if shapes else pick_constants
+
         def forward_and_save(ctx, *args):
             output = run_op(args[:-1], args[-1], trusts)
             values = (*args, output) if single else (*args, *output)
-            ctx.constants = pick_constants(values)
+            ctx.constants = constants_of(values)
             private.keep(ctx, pick_tensors(values), pick_constant_results(values), several)
             return output
 
@@ -470,7 +489,7 @@ class Op:
         def setup_context(ctx, inputs, output):
             inputs = inputs if len(inputs) > len(arguments) else (*inputs, "auto")
             values = (*inputs, output) if single else (*inputs, *output)
-            ctx.constants = pick_constants(values)
+            ctx.constants = constants_of(values)
             ctx.save_for_backward(*pick_tensors(values))
             ctx.mark_non_differentiable(*pick_constant_results(values))
             ctx.set_materialize_grads(several)
@@ -503,14 +522,16 @@ class Op:
         """Of a backward that names what it needs."""
         wanted = list(inspect.signature(backward).parameters)
         kept = self._tensors_first(name for name in (*self.arguments, "backend", *self.results) if name in wanted)
+        shapes = [argument for argument in self.arguments if f"shape_{argument}" in wanted]
         gradients = [f"grad_{result}" for result in self.results]
         needs = [f"needs_{argument}" for argument in self.arguments]
-        call = Named(backward, [*kept, *gradients, *needs], f"{self.name}.backward")
+        saved = [*kept, *(f"shape_{argument}" for argument in shapes)]
+        call = Named(backward, [*saved, *gradients, *needs], f"{self.name}.backward")
 
         def run(values: tuple, grad_outputs: tuple, needed: tuple) -> dict[str, Tensor | None]:
             return call.function(*call.pick((*values, *grad_outputs, *needed)))
 
-        self._differentiate(kept, [name for name in self.results if f"grad_{name}" in wanted], run)
+        self._differentiate(kept, [name for name in self.results if f"grad_{name}" in wanted], run, shapes)
 
     def _differentiate_through_reference(self) -> None:
         """With respect to every floating tensor argument."""

@@ -68,6 +68,11 @@ def boxed_call_of(name: str):
     return getattr(torch.ops.fastseg, name).default._op
 
 
+# torch's pooling without its Python front, and its unpooling without the bounds that this sets to output_size.
+max_pool2d_with_indices = torch._C._nn.max_pool2d_with_indices
+max_unpool2d = torch._C._nn.max_unpool2d
+
+
 def has_kernel(name: str, dispatch_key: str) -> bool:
     """True if a loaded library implements `fastseg::<name>` for "CPU" or "CUDA"."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastseg::{name}", dispatch_key)

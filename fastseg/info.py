@@ -6,21 +6,41 @@
 import importlib.util
 import platform
 import sys
+import threading
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-import fastseg.ops  # noqa: F401  fills the registry
-from fastseg import _library
-from fastseg._first_op import BACKEND_NAMES, REGISTRY, STOCK_BELOW, NativeOp, Op
+import fastseg.ops
+from fastseg import _library, _op
+from fastseg._op import BACKEND_NAMES, REGISTRY, Op
+
+ALWAYS = 1 << 62  # a limit of calls that "auto" always leaves to stock PyTorch
 
 
-def explain(op: str, *args, backend: str = "auto") -> str:
-    """What would run `torch.ops.fastseg.<op>(*args)` here, and why the other backends would not."""
-    if op not in REGISTRY:
-        raise ValueError(f"fastseg.info.explain: op={op!r}; allowed: {', '.join(sorted(REGISTRY))}")
-    return REGISTRY[op].explain(*args, backend=backend)
+def explain(function: str, *args, **options) -> str:
+    """What would run `fastseg.ops.<function>(*args, **options)` here, and why the other backends would not.
+
+    Nothing is computed. `function` may also be the name of an op, `torch.ops.fastseg.<function>`.
+    """
+    public = {name: getattr(fastseg.ops, name) for name in _functions()}
+    if function not in public and function not in REGISTRY:
+        raise ValueError(f"fastseg.info.explain: function={function!r}; allowed: {', '.join(sorted(public))}")
+    thread = threading.get_ident()
+    _op.explaining.add(thread)
+    try:
+        public.get(function, REGISTRY.get(function))(*args, **options)
+    except _op.Explanation as explanation:
+        return str(explanation)
+    finally:
+        _op.explaining.remove(thread)
+    return f"fastseg.ops.{function}: plain PyTorch runs"
+
+
+def _functions() -> list[str]:
+    """The public functions of fastseg.ops."""
+    return [name for name in fastseg.ops.__all__ if not isinstance(getattr(fastseg.ops, name), type)]
 
 
 def versions() -> dict[str, str]:
@@ -39,34 +59,44 @@ def versions() -> dict[str, str]:
 
 def missing() -> dict[str, str | None]:
     """Per backend None if it can run on this machine, else the reason."""
-    return {name: _library.missing(name) for name in BACKEND_NAMES}
+    return {name: _library.missing(name) for name in BACKEND_NAMES[1:]}
 
 
-def table() -> list[dict[str, str]]:
-    """One row per op: the dtypes of each backend ("-" where the op has none)."""
-    return [{"op": op.name} | {name: _dtypes(op, name) for name in BACKEND_NAMES} for op in REGISTRY.values()]
+def table(built_only: bool = True) -> list[dict[str, str]]:
+    """One row per module of `fastseg.ops`: its public functions, the dtypes that each backend takes ("-" where there is
+    none), and the CPU calls that "auto" leaves to stock PyTorch.
+    """
+    functions: dict[str, list[str]] = {}
+    for name in _functions():
+        functions.setdefault(getattr(fastseg.ops, name).__module__, []).append(name)
+    rows = []
+    for module, names in functions.items():
+        ops = [op for op in _ops_of(module) if not op.name.endswith("_backward")]
+        lead = next(op for op in ops if op.backends[0].dtypes is not None)  # the one that takes the caller's tensors
+        row = {"op": ", ".join(names)}
+        row |= {name: _dtypes(lead, name, built_only) for name in BACKEND_NAMES[1:]}
+        limits = {kind: limit for op in ops if op.stock for kind, limit in op.stock.below.items()}
+        left = [f"{kind}: {'all' if limit >= ALWAYS else f'{limit:,}'}" for kind, limit in limits.items()]
+        rows.append(row | {"left to stock by auto below": "; ".join(left) or "-"})
+    return rows
+
+
+def _ops_of(module: str) -> list[Op]:
+    """The ops that stand in a module or, if it is a package, below it."""
+    found = []
+    for name, loaded in list(sys.modules.items()):
+        if name == module or name.startswith(f"{module}."):
+            found += [op for op in vars(loaded).values() if isinstance(op, Op)]
+    return [op for op in REGISTRY.values() if op in found]
 
 
 def markdown_table() -> str:
-    """The README's table: per module of `fastseg.ops` its public functions, the dtypes each backend takes, and the CPU
-    tensors that "auto" leaves to stock PyTorch.
-    """
-    functions: dict[str, list[str]] = {}
-    for name in fastseg.ops.__all__:
-        if isinstance(getattr(fastseg.ops, name), type):
-            continue  # what ops take or return
-        functions.setdefault(getattr(fastseg.ops, name).__module__, []).append(f"`{name}`")
-    titles = ["op", *BACKEND_NAMES, "left to stock by `auto` on CPU: fewer elements than"]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for module, names in functions.items():
-        ops = [
-            op for op in vars(sys.modules[module]).values() if isinstance(op, Op) and not op.name.endswith("_backward")
-        ]
-        cells = [_dtypes(ops[0], name, built_only=False) for name in BACKEND_NAMES]
-        left = [(*key.split(": "), fewest) for key, fewest in STOCK_BELOW.items()]
-        stock = [f"{what} {fewest:,}" for function, what, fewest in left if f"`{function}`" in names]
-        cells.append("; ".join(stock) or "-")
-        lines.append(f"| {', '.join(names)} | " + " | ".join(cells) + " |")
+    """The README's table."""
+    rows = table(built_only=False)
+    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    for row in rows:
+        row = row | {"op": ", ".join(f"`{name}`" for name in row["op"].split(", "))}
+        lines.append("| " + " | ".join(row.values()) + " |")
     return "\n".join(lines)
 
 
@@ -74,15 +104,12 @@ _SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", 
           torch.int64: "int64", torch.int32: "int32", torch.uint8: "uint8", torch.bool: "bool"}
 
 
-def _dtypes(op, name: str, built_only: bool = True) -> str:
-    entries = [backend for backend in op.backends if backend.name == name]
-    if not entries:
+def _dtypes(op: Op, name: str, built_only: bool) -> str:
+    backend = next((backend for backend in op.backends if backend.name == name), None)
+    if backend is None:
         return "-"
-    backend = entries[0]
-    if built_only and isinstance(backend.run, NativeOp) and _library.missing(name) is None:
-        key = "CUDA" if name == "cuda" else "CPU"
-        if backend.run.missing(key):
-            return "not in the loaded library"
+    if built_only and _library.missing(name) is None and backend.missing() is not None:
+        return "not in the loaded library"
     return "any" if backend.dtypes is None else " ".join(_SHORT[dtype] for dtype in backend.dtypes)
 
 
@@ -112,9 +139,6 @@ def main() -> None:
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]} if rows else {}
     for row in [{column: column for column in widths}, *rows]:
         print("  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip())
-    print("\nleft to stock PyTorch by backend=\"auto\": CPU tensors of fewer than")
-    for what, fewest in STOCK_BELOW.items():
-        print(f"{fewest:>12}  elements  {what}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The functional ops, one line each."""
-from fastseg.ops._pool_indices import PoolIndices
 from fastseg.ops.binary_cross_entropy_dice import binary_cross_entropy_dice
 from fastseg.ops.confusion_matrix import confusion_matrix
 from fastseg.ops.cross_entropy import cross_entropy, focal_loss
 from fastseg.ops.cross_entropy_dice import cross_entropy_dice, dice_loss
-from fastseg.ops.max_pool2d import max_pool2d
-from fastseg.ops.max_unpool2d import max_unpool2d
+from fastseg.ops.pooling.indices import PoolIndices
+from fastseg.ops.pooling.max_pool2d import max_pool2d
+from fastseg.ops.pooling.max_unpool2d import max_unpool2d
 from fastseg.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from fastseg.ops.upsample_argmax import upsample_argmax
 from fastseg.ops.upsample_cross_entropy import upsample_cross_entropy, upsample_cross_entropy_dice

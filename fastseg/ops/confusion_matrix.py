@@ -10,48 +10,43 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._first_op import FLOATING, Backend, Op, native
+from fastseg._dtypes import FLOATING, LABELS
+from fastseg._op import Backend, Op
 from fastseg.kernels.confusion_matrix import reference
 
-LABELS = (torch.int64, torch.int32, torch.uint8)
+_NAME = "confusion_matrix"
 MOST_CLASSES = 32767  # pairs of classes are counted through 32-bit indices
 
-_native = native(
-    "_confusion_matrix(Tensor input, Tensor target, int num_classes, int ignore_index) -> Tensor"
-)
 
-
-def check(input: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> None:
-    op = "confusion_matrix"
-    _check.dtype(op, "input", input, (*LABELS, *FLOATING))
-    _check.dtype(op, "target", target, LABELS)
-    _check.same_device(op, "target", target, "input", input)
-    _check.in_range(op, "num_classes", num_classes, 1, MOST_CLASSES)
+def check(input, target, num_classes):
+    _check.dtype(_NAME, "input", input, (*LABELS, *FLOATING))
+    _check.dtype(_NAME, "target", target, LABELS)
+    _check.same_device(_NAME, "target", target, "input", input)
+    _check.in_range(_NAME, "num_classes", num_classes, 1, MOST_CLASSES)
     if not input.is_floating_point():
-        _check.shape(op, "target", target, input.shape, "the shape of input, which holds labels")
+        _check.shape(_NAME, "target", target, input.shape, "the shape of input, which holds labels")
         return
     if input.dim() < 2:
         raise RuntimeError(
-            f"fastseg.ops.{op}: input has shape {tuple(input.shape)}; allowed: (N, C, *spatial) logits"
+            f"fastseg.ops.{_NAME}: input has shape {tuple(input.shape)}; allowed: (N, C, *spatial) logits"
         )
-    _check.shape(op, "input", input, ("N", num_classes, *input.shape[2:]), "logits, C is num_classes")
+    _check.shape(_NAME, "input", input, ("N", num_classes, *input.shape[2:]), "logits, C is num_classes")
     _check.shape(
-        op, "target", target, (input.shape[0], *input.shape[2:]), "input's without the class dimension"
+        _NAME, "target", target, (input.shape[0], *input.shape[2:]), "input's without the class dimension"
     )
 
 
-def fake(input: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+def outputs(input, num_classes):
     return input.new_empty((num_classes, num_classes), dtype=torch.int64)
 
 
-_op = Op(
-    "confusion_matrix",
-    "(Tensor input, Tensor target, int num_classes, int ignore_index) -> Tensor",
+confusion_matrix_op = Op(
+    "confusion_matrix(Tensor input, Tensor target, int num_classes, int ignore_index) -> Tensor counts",
     check=check,
-    fake=fake,
+    outputs=outputs,
     backends=[
-        Backend("cpu", _native, dtypes=(*FLOATING, *LABELS)),
-        Backend("cuda", _native, dtypes=(*FLOATING, *LABELS)),
+        Backend("cpu", dtypes=(*FLOATING, *LABELS)),
+        Backend("cuda", dtypes=(*FLOATING, *LABELS)),
         Backend("reference", reference.confusion_matrix),
     ],
 )
@@ -61,7 +56,7 @@ def confusion_matrix(
     input: Tensor,
     target: Tensor,
     num_classes: int | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     *,
     backend: str = "auto",
 ) -> Tensor:
@@ -75,7 +70,7 @@ def confusion_matrix(
             the prediction, as `torch.argmax` has it: the first of equal maxima, NaN above every number.
         target: true labels (int64, int32 or uint8), of input's shape without the class dimension.
         num_classes: C, 1 to 32767. Must be given with labels; with logits it is input.size(1).
-        ignore_index: pixels with this true label are not counted; any integer, also one inside [0, C).
+        ignore_index: pixels with this true label are not counted; any integer, also one inside [0, C), or None.
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
@@ -86,14 +81,20 @@ def confusion_matrix(
             that is not ignored. On GPU, where checking would stall the stream, it is not counted.
         RuntimeError: shapes, dtypes or devices that do not fit.
         ValueError: num_classes missing or out of range.
+        TypeError: arguments of other types.
     """
-    _check.tensor("confusion_matrix", "input", input)
-    _check.tensor("confusion_matrix", "target", target)
+    _check.tensor(_NAME, "input", input)
+    _check.tensor(_NAME, "target", target)
     if num_classes is None:
-        _check.dtype("confusion_matrix", "input", input, (*LABELS, *FLOATING))
+        _check.dtype(_NAME, "input", input, (*LABELS, *FLOATING))
         if not input.is_floating_point() or input.dim() < 2:
-            raise ValueError(
-                "fastseg.ops.confusion_matrix: num_classes=None; allowed: an int (None only with logits)"
-            )
+            raise ValueError(f"fastseg.ops.{_NAME}: num_classes=None; allowed: an int (None only with logits)")
         num_classes = input.size(1)
-    return _op(input.detach(), target, num_classes, ignore_index, backend=backend)
+    try:
+        num_classes = _check.integer(num_classes)
+    except TypeError as error:
+        raise TypeError(f"fastseg.ops.{_NAME}: num_classes={num_classes!r}; allowed: an int") from error
+    ignore_index = _check.label(_NAME, "ignore_index", ignore_index)
+    if not -(2**63) <= ignore_index < 2**63:  # no label is that large
+        ignore_index = _check.NO_LABEL
+    return confusion_matrix_op(input.detach(), target, num_classes, ignore_index, backend=backend)

@@ -1,6 +1,7 @@
 // Confusion matrix on the CPU, from labels or logits: the predicted and the true labels of a few hundred
 // pixels pass through small buffers that stay in the first-level cache, then into the slice's own histogram.
 // See README.md.
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -271,7 +272,9 @@ void count_logits(const Tensor& logits, const LabelView& truth, int64_t* totals)
   }
 }
 
-Tensor forward(const Tensor& input, const Tensor& target, int64_t num_classes, int64_t ignore_index) {
+// counts: contiguous int64 [num_classes, num_classes]
+void forward(const Tensor& input, const Tensor& target, int64_t num_classes, int64_t ignore_index,
+             const Tensor& counts) {
   const bool from_labels = holds_labels(input);
   const int64_t pixels = target.numel();
   STD_TORCH_CHECK(num_classes >= 1 && num_classes <= 32767,
@@ -280,9 +283,12 @@ Tensor forward(const Tensor& input, const Tensor& target, int64_t num_classes, i
                   "fastseg::_confusion_matrix: logits must be (N, num_classes, *spatial)");
   STD_TORCH_CHECK(input.numel() == pixels * (from_labels ? 1 : num_classes),
                   "fastseg::_confusion_matrix: input and target differ in size");
-  Tensor result = torch::stable::new_zeros(target, {num_classes, num_classes}, ScalarType::Long);
-  if (pixels == 0) return result;
-  int64_t* totals = result.mutable_data_ptr<int64_t>();
+  STD_TORCH_CHECK(input.is_cpu() && target.is_cpu() && counts.is_cpu() && counts.is_contiguous() &&
+                      counts.scalar_type() == ScalarType::Long && counts.numel() == num_classes * num_classes,
+                  "fastseg::_confusion_matrix: counts must be int64 [num_classes, num_classes], all on the CPU");
+  int64_t* totals = counts.mutable_data_ptr<int64_t>();
+  std::fill_n(totals, num_classes * num_classes, int64_t{0});
+  if (pixels == 0) return;
   const Tensor real = torch::stable::contiguous(target);
   const LabelView truth = label_view(real, ignore_index, num_classes);
   const bool channels_last = !from_labels && fastseg::is_channels_last(input);
@@ -294,7 +300,6 @@ Tensor forward(const Tensor& input, const Tensor& target, int64_t num_classes, i
     const bool sparse = pixels < kSparse * num_classes * num_classes;
     (sparse ? count_labels_by_rows : count_labels)(prediction, truth, pixels, totals);
   }
-  return result;
 }
 
 }  // namespace

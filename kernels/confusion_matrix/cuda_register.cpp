@@ -36,7 +36,7 @@ cudaError_t with_logits(const Tensor& logits, const Body& body) {
   }
 }
 
-Tensor forward(const Tensor& input, const Tensor& target, int64_t num_classes, int64_t ignore_index) {
+void forward(const Tensor& input, const Tensor& target, int64_t num_classes, int64_t ignore_index, Tensor counts) {
   check_device(input, op, "input");
   check_device(target, op, "target");
   const bool from_labels = holds_labels(input);
@@ -47,31 +47,34 @@ Tensor forward(const Tensor& input, const Tensor& target, int64_t num_classes, i
                   ": input and target differ in size");
   STD_TORCH_CHECK(input.get_device_index() == target.get_device_index(), "fastseg::", op,
                   ": input and target are on different devices");
+  check_device(counts, op, "counts");
+  STD_TORCH_CHECK(counts.get_device_index() == input.get_device_index() && counts.is_contiguous() &&
+                      counts.scalar_type() == ScalarType::Long && counts.numel() == num_classes * num_classes,
+                  "fastseg::", op, ": counts must be int64 (num_classes, num_classes) on the device of input");
   const OnDeviceOf device(input);
-  Tensor result = torch::stable::new_zeros(target, {num_classes, num_classes}, ScalarType::Long);
+  torch::stable::zero_(counts);
   const int64_t pixels = target.numel();
-  if (pixels == 0) return result;
+  if (pixels == 0) return;
   const int classes = static_cast<int>(num_classes);
   const Tensor truth = torch::stable::contiguous(target);
   const bool channels_last = !from_labels && !input.is_contiguous() && is_channels_last(input);
   const Tensor source = channels_last ? input : torch::stable::contiguous(input);
-  auto* counts = reinterpret_cast<unsigned long long*>(result.mutable_data_ptr<int64_t>());
+  auto* totals = reinterpret_cast<unsigned long long*>(counts.mutable_data_ptr<int64_t>());
 
   const cudaError_t error = with_labels(truth, [&](const auto* labels) {
     if (from_labels) {
       return with_labels(source, [&](const auto* prediction) {
-        return launch_confusion_matrix_of_labels(prediction, labels, pixels, classes, ignore_index, counts,
+        return launch_confusion_matrix_of_labels(prediction, labels, pixels, classes, ignore_index, totals,
                                                  device.stream());
       });
     }
     const int64_t images = input.size(0);
     return with_logits(source, [&](const auto* logits) {
       return launch_confusion_matrix_of_logits(logits, labels, images, pixels / images, classes,
-                                               channels_last, ignore_index, counts, device.stream());
+                                               channels_last, ignore_index, totals, device.stream());
     });
   });
   check_launch(error, op);
-  return result;
 }
 
 }  // namespace

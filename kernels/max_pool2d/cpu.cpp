@@ -128,8 +128,9 @@ void pool(const Tensor& input, const Tensor& output, const Tensor& indices, cons
 }
 
 void forward(const Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
-             std::vector<int64_t> padding, std::vector<int64_t> dilation, const Tensor& output,
-             const Tensor& indices) {
+             std::vector<int64_t> padding, std::vector<int64_t> dilation, bool /*ceil_mode*/,
+             bool /*return_indices*/, bool /*compact*/, const Tensor& output, const Tensor& indices) {
+  if (output.numel() == 0) return;
   const Planes planes = planes_of(input, output, indices);
   const Windows windows = windows_of(input, output, indices, kernel_size, stride, padding, dilation);
   use_huge_pages(output);
@@ -143,7 +144,8 @@ void forward(const Tensor& input, std::vector<int64_t> kernel_size, std::vector<
 
 void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int64_t> kernel_size,
               std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-              const Tensor& grad_input) {
+              std::vector<int64_t> /*size*/, const Tensor& grad_input) {
+  if (grad_input.numel() == 0) return;
   const Planes planes = planes_of(grad_input, grad_output, indices);
   use_huge_pages(grad_input);
   with_floating_type(grad_output, "grad_output", [&](auto zero) {
@@ -175,6 +177,6 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
 }  // namespace fastseg::pooling
 
 STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
-  m.impl("_max_pool2d_forward", TORCH_BOX(&fastseg::pooling::forward));
+  m.impl("_max_pool2d", TORCH_BOX(&fastseg::pooling::forward));
   m.impl("_max_pool2d_backward", TORCH_BOX(&fastseg::pooling::backward));
 }

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <initializer_list>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "cuda/host.h"
@@ -84,9 +86,14 @@ inline void check_same_dtype(const char* op, NamedTensor one, NamedTensor other)
                   other.name, " differ in dtype");
 }
 
+// What a user can ask for, and these kernels cannot do: an error without the name of a file, as STD_TORCH_CHECK has it.
+inline void check_request(bool fits, const char* op, const std::string& wanted) {
+  if (!fits) throw std::runtime_error("fastseg::" + std::string(op) + ": " + wanted);
+}
+
 inline void check_windows(const char* op, const PoolShape& shape) {
-  STD_TORCH_CHECK(shape.has_windows(), "fastseg::", op,
-                  ": kernel_size, stride, padding and dilation must be pairs of windows within 2^30 elements");
+  check_request(shape.has_windows(), op,
+                "kernel_size, stride, padding and dilation must be pairs of windows within 2^30 elements");
 }
 
 // Compact indices are uint8.
@@ -100,8 +107,9 @@ inline bool holds_compact_indices(const char* op, const Tensor& indices) {
 // How many elements a window has must fit the type that counts them.
 inline void check_taps(const char* op, const PoolShape& shape, bool compact) {
   const int64_t taps = static_cast<int64_t>(shape.rows.kernel) * shape.columns.kernel;
-  STD_TORCH_CHECK(taps <= (compact ? 255 : INT32_MAX), "fastseg::", op, ": windows of ", taps,
-                  " elements; allowed: 255 with uint8 indices, 2^31 - 1 with int64 indices");
+  check_request(taps <= (compact ? 255 : INT32_MAX), op,
+                "windows of " + std::to_string(taps) +
+                    " elements; allowed: 255 with uint8 indices, 2^31 - 1 with int64 indices");
 }
 
 // Flat indices say themselves where they point.

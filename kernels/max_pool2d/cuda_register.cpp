@@ -1,4 +1,4 @@
-// Binds the launchers of cuda.cu to torch.ops.fastseg._max_pool2d_{forward,backward} on CUDA.
+// Binds the launchers of cuda.cu to torch.ops.fastseg._max_pool2d and _max_pool2d_backward on CUDA.
 #include "max_pool2d/cuda.h"
 
 #include "max_pool2d/cuda_arguments.h"
@@ -20,9 +20,10 @@ cudaError_t with_floating_type(const char* op, const Tensor& tensor, const Body&
   }
 }
 
-void forward(const Tensor& input, List kernel_size, List stride, List padding, List dilation, Tensor output,
-             Tensor indices) {
-  constexpr const char* op = "_max_pool2d_forward";
+void forward(const Tensor& input, List kernel_size, List stride, List padding, List dilation, bool /*ceil_mode*/,
+             bool /*return_indices*/, bool /*compact*/, Tensor output, Tensor indices) {
+  if (output.numel() == 0) return;
+  constexpr const char* op = "_max_pool2d";
   const PoolShape shape = make_shape(op, {kernel_size, stride, padding, dilation}, {"input", input},
                                      {{"output", output}, {"indices", indices}});
   const bool compact = holds_compact_indices(op, indices);
@@ -41,7 +42,8 @@ void forward(const Tensor& input, List kernel_size, List stride, List padding, L
 }
 
 void backward(const Tensor& grad_output, const Tensor& indices, List kernel_size, List stride, List padding,
-              List dilation, Tensor grad_input) {
+              List dilation, List /*size*/, Tensor grad_input) {
+  if (grad_input.numel() == 0) return;
   constexpr const char* op = "_max_pool2d_backward";
   const PoolShape shape = make_shape(op, {kernel_size, stride, padding, dilation}, {"grad_input", grad_input},
                                      {{"grad_output", grad_output}, {"indices", indices}});
@@ -62,7 +64,7 @@ void backward(const Tensor& grad_output, const Tensor& indices, List kernel_size
 }  // namespace
 
 FASTSEG_CUDA_LIBRARY_IMPL(m) {
-  m.impl("_max_pool2d_forward", TORCH_BOX(&forward));
+  m.impl("_max_pool2d", TORCH_BOX(&forward));
   m.impl("_max_pool2d_backward", TORCH_BOX(&backward));
 }
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 #include <type_traits>
 #include <vector>
 
@@ -137,7 +138,7 @@ inline Axis axis_of(const std::vector<int64_t>& kernel_size, const std::vector<i
                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int axis,
                     int64_t input, int64_t output) {
   const bool inside = (static_cast<double>(output) - 1) * stride[axis] < static_cast<double>(input) + padding[axis];
-  STD_TORCH_CHECK(inside, "fastseg pooling: windows begin beyond the image");
+  if (!inside) throw std::runtime_error("fastseg pooling: windows begin beyond the image");
   const int64_t step = output == 1 ? 1 : stride[axis];  // of one window any; tables have the size of a stride
   return {kernel_size[axis], step, padding[axis], dilation[axis], input, output};
 }
@@ -158,7 +159,7 @@ inline Windows windows_of(const Tensor& image, const Tensor& pooled, const Tenso
       axis_of(kernel_size, stride, padding, dilation, 1, image.size(3), pooled.size(3)), flat};
   const double reach = static_cast<double>(windows.y.kernel) * windows.y.dilation * windows.x.input +
                        static_cast<double>(windows.x.kernel) * windows.x.dilation;
-  STD_TORCH_CHECK(reach < INT32_MAX, "fastseg pooling: a window spans 2^31 pixels or more");
+  if (reach >= INT32_MAX) throw std::runtime_error("fastseg pooling: a window spans 2^31 pixels or more");
   STD_TORCH_CHECK(flat || windows.taps() <= 255, "fastseg pooling: more than 255 taps in compact form");
   return windows;
 }

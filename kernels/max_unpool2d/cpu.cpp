@@ -39,7 +39,8 @@ bool as_quads(const Tensor& image, const Tensor& pooled, const Tensor& indices, 
 
 void forward(const Tensor& input, const Tensor& indices, std::vector<int64_t> kernel_size,
              std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-             const Tensor& output) {
+             std::vector<int64_t> /*size*/, const Tensor& output) {
+  if (output.numel() == 0) return;
   const Planes planes = planes_of(output, input, indices);
   use_huge_pages(output);
   with_floating_type(input, "input", [&](auto zero) {
@@ -73,6 +74,7 @@ void forward(const Tensor& input, const Tensor& indices, std::vector<int64_t> ke
 void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int64_t> kernel_size,
               std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
               const Tensor& grad_input) {
+  if (grad_input.numel() == 0) return;
   const Planes planes = planes_of(grad_output, grad_input, indices);
   use_huge_pages(grad_input);
   with_floating_type(grad_output, "grad_output", [&](auto zero) {
@@ -107,6 +109,6 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
 }  // namespace fastseg::pooling
 
 STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
-  m.impl("_max_unpool2d_forward", TORCH_BOX(&fastseg::pooling::forward));
+  m.impl("_max_unpool2d", TORCH_BOX(&fastseg::pooling::forward));
   m.impl("_max_unpool2d_backward", TORCH_BOX(&fastseg::pooling::backward));
 }

@@ -1,4 +1,4 @@
-// Binds the launchers of cuda.cu to torch.ops.fastseg._max_unpool2d_{forward,backward} on CUDA.
+// Binds the launchers of cuda.cu to torch.ops.fastseg._max_unpool2d and _max_unpool2d_backward on CUDA.
 #include "max_unpool2d/cuda.h"
 
 #include "max_pool2d/cuda_arguments.h"
@@ -21,8 +21,9 @@ cudaError_t with_element_type(const char* op, const Tensor& tensor, const Body& 
 }
 
 void forward(const Tensor& input, const Tensor& indices, List kernel_size, List stride, List padding, List dilation,
-             Tensor output) {
-  constexpr const char* op = "_max_unpool2d_forward";
+             List /*size*/, Tensor output) {
+  if (output.numel() == 0) return;
+  constexpr const char* op = "_max_unpool2d";
   const PoolShape shape = make_shape(op, {kernel_size, stride, padding, dilation}, {"output", output},
                                      {{"input", input}, {"indices", indices}});
   const bool compact = holds_compact_indices(op, indices);
@@ -46,6 +47,7 @@ void forward(const Tensor& input, const Tensor& indices, List kernel_size, List 
 
 void backward(const Tensor& grad_output, const Tensor& indices, List kernel_size, List stride, List padding,
               List dilation, Tensor grad_input) {
+  if (grad_input.numel() == 0) return;
   constexpr const char* op = "_max_unpool2d_backward";
   const PoolShape shape = make_shape(op, {kernel_size, stride, padding, dilation}, {"grad_output", grad_output},
                                      {{"grad_input", grad_input}, {"indices", indices}});
@@ -67,7 +69,7 @@ void backward(const Tensor& grad_output, const Tensor& indices, List kernel_size
 }  // namespace
 
 FASTSEG_CUDA_LIBRARY_IMPL(m) {
-  m.impl("_max_unpool2d_forward", TORCH_BOX(&forward));
+  m.impl("_max_unpool2d", TORCH_BOX(&forward));
   m.impl("_max_unpool2d_backward", TORCH_BOX(&backward));
 }
 

@@ -1,6 +1,6 @@
 """max_unpool2d and its gradient in plain PyTorch: the definition of the op.
 
-Shapes and the two formats of `indices` are those of `kernels/max_pool2d/reference.py`.
+Shapes are those of `kernels/max_pool2d/reference.py`, the two formats of `indices` those of its index_formats.py.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastseg.kernels.max_pool2d.reference import in_layout, positions
+from fastseg._layout import image_format
+from fastseg.kernels.max_pool2d.index_formats import positions
 
 
 def max_unpool2d(
@@ -19,7 +20,6 @@ def max_unpool2d(
     padding,
     dilation,
     size: Sequence[int],
-    channels_last: bool,
 ) -> Tensor:
     """Zeros but for input[i] at indices[i]; of equal indices in a plane the last one counts."""
     height, width = size
@@ -30,17 +30,18 @@ def max_unpool2d(
     writer = torch.full((*index.shape[:2], height * width), -1, device=index.device)
     writer = writer.scatter_reduce(2, index, order, "amax")
     written = values.gather(2, writer.clamp_min(0)).masked_fill(writer < 0, 0)
-    return in_layout(written.unflatten(2, (height, width)), channels_last)
+    return written.unflatten(2, (height, width)).contiguous(memory_format=image_format(input))
 
 
 def max_unpool2d_backward(
-    grad_output: Tensor, indices: Tensor, kernel_size, stride, padding, dilation, channels_last: bool
+    grad_output: Tensor, indices: Tensor, kernel_size, stride, padding, dilation
 ) -> Tensor:
     """The gradient at every index, as torch: where indices repeat, every one of them gets it."""
     size = grad_output.shape[-2:]
     index, inside = _checked(indices, size, kernel_size, stride, padding, dilation)
     gradient = grad_output.flatten(2).gather(2, index).masked_fill(~inside, 0)
-    return in_layout(gradient.unflatten(2, tuple(indices.shape[-2:])), channels_last)
+    gradient = gradient.unflatten(2, tuple(indices.shape[-2:]))
+    return gradient.contiguous(memory_format=image_format(indices))
 
 
 def _checked(indices: Tensor, size, kernel_size, stride, padding, dilation) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from tests.emulated.pool_cases import (
     window_indices,
 )
 
-forward = torch.ops.fastseg_emulator._max_pool2d_forward
+forward = torch.ops.fastseg_emulator._max_pool2d
 backward = torch.ops.fastseg_emulator._max_pool2d_backward
 UNKNOWN = ([], [], [], [])  # the geometry of flat indices from elsewhere
 
@@ -30,13 +30,13 @@ UNKNOWN = ([], [], [], [])  # the geometry of flat indices from elsewhere
 def pool(input, geometry, index_dtype, layout, pooled_shape):
     output = poisoned(pooled_shape, input.dtype, layout)
     indices = poisoned(pooled_shape, index_dtype, layout)
-    forward(input, *geometry.lists, output, indices)
+    forward(input, *geometry.lists, geometry.ceil_mode, True, index_dtype == torch.uint8, output, indices)
     return output, indices
 
 
 def pool_backward(grad_output, indices, lists, shape, layout):
     grad_input = poisoned(shape, grad_output.dtype, layout)
-    backward(grad_output, indices, *lists, grad_input)
+    backward(grad_output, indices, *lists, shape[2:], grad_input)
     return grad_input
 
 
@@ -174,7 +174,7 @@ def test_empty_batch():
 def test_geometry_is_checked(change, message):
     pooled = torch.empty(1, 1, 2, 2)
     with pytest.raises(RuntimeError, match=message):
-        forward(torch.rand(1, 1, 4, 4), *Geometry(**change).lists, pooled, pooled.to(torch.uint8))
+        forward(torch.rand(1, 1, 4, 4), *Geometry(**change).lists, False, True, True, pooled, pooled.to(torch.uint8))
 
 
 def test_tensors_are_checked():
@@ -189,4 +189,4 @@ def test_tensors_are_checked():
         ((input[0], output, indices), "input must have 4 dimensions"),
     ]:
         with pytest.raises(RuntimeError, match=message):
-            forward(arguments[0], *TILED.lists, *arguments[1:])
+            forward(arguments[0], *TILED.lists, False, True, False, *arguments[1:])

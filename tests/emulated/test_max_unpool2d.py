@@ -21,7 +21,7 @@ from tests.emulated.pool_cases import (
     window_indices,
 )
 
-forward = torch.ops.fastseg_emulator._max_unpool2d_forward
+forward = torch.ops.fastseg_emulator._max_unpool2d
 backward = torch.ops.fastseg_emulator._max_unpool2d_backward
 UNKNOWN = ([], [], [], [])
 HOSTILE = torch.tensor([-1, 35, 2**31, 2**31 + 3, 2**32, 2**32 + 3, 2**63 - 1, -(2**63)])  # for planes of 35
@@ -29,7 +29,7 @@ HOSTILE = torch.tensor([-1, 35, 2**31, 2**31 + 3, 2**32, 2**32 + 3, 2**63 - 1, -
 
 def unpool(input, indices, lists, size, layout):
     output = poisoned((*input.shape[:2], *size), input.dtype, layout)
-    forward(input, arranged(indices, layout), *lists, output)
+    forward(input, arranged(indices, layout), *lists, size, output)
     return output
 
 
@@ -195,4 +195,4 @@ def test_arguments_are_checked():
         ((input, offsets, *TILED.lists, last), "all contiguous or all channels_last"),
     ]:
         with pytest.raises(RuntimeError, match=message):
-            forward(*arguments)
+            forward(*arguments[:-1], arguments[-1].shape[2:], arguments[-1])

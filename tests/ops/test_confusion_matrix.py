@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastseg
-from fastseg.ops.confusion_matrix import LABELS, confusion_matrix
+from fastseg._dtypes import LABELS
+from fastseg.ops import confusion_matrix
 from tests.contract import Case, Contract
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -248,11 +249,22 @@ def test_any_labels_equal_the_count_or_raise(data):
             "1 to 32767",
         ),
         (dict(input=[1], target=torch.zeros(1).long(), num_classes=2), TypeError, "input is list"),
+        (dict(num_classes=2.0), TypeError, "num_classes=2.0; allowed: an int"),
+        (dict(num_classes=2**70), ValueError, "1 to 32767"),
+        (dict(num_classes=2, ignore_index=255.0), TypeError, "ignore_index=255.0; allowed: an integer, or None"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):
+    labels = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(error, match=message):
-        confusion_matrix(**arguments)
+        confusion_matrix(**{"input": labels, "target": labels, **arguments})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ignore_index", [None, 2**70, -(2**70)])
+def test_nothing_is_ignored(ignore_index, backend):
+    labels = torch.tensor([0, 1, 1])
+    assert confusion_matrix(labels, labels, 2, ignore_index, backend=backend).tolist() == [[1, 0], [0, 2]]
 
 
 @pytest.mark.slow

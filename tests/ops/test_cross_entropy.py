@@ -321,7 +321,7 @@ from fastseg._op import REGISTRY
 from fastseg.ops import cross_entropy
 from fastseg.testing import assert_within_policy
 assert _library.CPU_LEVEL == {level!r}, _library.CPU_LEVEL
-REGISTRY["cross_entropy"].stock.below["cross_entropy: labels"] = 0  # leave nothing to stock
+REGISTRY["cross_entropy"].stock.below["labels"] = 0  # leave nothing to stock
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     for shape in ((2, 19, 17, 31), (3, 150, 40), (2, 600, 9), (50, 3)):
@@ -374,19 +374,19 @@ def test_few_logits_are_left_to_stock_where_it_can(arguments, stock, monkeypatch
     op, calls = REGISTRY["cross_entropy"], []
     run = op._run
     monkeypatch.setattr(op, "_run", lambda *args: calls.append(args) or run(*args))
-    monkeypatch.setitem(op.stock.below, "cross_entropy: labels", 2 * 3 * 4 * 5 + 1)
+    monkeypatch.setitem(op.stock.below, "labels", 2 * 3 * 4 * 5 + 1)
     input, target = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
     loss = cross_entropy(input, target, **arguments)
     assert bool(calls) != stock
     if stock:
         assert torch.equal(loss, F.cross_entropy(input, target, **arguments))
-    monkeypatch.setitem(REGISTRY["cross_entropy"].stock.below, "cross_entropy: labels", 2 * 3 * 4 * 5)
+    monkeypatch.setitem(REGISTRY["cross_entropy"].stock.below, "labels", 2 * 3 * 4 * 5)
     cross_entropy(input, target, **arguments)
     assert calls
 
 
 def test_few_logits_are_checked_as_many_are(monkeypatch):
-    monkeypatch.setitem(REGISTRY["cross_entropy"].stock.below, "cross_entropy: labels", 1000)
+    monkeypatch.setitem(REGISTRY["cross_entropy"].stock.below, "labels", 1000)
     with pytest.raises(RuntimeError, match="label_smoothing=2.0; allowed"):
         cross_entropy(torch.randn(2, 3), torch.zeros(2, dtype=torch.int64), label_smoothing=2.0)
     with pytest.raises(IndexError, match="out of bounds"):
@@ -396,7 +396,7 @@ def test_few_logits_are_checked_as_many_are(monkeypatch):
 
 
 def test_a_program_exported_with_few_logits_takes_many(monkeypatch):
-    monkeypatch.setitem(REGISTRY["cross_entropy"].stock.below, "cross_entropy: labels", 1000)
+    monkeypatch.setitem(REGISTRY["cross_entropy"].stock.below, "labels", 1000)
 
     class Loss(torch.nn.Module):
         def forward(self, input, target):

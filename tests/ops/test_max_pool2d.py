@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastseg
-from fastseg._first_op import STOCK_BELOW
 from fastseg.ops import PoolIndices, max_pool2d
+from fastseg.ops.pooling.max_pool2d import max_pool2d_op
 from tests.contract import Case, Contract
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -172,8 +172,7 @@ def test_a_flat_index_outside_its_window_takes_no_gradient(wrong, layout):
     indices[0, 5, 0, 1] = wrong
     ones = torch.ones(1, 16, 1, 2).contiguous(memory_format=layout)
     indices = indices.contiguous(memory_format=layout)
-    last = layout == torch.channels_last
-    gradient = torch.ops.fastseg.max_pool2d_backward(ones, indices, [2, 2], [2, 2], [0, 0], [1, 1], [2, 4], last)
+    gradient = torch.ops.fastseg.max_pool2d_backward(ones, indices, [2, 2], [2, 2], [0, 0], [1, 1], [2, 4])
     expected = torch.zeros(1, 16, 2, 4)
     expected[:, :, 0, 0] = expected[:, :, 1, 2] = 1
     expected[0, 5, 1, 2] = 0
@@ -322,9 +321,8 @@ def test_few_elements_are_checked_as_many_are(monkeypatch):
 
 
 def _leave_to_stock_below(fewest, monkeypatch):
-    for what in STOCK_BELOW:
-        if what.startswith("max_pool2d"):
-            monkeypatch.setitem(STOCK_BELOW, what, fewest)
+    for kind in max_pool2d_op.stock.below:
+        monkeypatch.setitem(max_pool2d_op.stock.below, kind, fewest)
 
 
 def _is_stocks(result) -> bool:

@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastseg
-from fastseg._first_op import REGISTRY, STOCK_BELOW
+from fastseg._op import REGISTRY
 from fastseg.ops import PoolIndices, max_pool2d, max_unpool2d
+from fastseg.ops.pooling.max_unpool2d import max_unpool2d_op
 from tests.contract import Case, Contract
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -101,9 +103,8 @@ def test_any_indices_equal_stocks(data):
         torch.set_num_threads(threads)
     for backend in BACKENDS:
         ours = values.clone().requires_grad_()
-        channels_last = layout == torch.channels_last
         none = ([], [], [], [])
-        output = torch.ops.fastseg.max_unpool2d(ours, indices, *none, size, channels_last, backend)
+        output = torch.ops.fastseg.max_unpool2d(ours, indices, *none, size, backend)
         output.backward(gradient)
         assert torch.equal(output, expected) and torch.equal(ours.grad, theirs.grad)
 
@@ -177,14 +178,11 @@ def test_an_index_outside_the_plane_raises_forward_and_backward(wrong, backend, 
     indices[1, 3, 2, 1] = wrong
     with pytest.raises(RuntimeError, match=f"outside the plane, {wrong}; allowed: 0 to 63 in a plane of 8x8"):
         max_unpool2d(values, indices, 2, backend=backend)
-    channels_last = layout == torch.channels_last
     with pytest.raises(RuntimeError, match=f"outside the plane, {wrong}"):
-        REGISTRY["max_unpool2d_backward"](
-            torch.randn(2, 18, 8, 8), indices, [], [], [], [], channels_last, backend=backend
-        )
+        REGISTRY["max_unpool2d_backward"](torch.randn(2, 18, 8, 8), indices, [], [], [], [], backend=backend)
     # Where gradients are added, such an index is passed over: the unpooling has raised before.
     add = REGISTRY["max_pool2d_backward"]
-    added = add(values, indices, [], [], [], [], [8, 8], channels_last, backend=backend)
+    added = add(values, indices, [], [], [], [], [8, 8], backend=backend)
     kept = (indices >= 0) & (indices < 64)
     assert torch.allclose(added.sum(), (values * kept).sum(), atol=1e-4)
 
@@ -199,9 +197,8 @@ def test_an_offset_outside_its_window_raises(where, wrong, backend, layout):
     compact.offsets[1, 5, where[0], where[1]] = wrong
     with pytest.raises(RuntimeError, match="indices holds"):
         max_unpool2d(values, compact, backend=backend)
-    channels_last = layout == torch.channels_last
     with pytest.raises(RuntimeError, match="indices holds"):
-        REGISTRY["max_unpool2d_backward"](image, compact.offsets, *compact.geometry, channels_last, backend=backend)
+        REGISTRY["max_unpool2d_backward"](image, compact.offsets, *compact.geometry, backend=backend)
 
 
 def test_compact_indices_into_an_image_of_another_size_mean_the_same_pixels_as_flat_ones():
@@ -266,24 +263,62 @@ def test_bad_arguments_are_named(change, error, message):
 ])
 def test_few_elements_are_left_to_stock_where_no_threads_share_a_plane(layout, shape, stock, monkeypatch):
     input = torch.randn(shape)
-    input = (input.contiguous(memory_format=layout) if len(shape) == 4 else input).requires_grad_()
+    input = input.contiguous(memory_format=layout) if len(shape) == 4 else input
     indices = torch.randint(60, shape)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for fewest, expected in ((input.numel() + 1, stock), (input.numel(), False)):
-        for name in ("NCHW", "channels_last"):
-            monkeypatch.setitem(STOCK_BELOW, f"max_unpool2d: {name}, int64 indices", fewest)
-        assert _is_stocks(max_unpool2d(input, indices, 2)) == expected
-        assert not _is_stocks(max_unpool2d(input, indices, 2, backend="cpu"))
+        _leave_to_stock_below(fewest, monkeypatch)
+        for backend, by_stock in (("auto", expected), ("cpu", False)):
+            with _Unpoolings() as unpoolings:
+                max_unpool2d(input, indices, 2, backend=backend)
+            assert unpoolings.by_stock == [by_stock]
+
+
+def test_stock_is_not_asked_for_gradients_in_channels_last(monkeypatch):
+    """Its own are contiguous."""
+    _leave_to_stock_below(1000, monkeypatch)
+    for layout, expected in ((torch.contiguous_format, True), (torch.channels_last, False)):
+        input = torch.randn(4, 4, 3, 5).contiguous(memory_format=layout).requires_grad_()
+        output = max_unpool2d(input, torch.randint(60, (4, 4, 3, 5)), 2)
+        assert (type(output.grad_fn).__name__ == "MaxUnpool2DBackward0") == expected
+        output.sum().backward()
+        assert input.grad.is_contiguous(memory_format=layout)
+
+
+def test_stock_is_not_asked_where_it_would_refuse_to_be_nondeterministic(monkeypatch):
+    _leave_to_stock_below(1000, monkeypatch)
+    input, indices = torch.randn(1, 4, 3, 5), torch.randint(60, (1, 4, 3, 5))
+    expected = max_unpool2d(input, indices, 2, backend="reference")
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(max_unpool2d(input, indices, 2), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_few_elements_are_checked_as_many_are(one_thread, monkeypatch):
-    monkeypatch.setitem(STOCK_BELOW, "max_unpool2d: NCHW, int64 indices", 1000)
+    _leave_to_stock_below(1000, monkeypatch)
     input, indices = torch.randn(1, 4, 3, 5), torch.full((1, 4, 3, 5), 60)
-    with pytest.raises(RuntimeError, match="max_unpool2d: indices holds a position outside the plane, 60"):
+    with pytest.raises(RuntimeError, match="invalid max index: 60 .*6x10"):  # stock's words
         max_unpool2d(input, indices, 2)
     with pytest.raises(ValueError, match="max_unpool2d: output_size"):
         max_unpool2d(input, indices, 2, output_size=(8, 10))
 
 
-def _is_stocks(output) -> bool:
-    return type(output.grad_fn).__name__ == "MaxUnpool2DBackward0"
+def _leave_to_stock_below(fewest, monkeypatch):
+    for kind in max_unpool2d_op.stock.below:
+        monkeypatch.setitem(max_unpool2d_op.stock.below, kind, fewest)
+
+
+class _Unpoolings(TorchDispatchMode):
+    """Notes of every unpooling whether it is stock's."""
+
+    def __init__(self):
+        super().__init__()
+        self.by_stock = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name
+        if name.endswith("::max_unpool2d"):
+            self.by_stock.append(name == "aten::max_unpool2d")
+        return function(*args, **(kwargs or {}))

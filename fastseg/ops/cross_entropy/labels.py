@@ -109,7 +109,7 @@ cross_entropy_op = Op(
     contiguous=("target",),
     accumulated=("weight", "pixel_weight"),
     backends=[
-        Stock(stock, below={"cross_entropy: labels": 1 << 16}, refuses=stock_refuses),
+        Stock(stock, below={"labels": 1 << 16}, refuses=stock_refuses),
         Backend("cpu", dtypes=FLOATING),
         Backend("triton", "cross_entropy.triton.forward", dtypes=FLOATING_GPU),
         Backend("reference", reference.cross_entropy),

@@ -82,8 +82,8 @@ def stock(input, target, weight, reduction, label_smoothing):
 
 def stock_which(input):
     if input.dim() == 2 and input.shape[1] >= LONGEST_ROWS:
-        return "cross_entropy: probabilities (N, 64 or more)"
-    return "cross_entropy: probabilities, 2 or 3 classes" if input.shape[1] < 4 else "cross_entropy: probabilities"
+        return "probabilities (N, 64 or more)"
+    return "probabilities, 2 or 3 classes" if input.shape[1] < 4 else "probabilities"
 
 
 def stock_refuses(input, target, weight, pixel_weight):
@@ -107,9 +107,9 @@ cross_entropy_probabilities_op = Op(
         Stock(
             stock,
             below={
-                "cross_entropy: probabilities": 1 << 18,
-                "cross_entropy: probabilities, 2 or 3 classes": 1 << 20,
-                "cross_entropy: probabilities (N, 64 or more)": 1 << 62,
+                "probabilities": 1 << 18,
+                "probabilities, 2 or 3 classes": 1 << 20,
+                "probabilities (N, 64 or more)": 1 << 62,
             },
             which=stock_which,
             refuses=stock_refuses,

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fastseg import _check
-from fastseg.kernels.max_pool2d import reference
-from fastseg.ops._pool import MOST_COMPACT_TAPS, check_geometry, pair
+from fastseg.kernels.max_pool2d import index_formats as reference
+from fastseg.ops.pooling.geometry import MOST_COMPACT_TAPS, check_geometry, pair
 
 
 class PoolIndices:

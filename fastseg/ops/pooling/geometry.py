@@ -1,0 +1,127 @@
+"""What max_pool2d and max_unpool2d share: windows as pairs of numbers, sizes of outputs, room for outputs."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from fastseg import _check
+
+INDEX_DTYPES = (torch.int64, torch.uint8)
+MOST_COMPACT_TAPS = 255
+GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation"
+_MOST = 2**31 - 1  # torch's own limit, but for the stride: of a single window it may be anything
+_MOST_STRIDE = 2**63 - 1
+_MOST_PIXELS = 2**50  # of a plane: no computer has more memory, and everything still fits 64 bits
+
+
+def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
+    """One int, or a sequence of one or two, as [height, width]."""
+    if type(value) is int and 0 <= value <= _MOST:
+        return [value, value]
+    values = integers(op, name, value, "int, or two of them")
+    if len(values) not in (1, 2):
+        raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: one int, or one each for height and width")
+    most = _MOST_STRIDE if name == "stride" else _MOST
+    if max(values) > most or min(values) < -most:
+        raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: at most {most}")
+    return [values[0], values[-1]]
+
+
+def integers(op: str, name: str, value: int | Sequence[int], allowed: str) -> list[int]:
+    """The int or the ints that `value` is, or TypeError: bools and floats are none."""
+    values = [*value] if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    try:
+        for place, entry in enumerate(values):
+            if type(entry) is not int:
+                if isinstance(entry, bool):
+                    raise TypeError("bool")
+                values[place] = _check.integer(entry)
+    except TypeError as error:
+        given = f"{name}={value!r}, {type(value).__name__}"
+        raise TypeError(f"fastseg.ops.{op}: {given}; allowed: {allowed}") from error
+    return values
+
+
+def check_geometry(op: str, kernel_size, stride, padding, dilation) -> None:
+    (kernel_rows, kernel_columns), (rows, columns) = kernel_size, padding
+    if 0 <= 2 * rows <= kernel_rows > 0 and 0 <= 2 * columns <= kernel_columns > 0:
+        if stride[0] > 0 and stride[1] > 0 and dilation[0] > 0 and dilation[1] > 0:
+            return
+    for name, values, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        if min(values) < least:
+            raise RuntimeError(f"fastseg.ops.{op}: {name}={tuple(values)}; allowed: {least} or more")
+    raise RuntimeError(
+        f"fastseg.ops.{op}: padding={tuple(padding)}; allowed: at most half of kernel_size={tuple(kernel_size)}"
+    )
+
+
+def pooled_size(shape: Sequence[int], kernel_size, stride, padding, dilation, ceil_mode: bool) -> tuple[int, int]:
+    """How many windows lie along height and width of planes in an input (N, C, H, W)."""
+    counts = []
+    for axis in (0, 1):
+        extent, step = shape[2 + axis], stride[axis]
+        span = extent + 2 * padding[axis] - dilation[axis] * (kernel_size[axis] - 1) - 1
+        if not ceil_mode:
+            counts.append(span // step + 1)
+            continue
+        count = (span + step - 1) // step + 1
+        # The last window must start inside the input or its left padding.
+        counts.append(count - 1 if (count - 1) * step >= extent + padding[axis] else count)
+    return counts[0], counts[1]
+
+
+def unpooled_size(
+    op: str, shape: Sequence[int], kernel_size, stride, padding, output_size: Sequence[int] | None
+) -> tuple[int, int]:
+    """(H, W) of an unpooling by torch's rule: the pool's smallest input, or `output_size` less than a stride off."""
+    if min(*kernel_size, *stride) < 1 or min(padding) < 0:
+        for name, values, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
+            if min(values) < least:
+                raise RuntimeError(f"fastseg.ops.{op}: {name}={tuple(values)}; allowed: {least} or more")
+    height = (shape[-2] - 1) * stride[0] + kernel_size[0] - 2 * padding[0]
+    width = (shape[-1] - 1) * stride[1] + kernel_size[1] - 2 * padding[1]
+    if type(height) is int and type(width) is int and height * width > _MOST_PIXELS:
+        raise RuntimeError(f"fastseg.ops.{op}: the output would be {height}x{width}; allowed: at most 2^50 pixels")
+    if output_size is None:
+        return height, width
+    given = integers(op, "output_size", output_size, "two or four ints, or None")
+    if len(given) not in (2, 4):
+        raise ValueError(f"fastseg.ops.{op}: output_size={given}; allowed: (H, W) or (N, C, H, W)")
+    for axis, extent, usual, step in zip("HW", given[-2:], (height, width), stride):
+        if not usual - step < extent < usual + step:
+            raise ValueError(
+                f"fastseg.ops.{op}: output_size={given}; allowed for {axis}: {usual - step + 1} to {usual + step - 1}"
+            )
+    return given[-2], given[-1]
+
+
+def empty_image(like: Tensor, rows: int, columns: int, layout: torch.memory_format) -> Tensor:
+    """Room for (N, C, rows, columns) in the memory format `layout`; N, C, dtype and device are those of `like`."""
+    images, channels = like.shape[:2]
+    if layout is torch.contiguous_format:  # numbers one by one: a tuple of them takes a microsecond more
+        return like.new_empty(images, channels, rows, columns)
+    size = images, channels, rows, columns
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+def refuse_planes(op: str, shape: Sequence[int], sizes: str) -> NoReturn:
+    raise RuntimeError(
+        f"fastseg.ops.{op}: input has shape {tuple(shape)}; allowed: (N, C, {sizes}) or (C, {sizes}), empty in N only"
+    )
+
+
+def check_indices(op: str, indices: Tensor, values_name: str, values: Tensor) -> None:
+    """Indices belong to `values`, element by element."""
+    if indices.dtype not in INDEX_DTYPES:
+        _check.dtype(op, "indices", indices, INDEX_DTYPES)
+    if indices.shape != values.shape:
+        _check.shape(op, "indices", indices, values.shape, f"the shape of {values_name}")
+    if indices.device != values.device:
+        _check.same_device(op, "indices", indices, values_name, values)

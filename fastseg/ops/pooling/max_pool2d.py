@@ -1,0 +1,237 @@
+"""2-D max pooling with indices; drop-in for torch.nn.functional.max_pool2d and max_pool2d_with_indices.
+
+    output[y, x] = max over (kh, kw) of input[y sh - ph + kh dh, x sw - pw + kw dw]
+
+The index of each maximum is kept in one of two formats, told apart by dtype: int64 `y * W + x` in the plane
+of the input, as torch has it, or uint8 `kh * KW + kw` in its window. The gradient needs nothing but the
+indices:
+
+    max_pool2d_backward    adds every gradient at its index; its own gradient is
+    max_unpool2d_backward  the gradient at every index, whose own gradient is max_pool2d_backward again.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastseg import _check
+from fastseg import _private_api as private
+from fastseg._dtypes import FLOATING, HALF
+from fastseg._layout import image_format
+from fastseg._op import REGISTRY, Backend, Op, Stock
+from fastseg.kernels.max_pool2d import reference
+from fastseg.ops.pooling.geometry import (
+    GEOMETRY,
+    MOST_COMPACT_TAPS,
+    check_geometry,
+    check_indices,
+    refuse_planes,
+    empty_image,
+    pair,
+    pooled_size,
+)
+from fastseg.ops.pooling.indices import PoolIndices
+
+_NAME = "max_pool2d"
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # on the CPU, by torch
+_POOLED = (*FLOATING, *_INTEGERS)
+
+
+# The ops take (N, C, H, W) and pairs of numbers; the public function makes them.
+# compact: the indices are uint8. return_indices: the caller looks at them; the gradient needs them in any case.
+
+
+def check(input, kernel_size, stride, padding, dilation, ceil_mode, compact):
+    if input.dtype not in _POOLED:
+        _check.dtype(_NAME, "input", input, _POOLED)
+    shape = input.shape
+    if len(shape) != 4 or not (shape[1] and shape[2] and shape[3]):
+        refuse_planes(_NAME, shape, "H, W")
+    check_geometry(_NAME, kernel_size, stride, padding, dilation)
+    taps = kernel_size[0] * kernel_size[1]
+    if compact and taps > MOST_COMPACT_TAPS:
+        raise RuntimeError(
+            f"fastseg.ops.{_NAME}: kernel_size={tuple(kernel_size)} has {taps} taps; allowed with "
+            f"index_format='compact': at most {MOST_COMPACT_TAPS}"
+        )
+    down = shape[2] + 2 * padding[0] - dilation[0] * (kernel_size[0] - 1)
+    right = shape[3] + 2 * padding[1] - dilation[1] * (kernel_size[1] - 1)
+    if down > 0 and right > 0:
+        return  # a whole window fits
+    rows, columns = pooled_size(shape, kernel_size, stride, padding, dilation, ceil_mode)
+    if rows < 1 or columns < 1:
+        raise RuntimeError(
+            f"fastseg.ops.{_NAME}: input of shape {tuple(shape)} gives an output of {rows}x{columns}; "
+            "allowed: at least 1x1"
+        )
+
+
+def outputs(input, kernel_size, stride, padding, dilation, ceil_mode, compact):
+    rows, columns = pooled_size(input.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    output = empty_image(input, rows, columns, image_format(input))
+    return output, torch.empty_like(output, dtype=torch.uint8 if compact else torch.int64)
+
+
+def backward(shape_input, indices, kernel_size, stride, padding, dilation, grad_output, backend):
+    geometry = kernel_size, stride, padding, dilation
+    return {"input": max_pool2d_backward(grad_output, indices, *geometry, size=shape_input[2:], backend=backend)}
+
+
+def stock(input, kernel_size, stride, padding, ceil_mode, return_indices):  # dilated windows it refuses
+    if return_indices:
+        return private.max_pool2d_with_indices(input, kernel_size, stride, padding, 1, ceil_mode)
+    return torch.max_pool2d(input, kernel_size, stride, padding, 1, ceil_mode), None
+
+
+def stock_class(input, kernel_size, stride, padding, return_indices):
+    if not input.is_floating_point():
+        return "integers"
+    differentiated = input.requires_grad and torch.is_grad_enabled()
+    if input.is_contiguous() or image_format(input) is torch.contiguous_format:
+        return "NCHW, differentiated" if differentiated else "NCHW"
+    if not differentiated:
+        return "channels_last"
+    if return_indices and (*kernel_size, *stride, *padding) != (2, 2, 2, 2, 0, 0):
+        return "channels_last, differentiated, int64 indices of other than 2x2 windows"
+    return "channels_last, differentiated"
+
+
+def stock_refuses(input, kernel_size, stride, dilation, return_indices, compact):
+    if return_indices and compact:
+        return "torch has no compact indices"
+    if dilation[0] > 1 or dilation[1] > 1:
+        return "of a dilated window without a pixel torch's index lies outside the plane, and its backward writes there"
+    if stride[0] >= 2**31 or stride[1] >= 2**31:
+        return "torch takes strides below 2^31"
+    if input.numel() == 0:
+        return "torch forgets the memory format of an empty batch"
+    if input.dtype in HALF and (stride[0] < kernel_size[0] or stride[1] < kernel_size[1]):
+        return "torch adds the gradients of overlapping windows in half precision"
+    if not input.is_floating_point() and image_format(input) is torch.channels_last:
+        return "torch counts the pixels of channels_last planes in the dtype of the input"
+    return None
+
+
+max_pool2d_op = Op(
+    f"max_pool2d(Tensor input, {GEOMETRY}, bool ceil_mode, bool return_indices, bool compact)"
+    " -> (Tensor output, Tensor indices)",
+    check=check,
+    outputs=outputs,
+    backward=backward,
+    image_layout=("input",),
+    backends=[
+        Stock(
+            stock,
+            below={
+                "NCHW": 1 << 14,
+                "NCHW, differentiated": 1 << 15,
+                "channels_last": 1 << 17,
+                "channels_last, differentiated": 1 << 20,
+                "channels_last, differentiated, int64 indices of other than 2x2 windows": 1 << 22,
+                "integers": 1 << 62,  # there is nothing else
+            },
+            which=stock_class,
+            refuses=stock_refuses,
+        ),
+        Backend("cpu", dtypes=FLOATING),
+        Backend("cuda", dtypes=FLOATING),
+        Backend("reference", reference.max_pool2d),
+    ],
+)
+
+
+def check_backward(grad_output, indices):
+    name = "max_pool2d_backward"
+    _check.dtype(name, "grad_output", grad_output, FLOATING)
+    _check.shape(name, "grad_output", grad_output, ("N", "C", "rows", "columns"))
+    check_indices(name, indices, "grad_output", grad_output)
+
+
+def outputs_backward(grad_output, indices, size):
+    return empty_image(grad_output, *size, image_format(indices))
+
+
+def double_backward(indices, kernel_size, stride, padding, dilation, grad_grad_input, backend):
+    unpool_backward = REGISTRY["max_unpool2d_backward"]  # by name: its file imports this one
+    geometry = kernel_size, stride, padding, dilation
+    return {"grad_output": unpool_backward(grad_grad_input, indices, *geometry, backend=backend)}
+
+
+max_pool2d_backward = Op(
+    f"max_pool2d_backward(Tensor grad_output, Tensor indices, {GEOMETRY}, SymInt[] size) -> Tensor grad_input",
+    check=check_backward,
+    outputs=outputs_backward,
+    backward=double_backward,
+    image_layout=("indices", "grad_output"),
+    backends=[
+        Backend("cpu", dtypes=FLOATING),
+        Backend("cuda", dtypes=FLOATING),
+        Backend("reference", reference.max_pool2d_backward),
+    ],
+)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+    *,
+    index_format: str = "flat",
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor | PoolIndices]:
+    """Max pooling; drop-in for torch.nn.functional.max_pool2d, and with indices for max_pool2d_with_indices.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), empty in N only; float32, float16, bfloat16 or float64 (on CPU
+            also integers, without a gradient); contiguous, channels_last or any other strides.
+        kernel_size: one int, or one each for height and width; so are `stride`, `padding` and `dilation`.
+        stride: None or an empty sequence stands for `kernel_size`.
+        padding: of -inf on both sides, at most half of `kernel_size`.
+        dilation: distance between the taps of a window.
+        ceil_mode: also windows that end outside the padded input, if they start inside the input or before it.
+        return_indices: return (output, indices).
+        index_format: "flat": int64 `y * W + x` in the plane of the input, identical to torch's. "compact":
+            `fastseg.ops.PoolIndices`, one byte per element, for kernels of up to 255 taps.
+        backend: "auto", "cpu", "cuda" or "reference". "auto" leaves small CPU tensors to torch's function, which is
+            as fast there, but for compact indices.
+
+    Returns:
+        (N, C, rows, columns) or (C, rows, columns) in the memory format of the input, with the indices if
+        asked for. Of equal maxima the first counts, a NaN is above every number, of NaNs the last counts.
+        Differentiable any number of times.
+
+    Raises:
+        RuntimeError: shapes, sizes, dtypes or devices not listed above, as torch does.
+        TypeError, ValueError: arguments of other types, an unknown `index_format`.
+    """
+    if not isinstance(input, Tensor):
+        _check.tensor(_NAME, "input", input)
+    if index_format != "flat":
+        _check.one_of(_NAME, "index_format", index_format, ("flat", "compact"))
+    kernel_size = pair(_NAME, "kernel_size", kernel_size)
+    without_stride = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
+    stride = kernel_size if without_stride else pair(_NAME, "stride", stride)
+    padding, dilation = pair(_NAME, "padding", padding), pair(_NAME, "dilation", dilation)
+    if return_indices:
+        compact = index_format == "compact"
+    else:
+        compact = kernel_size[0] * kernel_size[1] <= MOST_COMPACT_TAPS  # all that the gradient needs
+    single = input.dim() == 3
+    images = input.contiguous().unsqueeze(0) if single else input
+    output, indices = max_pool2d_op(
+        images, kernel_size, stride, padding, dilation, bool(ceil_mode), bool(return_indices), compact, backend=backend
+    )
+    if single:
+        output = output.squeeze(0)
+    if not return_indices:
+        return output
+    if single:
+        indices = indices.squeeze(0)
+    if compact:
+        indices = PoolIndices(indices, input.shape[-2:], kernel_size, stride, padding, dilation)
+    return output, indices

@@ -1,0 +1,219 @@
+"""2-D max unpooling; drop-in for torch.nn.functional.max_unpool2d, which also takes one-byte indices.
+
+    output[indices[i]] = input[i], zero elsewhere; of equal indices in a plane the last one counts
+
+Indices come in the two formats of `fastseg.ops.max_pool2d`. The gradient is the gradient of the output at
+every index (`max_unpool2d_backward`), as in torch also where indices repeat.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastseg import _check
+from fastseg import _private_api as private
+from fastseg._dtypes import FLOATING, HALF
+from fastseg._layout import image_format
+from fastseg._op import Backend, Op, Stock
+from fastseg.kernels.max_unpool2d import reference
+from fastseg.ops.pooling.geometry import (
+    GEOMETRY,
+    INDEX_DTYPES,
+    check_indices,
+    empty_image,
+    pair,
+    refuse_planes,
+    unpooled_size,
+)
+from fastseg.ops.pooling.indices import PoolIndices
+from fastseg.ops.pooling.max_pool2d import max_pool2d_backward
+
+_NAME = "max_unpool2d"
+_UNKNOWN_GEOMETRY = ([], [], [], [])  # of int64 indices, which say themselves where they point
+
+
+# The ops take (N, C, rows, columns) and pairs of numbers; the public function makes them.
+
+
+def check(input, indices, size):
+    if input.dtype not in FLOATING:
+        _check.dtype(_NAME, "input", input, FLOATING)
+    shape = input.shape
+    if len(shape) != 4 or not (shape[1] and shape[2] and shape[3]):
+        refuse_planes(_NAME, shape, "rows, columns")
+    check_indices(_NAME, indices, "input", input)
+    height, width = size
+    if height < 1 or width < 1:
+        raise RuntimeError(f"fastseg.ops.{_NAME}: the output would be {height}x{width}; allowed: at least 1x1")
+
+
+def outputs(input, size):
+    return empty_image(input, *size, image_format(input))
+
+
+def backward(indices, kernel_size, stride, padding, dilation, grad_output, backend):
+    geometry = kernel_size, stride, padding, dilation
+    return {"input": max_unpool2d_backward(grad_output, indices, *geometry, backend=backend)}
+
+
+def stock(input, indices, size):
+    return private.max_unpool2d(input, indices, size)
+
+
+def stock_class(input):
+    if not (input.is_contiguous() or image_format(input) is torch.contiguous_format):
+        return "channels_last"
+    return "NCHW, differentiated" if input.requires_grad and torch.is_grad_enabled() else "NCHW"
+
+
+def stock_refuses(input, indices):
+    if indices.dtype != torch.int64:
+        return "torch has no compact indices"
+    images, channels = input.shape[:2]
+    planes = images * channels
+    if not input.is_contiguous() and image_format(input) is torch.channels_last:
+        if input.requires_grad and torch.is_grad_enabled():
+            return "torch's gradient is never in channels_last"
+        planes = images
+    if planes % torch.get_num_threads():
+        return "torch's threads would share a plane: of two that write to one index either may come last"
+    if torch.are_deterministic_algorithms_enabled():
+        return "torch calls its function nondeterministic"
+    return None
+
+
+max_unpool2d_op = Op(
+    f"max_unpool2d(Tensor input, Tensor indices, {GEOMETRY}, SymInt[] size) -> Tensor output",
+    check=check,
+    outputs=outputs,
+    backward=backward,
+    image_layout=("input", "indices"),
+    backends=[
+        Stock(
+            stock,
+            below={"NCHW": 1 << 17, "NCHW, differentiated": 1 << 18, "channels_last": 1 << 16},
+            which=stock_class,
+            refuses=stock_refuses,
+        ),
+        Backend("cpu", dtypes=FLOATING),
+        Backend("cuda", dtypes=FLOATING),
+        Backend("reference", reference.max_unpool2d),
+    ],
+)
+
+
+def check_backward(grad_output, indices):
+    name = "max_unpool2d_backward"
+    _check.dtype(name, "grad_output", grad_output, FLOATING)
+    _check.shape(name, "grad_output", grad_output, ("N", "C", "H", "W"))
+    _check.dtype(name, "indices", indices, INDEX_DTYPES)
+    _check.shape(name, "indices", indices, (*grad_output.shape[:2], "rows", "columns"))
+    _check.same_device(name, "indices", indices, "grad_output", grad_output)
+
+
+def outputs_backward(grad_output, indices):
+    return empty_image(grad_output, *indices.shape[2:], image_format(indices))
+
+
+def double_backward(shape_grad_output, indices, kernel_size, stride, padding, dilation, grad_grad_input, backend):
+    compact = indices.dtype == torch.uint8
+    geometry = (kernel_size, stride, padding, dilation) if compact else _UNKNOWN_GEOMETRY
+    size = shape_grad_output[2:]
+    return {"grad_output": max_pool2d_backward(grad_grad_input, indices, *geometry, size=size, backend=backend)}
+
+
+max_unpool2d_backward = Op(
+    f"max_unpool2d_backward(Tensor grad_output, Tensor indices, {GEOMETRY}) -> Tensor grad_input",
+    check=check_backward,
+    outputs=outputs_backward,
+    backward=double_backward,
+    image_layout=("indices", "grad_output"),
+    backends=[
+        Backend("cpu", dtypes=FLOATING),
+        Backend("cuda", dtypes=FLOATING),
+        Backend("reference", reference.max_unpool2d_backward),
+    ],
+)
+
+
+def max_unpool2d(
+    input: Tensor,
+    indices: Tensor | PoolIndices,
+    kernel_size: int | Sequence[int] | None = None,
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    output_size: Sequence[int] | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Puts pooled values back where they came from; drop-in for torch.nn.functional.max_unpool2d.
+
+    Args:
+        input: (N, C, rows, columns) or (C, rows, columns), empty in N only; float32, float16, bfloat16 or
+            float64; contiguous, channels_last or any other strides.
+        indices: int64 of the shape of `input`, positions `y * W + x` in the plane of the output, as torch's
+            pooling returns them; or `fastseg.ops.PoolIndices`. These mean the same positions as their
+            `to_flat()`; where the output has the size of the pool's input they are used as they are, every
+            output is then written once.
+        kernel_size, stride, padding: as in torch, they give the default size of the output and nothing else.
+            None with `PoolIndices` only: the pool's own, and its input's size as default.
+        output_size: (H, W) or (N, C, H, W) of the output, less than a stride away from the default size.
+        backend: "auto", "cpu", "cuda" or "reference". "auto" leaves small CPU tensors with int64 indices to torch's
+            function, which is as fast there, if its threads share no plane.
+
+    Returns:
+        (N, C, H, W) or (C, H, W) in the memory format of `input`, zero where no index points. Where several
+        point, the last in the plane is written, on every device and run. Differentiable any number of times
+        with respect to `input`.
+
+    Raises:
+        RuntimeError: on CPU an index outside the plane of the output (forward and backward; checked in 64
+            bits; on GPU, where raising would stall the stream, it is passed over); shapes, dtypes or devices
+            that do not fit.
+        ValueError: an `output_size` out of bounds.
+        TypeError: arguments of other types.
+    """
+    _check.tensor(_NAME, "input", input)
+    compact = isinstance(indices, PoolIndices)
+    if not compact:
+        _check.tensor(_NAME, "indices", indices)
+        if indices.dtype != torch.int64:  # uint8 stands for offsets only inside a PoolIndices
+            _check.dtype(_NAME, "indices", indices, (torch.int64,))
+    shape = input.shape
+    single = len(shape) == 3
+    if not single and len(shape) != 4:
+        refuse_planes(_NAME, shape, "rows, columns")
+    if indices.shape != shape:
+        _check.shape(_NAME, "indices", indices, shape, "the shape of input")
+    default_size = None
+    if kernel_size is not None:
+        kernel_size = pair(_NAME, "kernel_size", kernel_size)
+        stride = kernel_size if stride is None else pair(_NAME, "stride", stride)
+        padding = pair(_NAME, "padding", padding)
+    elif compact:
+        reach = zip(indices.kernel_size, indices.dilation)
+        kernel_size = [(kernel - 1) * dilation + 1 for kernel, dilation in reach]
+        stride, padding, default_size = indices.stride, indices.padding, indices.input_size
+    else:
+        raise TypeError(
+            f"fastseg.ops.{_NAME}: kernel_size is None; allowed: int, or two of them (None with PoolIndices)"
+        )
+    if output_size is None and default_size is not None:
+        size = default_size
+    else:
+        size = unpooled_size(_NAME, shape, kernel_size, stride, padding, output_size)
+    geometry = kernel_size, stride, padding, [1, 1]  # of int64 indices: where the CUDA kernel expects them
+    if compact and tuple(size) == tuple(indices.input_size):
+        indices, geometry = indices.offsets, indices.geometry
+    elif compact:
+        indices = indices.to_flat()
+    if input.dtype in HALF and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        input = input.float()  # torch's autocast has max_unpool2d in fp32, on CPU only
+    if single:
+        input, indices = input.contiguous().unsqueeze(0), indices.unsqueeze(0)
+    if indices.stride() != input.stride() and not private.in_functional_transform():
+        # The gradient, which sees the indices only, lies as they do.
+        indices = indices.contiguous(memory_format=image_format(input))
+    output = max_unpool2d_op(input, indices, *geometry, size=size, backend=backend)
+    return output.squeeze(0) if single else output

@@ -244,4 +244,4 @@ def max_pool2d(
         output, indices = output.squeeze(0), indices.squeeze(0)
     if not return_indices:
         return output
-    return output, PoolIndices(indices, input.shape[-2:], *geometry) if compact else indices
+    return output, PoolIndices._of_pool(indices, input.shape[-2:], *geometry) if compact else indices

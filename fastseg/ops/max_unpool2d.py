@@ -25,7 +25,7 @@ from fastseg.ops._pool import (
     is_channels_last,
     pair,
 )
-from fastseg.ops._pool_indices import PoolIndices
+from fastseg.ops._pool_indices import PoolIndices, offsets_of
 from fastseg.ops.max_pool2d import max_pool2d_backward
 
 __all__ = ["max_unpool2d"]
@@ -232,7 +232,7 @@ def max_unpool2d(
     elif compact:
         reach = zip(indices.kernel_size, indices.dilation)
         kernel_size = [(kernel - 1) * dilation + 1 for kernel, dilation in reach]
-        stride, padding, default_size = indices.stride, indices.padding, indices.input_size
+        (_, stride, padding, _), default_size = indices.geometry, indices.input_size
     else:
         raise TypeError(
             f"fastseg.ops.{_NAME}: kernel_size is None; allowed: int, or two of them (None with PoolIndices)"
@@ -242,8 +242,8 @@ def max_unpool2d(
     else:
         size = _size(input, kernel_size, stride, padding, output_size)
     geometry = kernel_size, stride, padding, [1, 1]  # of int64 indices: where the CUDA kernel expects them
-    if compact and tuple(size) == tuple(indices.input_size):
-        indices, geometry = indices.offsets, indices.geometry
+    if compact and indices.is_compact and tuple(size) == tuple(indices.input_size):
+        indices, geometry = offsets_of(indices), indices.geometry
     elif compact:
         indices = indices.to_flat()
     if input.device.type == "cpu" and input.dtype in _HALVES and torch.is_autocast_enabled("cpu"):

@@ -1,4 +1,4 @@
-"""Building and installing: tools of any environment, a second build after they are gone, machines without a compiler."""
+"""Building and installing: tools of any environment, a second build after they are gone, no compiler at all."""
 
 import importlib.util
 import os

@@ -94,10 +94,13 @@ class CMakeBuild(build_ext):
         pass  # run() has already installed them where they belong
 
     def run(self):
-        if os.environ.get("FASTSEG_LEVELS") == "none":
-            return
         target = ROOT / "fastseg" if self.inplace else Path(self.build_lib).resolve() / "fastseg"
         target.mkdir(parents=True, exist_ok=True)
+        if not self.inplace:  # what an earlier build has left would go into the wheel
+            for name in LIBRARIES:
+                (target / f"{name}.so").unlink(missing_ok=True)
+        if os.environ.get("FASTSEG_LEVELS") == "none":
+            return
         build, cmake = build_folder(), tool("cmake")
         build.mkdir(parents=True, exist_ok=True)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))

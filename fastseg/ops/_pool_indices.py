@@ -40,7 +40,8 @@ class PoolIndices(Tensor):
     conversion are the same. What needs int64 makes it once and keeps it, so that memory then grows by 8 bytes
     per element; after an in-place change, or while there may be a view of it, only int64 is left.
 
-    In a graph of ``torch.compile`` or ``torch.export`` an in-place change is refused, and views are copies.
+    Not so: their shape cannot be changed in place (``unsqueeze_``), they have no storage (``untyped_storage``), and in a
+    graph of ``torch.compile`` or ``torch.export`` an in-place change is refused, and views are copies.
 
     Args:
         offsets: uint8 (N, C, rows, columns) or (C, rows, columns), like the pool's output.
@@ -177,14 +178,12 @@ class PoolIndices(Tensor):
             return _wrapper(_Content(offsets), args[0]._plane.to(offsets.device), args[0].geometry, type(args[0]))
         written = []
         args, kwargs = _flat_arguments(func, args, kwargs, written)
+        if written and torch.Tag.inplace_view in func.tags:
+            raise RuntimeError(
+                f"fastseg.ops.PoolIndices: {func} changes their shape in place; allowed: on to_flat() only"
+            )
         result = func(*args, **kwargs)
-        for indices, flat in written:
-            if (flat.shape, flat.stride()) != (indices.shape, Tensor.stride(indices)):
-                raise RuntimeError(
-                    f"fastseg.ops.PoolIndices: {func} changes their shape in place; allowed: on to_flat() only"
-                )
-            result = indices if result is flat else result
-        return result
+        return next((indices for indices, flat in written if result is flat), result)
 
     def __tensor_flatten__(self):
         return ["offsets" if self.is_compact else "_flat_content", "_plane"], self.geometry
@@ -233,8 +232,19 @@ class PoolIndices(Tensor):
     def data_ptr(self) -> int:
         return self._shared_flat(keep_offsets=False).data_ptr()
 
+    def const_data_ptr(self) -> int:
+        return self._shared_flat(keep_offsets=False).const_data_ptr()
+
     def share_memory_(self) -> "PoolIndices":
         self._shared_flat(keep_offsets=False).share_memory_()
+        return self
+
+    def apply_(self, function) -> "PoolIndices":
+        self._shared_flat(keep_offsets=False).apply_(function)
+        return self
+
+    def map_(self, tensor, function) -> "PoolIndices":
+        self._shared_flat(keep_offsets=False).map_(_replaced(tensor, PoolIndices.to_flat), function)
         return self
 
     def __repr__(self, *, tensor_contents=None) -> str:
@@ -270,7 +280,8 @@ class _Stride(tuple):
 
 def _wrap(offsets, height, width, *geometry):
     """In a traced graph this is one node, the indices its output."""
-    kind = _ExportedPoolIndices if torch.compiler.is_exporting() else PoolIndices
+    exporting = torch.compiler.is_exporting() and type(offsets) is not Tensor  # not another thread
+    kind = _ExportedPoolIndices if exporting else PoolIndices
     return _wrapper(_Content(offsets), offsets.new_empty((0, height, width)), geometry, kind)
 
 

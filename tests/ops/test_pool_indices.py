@@ -99,6 +99,7 @@ USES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # torch's own
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("use", USES)
 def test_every_use_gives_what_stocks_indices_give(use, layout):
@@ -106,6 +107,55 @@ def test_every_use_gives_what_stocks_indices_give(use, layout):
     expected = USES[use](stock)
     assert same(USES[use](ours), expected)
     assert same(USES[use](ours), expected)  # it is now made, and kept
+
+
+RANDOM = {name for name in dir(torch.Tensor) if name.startswith(("bernoulli", "multinomial", "rand"))} | {
+    "cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_",
+}  # fmt: skip
+UNINITIALISED = {"new", "new_empty", "new_empty_strided", "empty_like"}
+IDENTITY = {"data_ptr", "const_data_ptr", "__hash__", "__sizeof__", "__dir__"}
+OF_THE_CLASS = {
+    "__class__", "__doc__", "__module__", "__init_subclass__", "__subclasshook__", "__getstate__", "__deepcopy__",
+    "__reduce__", "__reduce_ex__",
+}  # fmt: skip
+DOCUMENTED = {"untyped_storage", "storage"} | {
+    "resize_", "resize_as_", "set_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_", "unsqueeze_",
+    "resize_as_sparse_",
+}  # fmt: skip
+NO_STRIDES = {name for name in dir(torch.Tensor) if name.startswith("to_sparse")} | {"chalf"}
+METHODS = [
+    name
+    for name in dir(torch.Tensor)
+    if name.startswith("__") or not name.startswith("_")
+    if name not in RANDOM | UNINITIALISED | IDENTITY | OF_THE_CLASS | DOCUMENTED | NO_STRIDES
+]
+ARGUMENTS = [(), (1,), (1, 2), (torch.float32,), (torch.tensor([0, 1]),), ("the indices themselves",)]
+
+
+def outcome(indices, name, arguments):
+    try:
+        member = getattr(indices, name)
+        return member(*(indices if isinstance(entry, str) else entry for entry in arguments))
+    except Exception as error:
+        return type(error)
+
+
+def agree(one, two):
+    if isinstance(one, torch.Tensor):
+        one, two = (torch.where(value == value, value, 77) for value in (one, two))  # NaN is as good as NaN
+    comparable = (torch.Tensor, np.ndarray, int, float, str, tuple, list, type, type(None), torch.dtype)
+    return same(one, two) if isinstance(one, comparable) else type(one) is type(two)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_every_method_of_a_tensor_gives_and_does_what_it_does_to_stocks_indices(arguments):
+    wrong = []
+    for name in METHODS:
+        _, ours, stock = both()
+        if not agree(*(outcome(indices, name, arguments) for indices in (ours, stock))) or not same(ours, stock):
+            wrong.append(name)
+    assert not wrong and len(METHODS) > 500
 
 
 CHANGES = {

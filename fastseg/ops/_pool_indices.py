@@ -40,8 +40,8 @@ class PoolIndices(Tensor):
     conversion are the same. What needs int64 makes it once and keeps it, so that memory then grows by 8 bytes
     per element; after an in-place change, or while there may be a view of it, only int64 is left.
 
-    Not so: their shape cannot be changed in place (``unsqueeze_``), they have no storage (``untyped_storage``), and in a
-    graph of ``torch.compile`` or ``torch.export`` an in-place change is refused, and views are copies.
+    Not so: their shape cannot be changed in place (``unsqueeze_``), they have no storage (``untyped_storage``), and in
+    a graph of ``torch.compile`` or ``torch.export`` an in-place change is refused, and views are copies.
 
     Args:
         offsets: uint8 (N, C, rows, columns) or (C, rows, columns), like the pool's output.

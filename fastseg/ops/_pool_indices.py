@@ -78,6 +78,8 @@ class PoolIndices(Tensor):
         size, geometry = _size_and_geometry(name, offsets, input_size, kernel_size, stride, padding, dilation)
         return cls._of_pool(offsets, size, *geometry)
 
+    __module__ = "fastseg.ops"  # the name under which it is pickled
+
     # Tensor's own would turn results into this class.
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -310,6 +312,7 @@ def _wrapper(content, plane, geometry, kind=PoolIndices) -> PoolIndices:
     indices = Tensor._make_wrapper_subclass(
         kind, like.shape, strides=like.stride(), dtype=torch.int64, device=like.device
     )
+    torch._C._set_throw_on_mutable_data_ptr(indices)  # rather than give C++ a null pointer
     indices._content, indices._plane, indices.geometry = content, plane, geometry
     return indices
 
@@ -320,8 +323,10 @@ def _flat_arguments(func, args, kwargs, written):
     declared = schema.arguments if schema is not None else ()
     aliasing = {argument.name: argument.alias_info for argument in declared if argument.alias_info is not None}
 
+    honest = getattr(func, "namespace", None) != "c10d"  # collectives write to what they do not declare
+
     def flat(indices, alias):
-        found = indices._shared_flat(keep_offsets=alias is None)
+        found = indices._shared_flat(keep_offsets=alias is None and honest)
         if alias is not None and alias.is_write:
             if found is not indices._flat_content:
                 raise RuntimeError(

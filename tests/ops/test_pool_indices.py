@@ -196,6 +196,12 @@ def test_our_unpooling_follows_a_change():
         ours.offsets
 
 
+@pytest.mark.parametrize("access", [torch.utils.dlpack.to_dlpack, lambda i: torch.Tensor.apply_(i, int)])
+def test_code_in_c_that_asks_for_the_memory_gets_an_error_not_a_null_pointer(access):
+    with pytest.raises(RuntimeError, match="Cannot access data pointer"):
+        access(both()[1])
+
+
 def test_changing_the_shape_in_place_is_refused():
     with pytest.raises(RuntimeError, match="PoolIndices: aten.unsqueeze_.default changes their shape in place"):
         both()[1].unsqueeze_(0)
@@ -223,6 +229,17 @@ def test_what_stays_compact(use):
     assert same(found.to_flat(), stock)
 
 
+def test_collectives_write_to_them(tmp_path):
+    """They do not say so in their schema: only int64 may be left."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        _, ours, stock = both()
+        torch.distributed.broadcast(ours, 0)
+        assert same(ours, stock) and not ours.is_compact
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_a_copy_does_not_follow_and_an_alias_does():
     _, ours, stock = both()
     copied, alias = copy.deepcopy(ours), copy.copy(ours)
@@ -236,6 +253,7 @@ def test_torch_save_loads_safely():
     torch.save({"indices": ours, "changed": both()[1].add_(1)}, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=True)
+    assert type(loaded["indices"]).__module__ == "fastseg.ops"  # the files under it may move
     assert loaded["indices"].is_compact and same(loaded["indices"], stock) and same(loaded["changed"], stock + 1)
 
 

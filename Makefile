@@ -10,13 +10,31 @@ PACKAGES := torch triton numpy setuptools wheel cmake ninja pytest pytest-benchm
 # what `make demo` trains: fcn or segnet_basic
 NET := fcn
 
-.PHONY: demo test build build-all bench gpu-check info clean
+# what `make test-torch` tests with, in an environment of its own
+VERSION := 2.11.0
+TORCH_VENV = .venv-torch-$(VERSION)
+TEST_PACKAGES := numpy setuptools wheel cmake ninja pytest pytest-xdist hypothesis
+
+.PHONY: demo test test-torch build build-all bench gpu-check info clean
 
 demo: build
 	$(PYTHON) -m examples.digits --net $(NET) $(ARGS)
 
 test: build-all
 	bash tests/run_all.sh $(PYTHON)
+
+# The contract with another torch: make test-torch VERSION=2.11.0. Its libraries lie in its environment, not in fastseg/.
+test-torch: $(TORCH_VENV)/.packages
+	FASTSEG_LEVELS=native $(TORCH_VENV)/bin/python setup.py build_ext --build-lib $(TORCH_VENV)/libraries
+	$(TORCH_VENV)/bin/python -c "import torch; print('torch', torch.__version__)"
+	OMP_NUM_THREADS=1 FASTSEG_LIBRARY_DIR=$(CURDIR)/$(TORCH_VENV)/libraries/fastseg $(TORCH_VENV)/bin/python -m pytest \
+		tests/test_contract.py tests/test_transforms.py tests/ops tests/nn tests/test_accelerate.py \
+		-q -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+$(TORCH_VENV)/.packages:
+	$(SYSTEM_PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_VENV)/bin/python -m pip install --quiet torch==$(VERSION) $(TEST_PACKAGES)
+	touch $@
 
 # build: the instruction level of this machine; build-all: every level, as `pip install` builds them.
 build: $(VENV)/.built-native
@@ -51,4 +69,4 @@ $(VENV)/.built-all: $(VENV)/.packages $(SOURCES)
 	touch $@ $(VENV)/.built-native
 
 clean:
-	rm -rf build $(VENV) fastseg/*.so *.egg-info
+	rm -rf build $(VENV) .venv-torch-* fastseg/*.so *.egg-info

@@ -1,16 +1,21 @@
 """Builds every shared library of fastseg by one CMake + Ninja run; see CMakeLists.txt for what is built when.
 
 Environment: FASTSEG_CUDA=AUTO|ON|OFF, FASTSEG_CUDA_ARCHS, FASTSEG_LEVELS (";"-separated, or "native": the best one this
-machine runs, a third of the build time), FASTSEG_BUILD_DIR, MAX_JOBS.
+machine runs, a third of the build time, or "none": no library, no compiler needed), FASTSEG_BUILD_DIR, MAX_JOBS.
 """
 
+import hashlib
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import ExecError
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -20,6 +25,48 @@ except ImportError:  # setuptools < 70.1
 ROOT = Path(__file__).resolve().parent
 LIBRARIES = ("libfastseg_v4", "libfastseg_v3", "libfastseg_base", "libfastseg_cuda")
 CMAKE_OPTIONS = ("FASTSEG_CUDA", "FASTSEG_CUDA_ARCHS")
+HOW_TO_DO_WITHOUT = (
+    "fastseg: building the libraries failed, for the reason printed above. It takes a C++17 compiler (gcc or clang). "
+    "Without one set FASTSEG_LEVELS=none: the package is then installed without libraries, and its ops run through "
+    "their slow plain-PyTorch reference."
+)
+
+
+def tool(name: str) -> str:
+    """The path of `cmake` or `ninja`: of the Python package of that name if it is installed, else of the system."""
+    try:
+        files = metadata.files(name) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    programs = [Path(file.locate()).resolve() for file in files if file.name == name and file.parent.name == "bin"]
+    programs.sort(key=lambda path: "data" not in path.parts)  # elsewhere cmake's is a script that calls this one
+    found = next((str(path) for path in programs if os.access(path, os.X_OK)), None) or shutil.which(name)
+    if found is None:
+        raise ExecError(f"fastseg: {name} was found neither as a Python package nor on PATH: `pip install {name}`")
+    return found
+
+
+def build_folder() -> Path:
+    """One for every Python environment, which may have another torch."""
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+    default = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{environment}"
+    return Path(os.environ.get("FASTSEG_BUILD_DIR", default))
+
+
+def configure(build: Path) -> None:
+    """Configures `build`: from the start if other tools did so before, as those of an isolated `pip install` do, which
+    are deleted after it and whose names CMake would keep.
+    """
+    cmake, ninja = tool("cmake"), tool("ninja")
+    torch = importlib.util.find_spec("torch")
+    tools = "\n".join([cmake, ninja, sys.executable, str(torch and torch.origin), os.environ.get("CXX", "")])
+    command = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
+               f"-DPython3_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
+    command += [f"-D{name}={os.environ[name]}" for name in CMAKE_OPTIONS if name in os.environ]
+    record = build / "tools.txt"
+    fresh = [] if record.exists() and record.read_text() == tools else ["--fresh"]
+    subprocess.check_call([*command, *levels_option(), *fresh])
+    record.write_text(tools)
 
 
 def levels_option() -> list[str]:
@@ -48,18 +95,21 @@ class CMakeBuild(build_ext):
 
     def run(self):
         target = ROOT / "fastseg" if self.inplace else Path(self.build_lib).resolve() / "fastseg"
-        default_build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-        build = Path(os.environ.get("FASTSEG_BUILD_DIR", default_build))
-        build.mkdir(parents=True, exist_ok=True)
         target.mkdir(parents=True, exist_ok=True)
-        configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
-                     f"-DPython3_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
-        configure += [f"-D{name}={os.environ[name]}" for name in CMAKE_OPTIONS if name in os.environ]
-        configure += levels_option()
+        if not self.inplace:  # what an earlier build has left would go into the wheel
+            for name in LIBRARIES:
+                (target / f"{name}.so").unlink(missing_ok=True)
+        if os.environ.get("FASTSEG_LEVELS") == "none":
+            return
+        build, cmake = build_folder(), tool("cmake")
+        build.mkdir(parents=True, exist_ok=True)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        subprocess.check_call(configure)
-        subprocess.check_call(["cmake", "--build", str(build), "-j", jobs])
-        subprocess.check_call(["cmake", "--install", str(build), "--prefix", str(target)])
+        try:
+            configure(build)
+            subprocess.check_call([cmake, "--build", str(build), "-j", jobs])
+            subprocess.check_call([cmake, "--install", str(build), "--prefix", str(target)])
+        except subprocess.CalledProcessError as error:
+            raise ExecError(HOW_TO_DO_WITHOUT) from error
 
 
 class AbiFreeWheel(bdist_wheel):
@@ -70,14 +120,15 @@ class AbiFreeWheel(bdist_wheel):
         return "py3", "none", platform
 
 
-setup(
-    packages=[
-        *find_namespace_packages(".", include=["fastseg", "fastseg.*"]),
-        "fastseg.kernels",
-        *(f"fastseg.kernels.{name}" for name in find_namespace_packages("kernels")),
-    ],
-    # `kernels` must never be installed as a top-level package: another library owns that name.
-    package_dir={"fastseg": "fastseg", "fastseg.kernels": "kernels"},
-    ext_modules=[Extension(f"fastseg.{name}", [], optional=True) for name in LIBRARIES],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AbiFreeWheel},
-)
+if __name__ == "__main__":
+    setup(
+        packages=[
+            *find_namespace_packages(".", include=["fastseg", "fastseg.*"]),
+            "fastseg.kernels",
+            *(f"fastseg.kernels.{name}" for name in find_namespace_packages("kernels")),
+        ],
+        # `kernels` must never be installed as a top-level package: another library owns that name.
+        package_dir={"fastseg": "fastseg", "fastseg.kernels": "kernels"},
+        ext_modules=[Extension(f"fastseg.{name}", [], optional=True) for name in LIBRARIES],
+        cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AbiFreeWheel},
+    )

@@ -1,17 +1,21 @@
-"""Replaces stock modules inside somebody else's model by those of `fastseg.nn`, in place, with a report.
+"""Replaces stock modules inside somebody else's model by those of `fastseg.nn`, in place, with a report and an undo.
 
 A replacement is a subclass of the stock class that computes the same and needs no state of its own.
 Replacing a module therefore only changes its class: it remains the same object, so parameters, buffers,
 hooks, train/eval mode, dtype, device, and every name and reference under which it is known stay the same.
+The model is never run.
 
-Each `fastseg/nn/<op>.py` calls `register` for the stock class it replaces; nothing here knows any of them.
+Each `fastseg/nn/<op>.py` registers for the stock class it replaces; nothing here knows any of them.
 """
 
-from collections import Counter
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import nn
+
+_MARK = "_accelerated"  # set on a module whose class was changed: those built as fastseg.nn.* are the user's own choice
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,13 @@ class Rule:
     stock: type[nn.Module]
     replacement: type[nn.Module] | None
     why_not: Callable[[nn.Module], str | None]
+    note: Callable[[nn.Module], str | None]
 
 
 _rules: dict[type[nn.Module], Rule] = {}
 
 
-def register(stock, replacement, why_not=lambda module: None):
+def register(stock, replacement, why_not=lambda module: None, note=lambda module: None):
     """Let `accelerate` replace modules of exactly the class ``stock`` by ``replacement``.
 
     Args:
@@ -35,26 +40,17 @@ def register(stock, replacement, why_not=lambda module: None):
             (class attributes give the defaults of others), or None where users should only be told why
             nothing is done.
         why_not: gives the reason to leave one particular module alone, or None.
+        note: says how a module will work after its replacement, where there is a choice, or None.
     """
     if replacement is not None and not issubclass(replacement, stock):
         raise TypeError(f"{replacement.__qualname__} is not a subclass of {stock.__qualname__}")
-    _rules[stock] = Rule(stock, replacement, why_not)
-
-
-_refinements: list[Callable[[nn.Module, list[nn.Module]], dict[nn.Module, str]]] = []
-
-
-def register_refinement(refine):
-    """Let `accelerate` call ``refine(model, replaced)`` after the replacements: for what takes more than one
-    module to decide. It may change the modules ``replaced`` and gives notes for the report, by module.
-    """
-    _refinements.append(refine)
+    _rules[stock] = Rule(stock, replacement, why_not, note)
 
 
 @dataclass(frozen=True)
 class Entry:
     """One module: every name it has in the model, its class before, and its class now or why it was left; how
-    its new class was set up, if there was a choice.
+    its new class works, if there is a choice.
     """
 
     names: tuple[str, ...]
@@ -70,12 +66,17 @@ class Report:
 
     replaced: modules whose class was changed.
     skipped: modules that look replaceable but were left alone, with the reason in `why`.
-    unknown: number of modules of every other kind, by class name, for which there is no replacement.
     """
 
     replaced: list[Entry] = field(default_factory=list)
     skipped: list[Entry] = field(default_factory=list)
-    unknown: Counter[str] = field(default_factory=Counter)
+    _modules: list[nn.Module] = field(default_factory=list, repr=False)
+
+    def undo(self):
+        """Give every module that was replaced its class back. What `fastseg.restore` undid already stays undone."""
+        with _lock:
+            for module in self._modules:
+                _restore(module)
 
     def __str__(self):
         lines = [f"fastseg.accelerate: {len(self.replaced)} replaced, {len(self.skipped)} skipped"]
@@ -86,9 +87,6 @@ class Report:
             outcome = f"-> {entry.after}" if entry.after else f"skipped: {entry.why}"
             outcome += f" ({entry.note})" if entry.note else ""
             lines.append(f"  {name:<{width}}  {entry.before} {outcome}")
-        if self.unknown:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in self.unknown.most_common())
-            lines.append(f"  no replacement yet for: {kinds}")
         return "\n".join(lines)
 
 
@@ -97,45 +95,84 @@ def accelerate(model):
 
     Only modules are seen: a call of ``torch.nn.functional.cross_entropy`` inside somebody's ``forward``
     stays as it is. Pass a module that holds network and loss to have both looked at, or the loss by itself.
+    The model is not run, no random numbers are drawn, and any thread may do so at any time. Wrapped models (DDP,
+    ``torch.compile``) can be passed; so can a part of a model.
+
+    A pooling that returns indices then returns `fastseg.ops.PoolIndices` of one byte each, which whoever is not an
+    unpooling of fastseg uses as torch's int64 tensor.
+
+    Where a model is scripted, traced (``torch.jit``, ``torch.fx``) or exported to ONNX, its modules run stock's code.
+    A program of ``torch.export`` holds the ops of fastseg: who loads it needs ``import fastseg`` before
+    ``torch.export.load``. For a program of stock ops alone, call `restore` before the export.
 
     Args:
         model: any ``torch.nn.Module``; it may itself be a module that is replaced.
 
     Returns:
-        Report: what was replaced and what was not, and why; ``print`` it.
+        Report: what was replaced and what was not, and why; ``print`` it. Its ``undo()`` takes it all back.
 
     Raises:
         TypeError: ``model`` is not a ``torch.nn.Module``.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"fastseg.accelerate: model is {type(model).__name__}; allowed: torch.nn.Module")
     names_of = {}  # keeps the order in which the model lists its modules; a module may have several names
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in _named_modules("accelerate", model):
         names_of.setdefault(module, []).append(name or "(the model itself)")
     report = Report()
-    replaced = [module for module, names in names_of.items() if _replace(module, tuple(names), report)]
-    for refine in _refinements:
-        notes = refine(model, replaced)
-        report.replaced = [
-            replace(entry, note=notes.get(module, entry.note)) for module, entry in zip(replaced, report.replaced)
-        ]
+    with _lock:
+        for module, names in names_of.items():
+            _replace(module, tuple(names), report)
     return report
 
 
+def restore(model):
+    """Give every module of ``model`` that `accelerate` replaced its class back, in place.
+
+    The model then computes, bit by bit, what it did before, also if it is a copy of what `accelerate` was given, or
+    was pickled since. Modules that were built as ``fastseg.nn.*`` stay.
+
+    Args:
+        model: any ``torch.nn.Module``.
+
+    Returns:
+        int: how many modules were given back their class.
+
+    Raises:
+        TypeError: ``model`` is not a ``torch.nn.Module``.
+    """
+    modules = dict.fromkeys(module for _, module in _named_modules("restore", model))
+    with _lock:
+        return sum(map(_restore, modules))
+
+
+def _named_modules(function, model):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fastseg.{function}: model is {type(model).__name__}; allowed: torch.nn.Module")
+    return list(model.named_modules(remove_duplicate=False))
+
+
 def _replace(module, names, report):
-    """Whether the module was replaced; `report` gets the entry."""
     before = type(module)
     rule = next((_rules[base] for base in before.__mro__ if base in _rules), None)
-    why = _why_not(module, rule) if rule is not None else None
+    if rule is None:
+        return
+    why = _why_not(module, rule)
     if why is not None:
         report.skipped.append(Entry(names, before.__name__, why=why))
-    elif rule is not None and rule.replacement is not None:
+    elif rule.replacement is not None:
         module.__class__ = rule.replacement
-        report.replaced.append(Entry(names, before.__name__, after=f"fastseg.nn.{rule.replacement.__name__}"))
-        return True
-    elif next(module.children(), None) is None:
-        report.unknown[before.__name__] += 1
-    return False
+        setattr(module, _MARK, True)
+        after = f"fastseg.nn.{rule.replacement.__name__}"
+        report.replaced.append(Entry(names, before.__name__, after=after, note=rule.note(module)))
+        report._modules.append(module)
+
+
+def _restore(module):
+    """Whether it had been replaced."""
+    if _MARK not in vars(module):
+        return False
+    delattr(module, _MARK)
+    module.__class__ = next(rule.stock for rule in _rules.values() if rule.replacement is type(module))
+    return True
 
 
 def _why_not(module, rule):

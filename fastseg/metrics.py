@@ -18,7 +18,7 @@ These are the conventions of Long, Shelhamer and Darrell (FCN). An empty matrix 
 
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastseg.ops import confusion_matrix
 
@@ -76,13 +76,23 @@ def _counts(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return matrix.diagonal(), matrix.sum(1), matrix.sum(0)
 
 
-class SegmentationMetrics:
+class SegmentationMetrics(nn.Module):
     """Accumulates a confusion matrix over batches and ranks, and computes the metrics from it.
 
         metrics = SegmentationMetrics(num_classes=19, ignore_index=255)
         for images, labels in loader:
             metrics.update(model(images), labels)
         print(metrics.all_reduce().compute()["mean_iou"])
+
+    It is a module without parameters: as an attribute of a model it moves with it (``to``, ``cuda``), and its
+    counts are in the model's ``state_dict`` under ``matrix``, so that a checkpoint resumes them. They are no buffer:
+    DistributedDataParallel would overwrite every rank's buffers by the first rank's.
+
+    In a LightningModule, with ``self.metrics`` made in its constructor (`update` in ``validation_step``):
+
+        def on_validation_epoch_end(self):
+            self.log_dict(self.metrics.all_reduce().scalars())
+            self.metrics.reset()
 
     Args:
         num_classes: C.
@@ -92,6 +102,7 @@ class SegmentationMetrics:
     """
 
     def __init__(self, num_classes: int, ignore_index: int = -100, device: torch.device | str | None = None):
+        super().__init__()
         self.num_classes, self.ignore_index, self.device = num_classes, ignore_index, device
         self.reset()
 
@@ -111,9 +122,13 @@ class SegmentationMetrics:
 
         Raises: what confusion_matrix raises; the counts are then unchanged.
         """
-        counts = confusion_matrix(input, target, self.num_classes, self.ignore_index)
-        counts = counts.to(self.device or counts.device)
-        self._matrix = counts if self._matrix is None else self._matrix + counts.to(self._matrix.device)
+        self._add(self._count(input, target))
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Counts a batch as `update` does, and gives its metrics: what `compute` gives, of this batch alone."""
+        counts = self._count(input, target)
+        self._add(counts)
+        return _compute(counts)
 
     def all_reduce(
         self, process_group: torch.distributed.ProcessGroup | None = None
@@ -134,7 +149,52 @@ class SegmentationMetrics:
 
     def compute(self) -> dict[str, Tensor]:
         """Every metric of this module by its name: scalars, and (C,) for class_accuracy, iou and dice."""
-        return {function.__name__: function(self.matrix) for function in METRICS}
+        return _compute(self.matrix)
+
+    def scalars(self) -> dict[str, Tensor]:
+        """Those of `compute` that are one number, as loggers want them."""
+        return {name: value for name, value in self.compute().items() if value.dim() == 0}
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, ignore_index={self.ignore_index}"
+
+    def _count(self, input, target):
+        return confusion_matrix(input, target, self.num_classes, self.ignore_index)
+
+    def _add(self, counts):
+        if self._matrix is None:
+            self._matrix = counts.to(self.device or counts.device)
+        else:
+            self._matrix = self._matrix + counts.to(self._matrix.device)
+
+    def _apply(self, fn, recurse=True):
+        """What ``to``, ``cuda``, ``cpu`` and their like come to: the matrix moves, and stays int64."""
+        device = fn(torch.zeros(0, device=self.matrix.device)).device
+        if self.device is not None:
+            self.device = device
+        if self._matrix is not None:
+            self._matrix = self._matrix.to(device)
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}matrix"] = self.matrix
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected, errors):
+        key, size = f"{prefix}matrix", (self.num_classes, self.num_classes)
+        matrix = state_dict.get(key)
+        if matrix is None:
+            missing_keys.append(key)
+        elif tuple(matrix.shape) != size:
+            errors.append(f"fastseg.metrics: {key} has shape {tuple(matrix.shape)}; allowed: {size}")
+        else:
+            self._matrix = matrix.detach().clone().to(self.device or matrix.device)
+        others = {name: value for name, value in state_dict.items() if name != key}
+        super()._load_from_state_dict(others, prefix, local_metadata, strict, missing_keys, unexpected, errors)
+
+
+def _compute(matrix: Tensor) -> dict[str, Tensor]:
+    return {function.__name__: function(matrix) for function in METRICS}
 
 
 METRICS = (

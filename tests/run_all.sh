@@ -3,6 +3,7 @@
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${1:-.venv/bin/python}
+PATH=$(cd "$(dirname "$(command -v "$python")")" && pwd):$PATH  # cmake and ninja, where they are packages of it
 failed=()
 part() {  # part NAME COMMAND...
   local name=$1 started=$SECONDS

@@ -1,5 +1,7 @@
 """fastseg.metrics: the golden values of spec 18.1, conventions for absent classes, batches and ranks."""
 
+import copy
+import io
 import math
 import os
 
@@ -139,6 +141,73 @@ def test_all_reduce_without_a_process_group_is_a_copy():
     assert torch.equal(total.matrix, counted.matrix)
     total.update(*next(batches(1)))
     assert not torch.equal(total.matrix, counted.matrix)
+
+
+def test_a_call_counts_and_gives_the_batchs_own_metrics():
+    counted, one_by_one = SegmentationMetrics(5, ignore_index=255), SegmentationMetrics(5, ignore_index=255)
+    for batch in batches(3):
+        value = counted(*batch)
+        alone = SegmentationMetrics(5, ignore_index=255)
+        alone.update(*batch)
+        one_by_one.update(*batch)
+        assert list(value) == [function.__name__ for function in metrics.METRICS]
+        assert all(torch.equal(value[name], expected) for name, expected in alone.compute().items())
+        assert torch.equal(counted.matrix, one_by_one.matrix)
+
+
+def test_scalars_are_what_a_logger_takes():
+    counted = SegmentationMetrics(5, ignore_index=255)
+    counted.update(*next(batches(1)))
+    scalars, everything = counted.scalars(), counted.compute()
+    assert set(everything) - set(scalars) == {"class_accuracy", "iou", "dice"}
+    assert all(value.numel() == 1 and value == everything[name] for name, value in scalars.items())
+
+
+class ModelWithMetrics(torch.nn.Module):
+    def __init__(self, device=None):
+        super().__init__()
+        self.head = torch.nn.Conv2d(3, 5, 1)
+        self.metrics = SegmentationMetrics(5, ignore_index=255, device=device)
+
+
+def test_counts_are_in_the_models_checkpoint():
+    model = ModelWithMetrics()
+    model.metrics.update(*next(batches(1)))
+    state = model.state_dict()
+    assert list(state) == ["head.weight", "head.bias", "metrics.matrix"]
+    stored = io.BytesIO()
+    torch.save(state, stored)
+    stored.seek(0)
+    resumed = ModelWithMetrics()
+    resumed.load_state_dict(torch.load(stored, weights_only=True))
+    for batch in batches(2):
+        model.metrics.update(*batch)
+        resumed.metrics.update(*batch)
+    assert torch.equal(resumed.metrics.matrix, model.metrics.matrix)
+    assert torch.equal(copy.deepcopy(model).metrics.matrix, model.metrics.matrix)
+    assert not torch.equal(state["metrics.matrix"], model.metrics.matrix)  # what was saved does not go on counting
+    fresh = SegmentationMetrics(5)
+    fresh.load_state_dict(SegmentationMetrics(5).state_dict())
+    assert fresh.matrix.sum() == 0
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused():
+    with pytest.raises(RuntimeError, match=r"metrics.matrix has shape \(4, 4\); allowed: \(5, 5\)"):
+        ModelWithMetrics().load_state_dict({**ModelWithMetrics().state_dict(), "metrics.matrix": torch.zeros(4, 4)})
+    without = {name: value for name, value in ModelWithMetrics().state_dict().items() if "matrix" not in name}
+    with pytest.raises(RuntimeError, match="Missing key.*metrics.matrix"):
+        ModelWithMetrics().load_state_dict(without)
+    assert ModelWithMetrics().load_state_dict(without, strict=False).missing_keys == ["metrics.matrix"]
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_counts_move_with_the_model_and_stay_integers(device):
+    model = ModelWithMetrics(device).half()
+    model.metrics.update(*next(batches(1)))
+    total = model.metrics.matrix.sum()
+    assert model.double().metrics.matrix.dtype == torch.int64 and model.metrics.matrix.sum() == total > 0
+    assert model.to("meta").metrics.matrix.device.type == "meta"
+    assert list(model.metrics.parameters()) == list(model.metrics.buffers()) == []  # DDP synchronises buffers
 
 
 def _rank(rank: int, ranks: int, folder: str) -> None:

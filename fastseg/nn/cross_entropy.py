@@ -3,9 +3,10 @@
 from torch import nn
 
 from fastseg import ops
-from fastseg.accelerate import register
+from fastseg.nn._drop_in import drop_in
 
 
+@drop_in(nn.CrossEntropyLoss, own_options=("zero_if_empty",))
 class CrossEntropyLoss(nn.CrossEntropyLoss):
     """``torch.nn.CrossEntropyLoss`` through `fastseg.ops.cross_entropy`, where shapes and errors are documented.
 
@@ -44,6 +45,3 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             pixel_weight=pixel_weight,
             zero_if_empty=self.zero_if_empty,
         )
-
-
-register(nn.CrossEntropyLoss, CrossEntropyLoss)

@@ -1,12 +1,46 @@
-"""`MaxPool2d` and `MaxUnpool2d`, drop-ins for torch's, and when `fastseg.accelerate` gives a pair compact indices."""
+"""`MaxPool2d` and `MaxUnpool2d`, drop-ins for torch's."""
 
+import torch
 from torch import nn
 
 from fastseg import ops
-from fastseg.accelerate import register, register_refinement
-from fastseg.nn import _pool_pairs
+from fastseg.nn._drop_in import drop_in
+
+_INDEX_FORMATS = ("flat", "compact", "auto")
+_MOST_COMPACT_TAPS = 255
 
 
+def _pair(value):
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def _why_flat(pool):
+    """The reason why one byte does not hold an index of this pooling, or None."""
+    kernel = _pair(pool.kernel_size)
+    if kernel[0] * kernel[-1] > _MOST_COMPACT_TAPS:
+        return f"its window has more than {_MOST_COMPACT_TAPS} taps"
+    if any(dilation != 1 for dilation in _pair(pool.dilation)):
+        return "its windows are dilated, and may then hold no pixel at all"
+    return None
+
+
+def _note(pool):
+    if not pool.return_indices:
+        return None
+    reason = _why_flat(pool)
+    return "compact indices" if reason is None else f"int64 indices: {reason}"
+
+
+def _in_a_graph():
+    """Whether what this call returns may end up in a graph, or goes through a transform of torch.func."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+@drop_in(nn.MaxPool2d, note=_note)
 class MaxPool2d(nn.MaxPool2d):
     """``torch.nn.MaxPool2d`` through `fastseg.ops.max_pool2d`, where shapes and errors are documented.
 
@@ -14,10 +48,12 @@ class MaxPool2d(nn.MaxPool2d):
 
     Args:
         index_format: "flat", torch's int64 indices, or "compact", `fastseg.ops.PoolIndices` of one byte per
-            element. It matters with ``return_indices`` only.
+            element. "auto", which `fastseg.accelerate` gives, is "compact" but for windows of more than 255 taps,
+            dilated windows, and in graphs of torch.compile and torch.export and transforms of torch.func, where it
+            is "flat". It matters with ``return_indices`` only.
     """
 
-    index_format = "flat"  # for stock modules whose class `fastseg.accelerate` changed
+    index_format = "auto"  # for stock modules whose class `fastseg.accelerate` changed
 
     def __init__(
         self,
@@ -31,11 +67,16 @@ class MaxPool2d(nn.MaxPool2d):
         index_format="flat",
     ):
         super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
-        if index_format not in ("flat", "compact"):
-            raise ValueError(f"fastseg.nn.MaxPool2d: index_format={index_format!r}; allowed: 'flat', 'compact'")
+        if index_format not in _INDEX_FORMATS:
+            allowed = ", ".join(map(repr, _INDEX_FORMATS))
+            raise ValueError(f"fastseg.nn.MaxPool2d: index_format={index_format!r}; allowed: {allowed}")
         self.index_format = index_format
 
     def forward(self, input):
+        index_format = self.index_format
+        if index_format == "auto":
+            compact = self.return_indices and not _in_a_graph() and _why_flat(self) is None
+            index_format = "compact" if compact else "flat"
         return ops.max_pool2d(
             input,
             self.kernel_size,
@@ -44,10 +85,11 @@ class MaxPool2d(nn.MaxPool2d):
             self.dilation,
             self.ceil_mode,
             self.return_indices,
-            index_format=self.index_format,
+            index_format=index_format,
         )
 
 
+@drop_in(nn.MaxUnpool2d)
 class MaxUnpool2d(nn.MaxUnpool2d):
     """``torch.nn.MaxUnpool2d`` through `fastseg.ops.max_unpool2d`, where shapes and errors are documented.
 
@@ -56,8 +98,3 @@ class MaxUnpool2d(nn.MaxUnpool2d):
 
     def forward(self, input, indices, output_size=None):
         return ops.max_unpool2d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
-
-
-register(nn.MaxPool2d, MaxPool2d)
-register(nn.MaxUnpool2d, MaxUnpool2d)
-register_refinement(_pool_pairs.compact_where_safe)

@@ -205,7 +205,6 @@ def test_flat_from_compact_from_flat():
     _, indices = F.max_pool2d(image, 3, 2, 1, return_indices=True)
     _, compact = max_pool2d(image, 3, 2, 1, return_indices=True, index_format="compact")
     assert compact.shape == indices.shape and compact.device == indices.device
-    assert "kernel_size=(3, 3), stride=(2, 2), padding=(1, 1)" in repr(compact)
     assert torch.equal(compact.to("cpu").to_flat(), indices)
     single = PoolIndices.from_flat(indices[0], (9, 11), 3, 2, 1)
     assert torch.equal(single.offsets, compact.offsets[0]) and torch.equal(single.to_flat(), indices[0])

@@ -233,5 +233,5 @@ def max_pool2d(
     if single:
         indices = indices.squeeze(0)
     if compact:
-        indices = PoolIndices(indices, input.shape[-2:], kernel_size, stride, padding, dilation)
+        indices = PoolIndices._of_pool(indices, input.shape[-2:], kernel_size, stride, padding, dilation)
     return output, indices

@@ -26,7 +26,7 @@ from fastseg.ops.pooling.geometry import (
     refuse_planes,
     unpooled_size,
 )
-from fastseg.ops.pooling.indices import PoolIndices
+from fastseg.ops.pooling.indices import PoolIndices, offsets_of
 from fastseg.ops.pooling.max_pool2d import max_pool2d_backward
 
 _NAME = "max_unpool2d"
@@ -194,7 +194,7 @@ def max_unpool2d(
     elif compact:
         reach = zip(indices.kernel_size, indices.dilation)
         kernel_size = [(kernel - 1) * dilation + 1 for kernel, dilation in reach]
-        stride, padding, default_size = indices.stride, indices.padding, indices.input_size
+        (_, stride, padding, _), default_size = indices.geometry, indices.input_size
     else:
         raise TypeError(
             f"fastseg.ops.{_NAME}: kernel_size is None; allowed: int, or two of them (None with PoolIndices)"
@@ -204,8 +204,8 @@ def max_unpool2d(
     else:
         size = unpooled_size(_NAME, shape, kernel_size, stride, padding, output_size)
     geometry = kernel_size, stride, padding, [1, 1]  # of int64 indices: where the CUDA kernel expects them
-    if compact and tuple(size) == tuple(indices.input_size):
-        indices, geometry = indices.offsets, indices.geometry
+    if compact and indices.is_compact and tuple(size) == tuple(indices.input_size):
+        indices, geometry = offsets_of(indices), indices.geometry
     elif compact:
         indices = indices.to_flat()
     if input.dtype in HALF and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):

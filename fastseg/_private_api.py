@@ -84,7 +84,7 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
 
 
 def keep(ctx, tensors: tuple, constant_outputs: tuple, materialize: bool) -> None:
-    """save_for_backward, mark_non_differentiable and set_materialize_grads of a plain autograd function, in one call."""
+    """save_for_backward, mark_non_differentiable, set_materialize_grads of a plain autograd function, in one call."""
     ctx.to_save = tensors
     ctx.non_differentiable = constant_outputs
     ctx.materialize_grads = materialize

@@ -1,4 +1,4 @@
-"""Tensors [N, C, d1, ..., dk] as the Triton kernels of the softmax losses walk them; csrc/fastseg/arguments.h for C++."""
+"""Tensors [N, C, d1, ..., dk] as the Triton kernels of the softmax losses walk them; in C++ PixelWalk does it."""
 
 from torch import Tensor
 

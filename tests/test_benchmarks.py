@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import fastseg.ops
-from benchmarks import against, checks, harness, measure, memory, peers, plot, report, results
-from benchmarks import run, table, worker
+from benchmarks import against, checks, harness, measure, memory, peers, plot, report, results, run, table, worker
 
 SHAPE = (2, 3, 16, 16)
 ALL_CASES = [case for op in harness.op_names() for case in harness.cases_of(op)]

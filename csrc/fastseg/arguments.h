@@ -89,8 +89,8 @@ inline double number_of(const Tensor& tensor, const char* name) {
   });
 }
 
-// How tensors of the same sizes [N, C, d1, ..., dk] are walked in tiles, as [N, C, P] with P = d1 ... dk, or where the
-// layouts allow it (channels_last does) and `may_join` is true, as the [1, C, N P] of one image, whose tiles are longer.
+// How tensors of the same sizes [N, C, d1, ..., dk] are walked in tiles: as [N, C, P] with P = d1 ... dk, or, where
+// `may_join` and the layouts allow it (channels_last does), as the [1, C, N P] of one image, whose tiles are longer.
 // Inputs that have neither a unit class nor a unit pixel stride are copied, and the copies live as long as the walk;
 // outputs must have one.
 class PixelWalk {
@@ -106,7 +106,8 @@ class PixelWalk {
     for (size_t dim = 2; dim < sizes.size(); ++dim) pixels *= sizes[dim];
     for (const Tensor& tensor : tensors_) {
       const auto own = tensor.sizes();
-      STD_TORCH_CHECK(tensor.is_cpu() && own.size() == sizes.size() && std::equal(own.begin(), own.end(), sizes.begin()),
+      STD_TORCH_CHECK(tensor.is_cpu() && own.size() == sizes.size() &&
+                          std::equal(own.begin(), own.end(), sizes.begin()),
                       "tensors of pixels must have the same sizes, on the CPU");
     }
     if (images * classes * pixels == 0) {

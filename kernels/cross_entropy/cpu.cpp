@@ -68,12 +68,12 @@ void finish(const Problem<scalar_t>& problem, const Sums& sums, const Tensor& lo
   *dense_output<accumulate_t>(loss, 1, "loss") = static_cast<accumulate_t>(value);
 }
 
-// loss: [N, ...] without reduction, else []; denominator: []; gradient: of the loss to the input if with_gradient, which
+// loss: [N, ...] without reduction, else []; denominator: []; gradient: of the loss, like input, if with_gradient, which
 // needs a reduction.
 void forward(const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
              std::optional<Tensor> pixel_weight, int64_t ignore_index, int64_t reduction, double label_smoothing,
-             double gamma, bool zero_if_empty, bool inert_ignored, bool with_gradient, const Tensor& loss, const Tensor& denominator,
-             const Tensor& gradient) {
+             double gamma, bool zero_if_empty, bool inert_ignored, bool with_gradient, const Tensor& loss,
+             const Tensor& denominator, const Tensor& gradient) {
   STD_TORCH_CHECK(!with_gradient || reduction != kNone, "the gradient in the forward needs a reduction");
   const Arguments arguments{
       input, target, weight, pixel_weight,

@@ -35,8 +35,8 @@ struct Problem {
 
   // A mean or a sum without weights, smoothing or focal exponent, which is most of what is asked for.
   bool plain() const {
-    return !options.inert_ignored && !class_weight && !pixel_weight && options.reduction != kNone && options.label_smoothing == 0 &&
-           options.gamma == 0;
+    return !options.inert_ignored && !class_weight && !pixel_weight && options.reduction != kNone &&
+           options.label_smoothing == 0 && options.gamma == 0;
   }
   // What grad_output and scale make of every gradient of a plain() loss.
   accumulate_t plain_scale() const {

@@ -88,8 +88,8 @@ class TargetTilesOf final : public TargetTiles<simd::accumulate<scalar_t>> {
   bool wants_gradient_;
 };
 
-// Of the target, input 1 of `walk`, and of its gradient, output `gradient` of `walk` and of the same dtype, unless that is
-// negative. accumulate_t is double if and only if the target is fp64.
+// Of the target, input 1 of `walk`, and of its gradient, tensor `gradient` of `walk` and of the same dtype, unless that
+// is negative. accumulate_t is double if and only if the target is fp64.
 template <typename accumulate_t>
 std::unique_ptr<TargetTiles<accumulate_t>> target_tiles(const PixelWalk& walk, const Tensor& target, int gradient) {
   std::unique_ptr<TargetTiles<accumulate_t>> tiles;

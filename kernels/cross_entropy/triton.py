@@ -5,10 +5,6 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from fastseg._reduction import MEAN, NONE
-from fastseg._triton import DEBUG, AotCase, on_device_of
 from fastseg.kernels._columns import (
     LOG2_E,
     chunk_classes,
@@ -32,6 +28,10 @@ from fastseg.kernels.cross_entropy.triton_sums import (
     small_aot_cases,
     takes_mean,
 )
+from torch import Tensor
+
+from fastseg._reduction import MEAN, NONE
+from fastseg._triton import DEBUG, AotCase, on_device_of
 
 __all__ = ["CONFIGS", "aot_cases", "backward", "forward", "scale_in_place"]
 
@@ -251,7 +251,9 @@ class _Call(NamedTuple):
     inert_ignored: bool
 
 
-def _launch(call: _Call, *, pixel_loss=None, partial_sums=None, gradient=None, grad_loss=None, denominator=None) -> None:
+def _launch(
+    call: _Call, *, pixel_loss=None, partial_sums=None, gradient=None, grad_loss=None, denominator=None
+) -> None:
     images, classes, pixels = call.input.shape
     image, plane, pixel = call.input.stride()
     gradient_image, gradient_plane, gradient_pixel = (0, 0, 1) if gradient is None else gradient.stride()

@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-
 from fastseg.kernels._columns import (
     LOG2_E,
     chunk_classes,

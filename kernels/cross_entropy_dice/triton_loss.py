@@ -3,7 +3,6 @@
 In plain PyTorch these are some forty launches on a few numbers, longer than the sweeps over the logits of one image.
 """
 
-import torch
 import triton
 import triton.language as tl
 

@@ -160,7 +160,7 @@ inline Windows windows_of(const Tensor& image, const Tensor& pooled, const Tenso
   const double reach = static_cast<double>(windows.y.kernel) * windows.y.dilation * windows.x.input +
                        static_cast<double>(windows.x.kernel) * windows.x.dilation;
   if (reach >= INT32_MAX) throw std::runtime_error("fastseg pooling: a window spans 2^31 pixels or more");
-  STD_TORCH_CHECK(flat || windows.taps() <= 255, "fastseg pooling: more than 255 taps in compact form");
+  if (!flat && windows.taps() > 255) throw std::runtime_error("fastseg pooling: more than 255 taps in compact form");
   return windows;
 }
 

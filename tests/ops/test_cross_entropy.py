@@ -1,6 +1,5 @@
 """cross_entropy: contract cases, golden values, hostile input, strides, autograd, levels."""
 
-import importlib
 import math
 import mmap
 import warnings

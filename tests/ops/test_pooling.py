@@ -220,6 +220,13 @@ def test_no_message_names_a_file_of_the_build(arguments, backend):
     assert "kernels/" not in str(failure.value) and ".h" not in str(failure.value)
 
 
+def test_no_message_about_compact_indices_names_one_either():
+    offsets = torch.zeros(1, 2, 2, 2, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="256 taps; allowed: at most 255") as failure:
+        max_unpool2d(torch.randn(1, 2, 2, 2), PoolIndices(offsets, (40, 40), 16), backend="cpu")
+    assert "kernels/" not in str(failure.value)
+
+
 @pytest.mark.parametrize(
     "change, error, message",
     [

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-import fastseg
 from fastseg.ops import upsample_cross_entropy, upsample_cross_entropy_dice
 from fastseg.testing import assert_within_policy
 from tests.contract import Case, Contract, Make

@@ -3,7 +3,6 @@
 The ops behind them: labels.py and probabilities.py.
 """
 
-import torch
 from torch import Tensor
 
 from fastseg import _check
@@ -46,8 +45,8 @@ def cross_entropy(
         label_smoothing: in [0, 1].
         pixel_weight: (N, d1, ..., dk) constant that multiplies each pixel's loss, such as U-Net's border weights.
         zero_if_empty: a mean over nothing is 0 with zero gradient; by default NaN with zero gradient, as in stock.
-        backend: "auto", "stock", "cpu", "triton" or "reference". On CPU "auto" leaves small calls to stock PyTorch where
-            that keeps all that is said here (`fastseg.info` tells the sizes).
+        backend: "auto", "stock", "cpu", "triton" or "reference". On CPU "auto" leaves small calls to stock PyTorch
+            where that keeps all that is said here (`fastseg.info` tells the sizes).
 
     Returns:
         The loss in the input's dtype (that of input, probabilities and weight together; fp32 under autocast): a scalar,

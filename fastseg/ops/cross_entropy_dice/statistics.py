@@ -1,6 +1,6 @@
 """The sums that Dice loss and cross-entropy are made of, from one read of the logits.
 
-Per image n and class c, with p = softmax(input) over dim 1, one-hot truth y, and over the pixels V that are not ignored,
+Per image n and class c, with p = softmax(input) over dim 1, one-hot truth y, over the pixels V that are not ignored,
 
     intersection = sum_V p y        prediction = sum_V p^2 (squared) or sum_V p        truth = sum_V y
     numerator, denominator          of the weighted mean that cross-entropy is, over the whole batch

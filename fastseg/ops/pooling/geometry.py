@@ -91,13 +91,17 @@ def unpooled_size(
         raise RuntimeError(f"fastseg.ops.{op}: the output would be {height}x{width}; allowed: at most 2^50 pixels")
     if output_size is None:
         return height, width
-    given = integers(op, "output_size", output_size, "two or four ints, or None")
+    # The sizes of a tensor are ints already.
+    ints = type(output_size) is torch.Size
+    given = output_size if ints else integers(op, "output_size", output_size, "two or four ints, or None")
     if len(given) not in (2, 4):
-        raise ValueError(f"fastseg.ops.{op}: output_size={given}; allowed: (H, W) or (N, C, H, W)")
-    for axis, extent, usual, step in zip("HW", given[-2:], (height, width), stride):
+        raise ValueError(f"fastseg.ops.{op}: output_size={[*given]}; allowed: (H, W) or (N, C, H, W)")
+    bounds = ("H", given[-2], height, stride[0]), ("W", given[-1], width, stride[1])
+    for axis, extent, usual, step in bounds:
         if not usual - step < extent < usual + step:
             raise ValueError(
-                f"fastseg.ops.{op}: output_size={given}; allowed for {axis}: {usual - step + 1} to {usual + step - 1}"
+                f"fastseg.ops.{op}: output_size={[*given]}; "
+                f"allowed for {axis}: {usual - step + 1} to {usual + step - 1}"
             )
     return given[-2], given[-1]
 

@@ -26,10 +26,10 @@ from fastseg.ops.pooling.geometry import (
     MOST_COMPACT_TAPS,
     check_geometry,
     check_indices,
-    refuse_planes,
     empty_image,
     pair,
     pooled_size,
+    refuse_planes,
 )
 from fastseg.ops.pooling.indices import PoolIndices
 

@@ -92,7 +92,7 @@ def upsample_cross_entropy(
         scale_factor: instead of `size`, one factor or (vertical, horizontal).
         align_corners: the corner pixels' centres coincide; otherwise the corners' corners do.
         weight: (C,) floating class weights. A constant.
-        ignore_index: label of pixels that count for nothing, whatever they hold; inside or outside [0, C), None for none.
+        ignore_index: label of pixels that count for nothing, whatever they hold; any integer, None for none.
         reduction: "none": losses (N, H, W); "mean": sum v w_y loss / sum v w_y; "sum".
         label_smoothing: in [0, 1], as in torch.
         pixel_weight: floating weights v (N, H, W) of the losses, for instance U-Net's map. A constant.

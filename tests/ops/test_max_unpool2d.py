@@ -50,7 +50,7 @@ CASES = [
 
 def with_compact_indices(input, indices, kernel_size, stride=None, padding=0, output_size=None, **options):
     """max_unpool2d of the compact form of the same indices."""
-    default = fastseg.ops.max_unpool2d(input.detach(), indices, kernel_size, stride, padding, output_size)
+    default = fastseg.ops.max_unpool2d(input.detach(), indices, kernel_size, stride, padding, output_size, **options)
     compact = PoolIndices.from_flat(indices, default.shape[-2:], kernel_size, stride, padding)
     return max_unpool2d(input, compact, output_size=output_size, **options)
 

@@ -88,7 +88,7 @@ def stock_class(input, kernel_size, stride, padding, return_indices):
     if not input.is_floating_point():
         return "integers"
     differentiated = input.requires_grad and torch.is_grad_enabled()
-    if input.is_contiguous() or image_format(input) is torch.contiguous_format:
+    if input.is_contiguous() or input.dim() != 4 or input.stride(1) != 1:
         return "NCHW, differentiated" if differentiated else "NCHW"
     if not differentiated:
         return "channels_last"

@@ -62,7 +62,7 @@ def stock(input, indices, size):
 
 
 def stock_class(input):
-    if not (input.is_contiguous() or image_format(input) is torch.contiguous_format):
+    if not input.is_contiguous() and input.dim() == 4 and input.stride(1) == 1:
         return "channels_last"
     return "NCHW, differentiated" if input.requires_grad and torch.is_grad_enabled() else "NCHW"
 

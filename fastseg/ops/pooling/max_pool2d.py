@@ -79,6 +79,8 @@ def backward(shape_input, indices, kernel_size, stride, padding, dilation, grad_
 
 
 def stock(input, kernel_size, stride, padding, ceil_mode, return_indices):  # dilated windows it refuses
+    if kernel_size[0] == kernel_size[1] and stride[0] == stride[1] and padding[0] == padding[1]:
+        kernel_size, stride, padding = kernel_size[0], stride[0], padding[0]  # torch reads an int faster than a list
     if return_indices:
         return private.max_pool2d_with_indices(input, kernel_size, stride, padding, 1, ceil_mode)
     return torch.max_pool2d(input, kernel_size, stride, padding, 1, ceil_mode), None

@@ -303,9 +303,8 @@ class Op:
             raise Explanation(self.explain(args, backend))
         stock = self.stock
         if stock is not None and self._prefers_stock(args, backend):
-            check, run = self._check, stock.function  # called directly, which spares a microsecond
-            check.function(*check.pick(args))
-            return run.function(*run.pick(args))
+            self._check(args)
+            return stock.function(args)
         if private.is_watched(args):
             return self._call_watched(args, backend)
         if self._apply is not None and torch.is_grad_enabled():

@@ -79,6 +79,8 @@ def backward(shape_input, indices, kernel_size, stride, padding, dilation, grad_
 
 
 def stock(input, kernel_size, stride, padding, ceil_mode, return_indices):  # dilated windows it refuses
+    if kernel_size[0] == kernel_size[1] and stride[0] == stride[1] and padding[0] == padding[1]:
+        kernel_size, stride, padding = kernel_size[0], stride[0], padding[0]  # torch reads an int faster than a list
     if return_indices:
         return private.max_pool2d_with_indices(input, kernel_size, stride, padding, 1, ceil_mode)
     return torch.max_pool2d(input, kernel_size, stride, padding, 1, ceil_mode), None
@@ -88,7 +90,7 @@ def stock_class(input, kernel_size, stride, padding, return_indices):
     if not input.is_floating_point():
         return "integers"
     differentiated = input.requires_grad and torch.is_grad_enabled()
-    if input.is_contiguous() or image_format(input) is torch.contiguous_format:
+    if input.is_contiguous() or input.dim() != 4 or input.stride(1) != 1:
         return "NCHW, differentiated" if differentiated else "NCHW"
     if not differentiated:
         return "channels_last"
@@ -163,6 +165,7 @@ max_pool2d_backward = Op(
     check=check_backward,
     outputs=outputs_backward,
     backward=double_backward,
+    internal=True,
     image_layout=("indices", "grad_output"),
     backends=[
         Backend("cpu", dtypes=FLOATING),

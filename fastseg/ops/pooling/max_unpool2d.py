@@ -62,7 +62,7 @@ def stock(input, indices, size):
 
 
 def stock_class(input):
-    if not (input.is_contiguous() or image_format(input) is torch.contiguous_format):
+    if not input.is_contiguous() and input.dim() == 4 and input.stride(1) == 1:
         return "channels_last"
     return "NCHW, differentiated" if input.requires_grad and torch.is_grad_enabled() else "NCHW"
 
@@ -128,6 +128,7 @@ max_unpool2d_backward = Op(
     check=check_backward,
     outputs=outputs_backward,
     backward=double_backward,
+    internal=True,
     image_layout=("indices", "grad_output"),
     backends=[
         Backend("cpu", dtypes=FLOATING),

@@ -115,6 +115,21 @@ def measure_cpu(calls: dict[str, Callable], budget: float = 1.5) -> dict[str, Ti
             return timings
 
 
+def measure_turns(calls: dict[str, Callable], turns: int) -> dict[str, Timing]:
+    """Time single calls in turn, for calls of microseconds: whoever disturbs a few of thousands of turns leaves the
+    medians alone, and to look for him would cost more than the call.
+    """
+    seconds = {name: [] for name in calls}
+    for turn in range(-turns // 4, turns):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            elapsed = time.perf_counter() - start
+            if turn >= 0:  # before that they warm up
+                seconds[name].append(elapsed)
+    return {name: Timing(each, [True] * turns) for name, each in seconds.items()}
+
+
 def copies_for_cold_cache(inputs: tuple) -> int:
     """How many copies of the inputs, used in rotation, push each other out of the GPU's L2."""
     held = sum(value.nbytes for value in inputs if isinstance(value, torch.Tensor))

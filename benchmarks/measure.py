@@ -115,19 +115,23 @@ def measure_cpu(calls: dict[str, Callable], budget: float = 1.5) -> dict[str, Ti
             return timings
 
 
-def measure_turns(calls: dict[str, Callable], turns: int) -> dict[str, Timing]:
-    """Time single calls in turn, for calls of microseconds: whoever disturbs a few of thousands of turns leaves the
-    medians alone, and to look for him would cost more than the call.
+def measure_turns(calls: dict[str, Callable], fewest: int, budget: float = 0.0) -> dict[str, Timing]:
+    """Time single calls in turn, `fewest` of each at least and for `budget` seconds. The first fifth warms up.
+
+    For calls of microseconds: whoever disturbs a few of thousands of turns leaves the medians alone, and to look for
+    him would cost more than the call.
     """
     seconds = {name: [] for name in calls}
-    for turn in range(-turns // 4, turns):
+    began = time.perf_counter()
+    turns = 0
+    while turns < fewest or time.perf_counter() - began < budget:
         for name, call in calls.items():
             start = time.perf_counter()
             call()
-            elapsed = time.perf_counter() - start
-            if turn >= 0:  # before that they warm up
-                seconds[name].append(elapsed)
-    return {name: Timing(each, [True] * turns) for name, each in seconds.items()}
+            seconds[name].append(time.perf_counter() - start)
+        turns += 1
+    warm = max(1, turns // 5)
+    return {name: Timing(each[warm:], [True] * (turns - warm)) for name, each in seconds.items()}
 
 
 def copies_for_cold_cache(inputs: tuple) -> int:

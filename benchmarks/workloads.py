@@ -49,7 +49,7 @@ class Workload:
 
     def steps(self, inputs: Inputs, backward: bool, backend: str) -> dict[str, Callable]:
         """Each contestant as a call without arguments."""
-        gradient = torch.ones_like(first_tensor(self.stock(*inputs)))
+        gradient = torch.ones_like(first_tensor(self.stock(*inputs))) if backward else None
         return {name: step(run, inputs, backward, gradient) for name, run in self.contestants(backend).items()}
 
 

@@ -32,9 +32,11 @@ def test_a_workload_and_its_stock_do_the_same(workload):
 
 def test_turns_alternate_and_warm_up_first():
     called = []
-    timings = measure.measure_turns({name: functools.partial(called.append, name) for name in "ab"}, turns=8)
+    calls = {name: functools.partial(called.append, name) for name in "ab"}
+    timings = measure.measure_turns(calls, fewest=10)
     assert called == ["a", "b"] * 10
     assert len(timings["a"].seconds) == len(timings["b"].seconds) == 8
+    assert len(measure.measure_turns(calls, fewest=2, budget=0.01)["a"].seconds) > 2
 
 
 def test_python_calls_are_counted():
@@ -48,7 +50,7 @@ def test_python_calls_are_counted():
 @pytest.mark.parametrize("case", host.CASES, ids=lambda case: case.title)
 def test_a_small_call_is_measured(case):
     record = host.measured(case, turns=3)
-    assert record["turns"] == 3 and record["fastseg_us"] > 0 and record["stock_us"] > 0
+    assert record["turns"] == 2 and record["fastseg_us"] > 0 and record["stock_us"] > 0
     assert 0 < record["python_calls"] < 200
     assert len(host.judged(record)) == (case.at_most is not None) + (case.most_calls is not None)
 
@@ -94,15 +96,15 @@ def timings_of(*medians):
     """What one measurement gives after another."""
     pairs = iter(medians)
 
-    def measure_cpu(steps, budget):
+    def measure_turns(steps, fewest, budget):
         return {name: measure.Timing([value] * 3, [True] * 3) for name, value in zip(steps, next(pairs))}
 
-    return measure_cpu
+    return measure_turns
 
 
 @pytest.mark.parametrize(("second", "lost"), [((1.0, 1.0), False), ((1.5, 1.0), True)])
 def test_a_loss_is_measured_twice(monkeypatch, second, lost):
-    monkeypatch.setattr(measure, "measure_cpu", timings_of((2.0, 1.0), second))
+    monkeypatch.setattr(measure, "measure_turns", timings_of((2.0, 1.0), second))
     call = sweep.Call(workloads.named("max_pool2d 2x2"), (1, 2, 4, 4), torch.float32, "contiguous", True)
     record = sweep.measured(call, "default")
     assert (record["lost"], record["ratio"], record["elements"]) == (lost, second[0], 32)

@@ -3,12 +3,15 @@
 Every op that has a stock equivalent takes its turn, at any size, in either layout, forward only or with backward; half
 of the calls under the default allocator, half under `fastseg.tune_allocator()`. A call is lost if "auto" takes more
 than 15% and more than 5 us longer than stock eager, and still does when it is measured again.
+
+On a busy machine calls on several threads are disturbed: one thread waits for another that waits for a core.
 """
 
 import argparse
 import math
 import random
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +28,7 @@ MOST_IMAGES = 4
 FEWEST, BUDGET = 4, 0.2  # turns, and seconds for both contestants; four times that for a call that seems lost
 SHARE, SECONDS = 0.15, 5e-6  # a call lost is slower by more than both
 MOST_LOST = 0.05  # the target: share of the calls
+DISTURBED = 0.5  # share of the time that our threads waited for a core, beyond which the medians are of waiting
 GROUPS = ("op", "layout", "passes", "dtype", "allocator", "size")
 
 
@@ -78,7 +82,9 @@ def measured(call: Call, allocator: str) -> dict:
     inputs = call.inputs()
     steps = call.workload.steps(inputs, call.backward, "auto")
     for factor in (1, 4):
+        waited, start = measure.run_queue_wait(), time.perf_counter()
         timings = measure.measure_turns(steps, factor * FEWEST, factor * BUDGET)
+        waited = (measure.run_queue_wait() - waited) * 1e-9 / (time.perf_counter() - start)
         ours, stock = timings[OURS].median, timings[STOCK].median
         lost = is_lost(ours, stock)
         if not lost:
@@ -96,6 +102,7 @@ def measured(call: Call, allocator: str) -> dict:
         "stock_us": stock * 1e6,
         "ratio": ours / stock,
         "lost": lost,
+        "disturbed": waited > DISTURBED,
     }
 
 
@@ -118,7 +125,7 @@ def lost_rows(records: list[dict]) -> list[list[str]]:
     return [
         [
             f"{record['op']} {'x'.join(map(str, record['shape']))} {record['dtype']} {record['layout']}, "
-            f"{record['passes']}, {record['allocator']} allocator",
+            f"{record['passes']}, {record['allocator']} allocator" + (", disturbed" if record["disturbed"] else ""),
             str(record["elements"]), f"{record['fastseg_us']:.0f}", f"{record['stock_us']:.0f}",
             f"{record['ratio']:.2f}",
         ]
@@ -141,9 +148,17 @@ def share_rows(records: list[dict]) -> list[list[str]]:
 
 
 def verdict(records: list[dict]) -> str:
-    share = sum(record["lost"] for record in records) / len(records)
-    reached = "reached" if share <= MOST_LOST else "missed"
-    return f"Target, at most {MOST_LOST:.0%} of the calls lost: {share:.1%}, {reached}"
+    """Whether the target is reached; and the same of the calls in which our threads got their cores."""
+
+    def share(among: list[dict]) -> float:
+        return sum(record["lost"] for record in among) / max(1, len(among))
+
+    calm = [record for record in records if not record["disturbed"]]
+    reached = "reached" if share(records) <= MOST_LOST else "missed"
+    return (
+        f"Target, at most {MOST_LOST:.0%} of the calls lost: {share(records):.1%}, {reached}. "
+        f"Of the {len(calm)} calls that no other process disturbed: {share(calm):.1%}."
+    )
 
 
 def tables(records: list[dict]) -> list[tuple[list[str], list[list[str]]]]:

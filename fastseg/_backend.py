@@ -157,8 +157,8 @@ class Backend:
 class Stock:
     """PyTorch's own function as a backend: "auto" takes it for small CPU tensors, where one call into C++ ends sooner.
 
-    run: a plain function of the arguments, differentiated by PyTorch; returns what the op returns, None for outputs
-        that the public function does not use. What it raises reaches the user.
+    run: a plain function of the arguments, differentiated by PyTorch; returns what the op returns, of several outputs
+        those that the public function uses. What it raises reaches the user.
     below: by class of calls, the number of elements of the first argument below which "auto" takes it.
     which: names the class of a call, a key of `below`, or None where it is never faster; by default the only key.
     refuses: gives the reason why stock does not keep every promise of the op on this call, or None.
@@ -177,9 +177,9 @@ class Stock:
         self._run, self.below, self._which, self._refuses = run, dict(below), which, refuses
 
     def bind(self, op: "Bound") -> None:
-        (only,) = self.below if self._which is None else (None,)
+        self._only = None if self._which else next(iter(self.below))
         self.function = Named(self._run, op.arguments, f"{op.name}, stock")
-        self.which = Named(self._which or (lambda: only), op.arguments, f"{op.name}, stock: which")
+        self.which = None if self._which is None else Named(self._which, op.arguments, f"{op.name}, stock: which")
         self.refuses = Named(self._refuses or (lambda: None), op.arguments, f"{op.name}, stock: refuses")
 
     def why_not(self, args: tuple) -> str | None:
@@ -196,7 +196,7 @@ class Stock:
         lead, which, refuses = args[0], self.which, self.refuses
         if not lead.is_cpu:
             return False
-        kind = which.function(*which.pick(args))
+        kind = self._only if which is None else which.function(*which.pick(args))
         if kind is None:
             return False
         elements = lead.numel()

@@ -140,13 +140,15 @@ class Op:
             return self._run_stock(args) if backend == "stock" else self._packet(*args, backend)
         if explaining and threading.get_ident() in explaining:
             raise Explanation(self.explain(args, backend))
+        stock = self.stock
+        if stock is not None and (stock.is_faster(args) if backend == "auto" else self._asks_for_stock(args, backend)):
+            run = stock.function  # called directly, which spares a microsecond
+            if not self._trusts:
+                self._check.function(*self._check.pick(args))
+            return run.function(*run.pick(args))
         tensors = self._pick_tensors(args)
         if private.is_watched(tensors):
             return self._call_watched(args, backend)
-        if self.stock is not None and backend in ("auto", "stock") and self._prefers_stock(args, backend):
-            check, run = self._check, self.stock.function  # called directly, which spares a microsecond
-            check.function(*check.pick(args))
-            return run.function(*run.pick(args))
         if self._apply is not None and torch.is_grad_enabled():
             for tensor in tensors:
                 if tensor is not None and tensor.requires_grad:
@@ -170,8 +172,6 @@ class Op:
             if value is not None and not isinstance(value, Tensor):
                 self._check(args)
                 _check.tensor(self.name, name, value)
-        if self.stock is not None and backend in ("auto", "stock") and self._prefers_stock(args, backend):
-            return self._run_stock(args)
         transformed = private.in_functional_transform()
         if private.has_tangent(args) or (transformed and private.differentiates_twice()):
             return self._run_reference(args, backend)
@@ -208,9 +208,9 @@ class Op:
             chosen.kernel(*args, *results)
         return results
 
-    def _prefers_stock(self, args: tuple, backend: str) -> bool:
-        if backend == "auto":
-            return self.stock.is_faster(args)
+    def _asks_for_stock(self, args: tuple, backend: str) -> bool:
+        if backend != "stock":
+            return False
         reason = self.stock.why_not(args)
         if reason is not None:
             raise BackendError(f"fastseg.{self.name}: backend='stock' cannot run this call: {reason}")
@@ -254,9 +254,10 @@ class Op:
 
     def explain(self, args: tuple, backend: str = "auto") -> str:
         """What would run this call, and why the other backends would not."""
-        stock = self.stock is not None and backend in ("auto", "stock") and self._prefers_stock(args, backend)
         self._check(args)
-        chosen = "stock" if stock else self.choose(args, backend).name
+        stock = self.stock
+        faster = stock is not None and (backend == "stock" or (backend == "auto" and stock.is_faster(args)))
+        chosen = "stock" if faster and stock.why_not(args) is None else self.choose(args, backend).name
         return f"fastseg.{self.name}: {chosen} runs\n{self._reasons(args)}"
 
     def _reasons(self, args: tuple) -> str:

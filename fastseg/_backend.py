@@ -14,6 +14,7 @@ import torch
 
 from fastseg import _library
 from fastseg import _private_api as private
+from fastseg._dtypes import FLOATING, FLOATING_GPU
 
 BACKEND_NAMES = ("stock", "cpu", "cuda", "triton", "reference")
 
@@ -203,3 +204,25 @@ class Stock:
         if type(elements) is not int or elements >= self.below[kind]:
             return False
         return refuses.function(*refuses.pick(args)) is None
+
+
+def rows(
+    reference: Callable,
+    *,
+    stock: Stock | None = None,
+    cpu: Sequence[torch.dtype] | None = FLOATING,
+    cuda: Sequence[torch.dtype] | None = None,
+    triton: str | None = None,
+    refuses_triton: Callable[..., str | None] | None = None,
+) -> list[Backend | Stock]:
+    """The usual table: stock for small calls, a C++ kernel for the dtypes `cpu`, one GPU kernel, the reference.
+
+    cuda: the dtypes of a CUDA kernel; triton: where a Triton launcher stands, for fp32 and half types.
+    """
+    table: list[Backend | Stock] = [stock] if stock else []
+    table.append(Backend("cpu", dtypes=cpu))
+    if cuda is not None:
+        table.append(Backend("cuda", dtypes=cuda))
+    if triton is not None:
+        table.append(Backend("triton", triton, dtypes=FLOATING_GPU if cpu else None, refuses=refuses_triton))
+    return [*table, Backend("reference", reference)]

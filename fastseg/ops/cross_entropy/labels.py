@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._dtypes import FLOATING, FLOATING_GPU, HALF, LABELS, accumulator, is_autocast
+from fastseg._backend import Stock, rows
+from fastseg._dtypes import FLOATING, HALF, LABELS, accumulator, is_autocast
 from fastseg._early_gradient import scaled
 from fastseg._layout import empty_as, is_channels_last
-from fastseg._op import THROUGH_REFERENCE, Backend, Op, Stock
+from fastseg._op import THROUGH_REFERENCE, Op
 from fastseg._private_api import stock_cross_entropy
 from fastseg._reduction import NONE
 from fastseg.kernels.cross_entropy import reference
@@ -104,12 +105,11 @@ cross_entropy_op = Op(
     early=early,
     contiguous=("target",),
     accumulated=("weight", "pixel_weight"),
-    backends=[
-        Stock(stock, below={"labels": 1 << 14}, refuses=stock_refuses),
-        Backend("cpu", dtypes=FLOATING),
-        Backend("triton", "cross_entropy.triton.forward", dtypes=FLOATING_GPU),
-        Backend("reference", reference.cross_entropy),
-    ],
+    backends=rows(
+        reference.cross_entropy,
+        stock=Stock(stock, below={"labels": 1 << 14}, refuses=stock_refuses),
+        triton="cross_entropy.triton.forward",
+    ),
 )
 
 cross_entropy_backward = Op(
@@ -120,11 +120,7 @@ cross_entropy_backward = Op(
     internal=True,
     contiguous=("target",),
     accumulated=("weight", "pixel_weight", "grad_loss"),
-    backends=[
-        Backend("cpu", dtypes=FLOATING),
-        Backend("triton", "cross_entropy.triton.backward", dtypes=FLOATING_GPU),
-        Backend("reference", reference.cross_entropy_backward),
-    ],
+    backends=rows(reference.cross_entropy_backward, triton="cross_entropy.triton.backward"),
 )
 
 

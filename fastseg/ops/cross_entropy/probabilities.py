@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._dtypes import FLOATING, FLOATING_GPU, HALF, accumulator, is_autocast
+from fastseg._backend import Stock, rows
+from fastseg._dtypes import FLOATING, HALF, accumulator, is_autocast
 from fastseg._early_gradient import scaled
 from fastseg._layout import empty_as, is_channels_last
-from fastseg._op import THROUGH_REFERENCE, Backend, Op, Stock
+from fastseg._op import THROUGH_REFERENCE, Op
 from fastseg._private_api import stock_cross_entropy
 from fastseg._reduction import MEAN, NONE, SUM
 from fastseg.kernels.cross_entropy import reference
@@ -104,8 +105,9 @@ cross_entropy_probabilities_op = Op(
     backward=backward,
     internal=True,
     accumulated=("weight", "pixel_weight"),
-    backends=[
-        Stock(
+    backends=rows(
+        reference.cross_entropy_probabilities,
+        stock=Stock(
             stock,
             below={
                 "probabilities": 1 << 14,
@@ -114,10 +116,8 @@ cross_entropy_probabilities_op = Op(
             which=stock_which,
             refuses=stock_refuses,
         ),
-        Backend("cpu", dtypes=FLOATING),
-        Backend("triton", "cross_entropy.triton_probabilities.forward", dtypes=FLOATING_GPU),
-        Backend("reference", reference.cross_entropy_probabilities),
-    ],
+        triton="cross_entropy.triton_probabilities.forward",
+    ),
 )
 
 cross_entropy_probabilities_backward = Op(
@@ -128,11 +128,7 @@ cross_entropy_probabilities_backward = Op(
     backward=THROUGH_REFERENCE,
     internal=True,
     accumulated=("weight", "pixel_weight", "grad_loss"),
-    backends=[
-        Backend("cpu", dtypes=FLOATING),
-        Backend("triton", "cross_entropy.triton_probabilities.backward", dtypes=FLOATING_GPU),
-        Backend("reference", reference.cross_entropy_probabilities_backward),
-    ],
+    backends=rows(reference.cross_entropy_probabilities_backward, triton="cross_entropy.triton_probabilities.backward"),
 )
 
 

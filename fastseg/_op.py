@@ -18,7 +18,7 @@ Callbacks are plain functions whose parameter names say what they get: any argum
 once, when the op is defined (a name that the schema lacks is an error there), into positions: a call makes no
 dictionary of them. CONTRIBUTING.md follows one op through this file.
 
-Environment: FASTSEG_BACKEND=<name> is what `backend="auto"` means (for debugging; it never falls back).
+Environment: FASTSEG_BACKEND=<name>, read at import, is what `backend="auto"` means (for debugging; never falls back).
 """
 
 import inspect
@@ -122,7 +122,7 @@ class Op:
         _definitions.define(full, tags=(torch.Tag.pt2_compliant_tag,))
         count = len(self.arguments)
         # The dispatcher drops trailing arguments that equal their default; `backend` alone has one.
-        run = lambda *args: self._run(args[:count], args[count] if len(args) > count else "auto")  # noqa: E731
+        run = lambda *args: self._run(args[:count], args[count] if len(args) > count else AUTO)  # noqa: E731
         _definitions.impl(self.name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(
             f"fastseg::{self.name}", lambda *args: self._fake(args[:count]), lib=_definitions
@@ -309,7 +309,7 @@ class Op:
             return self._packet(*args) if private.in_functional_transform() else run_op(args[:-1], args[-1])
 
         def setup_context(ctx, inputs, output):
-            inputs = inputs if len(inputs) > len(arguments) else (*inputs, "auto")
+            inputs = inputs if len(inputs) > len(arguments) else (*inputs, AUTO)
             values = (*inputs, output) if single else (*inputs, *output)
             ctx.constants = constants_of(values)
             ctx.save_for_backward(*pick_tensors(values))

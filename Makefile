@@ -13,7 +13,7 @@ NET := fcn
 # what `make test-torch` tests with, in an environment of its own
 VERSION := 2.11.0
 TORCH_VENV = .venv-torch-$(VERSION)
-TEST_PACKAGES := numpy setuptools wheel cmake ninja pytest pytest-xdist hypothesis
+TEST_PACKAGES := numpy 'setuptools>=77' wheel cmake ninja pytest pytest-xdist hypothesis
 
 .PHONY: demo test test-torch build build-all bench gpu-check info clean
 

@@ -154,8 +154,8 @@ void backward(const Tensor& inputs, const Tensor& targets, const Tensor& grad_lo
   if (problem.count == 0) return;
   check_floating(grad_loss, "grad_loss");
   const bool one_number = grad_loss.dim() == 0 || grad_loss.stride(0) == 0;
-  STD_TORCH_CHECK(grad_loss.is_cpu() && (grad_loss.dim() == 0 || grad_loss.numel() == problem.count),
-                  "grad_loss must be a CPU tensor [] or [n]");
+  FASTSEG_CHECK(grad_loss.is_cpu() && (grad_loss.dim() == 0 || grad_loss.numel() == problem.count),
+                "grad_loss must be a CPU tensor [] or [n]");
   const Tensor dense = one_number ? grad_loss : torch::stable::contiguous(grad_loss);
   const FlatView per_element = one_number ? FlatView{} : flat_view(dense, problem.count, "grad_loss");
   double buffer[kLanes];

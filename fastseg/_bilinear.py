@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,8 +25,8 @@ def output_size_and_scales(
         raise ValueError(f"fastseg.ops.{op}: size and scale_factor are both given; allowed: one of them")
     if size is not None:
         height, width = _pair(op, "size", size, _check.integer, "an integer")
-        if height < 1 or width < 1:
-            raise ValueError(f"fastseg.ops.{op}: size={size!r}; allowed: positive numbers")
+        if height < 1 or width < 1 or _is_absurd(height, width):
+            raise ValueError(f"fastseg.ops.{op}: size={size!r}; allowed: positive numbers, at most 2^50 pixels")
         return (height, width), None
     if scale_factor is None:
         return None, None
@@ -33,13 +34,27 @@ def output_size_and_scales(
     allowed = "positive finite factors that leave at least one pixel"
     if not (0 < scales[0] < math.inf and 0 < scales[1] < math.inf):
         raise ValueError(f"fastseg.ops.{op}: scale_factor={scale_factor!r}; allowed: {allowed}")
-    height, width = int(input.shape[2] * scales[0]), int(input.shape[3] * scales[1])
-    if height < 1 or width < 1:
+    height, width = _scaled(input.shape[2], scales[0]), _scaled(input.shape[3], scales[1])
+    if height < 1 or width < 1 or _is_absurd(height, width):
         raise ValueError(
             f"fastseg.ops.{op}: scale_factor={scale_factor!r} makes {tuple(input.shape[-2:])} into {(height, width)}; "
-            f"allowed: {allowed}"
+            f"allowed: {allowed}, and at most 2^50"
         )
     return (height, width), scales
+
+
+def _scaled(length, scale: float):
+    """floor(length * scale), for symbols and sizes in a program that torch.jit.trace records, too."""
+    if isinstance(length, Tensor):
+        return (length.double() * scale).long()
+    if scale.is_integer():  # exact, and easy to reason about for torch.compile and torch.export
+        return length * int(scale)
+    return torch.sym_int(length * scale)
+
+
+def _is_absurd(height, width) -> bool:
+    """No computer has the memory for so many pixels, and sizes beyond 64 bits are none to torch."""
+    return type(height) is int and type(width) is int and height * width > 2**50
 
 
 def interpolate(input: Tensor, size: Sequence[int], scales: Sequence[float] | None, align_corners: bool) -> Tensor:

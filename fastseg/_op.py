@@ -24,6 +24,7 @@ Environment: FASTSEG_BACKEND=<name> is what `backend="auto"` means (for debuggin
 import inspect
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -170,10 +171,12 @@ class Op:
             if value is not None and not isinstance(value, Tensor):
                 self._check(args)
                 _check.tensor(self.name, name, value)
+        if private.is_traced():
+            return self._run_traced(args)
         if self.stock is not None and backend in ("auto", "stock") and self._prefers_stock(args, backend):
             return self._run_stock(args)
         transformed = private.in_functional_transform()
-        if private.has_tangent(args) or (transformed and private.differentiates_twice()):
+        if private.has_tangent(args) or (transformed and private.differentiates_twice(self._pick_tensors(args))):
             return self._run_reference(args, backend)
         if transformed and self._transformable is not None:
             return self._transformable.apply(*args, backend)
@@ -229,6 +232,17 @@ class Op:
             raise BackendError(f"fastseg.{self.name}: backend={backend!r} {reason}")
         self._check(args)
         return self._reference(args)
+
+    def _run_traced(self, args: tuple):
+        """By PyTorch's own ops, whatever the backend: the program that torch.jit.trace records differentiates them, fits
+        inputs of other sizes and needs no fastseg.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of checks
+            if self.stock is not None and self.stock.why_not(args) is None:
+                return self._run_stock(args)
+            self._check(args)
+            return self._reference(args)
 
     def _fake(self, args: tuple):
         self._check(args)

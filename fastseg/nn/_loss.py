@@ -21,4 +21,4 @@ class Loss(nn.Module):
         return {name: getattr(self, name) for name in self._option_names}
 
     def extra_repr(self):
-        return ", ".join(f"{name}={value}" for name, value in self.options().items() if value is not None)
+        return ", ".join(f"{name}={value}" for name, value in self.options().items() if value is not None or name == "ignore_index")

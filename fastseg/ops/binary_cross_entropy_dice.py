@@ -140,6 +140,11 @@ def binary_cross_entropy_dice(
     """
     name = "binary_cross_entropy_dice"
     _check.booleans(name, squared=squared, per_image=per_image, zero_if_empty=zero_if_empty)
+    bce_weight, dice_weight, smooth = _check.numbers(
+        name, bce_weight=bce_weight, dice_weight=dice_weight, smooth=smooth
+    )
+    if ignore_index is not None:
+        ignore_index = float(_check.label(name, "ignore_index", ignore_index))
     pixel_weight = _check_call(name, input, target, pixel_weight, smooth)
     pos_weight = _pos_weight(name, input, pos_weight)
     flat = in_memory_order(input, target, pixel_weight)
@@ -149,8 +154,7 @@ def binary_cross_entropy_dice(
     else:
         flat = [None if tensor is None else tensor.unsqueeze(0) for tensor in flat]
     logits, mask, pixel_weight = flat
-    ignored = None if ignore_index is None else float(ignore_index)
-    statistics = sigmoid_statistics(logits, mask, pos_weight, pixel_weight, ignored, squared, backend=backend)
+    statistics = sigmoid_statistics(logits, mask, pos_weight, pixel_weight, ignore_index, squared, backend=backend)
     *sums, numerator, denominator = statistics
     return cross_entropy_dice_of(
         (*(values.unsqueeze(1) for values in sums), numerator, denominator),
@@ -182,7 +186,7 @@ def _pos_weight(name, input, pos_weight):
         return None
     dtype = accumulator(input.dtype)
     if not isinstance(pos_weight, Tensor):
-        return torch.full((), pos_weight, dtype=dtype, device=input.device)
+        return torch.full((), _check.number(name, "pos_weight", pos_weight), dtype=dtype, device=input.device)
     if pos_weight.numel() != 1:
         raise RuntimeError(f"fastseg.ops.{name}: pos_weight has shape {tuple(pos_weight.shape)}; allowed: one element")
     _check.same_device(name, "pos_weight", pos_weight, "input", input)

@@ -111,6 +111,7 @@ def sigmoid_focal_loss(
         raise ValueError(f"fastseg.ops.{_NAME}: targets has shape {sizes}")
     _check.argument(_NAME, "inputs", inputs, FLOATING, inputs.shape)
     _check.argument(_NAME, "targets", targets, FLOATING, inputs.shape, like=("inputs", inputs))
+    alpha, gamma = _check.number(_NAME, "alpha", alpha), _check.number(_NAME, "gamma", gamma)
     if not alpha <= 1:
         raise ValueError(f"fastseg.ops.{_NAME}: alpha={alpha!r}; allowed: 0 to 1, or a negative number for none")
     dtype = torch.promote_types(loss_dtype(inputs), targets.dtype)
@@ -121,7 +122,7 @@ def sigmoid_focal_loss(
         loss = reference.sigmoid_focal_loss(inputs, targets, alpha, gamma, summed, accumulator(inputs.dtype))
     else:
         flat = in_memory_order(inputs, targets)
-        loss = sigmoid_focal_loss_op(*flat, float(alpha), float(gamma), summed=summed, dtype=dtype, backend=backend)
+        loss = sigmoid_focal_loss_op(*flat, alpha, gamma, summed=summed, dtype=dtype, backend=backend)
         if not summed:
             return like_memory_order(loss, inputs)
     if reduced == MEAN:

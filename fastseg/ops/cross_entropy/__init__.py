@@ -63,8 +63,9 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     reduced = reduction_number(op, reduction)
-    if type(ignore_index) is not int:
-        ignore_index = _check.label(op, "ignore_index", ignore_index)
+    ignore_index = _check.label(op, "ignore_index", ignore_index)
+    label_smoothing = _check.number(op, "label_smoothing", label_smoothing)
+    _check.booleans(op, zero_if_empty=zero_if_empty)
     probabilities = target.is_floating_point() and target.shape == input.shape
     single = input.dim() == 1
     if single:
@@ -79,12 +80,12 @@ def cross_entropy(
                 f"fastseg.ops.{op}: ignore_index={ignore_index} with probabilities as target; allowed: none"
             )
         loss = loss_of_probabilities(
-            input, target, weight, pixel_weight, reduced, float(label_smoothing), zero_if_empty, backend
+            input, target, weight, pixel_weight, reduced, label_smoothing, zero_if_empty, backend
         )
     else:
         loss = loss_of_labels(
-            input, target, weight, pixel_weight, ignore_index, reduced, float(label_smoothing),
-            zero_if_empty=bool(zero_if_empty), backend=backend,
+            input, target, weight, pixel_weight, ignore_index, reduced, label_smoothing,
+            zero_if_empty=zero_if_empty, backend=backend,
         )  # fmt: skip
     return loss.squeeze(0) if single and reduced == NONE else loss
 
@@ -126,8 +127,9 @@ def focal_loss(
     if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
         _check.tensors(op, input=input, target=target)
     reduced = reduction_number(op, reduction)
+    _check.booleans(op, zero_if_empty=zero_if_empty)
     return loss_of_labels(
         input, target, alpha, pixel_weight, _check.label(op, "ignore_index", ignore_index),
-        MEAN_OF_COUNT if reduced == MEAN else reduced, 0.0, gamma=float(gamma), zero_if_empty=bool(zero_if_empty),
-        inert_ignored=True, backend=backend,
+        MEAN_OF_COUNT if reduced == MEAN else reduced, 0.0, gamma=_check.number(op, "gamma", gamma),
+        zero_if_empty=zero_if_empty, inert_ignored=True, backend=backend,
     )  # fmt: skip

@@ -108,9 +108,9 @@ def dice_loss(
     """
     name = "dice_loss"
     reduced = reduction_number(name, reduction)
+    smooth = _check.number(name, "smooth", smooth)
     _check.booleans(name, include_background=include_background, squared=squared, per_image=per_image)
-    if type(ignore_index) is not int:
-        ignore_index = _check.label(name, "ignore_index", ignore_index)
+    ignore_index = _check.label(name, "ignore_index", ignore_index)
     _check_call(name, input, target, weight, None, 0.0)
     images, labels, _ = _as_images(input, target, None, per_image)
     check_dice(name, images.size(1), include_background, smooth)
@@ -182,13 +182,15 @@ def cross_entropy_dice(
     _check.booleans(
         name, include_background=include_background, squared=squared, per_image=per_image, zero_if_empty=zero_if_empty
     )
-    if type(ignore_index) is not int:
-        ignore_index = _check.label(name, "ignore_index", ignore_index)
+    ignore_index = _check.label(name, "ignore_index", ignore_index)
+    label_smoothing, ce_weight, dice_weight, smooth = _check.numbers(
+        name, label_smoothing=label_smoothing, ce_weight=ce_weight, dice_weight=dice_weight, smooth=smooth
+    )
     _check_call(name, input, target, weight, pixel_weight, label_smoothing)
     images, labels, pixel_weight = _as_images(input, target, pixel_weight, per_image)
     check_dice(name, images.size(1), include_background, smooth)
     weight = None if weight is None else weight.to(accumulator(input.dtype))
-    arguments = images, labels, weight, pixel_weight, ignore_index, float(label_smoothing), squared
+    arguments = images, labels, weight, pixel_weight, ignore_index, label_smoothing, squared
     statistics = softmax_statistics(*arguments, backend=backend)
     return cross_entropy_dice_of(
         statistics, ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty, process_group,

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fastseg import _check
 
+_MOST_PIXELS = 2**50  # of an image: no computer has more memory, and everything still fits 64 bits
+
 
 def output_size_and_scales(
     op: str,
@@ -25,7 +27,7 @@ def output_size_and_scales(
         raise ValueError(f"fastseg.ops.{op}: size and scale_factor are both given; allowed: one of them")
     if size is not None:
         height, width = _pair(op, "size", size, _check.integer, "an integer")
-        if height < 1 or width < 1 or _is_absurd(height, width):
+        if height < 1 or width < 1 or (type(height) is type(width) is int and height * width > _MOST_PIXELS):
             raise ValueError(f"fastseg.ops.{op}: size={size!r}; allowed: positive numbers, at most 2^50 pixels")
         return (height, width), None
     if scale_factor is None:
@@ -35,7 +37,7 @@ def output_size_and_scales(
     if not (0 < scales[0] < math.inf and 0 < scales[1] < math.inf):
         raise ValueError(f"fastseg.ops.{op}: scale_factor={scale_factor!r}; allowed: {allowed}")
     height, width = _scaled(input.shape[2], scales[0]), _scaled(input.shape[3], scales[1])
-    if height < 1 or width < 1 or _is_absurd(height, width):
+    if height < 1 or width < 1 or (type(height) is type(width) is int and height * width > _MOST_PIXELS):
         raise ValueError(
             f"fastseg.ops.{op}: scale_factor={scale_factor!r} makes {tuple(input.shape[-2:])} into {(height, width)}; "
             f"allowed: {allowed}, and at most 2^50"
@@ -50,11 +52,6 @@ def _scaled(length, scale: float):
     if scale.is_integer():  # exact, and easy to reason about for torch.compile and torch.export
         return length * int(scale)
     return torch.sym_int(length * scale)
-
-
-def _is_absurd(height, width) -> bool:
-    """No computer has the memory for so many pixels, and sizes beyond 64 bits are none to torch."""
-    return type(height) is int and type(width) is int and height * width > 2**50
 
 
 def interpolate(input: Tensor, size: Sequence[int], scales: Sequence[float] | None, align_corners: bool) -> Tensor:

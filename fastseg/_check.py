@@ -39,16 +39,16 @@ NO_LABEL = -(1 << 63)  # an ignore_index that no label has
 
 def label(op: str, name: str, value) -> int:
     """`value` as the int that an `ignore_index` is; None means that no label is ignored."""
+    if type(value) is int:
+        return value if NO_LABEL <= value < -NO_LABEL else NO_LABEL  # no label is larger than 64 bits
     if value is None:
         return NO_LABEL
     try:
         if isinstance(value, bool):
             raise TypeError("bool")
-        value = integer(value)
+        return integer(value)
     except TypeError as error:
         raise TypeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: an integer, or None for no label") from error
-    # No label is larger than 64 bits.
-    return NO_LABEL if type(value) is int and not NO_LABEL <= value < -NO_LABEL else value
 
 
 def integer(value) -> int | torch.SymInt:
@@ -76,7 +76,10 @@ def number(op: str, name: str, value) -> float:
 
 
 def numbers(op: str, **values) -> list[float]:
-    return [number(op, name, value) for name, value in values.items()]
+    found = []
+    for name, value in values.items():  # a loop: a list comprehension costs a call
+        found.append(value if type(value) is float else number(op, name, value))
+    return found
 
 
 def dtype(op: str, name: str, value: Tensor, allowed: Sequence[torch.dtype]) -> None:
@@ -143,5 +146,7 @@ def one_of(op: str, name: str, value, allowed: Sequence) -> None:
 
 
 def in_range(op: str, name: str, value: float, low: float, high: float) -> None:
-    if not low <= number(op, name, value) <= high:
+    if type(value) not in (float, int):
+        value = number(op, name, value)
+    if not low <= value <= high:
         raise ValueError(f"fastseg.ops.{op}: {name}={value!r}; allowed: {low} to {high}")

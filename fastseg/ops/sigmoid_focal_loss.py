@@ -78,7 +78,7 @@ def sigmoid_focal_loss(
     inputs: Tensor,
     targets: Tensor,
     alpha: float = 0.25,
-    gamma: float = 2,
+    gamma: float = 2.0,
     reduction: str = "none",
     *,
     backend: str = "auto",
@@ -111,7 +111,7 @@ def sigmoid_focal_loss(
         raise ValueError(f"fastseg.ops.{_NAME}: targets has shape {sizes}")
     _check.argument(_NAME, "inputs", inputs, FLOATING, inputs.shape)
     _check.argument(_NAME, "targets", targets, FLOATING, inputs.shape, like=("inputs", inputs))
-    alpha, gamma = _check.number(_NAME, "alpha", alpha), _check.number(_NAME, "gamma", gamma)
+    alpha, gamma = _check.numbers(_NAME, alpha=alpha, gamma=gamma)
     if not alpha <= 1:
         raise ValueError(f"fastseg.ops.{_NAME}: alpha={alpha!r}; allowed: 0 to 1, or a negative number for none")
     dtype = torch.promote_types(loss_dtype(inputs), targets.dtype)

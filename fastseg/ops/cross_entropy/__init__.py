@@ -64,8 +64,10 @@ def cross_entropy(
         reduction = legacy_reduction(size_average, reduce)
     reduced = reduction_number(op, reduction)
     ignore_index = _check.label(op, "ignore_index", ignore_index)
-    label_smoothing = _check.number(op, "label_smoothing", label_smoothing)
-    _check.booleans(op, zero_if_empty=zero_if_empty)
+    if type(label_smoothing) is not float:
+        label_smoothing = _check.number(op, "label_smoothing", label_smoothing)
+    if type(zero_if_empty) is not bool:
+        _check.booleans(op, zero_if_empty=zero_if_empty)
     probabilities = target.is_floating_point() and target.shape == input.shape
     single = input.dim() == 1
     if single:

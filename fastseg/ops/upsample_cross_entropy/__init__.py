@@ -39,7 +39,8 @@ def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight,
     _check.argument(name, "target", target, LABELS, maps, "N, and the size of the upsampled logits", like=like)
     if 0 in input.shape[1:] or 0 in target.shape[1:]:
         reject_empty(name, input, target)
-    label_smoothing = _check.number(name, "label_smoothing", label_smoothing)
+    if type(label_smoothing) is not float:
+        label_smoothing = _check.number(name, "label_smoothing", label_smoothing)
     if not 0 <= label_smoothing <= 1:
         _check.in_range(name, "label_smoothing", label_smoothing, 0.0, 1.0)
     if weight is not None:
@@ -110,7 +111,8 @@ def upsample_cross_entropy(
     name = "upsample_cross_entropy"
     reduced = reduction_number(name, reduction)
     ignore_index = _check.label(name, "ignore_index", ignore_index)
-    _check.booleans(name, align_corners=align_corners, zero_if_empty=zero_if_empty)
+    if type(align_corners) is not bool or type(zero_if_empty) is not bool:
+        _check.booleans(name, align_corners=align_corners, zero_if_empty=zero_if_empty)
     tensors, scale_factors, label_smoothing = _op_arguments(
         name, input, target, size, scale_factor, weight, pixel_weight, label_smoothing
     )

@@ -143,8 +143,16 @@ def converted(inputs: Inputs, layout: str, dtype: torch.dtype) -> Inputs:
     return tuple(convert(value) for value in inputs)
 
 
-def step(function: Callable, inputs: Inputs, backward: bool) -> Callable:
-    """A call without arguments: forward, and backward with a fresh gradient if the case asks for it."""
+def first_tensor(result) -> torch.Tensor:
+    """What is differentiated of a result: the values, not their indices."""
+    return result[0] if isinstance(result, tuple) else result
+
+
+def step(function: Callable, inputs: Inputs, backward: bool, gradient: torch.Tensor | None = None) -> Callable:
+    """A call without arguments: forward, and backward with a fresh gradient if the case asks for it.
+
+    `gradient` is that of the result; only a scalar does without.
+    """
     inputs = differentiable(inputs, backward)
     first = inputs[0]
 
@@ -154,9 +162,9 @@ def step(function: Callable, inputs: Inputs, backward: bool) -> Callable:
 
     def forward_and_backward():
         first.grad = None
-        loss = function(*inputs)
-        loss.backward()
-        return loss
+        result = function(*inputs)
+        first_tensor(result).backward(gradient)
+        return result
 
     return forward_and_backward if backward else forward_only
 

@@ -115,6 +115,25 @@ def measure_cpu(calls: dict[str, Callable], budget: float = 1.5) -> dict[str, Ti
             return timings
 
 
+def measure_turns(calls: dict[str, Callable], fewest: int, budget: float = 0.0) -> dict[str, Timing]:
+    """Time single calls in turn, `fewest` of each at least and for `budget` seconds. The first fifth warms up.
+
+    For calls of microseconds: whoever disturbs a few of thousands of turns leaves the medians alone, and to look for
+    him would cost more than the call.
+    """
+    seconds = {name: [] for name in calls}
+    began = time.perf_counter()
+    turns = 0
+    while turns < fewest or time.perf_counter() - began < budget:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+        turns += 1
+    warm = max(1, turns // 5)
+    return {name: Timing(each[warm:], [True] * (turns - warm)) for name, each in seconds.items()}
+
+
 def copies_for_cold_cache(inputs: tuple) -> int:
     """How many copies of the inputs, used in rotation, push each other out of the GPU's L2."""
     held = sum(value.nbytes for value in inputs if isinstance(value, torch.Tensor))

@@ -1,9 +1,9 @@
 """`python -m benchmarks.report`: write the committed results into the Markdown files, between their markers.
 
 `<!-- benchmarks:cpu -->` ... `<!-- /benchmarks:cpu -->` is filled with one row for each case that has a
-target; `<!-- benchmarks:cpu:all -->` with every case, allocator and peer; machine by machine. `--check` writes
-nothing and fails if a file differs from what would be written. A plot is drawn beside each machine's results
-(`benchmarks/results/<device>/<machine>/speedup.svg`).
+target; `<!-- benchmarks:cpu:all -->` with every case, allocator and peer; `:host` and `:sweep` with the results of
+those commands; machine by machine. `--check` writes nothing and fails if a file differs from what would be written. A
+plot is drawn beside each machine's results (`benchmarks/results/<device>/<machine>/speedup.svg`).
 """
 
 import argparse
@@ -11,14 +11,14 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import plot, results, table
+from benchmarks import host, plot, results, sweep, table
 from benchmarks.harness import OURS
 
 FILES = ("README.md", "benchmarks/README.md")
 DEVICES = ("cpu", "cuda")
 MARKER = re.compile(
-    r"(?P<open><!-- benchmarks:(?P<device>cpu|cuda)(?P<all>(?::all)?) -->\n).*?"
-    r"(?P<close><!-- /benchmarks:(?P=device)(?P=all) -->)",
+    r"(?P<open><!-- benchmarks:(?P<name>(?P<device>cpu|cuda)(?::(?P<kind>all|host|sweep))?) -->\n).*?"
+    r"(?P<close><!-- /benchmarks:(?P=name) -->)",
     re.DOTALL,
 )
 
@@ -32,10 +32,10 @@ def pairs(machine: Path) -> list[dict[str, dict]]:
     return list(groups.values())
 
 
-def caption(machine: Path) -> str:
+def caption(machine: Path, command: str | None = None) -> str:
     """Where and when: machine, software and day, and the commits that were measured there."""
     commits: dict[str, list[str]] = {}
-    for meta, _ in results.load(machine):
+    for meta, _ in results.load(machine, command):
         others = {name: version for name, version in meta["versions"].items() if name != "fastseg"}
         packages = ", ".join(f"{name} {version}" for name, version in others.items())
         place = f"{meta['device_name']}, {meta['threads']} threads, {packages}, {meta['date'][:10]}"
@@ -135,11 +135,23 @@ def full(machine: Path) -> str:
     return f"{caption(machine)}\n\n{markdown(header, [full_row(record) for record in records])}\n"
 
 
+def of_command(machine: Path, command: str) -> str:
+    """What `benchmarks.run host` or `sweep` found."""
+    module = {"host": host, "sweep": sweep}[command]
+    ((_, records),) = results.load(machine, command)
+    tables = [markdown(header, rows) for header, rows in module.tables(records)]
+    return "\n\n".join([caption(machine, command), *tables, module.verdict(records)]) + "\n"
+
+
 def filled(text: str) -> str:
     """The text with everything between benchmark markers generated afresh."""
 
     def replacement(match: re.Match) -> str:
-        tables = [(full if match["all"] else summary)(machine) for machine in results.machines(match["device"])]
+        device, kind = match["device"], match["kind"]
+        if kind in results.COMMANDS:
+            tables = [of_command(machine, kind) for machine in results.machines(device, kind)]
+        else:
+            tables = [(full if kind == "all" else summary)(machine) for machine in results.machines(device)]
         return match["open"] + ("\n".join(tables) or "Not yet measured.\n") + match["close"]
 
     return MARKER.sub(replacement, text)

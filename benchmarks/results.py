@@ -1,9 +1,11 @@
 """Result files: what they hold, where they lie, and how targets are judged from the raw figures.
 
 A file is `{"meta": {...}, "records": [...]}`; a record is what `benchmarks/worker.py` writes for one case
-under one allocator. Committed results lie in `benchmarks/results/<device>/<machine>/<op file>.json`.
+under one allocator. Committed results lie in `benchmarks/results/<device>/<machine>/<op file>.json`, beside those of
+`benchmarks.run host` and `sweep`, whose records are of their own kinds.
 """
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -19,6 +21,7 @@ from benchmarks.harness import OURS
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
+COMMANDS = ("host", "sweep")
 PACKAGES = ("torch", "triton", "numpy", "liger-kernel", "torchvision", "pycocotools", "fastseg")
 
 
@@ -77,20 +80,41 @@ def save(path: Path, meta: dict, records: list[dict]) -> None:
     path.write_text(text + "\n")
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Where the records of a command go."""
+    parser.add_argument("--json", metavar="FILE", help="write the records there, not into benchmarks/results")
+    parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results alone")
+
+
+def keep(options: argparse.Namespace, command: str, meta: dict, records: list[dict]) -> None:
+    """Save the records of a command as its options say."""
+    if options.json:
+        save(Path(options.json), meta, records)
+    elif not options.no_save:
+        save(folder(meta) / f"{command}.json", meta, records)
+
+
 def folder(meta: dict) -> Path:
     """Where results of that machine lie: those of "Intel(R) Xeon(R) Processor" in `cpu/intel-xeon`."""
     words = re.findall("[a-z0-9]+", re.sub(r"\((r|tm)\)|processor", " ", meta["device_name"].lower()))
     return RESULTS / meta["device"] / "-".join(words)
 
 
-def machines(device: str) -> list[Path]:
-    """The folder of every machine whose results are committed."""
-    return sorted({path.parent for path in (RESULTS / device).glob("*/*.json")})
+def machines(device: str, command: str | None = None) -> list[Path]:
+    """The folder of every machine whose results, of ops or of a command, are committed."""
+    return sorted(folder for folder in (RESULTS / device).glob("*") if files(folder, command))
 
 
-def load(machine: Path) -> list[tuple[dict, list[dict]]]:
-    """Meta and records of every file in a machine's folder, in order of file name."""
-    contents = [json.loads(path.read_text()) for path in sorted(machine.glob("*.json"))]
+def files(machine: Path, command: str | None = None) -> list[Path]:
+    """The result files of the ops, or that of a command, in a machine's folder, in order of name."""
+    if command is not None:
+        return sorted(machine.glob(f"{command}.json"))
+    return [path for path in sorted(machine.glob("*.json")) if path.stem not in COMMANDS]
+
+
+def load(machine: Path, command: str | None = None) -> list[tuple[dict, list[dict]]]:
+    """Meta and records of every such file."""
+    contents = [json.loads(path.read_text()) for path in files(machine, command)]
     return [(content["meta"], content["records"]) for content in contents]
 
 

@@ -3,10 +3,13 @@
 A case whose check is red is refused and not timed. On the CPU each case runs twice, with the default
 allocator and with `fastseg.tune_allocator()`, the peers under the same one. Exit status: 0 if every case was
 measured (a missed target is a result, not a failure), 1 if one was refused, crashed or ran out of time.
+
+`python -m benchmarks.run host` and `sweep` measure small calls and calls of any size; each has a `--help` of its own.
 """
 
 import argparse
 import concurrent.futures
+import importlib
 import json
 import math
 import os
@@ -216,6 +219,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in results.COMMANDS:
+        return importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
     options = parse(arguments)
     if options.against:
         from benchmarks import against

@@ -18,6 +18,20 @@ def heading(meta: dict) -> str:
     return f"{meta['device_name']}, {meta['threads']} threads; {packages}; {commit}; {meta['date']}"
 
 
+def columns(header: list[str], rows: list[list[str]]) -> str:
+    """A table for the terminal, the first column to the left."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]) for first, *others in lines
+    )
+
+
+def report(tables: list[tuple[list[str], list[list[str]]]], verdict: str) -> str:
+    """The tables of a command and what they come to."""
+    return "\n\n".join([*(columns(header, rows) for header, rows in tables), verdict])
+
+
 def text(record: dict) -> str:
     """A block of lines: ours, every peer, every target."""
     ours = record["contestants"][OURS]

@@ -81,13 +81,19 @@ inline void write_number(const Tensor& tensor, double value, const char* name) {
   });
 }
 
-// The one element of a tensor of any floating type.
-inline double number_of(const Tensor& tensor, const char* name) {
-  FASTSEG_CHECK(tensor.is_cpu() && tensor.numel() == 1, name, " must be a CPU tensor of one element");
+// The first element of a tensor of any floating type.
+inline double first_number_of(const Tensor& tensor, const char* name) {
+  FASTSEG_CHECK(tensor.is_cpu() && tensor.numel() > 0, name, " must be a CPU tensor with elements");
   return with_floating_type(tensor, name, [&](auto zero) -> double {
     using scalar_t = decltype(zero);
     return static_cast<simd::accumulate<scalar_t>>(*tensor.const_data_ptr<scalar_t>());
   });
+}
+
+// The one element of such a tensor.
+inline double number_of(const Tensor& tensor, const char* name) {
+  FASTSEG_CHECK(tensor.numel() == 1, name, " must have one element");
+  return first_number_of(tensor, name);
 }
 
 // How tensors of the same sizes [N, C, d1, ..., dk] are walked in tiles: as [N, C, P] with P = d1 ... dk, or, where

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from fastseg.kernels._binary import sigmoid_parts
 
 from fastseg._triton import DEBUG, AotCase, on_device_of
+from fastseg.kernels._binary import sigmoid_parts
 
 
 class Config(NamedTuple):

@@ -68,7 +68,7 @@ void finish(const Problem<scalar_t>& problem, const Sums& sums, const Tensor& lo
   *dense_output<accumulate_t>(loss, 1, "loss") = static_cast<accumulate_t>(value);
 }
 
-// loss: [N, ...] without reduction, else []; denominator: []; gradient: of the loss, like input, if with_gradient, which
+// loss: [N, ...] without reduction, else []; denominator: []; gradient: that of the loss if with_gradient, which
 // needs a reduction.
 void forward(const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
              std::optional<Tensor> pixel_weight, int64_t ignore_index, int64_t reduction, double label_smoothing,

@@ -5,6 +5,10 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from fastseg._reduction import MEAN, NONE
+from fastseg._triton import DEBUG, AotCase, on_device_of
 from fastseg.kernels._columns import (
     LOG2_E,
     chunk_classes,
@@ -28,10 +32,6 @@ from fastseg.kernels.cross_entropy.triton_sums import (
     small_aot_cases,
     takes_mean,
 )
-from torch import Tensor
-
-from fastseg._reduction import MEAN, NONE
-from fastseg._triton import DEBUG, AotCase, on_device_of
 
 __all__ = ["CONFIGS", "aot_cases", "backward", "forward", "scale_in_place"]
 

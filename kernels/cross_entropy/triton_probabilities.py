@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+
+from fastseg._reduction import MEAN, NONE
+from fastseg._triton import AotCase, on_device_of
 from fastseg.kernels._columns import (
     chunk_classes,
     chunk_weights,
@@ -16,9 +19,6 @@ from fastseg.kernels._columns import (
 )
 from fastseg.kernels._views import pixel_views
 from fastseg.kernels.cross_entropy.triton_sums import finish
-
-from fastseg._reduction import MEAN, NONE
-from fastseg._triton import AotCase, on_device_of
 
 
 class Config(NamedTuple):

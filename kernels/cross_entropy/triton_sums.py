@@ -2,11 +2,11 @@
 
 import triton
 import triton.language as tl
-from fastseg.kernels._columns import pixel_weights, valid_labels
 from torch import Tensor
 
 from fastseg._reduction import MEAN, MEAN_OF_COUNT
 from fastseg._triton import DEBUG, AotCase, on_device_of
+from fastseg.kernels._columns import pixel_weights, valid_labels
 
 COUNT_BLOCK = 4096  # labels per program of denominator_kernel
 SCALE_BLOCK = 4096  # elements per turn of a program of scale_kernel

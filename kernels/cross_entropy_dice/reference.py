@@ -5,11 +5,11 @@ Ignored pixels count for nothing, whatever their logits hold. See README.md for 
 """
 
 import torch
-from fastseg.kernels.cross_entropy_dice.arithmetic import dice_per_class, mean_or_nan
 from torch import Tensor
 
 from fastseg._dtypes import accumulator
 from fastseg._layout import in_layout_of
+from fastseg.kernels.cross_entropy_dice.arithmetic import dice_per_class, mean_or_nan
 
 
 def softmax_statistics(

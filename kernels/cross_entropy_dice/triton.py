@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 import triton
+
+from fastseg._triton import DEBUG, AotCase, on_device_of
 from fastseg.kernels._views import pixel_views
 from fastseg.kernels.cross_entropy_dice import triton_loss
 from fastseg.kernels.cross_entropy_dice.triton_kernels import (
@@ -11,8 +13,6 @@ from fastseg.kernels.cross_entropy_dice.triton_kernels import (
     softmax_statistics_backward_kernel,
     softmax_statistics_kernel,
 )
-
-from fastseg._triton import DEBUG, AotCase, on_device_of
 
 
 class Config(NamedTuple):

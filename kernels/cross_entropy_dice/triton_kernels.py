@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+
 from fastseg.kernels._columns import (
     LOG2_E,
     chunk_classes,

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from fastseg.kernels.max_pool2d.index_formats import offsets_from_flat, positions, window_corners
 from torch import Tensor
 
 from fastseg._layout import image_format
+from fastseg.kernels.max_pool2d.index_formats import offsets_from_flat, positions, window_corners
 
 
 def max_pool2d(

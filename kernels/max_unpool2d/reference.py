@@ -6,10 +6,10 @@ Shapes are those of `kernels/max_pool2d/reference.py`, the two formats of `indic
 from collections.abc import Sequence
 
 import torch
-from fastseg.kernels.max_pool2d.index_formats import positions
 from torch import Tensor
 
 from fastseg._layout import image_format
+from fastseg.kernels.max_pool2d.index_formats import positions
 
 
 def max_unpool2d(

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from fastseg.kernels._binary import sigmoid_parts
 
 from fastseg._triton import AotCase, on_device_of
+from fastseg.kernels._binary import sigmoid_parts
 
 
 class Config(NamedTuple):
@@ -27,28 +27,26 @@ def focal_parts(z, t, alpha, ALPHA: tl.constexpr):
 
 
 @triton.jit
-def modulation(missed, gamma, GAMMA: tl.constexpr):
-    """missed^gamma; GAMMA is 0 or 2 for these exponents, None for any other."""
-    if GAMMA == 0:
-        return tl.full(missed.shape, 1.0, tl.float32)
-    elif GAMMA == 2:
+def modulation(missed, gamma, SQUARED: tl.constexpr):
+    """missed^gamma, SQUARED if gamma is 2."""
+    if SQUARED:
         return missed * missed
     else:
-        return tl.exp2(gamma * tl.log2(missed))
+        return tl.exp2(gamma * tl.log2(tl.where(missed < 1e-38, 1e-38, missed)))  # whose power 0 is 1
 
 
 @triton.jit
 def sigmoid_focal_loss_kernel(
     inputs, targets,  # [n]
     loss,  # [n], or [programs] fp32 if SUMMED
-    n, alpha, gamma, ALPHA: tl.constexpr, GAMMA: tl.constexpr, SUMMED: tl.constexpr, BLOCK: tl.constexpr,
+    n, alpha, gamma, ALPHA: tl.constexpr, SQUARED: tl.constexpr, SUMMED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < n
     z = tl.load(inputs + place, mask=inside, other=0.0).to(tl.float32)
     t = tl.load(targets + place, mask=inside, other=0.0).to(tl.float32)
     _, _, missed, weight, cross_entropy = focal_parts(z, t, alpha, ALPHA)
-    value = weight * modulation(missed, gamma, GAMMA) * cross_entropy
+    value = weight * modulation(missed, gamma, SQUARED) * cross_entropy
     if SUMMED:
         tl.store(loss + tl.program_id(0), tl.sum(tl.where(inside, value, 0.0), 0))
     else:
@@ -60,7 +58,7 @@ def sigmoid_focal_loss_backward_kernel(
     inputs, targets,  # [n]
     grad_loss,  # [n] of stride grad_stride, or [] with grad_stride 0
     grad_inputs,  # [n]
-    n, grad_stride, alpha, gamma, ALPHA: tl.constexpr, GAMMA: tl.constexpr, BLOCK: tl.constexpr,
+    n, grad_stride, alpha, gamma, ALPHA: tl.constexpr, SQUARED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """alpha_t (missed^gamma (p - t) + gamma missed^(gamma - 1) p q (1 - 2 t) cross_entropy), times grad_loss."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -70,47 +68,38 @@ def sigmoid_focal_loss_backward_kernel(
     grad = tl.load(grad_loss + place * grad_stride, mask=inside, other=0.0).to(tl.float32)
     p, q, missed, weight, cross_entropy = focal_parts(z, t, alpha, ALPHA)
     derivative = p * (1.0 - t) - q * t  # p - t, without cancellation
-    if GAMMA != 0:
-        spread = gamma * p * q * (1.0 - 2.0 * t) * cross_entropy
-        if GAMMA == 2:
-            derivative = missed * (missed * derivative + spread)
-        else:
-            ratio = tl.where(missed == 0.0, 0.0, spread / missed)  # 0 / 0 stands for its limit
-            derivative = modulation(missed, gamma, GAMMA) * (derivative + ratio)
+    spread = gamma * p * q * (1.0 - 2.0 * t) * cross_entropy
+    if SQUARED:
+        derivative = missed * (missed * derivative + spread)
+    else:
+        ratio = tl.where(missed == 0.0, 0.0, spread / missed)  # 0 / 0 stands for its limit
+        derivative = modulation(missed, gamma, SQUARED) * (derivative + ratio)
     tl.store(grad_inputs + place, (grad * weight * derivative).to(grad_inputs.dtype.element_ty), mask=inside)
 
 
-# --- launchers ---
-
-
-def _constexprs(alpha: float, gamma: float) -> dict:
-    return dict(ALPHA=alpha >= 0, GAMMA=int(gamma) if gamma in (0, 2) else None)
+def _launch(kernel, tensors, strides, alpha, gamma, **constexprs) -> None:
+    """Of n elements each: tensors[0] has that many."""
+    config, n = CONFIGS["any"], tensors[0].numel()
+    if n:
+        with on_device_of(tensors[0]):
+            kernel[(triton.cdiv(n, config.block),)](
+                *tensors, n, *strides, alpha, gamma, ALPHA=alpha >= 0, SQUARED=gamma == 2, **constexprs,
+                BLOCK=config.block, num_warps=config.warps,
+            )  # fmt: skip
 
 
 def forward(inputs, targets, alpha, gamma, summed, loss):
     """loss: [n], or the sum [] in fp32 if `summed`."""
-    config, n = CONFIGS["any"], inputs.numel()
-    programs = triton.cdiv(n, config.block)
-    parts = loss.new_empty((programs,)) if summed else loss
-    if programs:
-        with on_device_of(inputs):
-            sigmoid_focal_loss_kernel[(programs,)](
-                inputs, targets, parts, n, alpha, gamma, **_constexprs(alpha, gamma), SUMMED=summed, BLOCK=config.block,
-                num_warps=config.warps,
-            )  # fmt: skip
+    parts = loss.new_empty((triton.cdiv(inputs.numel(), CONFIGS["any"].block),)) if summed else loss
+    _launch(sigmoid_focal_loss_kernel, (inputs, targets, parts), (), alpha, gamma, SUMMED=summed)
     if summed:
         torch.sum(parts, 0, out=loss)
 
 
 def backward(inputs, targets, grad_loss, alpha, gamma, grad_inputs):
     """grad_loss: [] or [n] of any stride; grad_inputs: [n]."""
-    config, n = CONFIGS["any"], inputs.numel()
-    if n:
-        with on_device_of(inputs):
-            sigmoid_focal_loss_backward_kernel[(triton.cdiv(n, config.block),)](
-                inputs, targets, grad_loss, grad_inputs, n, grad_loss.stride(0) if grad_loss.dim() else 0, alpha, gamma,
-                **_constexprs(alpha, gamma), BLOCK=config.block, num_warps=config.warps,
-            )  # fmt: skip
+    stride = grad_loss.stride(0) if grad_loss.dim() else 0
+    _launch(sigmoid_focal_loss_backward_kernel, (inputs, targets, grad_loss, grad_inputs), (stride,), alpha, gamma)
 
 
 # --- ahead-of-time cases ---
@@ -118,28 +107,19 @@ def backward(inputs, targets, grad_loss, alpha, gamma, grad_inputs):
 
 def aot_cases() -> list[AotCase]:
     cases = []
-    config = CONFIGS["any"]
-    for dtype in ("fp32", "bf16"):
-        pointers = dict(inputs=f"*{dtype}", targets=f"*{dtype}")
-        scalars = dict(n="i32", alpha="fp32", gamma="fp32")
-        wide = dict(num_warps=config.warps, load_bits=128, max_registers=96)
-        for gamma in (2.0, 0.5):
-            constexprs = dict(_constexprs(0.25, gamma), BLOCK=config.block)
-            cases += [
-                AotCase(
-                    f"forward-{dtype}-gamma{gamma}", sigmoid_focal_loss_kernel,
-                    {**pointers, "loss": f"*{dtype}", **scalars},
-                    dict(constexprs, SUMMED=False), divisible=(*pointers, "loss", "n"), store_bits=128, **wide,
-                ),
-                AotCase(
-                    f"sum-{dtype}-gamma{gamma}", sigmoid_focal_loss_kernel, {**pointers, "loss": "*fp32", **scalars},
-                    dict(constexprs, SUMMED=True), divisible=(*pointers, "loss", "n"), **wide,
-                ),
-                AotCase(
-                    f"backward-{dtype}-gamma{gamma}", sigmoid_focal_loss_backward_kernel,
-                    {**pointers, "grad_loss": "*fp32", "grad_inputs": f"*{dtype}", **scalars},
-                    dict(constexprs, grad_stride=1), divisible=(*pointers, "grad_loss", "grad_inputs", "n"),
-                    store_bits=128, **wide,
-                ),
-            ]  # fmt: skip
+    forward, backward = sigmoid_focal_loss_kernel, sigmoid_focal_loss_backward_kernel
+    for dtype, squared in (("fp32", True), ("fp32", False), ("bf16", True), ("bf16", False)):
+        own, wide = f"*{dtype}", dict(load_bits=128, store_bits=128)
+        for name, kernel, outputs, options, limits in (
+            ("forward", forward, dict(loss=own), dict(SUMMED=False), wide),
+            ("sum", forward, dict(loss="*fp32"), dict(SUMMED=True), dict(load_bits=128)),
+            ("backward", backward, dict(grad_loss="*fp32", grad_inputs=own), dict(grad_stride=1), wide),
+        ):
+            pointers = dict(inputs=own, targets=own, **outputs)
+            constexprs = dict(ALPHA=True, SQUARED=squared, BLOCK=CONFIGS["any"].block, **options)
+            cases.append(AotCase(
+                f"{name}-{dtype}{'-squared' if squared else ''}", kernel,
+                {**pointers, "n": "i32", "alpha": "fp32", "gamma": "fp32"}, constexprs,
+                num_warps=CONFIGS["any"].warps, divisible=(*pointers, "n"), max_registers=96, **limits,
+            ))  # fmt: skip
     return cases

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-from fastseg.kernels._cells import Axis, axis, blend, first_output, neighbours, sample, source_rows
 from torch import Tensor
 
 from fastseg._triton import AotCase, on_device_of
+from fastseg.kernels._cells import Axis, axis, blend, first_output, neighbours, sample, source_rows
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 

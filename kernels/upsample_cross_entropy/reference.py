@@ -6,13 +6,13 @@ Shapes: input (N, C, h, w), target, pixel_weight, losses (N, H, W), weight (C,).
 
 import torch
 import torch.nn.functional as F
-from fastseg.kernels.cross_entropy_dice import reference as at_full_resolution
-from fastseg.kernels.cross_entropy_dice.arithmetic import mean_or_nan
 from torch import Tensor
 
 from fastseg._bilinear import interpolate
 from fastseg._dtypes import accumulator
 from fastseg._layout import in_layout_of
+from fastseg.kernels.cross_entropy_dice import reference as at_full_resolution
+from fastseg.kernels.cross_entropy_dice.arithmetic import mean_or_nan
 
 
 def upsample_cross_entropy(

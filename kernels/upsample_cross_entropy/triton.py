@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 import torch
 import triton
+from torch import Tensor
+
+from fastseg._triton import DEBUG, AotCase, on_device_of
 from fastseg.kernels._cells import Axis, axis
 from fastseg.kernels.cross_entropy_dice import triton_loss
 from fastseg.kernels.cross_entropy_dice.arithmetic import mean_or_nan
@@ -17,9 +20,6 @@ from fastseg.kernels.upsample_cross_entropy.triton_kernels import (
     upsample_gradient_kernel,
     upsample_softmax_kernel,
 )
-from torch import Tensor
-
-from fastseg._triton import DEBUG, AotCase, on_device_of
 
 
 class SoftmaxConfig(NamedTuple):

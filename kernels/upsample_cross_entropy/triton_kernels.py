@@ -6,6 +6,7 @@ that exponentials are powers of two. Tiles are (CHUNK classes, ROWS, lanes): a t
 
 import triton
 import triton.language as tl
+
 from fastseg.kernels._cells import blend, first_output, neighbours, sample, source_rows
 from fastseg.kernels._columns import pixel_weights, valid_labels, weight_sum
 

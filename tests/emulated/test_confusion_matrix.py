@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from fastseg.kernels.confusion_matrix.reference import confusion_matrix as reference
 
 LABELS = (torch.uint8, torch.int32, torch.int64)

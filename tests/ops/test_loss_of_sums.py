@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from fastseg.kernels.cross_entropy_dice import reference
 
 from fastseg._op import REGISTRY
+from fastseg.kernels.cross_entropy_dice import reference
 
 
 def _sums(images, classes, denominator):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from fastseg.kernels.binary_cross_entropy_dice import triton as statistics_kernels
 
+from fastseg.kernels.binary_cross_entropy_dice import triton as statistics_kernels
 from fastseg.ops import binary_cross_entropy_dice, sigmoid_focal_loss
 from tests.contract import Make
 from tests.ops import test_binary_cross_entropy_dice, test_sigmoid_focal_loss

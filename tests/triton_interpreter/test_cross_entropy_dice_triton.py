@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from fastseg.kernels.cross_entropy_dice import triton as kernels
 
+from fastseg.kernels.cross_entropy_dice import triton as kernels
 from fastseg.ops import cross_entropy_dice, dice_loss
 from tests.contract import Contract, Make
 from tests.ops.test_cross_entropy_dice import CONTRACTS, case, plain_cross_entropy_dice

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from fastseg.kernels.cross_entropy import triton_probabilities as kernels
 
+from fastseg.kernels.cross_entropy import triton_probabilities as kernels
 from fastseg.ops import cross_entropy
 from tests.contract import Case, Contract, Make
 from tests.ops.test_cross_entropy_probabilities import (

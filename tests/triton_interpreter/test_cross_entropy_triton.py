@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from fastseg.kernels.cross_entropy import triton as kernels
 
+from fastseg.kernels.cross_entropy import triton as kernels
 from fastseg.ops import cross_entropy, focal_loss
 from tests.contract import Case, Contract, Make
 from tests.ops import test_cross_entropy, test_focal_loss

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from fastseg.kernels.cross_entropy_dice import triton_loss
 
 from fastseg._op import REGISTRY
+from fastseg.kernels.cross_entropy_dice import triton_loss
 from tests.ops.test_loss_of_sums import _sums
 
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from fastseg.kernels._cells import axis, first_output, sample
 
+from fastseg.kernels._cells import axis, first_output, sample
 from fastseg.ops import upsample_argmax
 from fastseg.testing import allowed_error, assert_within_policy
 

@@ -1,0 +1,120 @@
+"""Every public op that has an equivalent in stock PyTorch, beside it: what `host` and `sweep` call at their sizes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+import fastseg.ops
+from benchmarks.harness import OURS, Inputs, first_tensor, step
+from benchmarks.inputs import IGNORED, logits
+from benchmarks.ops import (
+    binary_cross_entropy_dice,
+    confusion_matrix,
+    cross_entropy,
+    cross_entropy_dice,
+    max_pool2d,
+    max_unpool2d,
+    sigmoid_focal_loss,
+    upsample_argmax,
+    upsample_cross_entropy,
+)
+
+STOCK = "stock"
+SCALE = 4  # of the upsampling ops
+SMOOTH = {"smooth": cross_entropy_dice.SMOOTH}
+LABELLED = {"ignore_index": IGNORED}
+FLOATING = (torch.float32,) * 3 + (torch.bfloat16,)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Our public function and its stock equivalent, for the same inputs.
+
+    `make`: as in `Case`. `channels`: fewest and most classes or channels. `dtypes`: one of them is drawn.
+    """
+
+    name: str
+    make: Callable[..., Inputs]
+    ours: Callable
+    stock: Callable
+    channels: tuple[int, int] = (2, 150)
+    dtypes: tuple[torch.dtype, ...] = FLOATING
+    differentiable: bool = True
+
+    def contestants(self, backend: str) -> dict[str, Callable]:
+        return {OURS: partial(self.ours, backend=backend), STOCK: self.stock}
+
+    def steps(self, inputs: Inputs, backward: bool, backend: str) -> dict[str, Callable]:
+        """Each contestant as a call without arguments."""
+        gradient = torch.ones_like(first_tensor(self.stock(*inputs))) if backward else None
+        return {name: step(run, inputs, backward, gradient) for name, run in self.contestants(backend).items()}
+
+
+def one_image(*arguments):
+    return (logits(*arguments),)
+
+
+def pooled(shape, *arguments):
+    """Values of that shape and int64 indices, from a 2x2 pooling."""
+    batch, channels, height, width = shape
+    values, _, indices, _ = max_unpool2d.make((batch, channels, 2 * height, 2 * width), *arguments)
+    return values, indices
+
+
+def loss(module, name: str, channels=(2, 150), **options) -> Workload:
+    """A loss of `benchmarks/ops`: its inputs and its stock expression."""
+    ours = partial(getattr(fastseg.ops, name), **options)
+    return Workload(name, module.make, ours, getattr(module, f"stock_{name}"), channels)
+
+
+def upsampled_loss(name: str, **options) -> Workload:
+    stock = getattr(upsample_cross_entropy, f"stock_{name}")
+    return Workload(
+        name, partial(upsample_cross_entropy.make, scale=SCALE),
+        partial(getattr(fastseg.ops, name), **LABELLED, **options), partial(stock, align_corners=False),
+    )  # fmt: skip
+
+
+def pool(name: str, indices: bool, **window) -> Workload:
+    options = window | {"return_indices": indices}
+    ours = partial(fastseg.ops.max_pool2d, **options)
+    return Workload(f"max_pool2d {name}", one_image, ours, partial(F.max_pool2d, **options), channels=(1, 256))
+
+
+POOLS = {"2x2": max_pool2d.SEGNET, "3x3 s2": max_pool2d.RESNET, "3x3 s1": max_pool2d.RESNET | {"stride": 1}}
+
+WORKLOADS = [
+    loss(cross_entropy, "cross_entropy", **LABELLED),
+    Workload(
+        "cross_entropy probabilities", cross_entropy.make_probabilities, fastseg.ops.cross_entropy, F.cross_entropy
+    ),
+    loss(cross_entropy, "focal_loss", **LABELLED),
+    loss(cross_entropy_dice, "cross_entropy_dice", **LABELLED, **SMOOTH),
+    loss(cross_entropy_dice, "dice_loss", **LABELLED, **SMOOTH),
+    loss(binary_cross_entropy_dice, "binary_cross_entropy_dice", (1, 150), **SMOOTH),
+    loss(sigmoid_focal_loss, "sigmoid_focal_loss", (1, 150), reduction="mean"),
+    upsampled_loss("upsample_cross_entropy"),
+    upsampled_loss("upsample_cross_entropy_dice", **SMOOTH),
+    Workload(
+        "upsample_argmax", partial(upsample_argmax.make, scale=SCALE),
+        partial(fastseg.ops.upsample_argmax, dtype=torch.uint8),
+        partial(upsample_argmax.stock_upsample_argmax, align_corners=False), differentiable=False,
+    ),
+    *(pool(name, False, **window) for name, window in POOLS.items()),
+    *(pool(f"{name} indices", True, **window) for name, window in POOLS.items()),
+    Workload(
+        "max_unpool2d", pooled, partial(fastseg.ops.max_unpool2d, kernel_size=2),
+        partial(F.max_unpool2d, kernel_size=2), channels=(1, 256),
+    ),
+    Workload(
+        "confusion_matrix", confusion_matrix.make, partial(fastseg.ops.confusion_matrix, **LABELLED),
+        confusion_matrix.bincount, dtypes=(torch.int64, torch.uint8), differentiable=False,
+    ),
+]  # fmt: skip
+
+
+def named(name: str) -> Workload:
+    return next(workload for workload in WORKLOADS if workload.name == name)

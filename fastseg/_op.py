@@ -234,7 +234,7 @@ class Op:
         return self._reference(args)
 
     def _run_traced(self, args: tuple):
-        """By PyTorch's own ops, whatever the backend: the program that torch.jit.trace records differentiates them, fits
+        """By PyTorch's own ops, whatever the backend: what torch.jit.trace records can then be differentiated, fits
         inputs of other sizes and needs no fastseg.
         """
         with warnings.catch_warnings():

@@ -52,6 +52,7 @@ explaining: set[int] = set()  # threads in fastseg.info.explain
 
 
 THROUGH_REFERENCE = object()
+_EARLY = "with_gradient", "to_input", "to_target"  # arguments that ask for a gradient in the forward
 
 
 class Op:
@@ -95,7 +96,7 @@ class Op:
         self.native_name = f"_{self.name}"
         self.stock = next((backend for backend in backends if backend.name == "stock"), None)
         self.backends = tuple(backend for backend in backends if backend.name != "stock")
-        self._trusts = internal
+        self._trusts, self._is_backward = internal, backward is THROUGH_REFERENCE
         self._check = Named(check or (lambda: None), self.arguments, f"{self.name}.check")
         self._outputs = Named(outputs, self.arguments, f"{self.name}.outputs")
         self._single = len(self.results) == 1
@@ -230,7 +231,13 @@ class Op:
         if backend not in ("auto", "reference"):
             reason = "in forward-mode or nested torch.func differentiation; allowed: auto, reference"
             raise BackendError(f"fastseg.{self.name}: backend={backend!r} {reason}")
+        return self._run_definition(args)
+
+    def _run_definition(self, args: tuple):
+        """The reference, without a gradient in the forward: PyTorch differentiates its ops itself."""
         self._check(args)
+        if not self._is_backward:
+            args = tuple(name not in _EARLY and value for name, value in zip(self.names, args))
         return self._reference(args)
 
     def _run_traced(self, args: tuple):
@@ -241,8 +248,7 @@ class Op:
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of checks
             if self.stock is not None and self.stock.why_not(args) is None:
                 return self._run_stock(args)
-            self._check(args)
-            return self._reference(args)
+            return self._run_definition(args)
 
     def _fake(self, args: tuple):
         self._check(args)

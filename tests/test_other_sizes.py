@@ -90,7 +90,7 @@ def test_trace(name):
 @pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("name", CALLS)
 def test_compiled_programs(name, dynamic, monkeypatch):
-    """One, and with dynamic=None the first, of fixed sizes: none for an orientation, or a size from which ours is faster."""
+    """One, and with dynamic=None the first, of fixed sizes: none for an orientation, or for a size threshold."""
     monkeypatch.undo()  # conftest.py's, which leaves nothing to stock
     torch._dynamo.reset()
     programs = []

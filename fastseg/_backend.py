@@ -14,6 +14,7 @@ import torch
 
 from fastseg import _library
 from fastseg import _private_api as private
+from fastseg._dtypes import FLOATING, FLOATING_GPU
 
 BACKEND_NAMES = ("stock", "cpu", "cuda", "triton", "reference")
 
@@ -157,8 +158,8 @@ class Backend:
 class Stock:
     """PyTorch's own function as a backend: "auto" takes it for small CPU tensors, where one call into C++ ends sooner.
 
-    run: a plain function of the arguments, differentiated by PyTorch; returns what the op returns, None for outputs
-        that the public function does not use. What it raises reaches the user.
+    run: a plain function of the arguments, differentiated by PyTorch; returns what the op returns, of several outputs
+        those that the public function uses. What it raises reaches the user.
     below: by class of calls, the number of elements of the first argument below which "auto" takes it.
     which: names the class of a call, a key of `below`, or None where it is never faster; by default the only key.
     refuses: gives the reason why stock does not keep every promise of the op on this call, or None.
@@ -177,9 +178,9 @@ class Stock:
         self._run, self.below, self._which, self._refuses = run, dict(below), which, refuses
 
     def bind(self, op: "Bound") -> None:
-        (only,) = self.below if self._which is None else (None,)
+        self._only = None if self._which else next(iter(self.below))
         self.function = Named(self._run, op.arguments, f"{op.name}, stock")
-        self.which = Named(self._which or (lambda: only), op.arguments, f"{op.name}, stock: which")
+        self.which = None if self._which is None else Named(self._which, op.arguments, f"{op.name}, stock: which")
         self.refuses = Named(self._refuses or (lambda: None), op.arguments, f"{op.name}, stock: refuses")
 
     def why_not(self, args: tuple) -> str | None:
@@ -196,10 +197,32 @@ class Stock:
         lead, which, refuses = args[0], self.which, self.refuses
         if not lead.is_cpu:
             return False
-        kind = which.function(*which.pick(args))
+        kind = self._only if which is None else which.function(*which.pick(args))
         if kind is None:
             return False
         elements = lead.numel()
         if type(elements) is not int or elements >= self.below[kind]:
             return False
         return refuses.function(*refuses.pick(args)) is None
+
+
+def rows(
+    reference: Callable,
+    *,
+    stock: Stock | None = None,
+    cpu: Sequence[torch.dtype] | None = FLOATING,
+    cuda: Sequence[torch.dtype] | None = None,
+    triton: str | None = None,
+    refuses_triton: Callable[..., str | None] | None = None,
+) -> list[Backend | Stock]:
+    """The usual table: stock for small calls, a C++ kernel for the dtypes `cpu`, one GPU kernel, the reference.
+
+    cuda: the dtypes of a CUDA kernel; triton: where a Triton launcher stands, for fp32 and half types.
+    """
+    table: list[Backend | Stock] = [stock] if stock else []
+    table.append(Backend("cpu", dtypes=cpu))
+    if cuda is not None:
+        table.append(Backend("cuda", dtypes=cuda))
+    if triton is not None:
+        table.append(Backend("triton", triton, dtypes=FLOATING_GPU if cpu else None, refuses=refuses_triton))
+    return [*table, Backend("reference", reference)]

@@ -18,7 +18,7 @@ Callbacks are plain functions whose parameter names say what they get: any argum
 once, when the op is defined (a name that the schema lacks is an error there), into positions: a call makes no
 dictionary of them. CONTRIBUTING.md follows one op through this file.
 
-Environment: FASTSEG_BACKEND=<name> is what `backend="auto"` means (for debugging; it never falls back).
+Environment: FASTSEG_BACKEND=<name>, read at import, is what `backend="auto"` means (for debugging; never falls back).
 """
 
 import inspect
@@ -124,7 +124,7 @@ class Op:
         _definitions.define(full, tags=(torch.Tag.pt2_compliant_tag,))
         count = len(self.arguments)
         # The dispatcher drops trailing arguments that equal their default; `backend` alone has one.
-        run = lambda *args: self._run(args[:count], args[count] if len(args) > count else "auto")  # noqa: E731
+        run = lambda *args: self._run(args[:count], args[count] if len(args) > count else AUTO)  # noqa: E731
         _definitions.impl(self.name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(
             f"fastseg::{self.name}", lambda *args: self._fake(args[:count]), lib=_definitions
@@ -142,13 +142,15 @@ class Op:
             return self._run_stock(args) if backend == "stock" else self._packet(*args, backend)
         if explaining and threading.get_ident() in explaining:
             raise Explanation(self.explain(args, backend))
+        stock = self.stock
+        if stock is not None and (stock.is_faster(args) if backend == "auto" else self._asks_for_stock(args, backend)):
+            run = stock.function  # called directly, which spares a microsecond
+            if not self._trusts:
+                self._check.function(*self._check.pick(args))
+            return run.function(*run.pick(args))
         tensors = self._pick_tensors(args)
         if private.is_watched(tensors):
             return self._call_watched(args, backend)
-        if self.stock is not None and backend in ("auto", "stock") and self._prefers_stock(args, backend):
-            check, run = self._check, self.stock.function  # called directly, which spares a microsecond
-            check.function(*check.pick(args))
-            return run.function(*run.pick(args))
         if self._apply is not None and torch.is_grad_enabled():
             for tensor in tensors:
                 if tensor is not None and tensor.requires_grad:
@@ -174,8 +176,6 @@ class Op:
                 _check.tensor(self.name, name, value)
         if private.is_traced():
             return self._run_traced(args)
-        if self.stock is not None and backend in ("auto", "stock") and self._prefers_stock(args, backend):
-            return self._run_stock(args)
         transformed = private.in_functional_transform()
         if private.has_tangent(args) or (transformed and private.differentiates_twice(self._pick_tensors(args))):
             return self._run_reference(args, backend)
@@ -212,9 +212,9 @@ class Op:
             chosen.kernel(*args, *results)
         return results
 
-    def _prefers_stock(self, args: tuple, backend: str) -> bool:
-        if backend == "auto":
-            return self.stock.is_faster(args)
+    def _asks_for_stock(self, args: tuple, backend: str) -> bool:
+        if backend != "stock":
+            return False
         reason = self.stock.why_not(args)
         if reason is not None:
             raise BackendError(f"fastseg.{self.name}: backend='stock' cannot run this call: {reason}")
@@ -274,9 +274,10 @@ class Op:
 
     def explain(self, args: tuple, backend: str = "auto") -> str:
         """What would run this call, and why the other backends would not."""
-        stock = self.stock is not None and backend in ("auto", "stock") and self._prefers_stock(args, backend)
         self._check(args)
-        chosen = "stock" if stock else self.choose(args, backend).name
+        stock = self.stock
+        faster = stock is not None and (backend == "stock" or (backend == "auto" and stock.is_faster(args)))
+        chosen = "stock" if faster and stock.why_not(args) is None else self.choose(args, backend).name
         return f"fastseg.{self.name}: {chosen} runs\n{self._reasons(args)}"
 
     def _reasons(self, args: tuple) -> str:
@@ -328,7 +329,7 @@ class Op:
             return self._packet(*args) if private.in_functional_transform() else run_op(args[:-1], args[-1])
 
         def setup_context(ctx, inputs, output):
-            inputs = inputs if len(inputs) > len(arguments) else (*inputs, "auto")
+            inputs = inputs if len(inputs) > len(arguments) else (*inputs, AUTO)
             values = (*inputs, output) if single else (*inputs, *output)
             ctx.constants = constants_of(values)
             ctx.save_for_backward(*pick_tensors(values))

@@ -11,6 +11,11 @@ from torch.nn import _reduction
 _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 
+# torch.nn.functional.cross_entropy of (input, target, weight, reduction, ignore_index, label_smoothing), its reduction
+# being a number of fastseg._reduction.
+stock_cross_entropy = torch._C._nn.cross_entropy_loss
+
+
 def is_watched(tensors: tuple) -> bool:
     """True if a mode, transform, profiler or tensor subclass must see a call with these tensors (or None).
 

@@ -4,12 +4,12 @@ from fastseg import _check
 
 NONE, MEAN, SUM, MEAN_OF_COUNT = range(4)  # MEAN divides by the weights of the labels, MEAN_OF_COUNT does not
 
-_NUMBERS = {"none": NONE, "mean": MEAN, "sum": SUM}
+NUMBERS = {"none": NONE, "mean": MEAN, "sum": SUM}
 
 
 def reduction_number(op: str, reduction: str) -> int:
     """NONE, MEAN or SUM; ValueError for any other word."""
-    number = _NUMBERS.get(reduction) if isinstance(reduction, str) else None
+    number = NUMBERS.get(reduction) if isinstance(reduction, str) else None
     if number is None:
-        _check.one_of(op, "reduction", reduction, tuple(_NUMBERS))
+        _check.one_of(op, "reduction", reduction, tuple(NUMBERS))
     return number

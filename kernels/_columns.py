@@ -7,10 +7,21 @@ bytes of a plane at once), CHUNK = 8 and up for rows (channels_last, the lanes s
 classes).
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+class Config(NamedTuple):
+    """How a block of pixels is cut: CHUNK classes per tile, STEP classes in registers at a time, BLOCK_P pixels."""
+
+    chunk: int
+    step: int
+    block: int
+    warps: int
 
 
 @triton.jit

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._dtypes import FLOATING, FLOATING_GPU, accumulator, loss_dtype
+from fastseg._backend import rows
+from fastseg._dtypes import FLOATING, accumulator, loss_dtype
 from fastseg._layout import in_memory_order
-from fastseg._op import THROUGH_REFERENCE, Backend, Op
+from fastseg._op import THROUGH_REFERENCE, Op
 from fastseg.kernels.binary_cross_entropy_dice import reference
 from fastseg.ops.cross_entropy_dice.loss_of_sums import cross_entropy_dice_of
 from fastseg.ops.cross_entropy_dice.statistics import check_gradients
@@ -60,11 +61,7 @@ sigmoid_statistics = Op(
     backward=backward,
     internal=True,
     contiguous=("input", "target", "pixel_weight"),
-    backends=[
-        Backend("cpu", dtypes=FLOATING),
-        Backend("triton", "binary_cross_entropy_dice.triton.sigmoid_statistics", dtypes=FLOATING_GPU),
-        Backend("reference", reference.sigmoid_statistics),
-    ],
+    backends=rows(reference.sigmoid_statistics, triton="binary_cross_entropy_dice.triton.sigmoid_statistics"),
 )
 
 
@@ -84,11 +81,10 @@ sigmoid_statistics_backward = Op(
     backward=THROUGH_REFERENCE,
     internal=True,
     contiguous=("input", "target", "pixel_weight", "grad_intersection", "grad_prediction"),
-    backends=[
-        Backend("cpu", dtypes=FLOATING),
-        Backend("triton", "binary_cross_entropy_dice.triton.sigmoid_statistics_backward", dtypes=FLOATING_GPU),
-        Backend("reference", reference.sigmoid_statistics_backward),
-    ],
+    backends=rows(
+        reference.sigmoid_statistics_backward,
+        triton="binary_cross_entropy_dice.triton.sigmoid_statistics_backward",
+    ),
 )
 
 

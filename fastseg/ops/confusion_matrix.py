@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
+from fastseg._backend import rows
 from fastseg._dtypes import FLOATING, LABELS
-from fastseg._op import Backend, Op
+from fastseg._op import Op
 from fastseg.kernels.confusion_matrix import reference
 
 _NAME = "confusion_matrix"
@@ -44,11 +45,7 @@ confusion_matrix_op = Op(
     "confusion_matrix(Tensor input, Tensor target, int num_classes, int ignore_index) -> Tensor counts",
     check=check,
     outputs=outputs,
-    backends=[
-        Backend("cpu", dtypes=(*FLOATING, *LABELS)),
-        Backend("cuda", dtypes=(*FLOATING, *LABELS)),
-        Backend("reference", reference.confusion_matrix),
-    ],
+    backends=rows(reference.confusion_matrix, cpu=(*FLOATING, *LABELS), cuda=(*FLOATING, *LABELS)),
 )
 
 

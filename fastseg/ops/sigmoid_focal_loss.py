@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._dtypes import FLOATING, FLOATING_GPU, accumulator, loss_dtype
+from fastseg._backend import rows
+from fastseg._dtypes import FLOATING, accumulator, loss_dtype
 from fastseg._layout import in_memory_order, like_memory_order
-from fastseg._op import THROUGH_REFERENCE, Backend, Op
+from fastseg._op import THROUGH_REFERENCE, Op
 from fastseg._reduction import MEAN, NONE, reduction_number
 from fastseg.kernels.sigmoid_focal_loss import reference
 
@@ -43,11 +44,7 @@ sigmoid_focal_loss_op = Op(
     backward=backward,
     internal=True,
     contiguous=("inputs", "targets"),
-    backends=[
-        Backend("cpu", dtypes=FLOATING),
-        Backend("triton", "sigmoid_focal_loss.triton.forward", dtypes=FLOATING_GPU),
-        Backend("reference", reference.sigmoid_focal_loss),
-    ],
+    backends=rows(reference.sigmoid_focal_loss, triton="sigmoid_focal_loss.triton.forward"),
 )
 
 
@@ -66,11 +63,7 @@ sigmoid_focal_loss_backward = Op(
     backward=THROUGH_REFERENCE,
     internal=True,
     contiguous=("inputs", "targets"),
-    backends=[
-        Backend("cpu", dtypes=FLOATING),
-        Backend("triton", "sigmoid_focal_loss.triton.backward", dtypes=FLOATING_GPU),
-        Backend("reference", reference.sigmoid_focal_loss_backward),
-    ],
+    backends=rows(reference.sigmoid_focal_loss_backward, triton="sigmoid_focal_loss.triton.backward"),
 )
 
 

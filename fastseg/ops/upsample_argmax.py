@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
+from fastseg._backend import rows
 from fastseg._bilinear import output_size_and_scales
 from fastseg._dtypes import FLOATING, FLOATING_GPU
-from fastseg._op import Backend, Op
+from fastseg._op import Op
 from fastseg.kernels.upsample_argmax import reference
 
 _ARGUMENTS = "Tensor input, SymInt[] size, float[]? scales, bool align_corners, ScalarType dtype"
@@ -44,11 +45,7 @@ upsample_argmax_op = Op(
     f"upsample_argmax({_ARGUMENTS}) -> Tensor labels",
     check=check,
     outputs=outputs,
-    backends=[
-        Backend("cpu", dtypes=FLOATING_GPU),
-        Backend("triton", "upsample_argmax.triton.upsample_argmax", dtypes=FLOATING_GPU),
-        Backend("reference", reference.upsample_argmax),
-    ],
+    backends=rows(reference.upsample_argmax, cpu=FLOATING_GPU, triton="upsample_argmax.triton.upsample_argmax"),
 )
 
 
@@ -61,11 +58,11 @@ upsample_argmax_probability_op = Op(
     f"upsample_argmax_probability({_ARGUMENTS}) -> (Tensor labels, Tensor probability)",
     check=check,
     outputs=outputs_with_probability,
-    backends=[
-        Backend("cpu", dtypes=FLOATING_GPU),
-        Backend("triton", "upsample_argmax.triton.upsample_argmax_probability", dtypes=FLOATING_GPU),
-        Backend("reference", reference.upsample_argmax_probability),
-    ],
+    backends=rows(
+        reference.upsample_argmax_probability,
+        cpu=FLOATING_GPU,
+        triton="upsample_argmax.triton.upsample_argmax_probability",
+    ),
 )
 
 

@@ -11,6 +11,7 @@ from fastseg._reduction import MEAN, NONE
 from fastseg._triton import DEBUG, AotCase, on_device_of
 from fastseg.kernels._columns import (
     LOG2_E,
+    Config,
     chunk_classes,
     chunk_weights,
     column_max,
@@ -34,15 +35,6 @@ from fastseg.kernels.cross_entropy.triton_sums import (
 )
 
 __all__ = ["CONFIGS", "aot_cases", "backward", "forward", "scale_in_place"]
-
-
-class Config(NamedTuple):
-    """How a block of pixels is cut: CHUNK classes per tile, STEP classes in registers at a time, BLOCK_P pixels."""
-
-    chunk: int
-    step: int
-    block: int
-    warps: int
 
 
 # (layout, most classes) -> Config, the first that fits. While all C classes fit in STEP they are read once and stay in

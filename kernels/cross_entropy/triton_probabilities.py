@@ -1,7 +1,5 @@
 """Softmax cross entropy against probabilities in Triton: formulas in README.md, columns in ../_columns.py."""
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -9,6 +7,7 @@ import triton.language as tl
 from fastseg._reduction import MEAN, NONE
 from fastseg._triton import AotCase, on_device_of
 from fastseg.kernels._columns import (
+    Config,
     chunk_classes,
     chunk_weights,
     column_max,
@@ -19,16 +18,6 @@ from fastseg.kernels._columns import (
 )
 from fastseg.kernels._views import pixel_views
 from fastseg.kernels.cross_entropy.triton_sums import finish
-
-
-class Config(NamedTuple):
-    """How a block of pixels is cut: CHUNK classes per tile, STEP classes in registers at a time, BLOCK_P pixels."""
-
-    chunk: int
-    step: int
-    block: int
-    warps: int
-
 
 # (layout of the logits, most classes) -> Config, the first that fits. Logits and targets of STEP classes are held
 # together, so a thread has about half the pixels that it has with labels. Beyond STEP a first sweep takes the softmax

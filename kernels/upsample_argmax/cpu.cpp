@@ -18,6 +18,7 @@ namespace {
 using torch::stable::Tensor;
 
 constexpr int64_t kStreamedBytes = 8 << 20;   // label maps from here on bypass the cache
+constexpr int64_t kFewestElements = 1 << 16;  // upsampled logits below which a second thread costs more than it brings
 constexpr int64_t kSmallestPrunedCell = 6;    // output pixels per source cell from which pruning pays
 
 void run(const Problem& problem) {
@@ -28,14 +29,20 @@ void run(const Problem& problem) {
   const int64_t slices = std::clamp<int64_t>(wanted_slices, 1, std::max<int64_t>(1, bands / 4));
   const int64_t items = problem.images * tiles * slices;
   if (items == 0) return;
-  fastseg::share_slices(items, [&](const auto& take) {
+  const auto work = [&](const auto& take) {
     Labeller labeller(problem);
     for (int64_t item = take(); item >= 0; item = take()) {
       const int64_t slice = item % slices, tile = item / slices % tiles, image = item / slices / tiles;
       labeller.label(image, problem.tiles[tile], bands * slice / slices, bands * (slice + 1) / slices);
     }
     simd::stream_fence();
-  });
+  };
+  if (problem.images * problem.classes * problem.out_height * problem.out_width < kFewestElements) {
+    int64_t next = 0;
+    work([&] { return next < items ? next++ : -1; });
+  } else {
+    fastseg::share_slices(items, work);
+  }
 }
 
 // Fills in everything but the outputs.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg._private_api import legacy_reduction
-from fastseg._reduction import MEAN, MEAN_OF_COUNT, NONE, reduction_number
+from fastseg._reduction import MEAN, MEAN_OF_COUNT, NONE, NUMBERS, reduction_number
 from fastseg.ops.cross_entropy.labels import loss_of_labels
 from fastseg.ops.cross_entropy.probabilities import loss_of_probabilities
 
@@ -60,10 +60,15 @@ def cross_entropy(
     op = "cross_entropy"
     if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
         _check.tensors(op, input=input, target=target)
+    if weight is not None and not isinstance(weight, Tensor):
+        _check.tensors(op, weight=weight)
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
-    reduced = reduction_number(op, reduction)
-    ignore_index = _check.label(op, "ignore_index", ignore_index)
+    reduced = NUMBERS.get(reduction) if type(reduction) is str else None
+    if reduced is None:
+        reduction_number(op, reduction)  # says what is wrong
+    if type(ignore_index) is not int or abs(ignore_index) >= 1 << 63:
+        ignore_index = _check.label(op, "ignore_index", ignore_index)
     if type(label_smoothing) is not float:
         label_smoothing = _check.number(op, "label_smoothing", label_smoothing)
     if type(zero_if_empty) is not bool:

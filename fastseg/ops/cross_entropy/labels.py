@@ -10,14 +10,15 @@ it is sometimes computed in the forward: kernels/cross_entropy/README.md.
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fastseg import _check
-from fastseg._dtypes import FLOATING, FLOATING_GPU, HALF, LABELS, accumulator, is_autocast
+from fastseg._backend import Stock, rows
+from fastseg._dtypes import FLOATING, HALF, LABELS, accumulator, is_autocast
 from fastseg._early_gradient import scaled
 from fastseg._layout import empty_as, is_channels_last
-from fastseg._op import THROUGH_REFERENCE, Backend, Op, Stock
-from fastseg._reduction import MEAN, NONE, SUM
+from fastseg._op import THROUGH_REFERENCE, Op
+from fastseg._private_api import stock_cross_entropy
+from fastseg._reduction import NONE
 from fastseg.kernels.cross_entropy import reference
 from fastseg.ops.cross_entropy.common import check_common, check_spatial
 
@@ -32,13 +33,15 @@ def check(input, target, weight, pixel_weight, label_smoothing, gamma, inert_ign
         _check.dtype(op, "input", input, FLOATING)
         _check.dtype(op, "target", target, LABELS)
         _check.same_device(op, "target", target, "input", input)
-    check_common(op, input, weight, pixel_weight, label_smoothing)
+    shape = input.shape
+    if len(shape) < 2 or not shape[1] or not 0 <= label_smoothing <= 1 or weight is not pixel_weight:  # both are None
+        check_common(op, input, weight, pixel_weight, label_smoothing)
     if weight is not None:
         name = "alpha" if inert_ignored else "weight"
         _check.dtype(op, name, weight, (input.dtype, accumulator(input.dtype)))
         if weight.requires_grad:
             raise RuntimeError(f"fastseg.ops.{op}: {name} requires grad; allowed: a constant, with labels as target")
-    if target.shape != input.shape[:1] + input.shape[2:]:
+    if target.shape != (shape[0], *shape[2:]):
         check_spatial(op, "target", target, input)
     if not gamma >= 0:
         raise ValueError(f"fastseg.ops.{op}: gamma={gamma!r}; allowed: 0 or more")
@@ -77,25 +80,19 @@ def early(input, reduction):
 
 # --- what small calls are left to ---
 
-_REDUCTIONS = {NONE: "none", MEAN: "mean", SUM: "sum"}
-
-
 def stock(input, target, weight, ignore_index, reduction, label_smoothing):
-    loss = functional.cross_entropy(
-        input, target, weight, ignore_index=ignore_index, reduction=_REDUCTIONS[reduction],
-        label_smoothing=label_smoothing,
-    )  # fmt: skip
-    return loss, None, None
+    """Half types in fp32, as ours: stock sums in the precision of its input."""
+    if input.dtype in HALF:
+        input, weight = input.float(), None if weight is None else weight.float()
+    return (stock_cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing),)
 
 
 def stock_refuses(input, target, weight, pixel_weight, gamma, zero_if_empty, inert_ignored):
     if pixel_weight is not None or gamma or zero_if_empty or inert_ignored:
         return "it has no pixel_weight, zero_if_empty or focal loss"
-    if input.dtype in HALF:
-        return "it sums half types in their own precision"
     if target.dtype != torch.int64 or (weight is not None and weight.dtype != input.dtype):
         return "it takes int64 labels and weights of the input's dtype"
-    if is_channels_last(input):
+    if input.requires_grad and not input.is_contiguous() and is_channels_last(input):
         return "its gradient loses channels_last"
     return None
 
@@ -108,12 +105,11 @@ cross_entropy_op = Op(
     early=early,
     contiguous=("target",),
     accumulated=("weight", "pixel_weight"),
-    backends=[
-        Stock(stock, below={"labels": 1 << 16}, refuses=stock_refuses),
-        Backend("cpu", dtypes=FLOATING),
-        Backend("triton", "cross_entropy.triton.forward", dtypes=FLOATING_GPU),
-        Backend("reference", reference.cross_entropy),
-    ],
+    backends=rows(
+        reference.cross_entropy,
+        stock=Stock(stock, below={"labels": 1 << 14}, refuses=stock_refuses),
+        triton="cross_entropy.triton.forward",
+    ),
 )
 
 cross_entropy_backward = Op(
@@ -124,11 +120,7 @@ cross_entropy_backward = Op(
     internal=True,
     contiguous=("target",),
     accumulated=("weight", "pixel_weight", "grad_loss"),
-    backends=[
-        Backend("cpu", dtypes=FLOATING),
-        Backend("triton", "cross_entropy.triton.backward", dtypes=FLOATING_GPU),
-        Backend("reference", reference.cross_entropy_backward),
-    ],
+    backends=rows(reference.cross_entropy_backward, triton="cross_entropy.triton.backward"),
 )
 
 

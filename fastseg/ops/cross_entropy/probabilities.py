@@ -9,13 +9,14 @@ as torch.nn.functional.cross_entropy has it. A mean divides by the number of pix
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fastseg import _check
-from fastseg._dtypes import FLOATING, FLOATING_GPU, HALF, accumulator, is_autocast
+from fastseg._backend import Stock, rows
+from fastseg._dtypes import FLOATING, HALF, accumulator, is_autocast
 from fastseg._early_gradient import scaled
 from fastseg._layout import empty_as, is_channels_last
-from fastseg._op import THROUGH_REFERENCE, Backend, Op, Stock
+from fastseg._op import THROUGH_REFERENCE, Op
+from fastseg._private_api import stock_cross_entropy
 from fastseg._reduction import MEAN, NONE, SUM
 from fastseg.kernels.cross_entropy import reference
 from fastseg.ops.cross_entropy.common import check_common
@@ -27,11 +28,14 @@ _OPTIONS = "int reduction, float label_smoothing, bool to_input, bool to_target"
 def check(input, target, weight, pixel_weight, label_smoothing):
     """input and target [N, C, ...], weight [C], pixel_weight [N, ...]."""
     op = "cross_entropy"
-    _check.argument(op, "input", input, FLOATING, input.shape)
-    _check.argument(op, "target", target, FLOATING, target.shape, like=("input", input))
-    check_common(op, input, weight, pixel_weight, label_smoothing)
-    if target.shape != input.shape:
-        _check.shape(op, "target", target, input.shape, "the shape of input")
+    shape = input.shape
+    if input.dtype not in FLOATING or target.dtype not in FLOATING or target.device != input.device:
+        _check.argument(op, "input", input, FLOATING, shape)
+        _check.argument(op, "target", target, FLOATING, target.shape, like=("input", input))
+    if len(shape) < 2 or not shape[1] or not 0 <= label_smoothing <= 1 or weight is not pixel_weight:  # both are None
+        check_common(op, input, weight, pixel_weight, label_smoothing)
+    if target.shape != shape:
+        _check.shape(op, "target", target, shape, "the shape of input")
 
 
 def gradient_outputs(input, target, to_input, to_target):
@@ -68,31 +72,29 @@ def backward(
 
 # --- what small calls are left to ---
 
-_REDUCTIONS = {NONE: "none", MEAN: "mean", SUM: "sum"}
 # Rows (N, C) of that many classes, which stock reads along the row and ours must transpose, are as fast in stock.
 LONGEST_ROWS = 64
 
 
 def stock(input, target, weight, reduction, label_smoothing):
-    loss = functional.cross_entropy(
-        input, target, weight, reduction=_REDUCTIONS[reduction], label_smoothing=label_smoothing
-    )
-    return loss, None, None
+    """Half types in fp32, as ours: stock sums in the precision of its input."""
+    if input.dtype in HALF or target.dtype in HALF:
+        input, target = input.float(), target.float()
+    return (stock_cross_entropy(input, target, weight, reduction, -100, label_smoothing),)
 
 
 def stock_which(input):
     if input.dim() == 2 and input.shape[1] >= LONGEST_ROWS:
         return "probabilities (N, 64 or more)"
-    return "probabilities, 2 or 3 classes" if input.shape[1] < 4 else "probabilities"
+    return "probabilities"
 
 
 def stock_refuses(input, target, weight, pixel_weight):
     if pixel_weight is not None:
         return "it has no pixel_weight"
-    if input.dtype in HALF or target.dtype in HALF or (weight is not None and weight.dtype in HALF):
-        return "it sums half types in their own precision"
-    if is_channels_last(input) or is_channels_last(target):
-        return "its gradients lose channels_last"
+    for tensor in (input, target):
+        if tensor.requires_grad and not tensor.is_contiguous() and is_channels_last(tensor):
+            return "its gradients lose channels_last"
     return None
 
 
@@ -103,21 +105,19 @@ cross_entropy_probabilities_op = Op(
     backward=backward,
     internal=True,
     accumulated=("weight", "pixel_weight"),
-    backends=[
-        Stock(
+    backends=rows(
+        reference.cross_entropy_probabilities,
+        stock=Stock(
             stock,
             below={
-                "probabilities": 1 << 18,
-                "probabilities, 2 or 3 classes": 1 << 20,
+                "probabilities": 1 << 14,
                 "probabilities (N, 64 or more)": 1 << 62,
             },
             which=stock_which,
             refuses=stock_refuses,
         ),
-        Backend("cpu", dtypes=FLOATING),
-        Backend("triton", "cross_entropy.triton_probabilities.forward", dtypes=FLOATING_GPU),
-        Backend("reference", reference.cross_entropy_probabilities),
-    ],
+        triton="cross_entropy.triton_probabilities.forward",
+    ),
 )
 
 cross_entropy_probabilities_backward = Op(
@@ -128,11 +128,7 @@ cross_entropy_probabilities_backward = Op(
     backward=THROUGH_REFERENCE,
     internal=True,
     accumulated=("weight", "pixel_weight", "grad_loss"),
-    backends=[
-        Backend("cpu", dtypes=FLOATING),
-        Backend("triton", "cross_entropy.triton_probabilities.backward", dtypes=FLOATING_GPU),
-        Backend("reference", reference.cross_entropy_probabilities_backward),
-    ],
+    backends=rows(reference.cross_entropy_probabilities_backward, triton="cross_entropy.triton_probabilities.backward"),
 )
 
 
@@ -141,17 +137,20 @@ def loss_of_probabilities(
 ) -> Tensor:
     """What fastseg.ops.cross_entropy returns, in stock's dtype. input, target: (N, C, ...); reduction: its number."""
     check(input, target, weight, pixel_weight, label_smoothing)
-    result = torch.promote_types(input.dtype, target.dtype)
-    result = result if weight is None else torch.promote_types(result, weight.dtype)
-    if result == torch.float64:
-        input, target = input.double(), target.double()
-    if is_autocast(input):
-        result = accumulator(result)
+    result = input.dtype
+    if target.dtype != result or weight is not None:
+        result = torch.promote_types(result, target.dtype)
+        result = result if weight is None else torch.promote_types(result, weight.dtype)
+        if result == torch.float64:
+            input, target = input.double(), target.double()
+    if result in HALF and is_autocast(input):
+        result = torch.float32
     if reduction == MEAN and (pixel_weight is not None or zero_if_empty):
         # A mean over weights is the sum with weights that add up to 1.
         pixel_weight = _shares(input, pixel_weight, zero_if_empty)
         reduction = SUM
-    return _run(input, target, weight, pixel_weight, reduction, label_smoothing, backend).to(result)
+    loss = _run(input, target, weight, pixel_weight, reduction, label_smoothing, backend)
+    return loss if loss.dtype == result else loss.to(result)
 
 
 def _shares(input: Tensor, pixel_weight: Tensor | None, zero_if_empty: bool) -> Tensor:
@@ -180,6 +179,8 @@ def _gradients_in_forward(input: Tensor, target: Tensor, reduction: int) -> tupl
     """Which gradients come with the loss, from one read: see labels.early. Not in a compiled graph either."""
     if reduction == NONE or torch.float16 in (input.dtype, target.dtype):
         return False, False
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not (input.requires_grad or target.requires_grad) or not torch.is_grad_enabled():
+        return False, False
+    if torch.compiler.is_compiling():
         return False, False
     return input.requires_grad, target.requires_grad

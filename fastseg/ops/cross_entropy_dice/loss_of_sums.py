@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._op import THROUGH_REFERENCE, Backend, Op
+from fastseg._backend import rows
+from fastseg._op import THROUGH_REFERENCE, Op
 from fastseg.kernels.cross_entropy_dice import reference
 from fastseg.kernels.cross_entropy_dice.arithmetic import dice_per_class, mean_or_nan
 
@@ -79,11 +80,7 @@ loss_of_sums = Op(
     backward=backward,
     internal=True,
     contiguous=_SUM_NAMES,
-    backends=[
-        Backend("cpu"),
-        Backend("triton", "cross_entropy_dice.triton_loss.loss_of_sums"),
-        Backend("reference", reference.loss_of_sums),
-    ],
+    backends=rows(reference.loss_of_sums, cpu=None, triton="cross_entropy_dice.triton_loss.loss_of_sums"),
 )
 
 
@@ -100,11 +97,11 @@ loss_of_sums_backward = Op(
     backward=THROUGH_REFERENCE,
     internal=True,
     contiguous=_SUM_NAMES,
-    backends=[
-        Backend("cpu"),
-        Backend("triton", "cross_entropy_dice.triton_loss.loss_of_sums_backward"),
-        Backend("reference", reference.loss_of_sums_backward),
-    ],
+    backends=rows(
+        reference.loss_of_sums_backward,
+        cpu=None,
+        triton="cross_entropy_dice.triton_loss.loss_of_sums_backward",
+    ),
 )
 
 

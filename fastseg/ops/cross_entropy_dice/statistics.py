@@ -15,9 +15,10 @@ It computes the softmax again: a stored fp32 logsumexp would lose digits of larg
 import torch
 
 from fastseg import _check
-from fastseg._dtypes import FLOATING, FLOATING_GPU, LABELS, accumulator
+from fastseg._backend import rows
+from fastseg._dtypes import FLOATING, LABELS, accumulator
 from fastseg._layout import empty_as
-from fastseg._op import THROUGH_REFERENCE, Backend, Op
+from fastseg._op import THROUGH_REFERENCE, Op
 from fastseg.kernels.cross_entropy_dice import reference
 
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
@@ -68,13 +69,11 @@ softmax_statistics = Op(
     backward=backward,
     internal=True,
     contiguous=("target", "weight", "pixel_weight"),
-    backends=[
-        Backend("cpu", dtypes=FLOATING),
-        Backend(
-            "triton", "cross_entropy_dice.triton.softmax_statistics", dtypes=FLOATING_GPU, refuses=refuses_triton
-        ),
-        Backend("reference", reference.softmax_statistics),
-    ],
+    backends=rows(
+        reference.softmax_statistics,
+        triton="cross_entropy_dice.triton.softmax_statistics",
+        refuses_triton=refuses_triton,
+    ),
 )
 
 
@@ -104,12 +103,9 @@ softmax_statistics_backward = Op(
     backward=THROUGH_REFERENCE,
     internal=True,
     contiguous=("target", "weight", "pixel_weight", "grad_intersection", "grad_prediction"),
-    backends=[
-        Backend("cpu", dtypes=FLOATING),
-        Backend(
-            "triton", "cross_entropy_dice.triton.softmax_statistics_backward", dtypes=FLOATING_GPU,
-            refuses=refuses_triton,
-        ),
-        Backend("reference", reference.softmax_statistics_backward),
-    ],
+    backends=rows(
+        reference.softmax_statistics_backward,
+        triton="cross_entropy_dice.triton.softmax_statistics_backward",
+        refuses_triton=refuses_triton,
+    ),
 )

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg import _private_api as private
+from fastseg._backend import Stock, rows
 from fastseg._dtypes import FLOATING, HALF
 from fastseg._layout import image_format
-from fastseg._op import REGISTRY, Backend, Op, Stock
+from fastseg._op import REGISTRY, Op
 from fastseg.kernels.max_pool2d import reference
 from fastseg.ops.pooling.geometry import (
     GEOMETRY,
@@ -122,8 +123,9 @@ max_pool2d_op = Op(
     outputs=outputs,
     backward=backward,
     image_layout=("input",),
-    backends=[
-        Stock(
+    backends=rows(
+        reference.max_pool2d,
+        stock=Stock(
             stock,
             below={
                 "NCHW": 1 << 14,
@@ -136,10 +138,8 @@ max_pool2d_op = Op(
             which=stock_class,
             refuses=stock_refuses,
         ),
-        Backend("cpu", dtypes=FLOATING),
-        Backend("cuda", dtypes=FLOATING),
-        Backend("reference", reference.max_pool2d),
-    ],
+        cuda=FLOATING,
+    ),
 )
 
 
@@ -167,11 +167,7 @@ max_pool2d_backward = Op(
     backward=double_backward,
     internal=True,
     image_layout=("indices", "grad_output"),
-    backends=[
-        Backend("cpu", dtypes=FLOATING),
-        Backend("cuda", dtypes=FLOATING),
-        Backend("reference", reference.max_pool2d_backward),
-    ],
+    backends=rows(reference.max_pool2d_backward, cuda=FLOATING),
 )
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg import _private_api as private
+from fastseg._backend import Stock, rows
 from fastseg._dtypes import FLOATING, HALF
 from fastseg._layout import image_format
-from fastseg._op import Backend, Op, Stock
+from fastseg._op import Op
 from fastseg.kernels.max_unpool2d import reference
 from fastseg.ops.pooling.geometry import (
     GEOMETRY,
@@ -89,17 +90,16 @@ max_unpool2d_op = Op(
     outputs=outputs,
     backward=backward,
     image_layout=("input", "indices"),
-    backends=[
-        Stock(
+    backends=rows(
+        reference.max_unpool2d,
+        stock=Stock(
             stock,
             below={"NCHW": 1 << 17, "NCHW, differentiated": 1 << 18, "channels_last": 1 << 16},
             which=stock_class,
             refuses=stock_refuses,
         ),
-        Backend("cpu", dtypes=FLOATING),
-        Backend("cuda", dtypes=FLOATING),
-        Backend("reference", reference.max_unpool2d),
-    ],
+        cuda=FLOATING,
+    ),
 )
 
 
@@ -130,11 +130,7 @@ max_unpool2d_backward = Op(
     backward=double_backward,
     internal=True,
     image_layout=("indices", "grad_output"),
-    backends=[
-        Backend("cpu", dtypes=FLOATING),
-        Backend("cuda", dtypes=FLOATING),
-        Backend("reference", reference.max_unpool2d_backward),
-    ],
+    backends=rows(reference.max_unpool2d_backward, cuda=FLOATING),
 )
 
 

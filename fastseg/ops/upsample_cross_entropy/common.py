@@ -4,8 +4,8 @@ Shapes: input (N, C, h, w), target and pixel_weight (N, H, W), weight (C,).
 """
 
 from fastseg import _check
+from fastseg._backend import rows
 from fastseg._dtypes import FLOATING, FLOATING_GPU, LABELS, accumulator
-from fastseg._op import Backend
 
 INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
 SAMPLING = "float[]? scale_factors, bool align_corners, int ignore_index, float label_smoothing"
@@ -34,8 +34,4 @@ def reject_empty(name, input, target):
 
 def backends(launcher, reference):
     """fp64 is for gradcheck: the reference does it."""
-    return [
-        Backend("cpu", dtypes=FLOATING_GPU),
-        Backend("triton", f"upsample_cross_entropy.triton.{launcher}", dtypes=FLOATING_GPU),
-        Backend("reference", reference),
-    ]
+    return rows(reference, cpu=FLOATING_GPU, triton=f"upsample_cross_entropy.triton.{launcher}")

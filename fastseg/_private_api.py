@@ -52,6 +52,8 @@ def differentiates_twice(tensors: tuple) -> bool:
     functorch = torch._C._functorch
     kinds = functorch.TransformType
     transforms = {transform.level(): transform.key() for transform in functorch.get_interpreter_stack()}
+    if forward_ad._current_level >= 0 and kinds.Jvp not in transforms.values():
+        return True  # dual tensors of forward_ad inside of a transform
     innermost, reverse = max(transforms), set()
     for tensor in tensors:
         while tensor is not None and functorch.is_functorch_wrapped_tensor(tensor):

@@ -72,6 +72,10 @@ def _products(function, at, direction):
     yield "vjp(grad)", func.vjp(func.grad(function), at)[1](direction)[0]
     yield "grad(jvp)", func.grad(forward)(at)
     yield "grad, then backward", _by_backward(function, at, direction)
+    with forward_ad.dual_level():
+        gradient = func.grad(function)(forward_ad.make_dual(at, direction))
+        tangent = forward_ad.unpack_dual(gradient).tangent
+        yield "grad of dual tensors", torch.zeros_like(at) if tangent is None else tangent
     if at.numel() < 300:
         for name, hessian in (("hessian", func.hessian), ("jacrev(jacrev)", lambda f: func.jacrev(func.jacrev(f)))):
             yield name, (hessian(function)(at).reshape(at.numel(), -1) @ direction.flatten()).view(at.shape)

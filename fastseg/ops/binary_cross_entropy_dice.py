@@ -119,7 +119,8 @@ def binary_cross_entropy_dice(
         target: the mask, shaped like `input`: bool, uint8, int32, int64 holding 0 and 1, or floating, between 0 and 1.
         bce_weight, dice_weight: factors of the two terms; a term with factor 0 is left out.
         pos_weight: factor of the positives in the BCE, a number or a tensor of one element, as in torch. A constant.
-        ignore_index: target value of pixels that count for nothing, in the value and in the gradient, e.g. 255.
+        ignore_index: target value of pixels that count for nothing, in the value and in the gradient, whatever their
+            logits; an integer such as 255, or None for none.
         smooth: 0 gives the bare quotient, NaN where nothing is true or predicted.
         pixel_weight: floating weights v shaped like `input`, of the BCE alone, whose mean becomes sum v l /
             sum v. A constant.
@@ -129,6 +130,7 @@ def binary_cross_entropy_dice(
 
     Returns:
         The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
+        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
 
     Raises:
         IndexError: on CPU, an integer target other than 0, 1 and `ignore_index`.

@@ -91,7 +91,7 @@ def sigmoid_focal_loss(
     Returns:
         The loss, shaped like `inputs`, or a scalar; its dtype is that of `inputs` and `targets` together, and
         fp32 for half types under autocast. Twice differentiable in `inputs`; if `targets` requires grad,
-        plain PyTorch runs.
+        plain PyTorch runs. The backward needs both to be unchanged: after an in-place change PyTorch raises.
 
     Raises:
         ValueError: shapes that differ, an unknown reduction, alpha above 1.

@@ -51,7 +51,8 @@ def cross_entropy(
     Returns:
         The loss in the input's dtype (that of input, probabilities and weight together; fp32 under autocast): a scalar,
         or input's shape without its class dimension for reduction "none".
-        The gradient has the memory format of the input. Twice differentiable.
+        The gradient has the memory format of the input. Twice differentiable. The backward needs the tensors given to
+        be unchanged: after an in-place change of one (`input.sigmoid_()`) PyTorch raises, also where stock would not.
 
     Raises:
         IndexError: on CPU, a label neither in [0, C) nor ignore_index. On GPU such a pixel contributes nothing.
@@ -125,6 +126,7 @@ def focal_loss(
 
     Returns:
         The loss in the input's dtype (fp32 under autocast): a scalar, or the target's shape for reduction "none".
+        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
 
     Raises:
         IndexError: on CPU, a label neither in [0, C) nor ignore_index. On GPU such a pixel contributes nothing.

@@ -103,6 +103,7 @@ def upsample_cross_entropy(
 
     Returns:
         The loss in the dtype of `input` (fp32 for half types under autocast). Twice differentiable in `input`.
+        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
 
     Raises:
         IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)
@@ -164,6 +165,7 @@ def upsample_cross_entropy_dice(
 
     Returns:
         The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
+        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
 
     Raises:
         IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastseg._private_api import is_traced
+from fastseg._private_api import is_batched, is_traced
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -80,6 +80,11 @@ def numbers(op: str, **values) -> list[float]:
     for name, value in values.items():  # a loop: a list comprehension costs a call
         found.append(value if type(value) is float else number(op, name, value))
     return found
+
+
+def may_look_at(value: Tensor) -> bool:
+    """True if a reference may look at data to raise an error: on a GPU the host would have to wait for it."""
+    return value.device.type == "cpu" and not is_batched(value)
 
 
 def dtype(op: str, name: str, value: Tensor, allowed: Sequence[torch.dtype]) -> None:

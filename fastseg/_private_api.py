@@ -67,6 +67,16 @@ def differentiates_twice(tensors: tuple) -> bool:
     return len(reverse) > 1
 
 
+def is_batched(tensor: Tensor) -> bool:
+    """True of a batch of torch.func.vmap, whose data cannot be looked at."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
 def has_tangent(args: tuple) -> bool:
     """True if forward-mode differentiation goes through a call with these arguments."""
     if forward_ad._current_level < 0:

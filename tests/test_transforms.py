@@ -149,3 +149,27 @@ def test_meta_tensors(contract, case):
         if outputs[0].requires_grad:
             (gradient,) = torch.autograd.grad(outputs[0].sum(), leaf, retain_graph=True)
             assert gradient.device.type == "meta" and gradient.shape == arguments[name].shape
+
+
+PER_IMAGE = {  # function, size of the labels of (2, 3, 2, 2) logits
+    "cross_entropy": (ops.cross_entropy, (2, 2, 2)),
+    "focal_loss": (ops.focal_loss, (2, 2, 2)),
+    "dice_loss": (ops.dice_loss, (2, 2, 2)),
+    "cross_entropy_dice": (ops.cross_entropy_dice, (2, 2, 2)),
+    "binary_cross_entropy_dice": (lambda x, y: ops.binary_cross_entropy_dice(x, y % 2), (2, 3, 2, 2)),
+    "upsample_cross_entropy": (ops.upsample_cross_entropy, (2, 4, 4)),
+    "upsample_cross_entropy_dice": (ops.upsample_cross_entropy_dice, (2, 4, 4)),
+    "max_unpool2d": (lambda x, y: (ops.max_unpool2d(x, y, 2) ** 3).sum(), (2, 3, 2, 2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", PER_IMAGE)
+def test_second_derivatives_of_each_of_a_batch_with_its_labels(name):
+    """Labels in a batch of vmap cannot be looked at, and a reference does not."""
+    function, size = PER_IMAGE[name]
+    logits = torch.randn(2, 2, 3, 2, 2, dtype=torch.float64)
+    labels = torch.randint(3, (2, *size))
+    for twice in (torch.func.hessian, lambda function: torch.func.jacrev(torch.func.jacrev(function))):
+        found = torch.func.vmap(twice(function))(logits, labels)
+        torch.testing.assert_close(found, torch.stack([twice(function)(*each) for each in zip(logits, labels)]))

@@ -27,7 +27,7 @@ def ours_in_float32(function: Callable) -> dict[str, Peer]:
     return {"fastseg float32": Peer(function, dtype=torch.float32, ours=True)}
 
 
-HALF_SPEEDUP = (Target("speedup", 0.95, "fastseg float32"),)  # half types are never slower than fp32
+HALF_SPEED = (Target("speedup", 0.95, "fastseg float32"),)  # half types are never slower than fp32
 
 
 def missing(package: str) -> str | None:

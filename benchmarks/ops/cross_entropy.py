@@ -100,13 +100,13 @@ CASES = [
     ),
     cross_entropy_case((2, 150, 512, 512), (Target("speedup", 3.3),)),
     cross_entropy_case((16, 19, 512, 1024), (GPU_BANDWIDTH,), devices=("cuda",)),
-    cross_entropy_case((2, 19, 512, 1024), peers.HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16),
+    cross_entropy_case((2, 19, 512, 1024), peers.HALF_SPEED, FLOAT32, dtype=torch.bfloat16),
     cross_entropy_case(
-        (2, 19, 512, 1024), peers.HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16, layout="channels_last",
+        (2, 19, 512, 1024), peers.HALF_SPEED, FLOAT32, dtype=torch.bfloat16, layout="channels_last",
     ),
-    cross_entropy_case((2, 150, 512, 512), peers.HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16),
-    cross_entropy_case((4, 2, 512, 512), peers.HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16),
-    cross_entropy_case((16, 2, 512, 512), peers.HALF_SPEEDUP, FLOAT32, dtype=torch.bfloat16),
+    cross_entropy_case((2, 150, 512, 512), peers.HALF_SPEED, FLOAT32, dtype=torch.bfloat16),
+    cross_entropy_case((4, 2, 512, 512), peers.HALF_SPEED, FLOAT32, dtype=torch.bfloat16),
+    cross_entropy_case((16, 2, 512, 512), peers.HALF_SPEED, FLOAT32, dtype=torch.bfloat16),
     cross_entropy_case((16, 19, 512, 1024), dtype=torch.bfloat16, devices=("cuda",)),
     cross_entropy_case((2, 21, 513, 513)),
     cross_entropy_case((4, 2, 512, 512)),
@@ -120,6 +120,6 @@ CASES = [
     focal_loss_case((2, 19, 512, 1024)),
     focal_loss_case((2, 150, 512, 512)),
     focal_loss_case(
-        (2, 19, 512, 1024), peers.HALF_SPEEDUP, peers.ours_in_float32(focal_loss), dtype=torch.bfloat16,
+        (2, 19, 512, 1024), peers.HALF_SPEED, peers.ours_in_float32(focal_loss), dtype=torch.bfloat16,
     ),
 ]

@@ -79,7 +79,7 @@ def case(op, shape, scale, targets=(), align_corners=False, more_peers=None, **o
 def in_bfloat16(op, images):
     """In bfloat16, which is to be no slower than our own float32."""
     return case(
-        op, (images, 19, 512, 1024), 8, peers.HALF_SPEEDUP, dtype=torch.bfloat16,
+        op, (images, 19, 512, 1024), 8, peers.HALF_SPEED, dtype=torch.bfloat16,
         more_peers=peers.ours_in_float32(partial(FUNCTIONS[op][0], align_corners=False)),
     )
 

@@ -171,3 +171,9 @@ def test_explain_every_public_op(name):
         assert f"\n  {backend}: " in text
     ran = {event.key for event in profile.key_averages()}
     assert not [key for key in ran if key.startswith("fastseg::") or "softmax" in key or "pool" in key], ran
+
+
+def test_explain_names_stock_where_auto_takes_it(monkeypatch):
+    monkeypatch.undo()  # conftest.py's, which leaves nothing to stock
+    for name in ("cross_entropy", "max_pool2d"):
+        assert explain(name, *EXPLAINED[name]).splitlines()[0].endswith(": stock runs")

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastseg import _check
+
+_MOST_PIXELS = 2**50  # of an image: no computer has more memory, and everything still fits 64 bits
 
 
 def output_size_and_scales(
@@ -24,8 +27,8 @@ def output_size_and_scales(
         raise ValueError(f"fastseg.ops.{op}: size and scale_factor are both given; allowed: one of them")
     if size is not None:
         height, width = _pair(op, "size", size, _check.integer, "an integer")
-        if height < 1 or width < 1:
-            raise ValueError(f"fastseg.ops.{op}: size={size!r}; allowed: positive numbers")
+        if height < 1 or width < 1 or (type(height) is type(width) is int and height * width > _MOST_PIXELS):
+            raise ValueError(f"fastseg.ops.{op}: size={size!r}; allowed: positive numbers, at most 2^50 pixels")
         return (height, width), None
     if scale_factor is None:
         return None, None
@@ -33,13 +36,22 @@ def output_size_and_scales(
     allowed = "positive finite factors that leave at least one pixel"
     if not (0 < scales[0] < math.inf and 0 < scales[1] < math.inf):
         raise ValueError(f"fastseg.ops.{op}: scale_factor={scale_factor!r}; allowed: {allowed}")
-    height, width = int(input.shape[2] * scales[0]), int(input.shape[3] * scales[1])
-    if height < 1 or width < 1:
+    height, width = _scaled(input.shape[2], scales[0]), _scaled(input.shape[3], scales[1])
+    if height < 1 or width < 1 or (type(height) is type(width) is int and height * width > _MOST_PIXELS):
         raise ValueError(
             f"fastseg.ops.{op}: scale_factor={scale_factor!r} makes {tuple(input.shape[-2:])} into {(height, width)}; "
-            f"allowed: {allowed}"
+            f"allowed: {allowed}, and at most 2^50"
         )
     return (height, width), scales
+
+
+def _scaled(length, scale: float):
+    """floor(length * scale), for symbols and sizes in a program that torch.jit.trace records, too."""
+    if isinstance(length, Tensor):
+        return (length.double() * scale).long()
+    if scale.is_integer():  # exact, and easy to reason about for torch.compile and torch.export
+        return length * int(scale)
+    return torch.sym_int(length * scale)
 
 
 def interpolate(input: Tensor, size: Sequence[int], scales: Sequence[float] | None, align_corners: bool) -> Tensor:

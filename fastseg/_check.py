@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastseg._private_api import is_batched, is_traced
+
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
@@ -38,23 +40,56 @@ NO_LABEL = -(1 << 63)  # an ignore_index that no label has
 def label(op: str, name: str, value) -> int:
     """`value` as the int that an `ignore_index` is; None means that no label is ignored."""
     if type(value) is int:
-        return value
+        return value if NO_LABEL <= value < -NO_LABEL else NO_LABEL  # no label is larger than 64 bits
     if value is None:
         return NO_LABEL
     try:
+        if isinstance(value, bool):
+            raise TypeError("bool")
         return integer(value)
     except TypeError as error:
         raise TypeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: an integer, or None for no label") from error
 
 
 def integer(value) -> int | torch.SymInt:
-    """`value` as an int, as torch takes it: of any kind, numpy's and 0-d tensors included; else TypeError."""
-    return value if isinstance(value, (int, torch.SymInt)) else operator.index(value)
+    """`value` as an int, as torch takes it: of any kind, numpy's and 0-d tensors included; else TypeError.
+
+    A size in a program that torch.jit.trace records stays the tensor that stands for it.
+    """
+    if isinstance(value, (int, torch.SymInt)):
+        return value
+    if isinstance(value, Tensor) and is_traced() and not value.is_floating_point():
+        return value
+    return operator.index(value)
+
+
+def number(op: str, name: str, value) -> float:
+    """`value` as a float: of any kind of number, 0-d tensors included."""
+    if type(value) is float:
+        return value
+    if not isinstance(value, str):  # which float() would read
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    raise TypeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: a number")
+
+
+def numbers(op: str, **values) -> list[float]:
+    found = []
+    for name, value in values.items():  # a loop: a list comprehension costs a call
+        found.append(value if type(value) is float else number(op, name, value))
+    return found
+
+
+def may_look_at(value: Tensor) -> bool:
+    """True if a reference may look at data to raise an error: on a GPU the host would have to wait for it."""
+    return value.device.type == "cpu" and not is_batched(value)
 
 
 def dtype(op: str, name: str, value: Tensor, allowed: Sequence[torch.dtype]) -> None:
     if value.dtype not in allowed:
-        names = ", ".join(dtype_name(entry) for entry in allowed)
+        names = ", ".join(dict.fromkeys(dtype_name(entry) for entry in allowed))
         raise RuntimeError(f"fastseg.ops.{op}: {name} has dtype {dtype_name(value.dtype)}; allowed: {names}")
 
 
@@ -116,5 +151,7 @@ def one_of(op: str, name: str, value, allowed: Sequence) -> None:
 
 
 def in_range(op: str, name: str, value: float, low: float, high: float) -> None:
+    if type(value) not in (float, int):
+        value = number(op, name, value)
     if not low <= value <= high:
         raise ValueError(f"fastseg.ops.{op}: {name}={value!r}; allowed: {low} to {high}")

@@ -24,6 +24,7 @@ Environment: FASTSEG_BACKEND=<name>, read at import, is what `backend="auto"` me
 import inspect
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ explaining: set[int] = set()  # threads in fastseg.info.explain
 
 
 THROUGH_REFERENCE = object()
+_EARLY = "with_gradient", "to_input", "to_target"  # arguments that ask for a gradient in the forward
 
 
 class Op:
@@ -94,7 +96,7 @@ class Op:
         self.native_name = f"_{self.name}"
         self.stock = next((backend for backend in backends if backend.name == "stock"), None)
         self.backends = tuple(backend for backend in backends if backend.name != "stock")
-        self._trusts = internal
+        self._trusts, self._is_backward = internal, backward is THROUGH_REFERENCE
         self._check = Named(check or (lambda: None), self.arguments, f"{self.name}.check")
         self._outputs = Named(outputs, self.arguments, f"{self.name}.outputs")
         self._single = len(self.results) == 1
@@ -172,8 +174,10 @@ class Op:
             if value is not None and not isinstance(value, Tensor):
                 self._check(args)
                 _check.tensor(self.name, name, value)
+        if private.is_traced():
+            return self._run_traced(args)
         transformed = private.in_functional_transform()
-        if private.has_tangent(args) or (transformed and private.differentiates_twice()):
+        if private.has_tangent(args) or (transformed and private.differentiates_twice(self._pick_tensors(args))):
             return self._run_reference(args, backend)
         if transformed and self._transformable is not None:
             return self._transformable.apply(*args, backend)
@@ -227,8 +231,24 @@ class Op:
         if backend not in ("auto", "reference"):
             reason = "in forward-mode or nested torch.func differentiation; allowed: auto, reference"
             raise BackendError(f"fastseg.{self.name}: backend={backend!r} {reason}")
+        return self._run_definition(args)
+
+    def _run_definition(self, args: tuple):
+        """The reference, without a gradient in the forward: PyTorch differentiates its ops itself."""
         self._check(args)
+        if not self._is_backward:
+            args = tuple(name not in _EARLY and value for name, value in zip(self.names, args))
         return self._reference(args)
+
+    def _run_traced(self, args: tuple):
+        """By PyTorch's own ops, whatever the backend: what torch.jit.trace records can then be differentiated, fits
+        inputs of other sizes and needs no fastseg.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of checks
+            if self.stock is not None and self.stock.why_not(args) is None:
+                return self._run_stock(args)
+            return self._run_definition(args)
 
     def _fake(self, args: tuple):
         self._check(args)

@@ -30,7 +30,13 @@ def is_watched(tensors: tuple) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or torch.autograd.profiler._is_profiler_enabled
+        or torch._C._get_tracing_state() is not None
     )
+
+
+def is_traced() -> bool:
+    """True while torch.jit.trace records a program."""
+    return torch._C._get_tracing_state() is not None
 
 
 def in_functional_transform() -> bool:
@@ -38,13 +44,37 @@ def in_functional_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def differentiates_twice() -> bool:
-    """True inside of transforms of torch.func that ask for more than one reverse-mode derivative."""
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    kinds = torch._C._functorch.TransformType
-    if any(level.key() == kinds.Jvp for level in stack):
-        return True
-    return sum(level.key() == kinds.Grad for level in stack) > 1
+def differentiates_twice(tensors: tuple) -> bool:
+    """True if transforms of torch.func ask for more than one derivative of these tensors, or for a forward-mode one.
+
+    Of a forward-mode transform that is the innermost one, `has_tangent` knows better.
+    """
+    functorch = torch._C._functorch
+    kinds = functorch.TransformType
+    transforms = {transform.level(): transform.key() for transform in functorch.get_interpreter_stack()}
+    if forward_ad._current_level >= 0 and kinds.Jvp not in transforms.values():
+        return True  # dual tensors of forward_ad inside of a transform
+    innermost, reverse = max(transforms), set()
+    for tensor in tensors:
+        while tensor is not None and functorch.is_functorch_wrapped_tensor(tensor):
+            level = functorch.maybe_get_level(tensor)
+            kind = transforms.get(level)
+            if kind == kinds.Jvp and level != innermost:
+                return True
+            if kind == kinds.Grad and tensor.requires_grad:
+                reverse.add(level)
+            tensor = functorch.get_unwrapped(tensor)
+    return len(reverse) > 1
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """True of a batch of torch.func.vmap, whose data cannot be looked at."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
 
 
 def has_tangent(args: tuple) -> bool:

@@ -22,7 +22,8 @@ ALWAYS = 1 << 62  # a limit of calls that "auto" always leaves to stock PyTorch
 def explain(function: str, *args, **options) -> str:
     """What would run `fastseg.ops.<function>(*args, **options)` here, and why the other backends would not.
 
-    Nothing is computed. `function` may also be the name of an op, `torch.ops.fastseg.<function>`.
+    Nothing is computed, but where plain PyTorch runs all of it (`cross_entropy` with class weights to differentiate,
+    `sigmoid_focal_loss` with such targets). `function` may also be the name of an op, `torch.ops.fastseg.<function>`.
     """
     public = {name: getattr(fastseg.ops, name) for name in _functions()}
     if function not in public and function not in REGISTRY:

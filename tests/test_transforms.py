@@ -5,7 +5,7 @@ import torch
 from torch.autograd import forward_ad
 
 from fastseg import ops
-from fastseg._op import BackendError
+from fastseg._op import REGISTRY, BackendError
 from tests.contract import Make, leaves
 from tests.test_contract import CASES, DIFFERENTIABLE_FIRST, SMALL
 
@@ -39,6 +39,79 @@ def test_forward_mode_is_refused_by_the_kernels():
         dual = forward_ad.make_dual(logits, torch.ones_like(logits))
         with pytest.raises(BackendError, match="backend='cpu' in forward-mode .* allowed: auto, reference"):
             ops.cross_entropy(dual, labels, backend="cpu")
+
+
+def test_a_backend_is_refused_only_where_derivatives_flow():
+    """Not for a loss of constants inside of a transform, be it nested."""
+    logits, labels, other = torch.randn(2, 3, 4), torch.zeros(2, 4, dtype=torch.int64), torch.randn(5)
+    loss = ops.cross_entropy(logits, labels, backend="cpu")
+
+    def with_constant(values):
+        return values.square().sum() * ops.cross_entropy(logits, labels, backend="cpu")
+
+    tangent = torch.func.jvp(with_constant, (other,), (torch.ones(5),))[1]
+    torch.testing.assert_close(tangent, 2 * other.sum() * loss)
+    torch.testing.assert_close(torch.func.hessian(with_constant)(other), 2 * loss * torch.eye(5))
+    for nested in (torch.func.jacfwd, torch.func.grad):
+        with pytest.raises(BackendError, match="nested torch.func differentiation; allowed: auto, reference"):
+            nested(lambda x: torch.func.grad(lambda z: ops.cross_entropy(z, labels, backend="cpu"))(x).sum())(logits)
+
+
+def _products(function, at, direction):
+    """Second derivatives times `direction`, by every order of transforms, each under its name."""
+    func = torch.func
+
+    def along(values):
+        return (func.grad(function)(values) * direction).sum()
+
+    def forward(values):
+        return func.jvp(function, (values,), (direction,))[1]
+
+    yield "grad(grad)", func.grad(along)(at)
+    yield "jvp(grad)", func.jvp(func.grad(function), (at,), (direction,))[1]
+    yield "vjp(grad)", func.vjp(func.grad(function), at)[1](direction)[0]
+    yield "grad(jvp)", func.grad(forward)(at)
+    yield "grad, then backward", _by_backward(function, at, direction)
+    with forward_ad.dual_level():
+        gradient = func.grad(function)(forward_ad.make_dual(at, direction))
+        tangent = forward_ad.unpack_dual(gradient).tangent
+        yield "grad of dual tensors", torch.zeros_like(at) if tangent is None else tangent
+    if at.numel() < 300:
+        for name, hessian in (("hessian", func.hessian), ("jacrev(jacrev)", lambda f: func.jacrev(func.jacrev(f)))):
+            yield name, (hessian(function)(at).reshape(at.numel(), -1) @ direction.flatten()).view(at.shape)
+
+
+def _by_backward(function, at, direction):
+    at = at.clone().requires_grad_()
+    gradient = torch.func.grad(function)(at)
+    return torch.autograd.grad((gradient * direction).sum(), at)[0] if gradient.requires_grad else torch.zeros_like(at)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 62], ids=["ours", "stock"])
+@pytest.mark.parametrize("contract, case", DIFFERENTIABLE_FIRST)
+def test_torch_func_of_second_order(contract, case, limit, monkeypatch):
+    """Each the product that plain PyTorch gives, on either side of the size from which ours run."""
+    for op in REGISTRY.values():
+        for kind in op.stock.below if op.stock else ():
+            monkeypatch.setitem(op.stock.below, kind, limit)
+    arguments = case.arguments(Make(torch.float64))
+    name, leaf = next(iter(leaves(arguments).items()))
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+
+    def of_leaf(function):
+        def squared(values):
+            result = function(**{**arguments, name: values})
+            outputs = result if isinstance(result, tuple) else (result,)
+            return sum(output.square().sum() for output in outputs if output.is_floating_point())
+
+        return squared
+
+    plain = leaf.detach().clone().requires_grad_()
+    gradient = torch.autograd.grad(of_leaf(contract.stock)(plain), plain, create_graph=True)[0]
+    expected = torch.autograd.grad((gradient * direction).sum(), plain)[0]
+    for order, product in _products(of_leaf(contract.function), leaf.detach(), direction):
+        torch.testing.assert_close(product, expected, rtol=1e-6, atol=1e-9, msg=lambda text: f"{order}: {text}")
 
 
 @pytest.mark.parametrize("contract, case", DIFFERENTIABLE_FIRST)
@@ -76,3 +149,27 @@ def test_meta_tensors(contract, case):
         if outputs[0].requires_grad:
             (gradient,) = torch.autograd.grad(outputs[0].sum(), leaf, retain_graph=True)
             assert gradient.device.type == "meta" and gradient.shape == arguments[name].shape
+
+
+PER_IMAGE = {  # function, size of the labels of (2, 3, 2, 2) logits
+    "cross_entropy": (ops.cross_entropy, (2, 2, 2)),
+    "focal_loss": (ops.focal_loss, (2, 2, 2)),
+    "dice_loss": (ops.dice_loss, (2, 2, 2)),
+    "cross_entropy_dice": (ops.cross_entropy_dice, (2, 2, 2)),
+    "binary_cross_entropy_dice": (lambda x, y: ops.binary_cross_entropy_dice(x, y % 2), (2, 3, 2, 2)),
+    "upsample_cross_entropy": (ops.upsample_cross_entropy, (2, 4, 4)),
+    "upsample_cross_entropy_dice": (ops.upsample_cross_entropy_dice, (2, 4, 4)),
+    "max_unpool2d": (lambda x, y: (ops.max_unpool2d(x, y, 2) ** 3).sum(), (2, 3, 2, 2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", PER_IMAGE)
+def test_second_derivatives_of_each_of_a_batch_with_its_labels(name):
+    """Labels in a batch of vmap cannot be looked at, and a reference does not."""
+    function, size = PER_IMAGE[name]
+    logits = torch.randn(2, 2, 3, 2, 2, dtype=torch.float64)
+    labels = torch.randint(3, (2, *size))
+    for twice in (torch.func.hessian, lambda function: torch.func.jacrev(torch.func.jacrev(function))):
+        found = torch.func.vmap(twice(function))(logits, labels)
+        torch.testing.assert_close(found, torch.stack([twice(function)(*each) for each in zip(logits, labels)]))

@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "cuda/cuda_compat.h"
+#include "fastseg/check.h"
 
 #if defined(FASTSEG_EMULATOR)
 #define FASTSEG_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(fastseg_emulator, CPU, m)
@@ -47,9 +48,9 @@ class OnDeviceOf {
       : device_(static_cast<int32_t>(tensor.get_device_index())), guard_(device_) {}
 
   cudaStream_t stream() const {
-    STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr, "fastseg: this torch has no CUDA");
+    FASTSEG_CHECK(&aoti_torch_get_current_cuda_stream != nullptr, "fastseg: this torch has no CUDA");
     void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    FASTSEG_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream) == 0, "fastseg: no CUDA stream");
     return static_cast<cudaStream_t>(stream);
   }
 
@@ -61,12 +62,12 @@ class OnDeviceOf {
 #endif
 
 inline void check_launch(cudaError_t error, const char* op) {
-  STD_TORCH_CHECK(error == cudaSuccess, "fastseg::", op, ": CUDA error: ", cudaGetErrorString(error));
+  FASTSEG_CHECK(error == cudaSuccess, "fastseg::", op, ": CUDA error: ", cudaGetErrorString(error));
 }
 
 inline void check_device(const Tensor& tensor, const char* op, const char* name) {
-  STD_TORCH_CHECK(tensor.device().type() == device_type, "fastseg::", op, ": ", name,
-                  " is not on a CUDA device");
+  FASTSEG_CHECK(tensor.device().type() == device_type, "fastseg::", op, ": ", name,
+                " is not on a CUDA device");
 }
 
 }  // namespace fastseg::cuda

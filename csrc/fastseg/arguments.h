@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include "fastseg/check.h"
 #include "fastseg/pixel_tile.h"
 
 namespace fastseg {
@@ -36,8 +37,8 @@ auto with_floating_type(const Tensor& tensor, const char* name, const Function& 
     case ScalarType::Half:
       return fn(simd::Half{});
     default:
-      STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::BFloat16, name,
-                      " must be float32, float64, float16 or bfloat16");
+      FASTSEG_CHECK(tensor.scalar_type() == ScalarType::BFloat16, name,
+                    " must be float32, float64, float16 or bfloat16");
       return fn(simd::BFloat16{});
   }
 }
@@ -45,9 +46,9 @@ auto with_floating_type(const Tensor& tensor, const char* name, const Function& 
 // The values of a contiguous CPU tensor of `count` elements.
 template <typename value_t>
 const value_t* dense_values(const Tensor& tensor, int64_t count, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == scalar_type_of<value_t>() && tensor.is_contiguous() &&
-                      tensor.numel() == count,
-                  name, " must be a contiguous CPU tensor of the accumulator's dtype with ", count, " elements");
+  FASTSEG_CHECK(tensor.is_cpu() && tensor.scalar_type() == scalar_type_of<value_t>() && tensor.is_contiguous() &&
+                    tensor.numel() == count,
+                name, " must be a contiguous CPU tensor of the accumulator's dtype with ", count, " elements");
   return tensor.const_data_ptr<value_t>();
 }
 
@@ -73,7 +74,7 @@ value_t* zeroed_output(const Tensor& tensor, int64_t count, const char* name) {
 
 // Writes a number to a CPU tensor of one element, of any floating type.
 inline void write_number(const Tensor& tensor, double value, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() == 1, name, " must be a CPU tensor of one element");
+  FASTSEG_CHECK(tensor.is_cpu() && tensor.numel() == 1, name, " must be a CPU tensor of one element");
   with_floating_type(tensor, name, [&](auto zero) {
     using scalar_t = decltype(zero);
     *tensor.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(static_cast<simd::accumulate<scalar_t>>(value));
@@ -82,7 +83,7 @@ inline void write_number(const Tensor& tensor, double value, const char* name) {
 
 // The first element of a tensor of any floating type.
 inline double first_number_of(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() > 0, name, " must be a CPU tensor with elements");
+  FASTSEG_CHECK(tensor.is_cpu() && tensor.numel() > 0, name, " must be a CPU tensor with elements");
   return with_floating_type(tensor, name, [&](auto zero) -> double {
     using scalar_t = decltype(zero);
     return static_cast<simd::accumulate<scalar_t>>(*tensor.const_data_ptr<scalar_t>());
@@ -91,7 +92,7 @@ inline double first_number_of(const Tensor& tensor, const char* name) {
 
 // The one element of such a tensor.
 inline double number_of(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.numel() == 1, name, " must have one element");
+  FASTSEG_CHECK(tensor.numel() == 1, name, " must have one element");
   return first_number_of(tensor, name);
 }
 
@@ -106,15 +107,15 @@ class PixelWalk {
     const size_t copyable = tensors_.size();
     tensors_.insert(tensors_.end(), outputs.begin(), outputs.end());
     const auto sizes = tensors_[0].sizes();
-    STD_TORCH_CHECK(sizes.size() >= 2, "a tensor of pixels must be [N, C, ...]");
+    FASTSEG_CHECK(sizes.size() >= 2, "a tensor of pixels must be [N, C, ...]");
     images = sizes[0];
     classes = sizes[1];
     for (size_t dim = 2; dim < sizes.size(); ++dim) pixels *= sizes[dim];
     for (const Tensor& tensor : tensors_) {
       const auto own = tensor.sizes();
-      STD_TORCH_CHECK(tensor.is_cpu() && own.size() == sizes.size() &&
-                          std::equal(own.begin(), own.end(), sizes.begin()),
-                      "tensors of pixels must have the same sizes, on the CPU");
+      FASTSEG_CHECK(tensor.is_cpu() && own.size() == sizes.size() &&
+                        std::equal(own.begin(), own.end(), sizes.begin()),
+                    "tensors of pixels must have the same sizes, on the CPU");
     }
     if (images * classes * pixels == 0) {
       strides_.assign(tensors_.size(), {0, 1, 1});
@@ -127,7 +128,7 @@ class PixelWalk {
     }
     if (find_strides(/*one_image=*/false)) return;
     for (size_t i = 0; i < copyable; ++i) tensors_[i] = torch::stable::contiguous(tensors_[i]);
-    STD_TORCH_CHECK(find_strides(/*one_image=*/false), "an output of pixels must be dense");
+    FASTSEG_CHECK(find_strides(/*one_image=*/false), "an output of pixels must be dense");
   }
 
   // Of the tensor at `index`, inputs first.
@@ -176,16 +177,16 @@ class PixelWalk {
 
 // `target` is contiguous, [N, P].
 inline LabelView label_view(const Tensor& target, int64_t count, int64_t classes, int64_t ignore_index) {
-  STD_TORCH_CHECK(target.is_cpu() && target.is_contiguous() && target.numel() == count,
-                  "target must be a contiguous CPU tensor with ", count, " labels");
-  STD_TORCH_CHECK(classes >= 1 && classes <= INT32_MAX, "input must have 1 to 2^31 - 1 classes");
+  FASTSEG_CHECK(target.is_cpu() && target.is_contiguous() && target.numel() == count,
+                "target must be a contiguous CPU tensor with ", count, " labels");
+  FASTSEG_CHECK(classes >= 1 && classes <= INT32_MAX, "input must have 1 to 2^31 - 1 classes");
   LabelView::Type type = LabelView::Type::int64;
   if (target.scalar_type() == ScalarType::Int) {
     type = LabelView::Type::int32;
   } else if (target.scalar_type() == ScalarType::Byte) {
     type = LabelView::Type::uint8;
   } else {
-    STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long, "target must be int64, int32 or uint8");
+    FASTSEG_CHECK(target.scalar_type() == ScalarType::Long, "target must be int64, int32 or uint8");
   }
   return {target.const_data_ptr(), type, ignore_index, classes};
 }

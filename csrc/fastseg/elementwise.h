@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include "fastseg/check.h"
 #include "fastseg/parallel.h"
 #include "fastseg/simd.h"
 
@@ -24,8 +25,8 @@ struct FlatView {
 };
 
 inline FlatView flat_view(const torch::stable::Tensor& tensor, int64_t count, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous() && tensor.numel() == count, name,
-                  " must be a contiguous CPU tensor of ", count, " elements");
+  FASTSEG_CHECK(tensor.is_cpu() && tensor.is_contiguous() && tensor.numel() == count, name,
+                " must be a contiguous CPU tensor of ", count, " elements");
   return {tensor.data_ptr(), tensor.scalar_type()};
 }
 

@@ -10,7 +10,7 @@ from torch import fx
 from fastseg.accelerate import register
 
 
-def drop_in(stock, *, own_options=(), note=lambda module: None):
+def drop_in(stock, *, own_options=(), own_none=(), note=lambda module: None):
     """Class decorator for a subclass of ``stock`` with the same ``forward``: lets `fastseg.accelerate` replace
     modules of the class ``stock`` by it, and leaves a call to the ``forward`` of ``stock``
 
@@ -24,6 +24,7 @@ def drop_in(stock, *, own_options=(), note=lambda module: None):
     Args:
         stock: the class of ``torch.nn`` whose place the class takes.
         own_options: names of the attributes that ``stock`` lacks and that change the result.
+        own_none: names of the attributes that ``stock`` has and that may be None here only.
         note: as `fastseg.accelerate.register` takes it.
     """
 
@@ -32,7 +33,8 @@ def drop_in(stock, *, own_options=(), note=lambda module: None):
         parameters = inspect.signature(theirs)
 
         def sets_own_option(module):
-            return any(getattr(module, name) != getattr(cls, name) for name in own_options)
+            changed = any(getattr(module, name) != getattr(cls, name) for name in own_options)
+            return changed or any(getattr(module, name) is None for name in own_none)
 
         def stock_takes(module, *args, **kwargs):
             try:
@@ -54,7 +56,7 @@ def drop_in(stock, *, own_options=(), note=lambda module: None):
 
         def prepare_scriptable(self):
             if sets_own_option(self):
-                given = ", ".join(f"{name}={getattr(self, name)!r}" for name in own_options)
+                given = ", ".join(f"{name}={getattr(self, name)!r}" for name in (*own_options, *own_none))
                 raise RuntimeError(
                     f"fastseg.nn.{cls.__name__}: torch.jit.script compiles {stock.__name__}, which has no {given}; "
                     f"allowed: the default"

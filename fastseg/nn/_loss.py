@@ -21,4 +21,5 @@ class Loss(nn.Module):
         return {name: getattr(self, name) for name in self._option_names}
 
     def extra_repr(self):
-        return ", ".join(f"{name}={value}" for name, value in self.options().items() if value is not None)
+        given = {name: value for name, value in self.options().items() if value is not None or name == "ignore_index"}
+        return ", ".join(f"{name}={value}" for name, value in given.items())

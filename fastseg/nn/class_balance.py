@@ -3,7 +3,7 @@
 import torch
 
 from fastseg import ops
-from fastseg._check import dtype_name
+from fastseg._check import NO_LABEL, dtype_name
 from fastseg.nn._loss import Loss
 
 _LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -23,7 +23,7 @@ class ClassBalancedCrossEntropyLoss(Loss):
 
     Args:
         weight: (C,) weight of each class, as from `median_frequency_weights`, or None for 1.
-        ignore_index: label that contributes nothing.
+        ignore_index: label that contributes nothing, whatever the logits of the pixel are; None for none.
         reduction: "none", "mean" or "sum".
         zero_if_empty: a mean over no valid pixel is 0 rather than NaN.
     """
@@ -52,7 +52,7 @@ def median_frequency_weights(label_maps, num_classes, ignore_index=-100):
         label_maps: the label map of every image, one after the other, in any shape: an iterable of tensors
             such as ``(H, W)``, or one tensor ``(N, H, W)``. int64, int32, int16 or uint8.
         num_classes: C.
-        ignore_index: label of the pixels that are not counted.
+        ignore_index: label of the pixels that are not counted; None for none.
 
     Returns:
         float32 (C,) on the CPU.
@@ -66,6 +66,7 @@ def median_frequency_weights(label_maps, num_classes, ignore_index=-100):
     name = "fastseg.nn.median_frequency_weights"
     if num_classes < 1:
         raise ValueError(f"{name}: num_classes is {num_classes}; allowed: 1 or more")
+    ignore_index = NO_LABEL if ignore_index is None else ignore_index
     pixels = torch.zeros(num_classes, dtype=torch.int64)  # of each class
     pixels_around = torch.zeros(num_classes, dtype=torch.int64)  # of the images that contain it
     for labels in label_maps:

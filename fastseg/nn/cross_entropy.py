@@ -6,13 +6,14 @@ from fastseg import ops
 from fastseg.nn._drop_in import drop_in
 
 
-@drop_in(nn.CrossEntropyLoss, own_options=("zero_if_empty",))
+@drop_in(nn.CrossEntropyLoss, own_options=("zero_if_empty",), own_none=("ignore_index",))
 class CrossEntropyLoss(nn.CrossEntropyLoss):
     """``torch.nn.CrossEntropyLoss`` through `fastseg.ops.cross_entropy`, where shapes and errors are documented.
 
     Arguments and attributes are those of the stock class, and besides:
 
     Args:
+        ignore_index: also None, for no label.
         zero_if_empty: a mean over no valid pixel is 0 rather than NaN.
 
     ``forward`` takes an optional ``pixel_weight``, one factor per target (the weight map of U-Net).

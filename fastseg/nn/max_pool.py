@@ -84,7 +84,7 @@ class MaxPool2d(nn.MaxPool2d):
             self.padding,
             self.dilation,
             self.ceil_mode,
-            self.return_indices,
+            bool(self.return_indices),  # the stock module takes any truth value
             index_format=index_format,
         )
 

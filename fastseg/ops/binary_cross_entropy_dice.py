@@ -119,7 +119,8 @@ def binary_cross_entropy_dice(
         target: the mask, shaped like `input`: bool, uint8, int32, int64 holding 0 and 1, or floating, between 0 and 1.
         bce_weight, dice_weight: factors of the two terms; a term with factor 0 is left out.
         pos_weight: factor of the positives in the BCE, a number or a tensor of one element, as in torch. A constant.
-        ignore_index: target value of pixels that count for nothing, in the value and in the gradient, e.g. 255.
+        ignore_index: target value of pixels that count for nothing, in the value and in the gradient, whatever their
+            logits; an integer such as 255, or None for none.
         smooth: 0 gives the bare quotient, NaN where nothing is true or predicted.
         pixel_weight: floating weights v shaped like `input`, of the BCE alone, whose mean becomes sum v l /
             sum v. A constant.
@@ -129,6 +130,7 @@ def binary_cross_entropy_dice(
 
     Returns:
         The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
+        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
 
     Raises:
         IndexError: on CPU, an integer target other than 0, 1 and `ignore_index`.
@@ -136,6 +138,11 @@ def binary_cross_entropy_dice(
     """
     name = "binary_cross_entropy_dice"
     _check.booleans(name, squared=squared, per_image=per_image, zero_if_empty=zero_if_empty)
+    bce_weight, dice_weight, smooth = _check.numbers(
+        name, bce_weight=bce_weight, dice_weight=dice_weight, smooth=smooth
+    )
+    if ignore_index is not None:
+        ignore_index = float(_check.label(name, "ignore_index", ignore_index))
     pixel_weight = _check_call(name, input, target, pixel_weight, smooth)
     pos_weight = _pos_weight(name, input, pos_weight)
     flat = in_memory_order(input, target, pixel_weight)
@@ -145,8 +152,7 @@ def binary_cross_entropy_dice(
     else:
         flat = [None if tensor is None else tensor.unsqueeze(0) for tensor in flat]
     logits, mask, pixel_weight = flat
-    ignored = None if ignore_index is None else float(ignore_index)
-    statistics = sigmoid_statistics(logits, mask, pos_weight, pixel_weight, ignored, squared, backend=backend)
+    statistics = sigmoid_statistics(logits, mask, pos_weight, pixel_weight, ignore_index, squared, backend=backend)
     *sums, numerator, denominator = statistics
     return cross_entropy_dice_of(
         (*(values.unsqueeze(1) for values in sums), numerator, denominator),
@@ -178,7 +184,7 @@ def _pos_weight(name, input, pos_weight):
         return None
     dtype = accumulator(input.dtype)
     if not isinstance(pos_weight, Tensor):
-        return torch.full((), pos_weight, dtype=dtype, device=input.device)
+        return torch.full((), _check.number(name, "pos_weight", pos_weight), dtype=dtype, device=input.device)
     if pos_weight.numel() != 1:
         raise RuntimeError(f"fastseg.ops.{name}: pos_weight has shape {tuple(pos_weight.shape)}; allowed: one element")
     _check.same_device(name, "pos_weight", pos_weight, "input", input)

@@ -92,6 +92,4 @@ def confusion_matrix(
     except TypeError as error:
         raise TypeError(f"fastseg.ops.{_NAME}: num_classes={num_classes!r}; allowed: an int") from error
     ignore_index = _check.label(_NAME, "ignore_index", ignore_index)
-    if not -(2**63) <= ignore_index < 2**63:  # no label is that large
-        ignore_index = _check.NO_LABEL
     return confusion_matrix_op(input.detach(), target, num_classes, ignore_index, backend=backend)

@@ -71,7 +71,7 @@ def sigmoid_focal_loss(
     inputs: Tensor,
     targets: Tensor,
     alpha: float = 0.25,
-    gamma: float = 2,
+    gamma: float = 2.0,
     reduction: str = "none",
     *,
     backend: str = "auto",
@@ -91,7 +91,7 @@ def sigmoid_focal_loss(
     Returns:
         The loss, shaped like `inputs`, or a scalar; its dtype is that of `inputs` and `targets` together, and
         fp32 for half types under autocast. Twice differentiable in `inputs`; if `targets` requires grad,
-        plain PyTorch runs.
+        plain PyTorch runs. The backward needs both to be unchanged: after an in-place change PyTorch raises.
 
     Raises:
         ValueError: shapes that differ, an unknown reduction, alpha above 1.
@@ -104,6 +104,7 @@ def sigmoid_focal_loss(
         raise ValueError(f"fastseg.ops.{_NAME}: targets has shape {sizes}")
     _check.argument(_NAME, "inputs", inputs, FLOATING, inputs.shape)
     _check.argument(_NAME, "targets", targets, FLOATING, inputs.shape, like=("inputs", inputs))
+    alpha, gamma = _check.numbers(_NAME, alpha=alpha, gamma=gamma)
     if not alpha <= 1:
         raise ValueError(f"fastseg.ops.{_NAME}: alpha={alpha!r}; allowed: 0 to 1, or a negative number for none")
     dtype = torch.promote_types(loss_dtype(inputs), targets.dtype)
@@ -114,7 +115,7 @@ def sigmoid_focal_loss(
         loss = reference.sigmoid_focal_loss(inputs, targets, alpha, gamma, summed, accumulator(inputs.dtype))
     else:
         flat = in_memory_order(inputs, targets)
-        loss = sigmoid_focal_loss_op(*flat, float(alpha), float(gamma), summed=summed, dtype=dtype, backend=backend)
+        loss = sigmoid_focal_loss_op(*flat, alpha, gamma, summed=summed, dtype=dtype, backend=backend)
         if not summed:
             return like_memory_order(loss, inputs)
     if reduced == MEAN:

@@ -222,7 +222,7 @@ void forward(const Tensor& input, const Tensor& target, std::optional<Tensor> po
              std::optional<Tensor> pixel_weight, std::optional<double> ignore_index, bool squared,
              const Tensor& intersection, const Tensor& prediction, const Tensor& truth, const Tensor& numerator,
              const Tensor& denominator) {
-  STD_TORCH_CHECK(input.dim() == 2, "input must be [N, P]");
+  FASTSEG_CHECK(input.dim() == 2, "input must be [N, P]");
   const Problem problem = problem_of(input, target, pos_weight, pixel_weight, ignore_index, squared);
   double* const of_intersection = zeroed_output<double>(intersection, problem.images, "intersection");
   double* const of_prediction = zeroed_output<double>(prediction, problem.images, "prediction");
@@ -249,9 +249,9 @@ void backward(const Tensor& input, const Tensor& target, std::optional<Tensor> p
               std::optional<Tensor> pixel_weight, const Tensor& grad_intersection, const Tensor& grad_prediction,
               const Tensor& grad_numerator, std::optional<double> ignore_index, bool squared,
               const Tensor& grad_input) {
-  STD_TORCH_CHECK(input.dim() == 2, "input must be [N, P]");
+  FASTSEG_CHECK(input.dim() == 2, "input must be [N, P]");
   const Problem problem = problem_of(input, target, pos_weight, pixel_weight, ignore_index, squared);
-  STD_TORCH_CHECK(grad_input.scalar_type() == input.scalar_type(), "grad_input must be like input");
+  FASTSEG_CHECK(grad_input.scalar_type() == input.scalar_type(), "grad_input must be like input");
   use_huge_pages(grad_input);
   const FlatView to = flat_view(grad_input, problem.images * problem.pixels, "grad_input");
   if (problem.images * problem.pixels == 0) return;

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from fastseg._check import may_look_at
 from fastseg._dtypes import accumulator
 
 
@@ -55,7 +56,7 @@ def sigmoid_statistics_backward(
 
 def _check_mask(target: Tensor, ignore_index: float | None) -> None:
     """On the CPU; on a GPU any number is taken as it is, since raising would need a host sync."""
-    if target.device.type == "cpu" and not target.is_floating_point():
+    if may_look_at(target) and not target.is_floating_point():
         wrong = (target != 0) & (target != 1)
         if ignore_index is not None:
             wrong &= target != ignore_index

@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "fastseg/check.h"
 #include "fastseg/layout.h"
 #include "fastseg/parallel.h"
 #include "fastseg/pixel_tile.h"
@@ -246,7 +247,7 @@ bool holds_labels(const Tensor& tensor) {
 }
 
 LabelView label_view(const Tensor& labels, int64_t ignore_index, int64_t classes) {
-  STD_TORCH_CHECK(holds_labels(labels), "fastseg::_confusion_matrix: labels must be int64, int32 or uint8");
+  FASTSEG_CHECK(holds_labels(labels), "fastseg::_confusion_matrix: labels must be int64, int32 or uint8");
   LabelView::Type type = LabelView::Type::int64;
   if (labels.scalar_type() == ScalarType::Int) type = LabelView::Type::int32;
   if (labels.scalar_type() == ScalarType::Byte) type = LabelView::Type::uint8;
@@ -268,7 +269,7 @@ void count_logits(const Tensor& logits, const LabelView& truth, int64_t* totals)
     case ScalarType::Double: return run(logits.const_data_ptr<double>());
     case ScalarType::Half: return run(logits.const_data_ptr<simd::Half>());
     case ScalarType::BFloat16: return run(logits.const_data_ptr<simd::BFloat16>());
-    default: STD_TORCH_CHECK(false, "fastseg::_confusion_matrix: input must hold labels or a floating dtype");
+    default: fastseg::fail("fastseg::_confusion_matrix: input must hold labels or a floating dtype");
   }
 }
 
@@ -277,15 +278,15 @@ void forward(const Tensor& input, const Tensor& target, int64_t num_classes, int
              const Tensor& counts) {
   const bool from_labels = holds_labels(input);
   const int64_t pixels = target.numel();
-  STD_TORCH_CHECK(num_classes >= 1 && num_classes <= 32767,
-                  "fastseg::_confusion_matrix: num_classes out of range");
-  STD_TORCH_CHECK(from_labels || (input.dim() >= 2 && input.size(1) == num_classes),
-                  "fastseg::_confusion_matrix: logits must be (N, num_classes, *spatial)");
-  STD_TORCH_CHECK(input.numel() == pixels * (from_labels ? 1 : num_classes),
-                  "fastseg::_confusion_matrix: input and target differ in size");
-  STD_TORCH_CHECK(input.is_cpu() && target.is_cpu() && counts.is_cpu() && counts.is_contiguous() &&
-                      counts.scalar_type() == ScalarType::Long && counts.numel() == num_classes * num_classes,
-                  "fastseg::_confusion_matrix: counts must be int64 [num_classes, num_classes], all on the CPU");
+  FASTSEG_CHECK(num_classes >= 1 && num_classes <= 32767,
+                "fastseg::_confusion_matrix: num_classes out of range");
+  FASTSEG_CHECK(from_labels || (input.dim() >= 2 && input.size(1) == num_classes),
+                "fastseg::_confusion_matrix: logits must be (N, num_classes, *spatial)");
+  FASTSEG_CHECK(input.numel() == pixels * (from_labels ? 1 : num_classes),
+                "fastseg::_confusion_matrix: input and target differ in size");
+  FASTSEG_CHECK(input.is_cpu() && target.is_cpu() && counts.is_cpu() && counts.is_contiguous() &&
+                    counts.scalar_type() == ScalarType::Long && counts.numel() == num_classes * num_classes,
+                "fastseg::_confusion_matrix: counts must be int64 [num_classes, num_classes], all on the CPU");
   int64_t* totals = counts.mutable_data_ptr<int64_t>();
   std::fill_n(totals, num_classes * num_classes, int64_t{0});
   if (pixels == 0) return;

@@ -21,7 +21,7 @@ cudaError_t with_labels(const Tensor& labels, const Body& body) {
     case ScalarType::Byte: return body(labels.const_data_ptr<uint8_t>());
     case ScalarType::Int: return body(labels.const_data_ptr<int32_t>());
     case ScalarType::Long: return body(labels.const_data_ptr<int64_t>());
-    default: STD_TORCH_CHECK(false, "fastseg::", op, ": labels must be uint8, int32 or int64");
+    default: fail("fastseg::", op, ": labels must be uint8, int32 or int64");
   }
 }
 
@@ -32,7 +32,7 @@ cudaError_t with_logits(const Tensor& logits, const Body& body) {
     case ScalarType::Double: return body(logits.const_data_ptr<double>());
     case ScalarType::Half: return body(logits.const_data_ptr<c10::Half>());
     case ScalarType::BFloat16: return body(logits.const_data_ptr<c10::BFloat16>());
-    default: STD_TORCH_CHECK(false, "fastseg::", op, ": input must hold labels or a floating dtype");
+    default: fail("fastseg::", op, ": input must hold labels or a floating dtype");
   }
 }
 
@@ -40,17 +40,17 @@ void forward(const Tensor& input, const Tensor& target, int64_t num_classes, int
   check_device(input, op, "input");
   check_device(target, op, "target");
   const bool from_labels = holds_labels(input);
-  STD_TORCH_CHECK(num_classes >= 1 && num_classes <= 32767, "fastseg::", op, ": num_classes out of range");
-  STD_TORCH_CHECK(from_labels || (input.dim() >= 2 && input.size(1) == num_classes), "fastseg::", op,
-                  ": logits must be (N, num_classes, *spatial)");
-  STD_TORCH_CHECK(input.numel() == target.numel() * (from_labels ? 1 : num_classes), "fastseg::", op,
-                  ": input and target differ in size");
-  STD_TORCH_CHECK(input.get_device_index() == target.get_device_index(), "fastseg::", op,
-                  ": input and target are on different devices");
+  FASTSEG_CHECK(num_classes >= 1 && num_classes <= 32767, "fastseg::", op, ": num_classes out of range");
+  FASTSEG_CHECK(from_labels || (input.dim() >= 2 && input.size(1) == num_classes), "fastseg::", op,
+                ": logits must be (N, num_classes, *spatial)");
+  FASTSEG_CHECK(input.numel() == target.numel() * (from_labels ? 1 : num_classes), "fastseg::", op,
+                ": input and target differ in size");
+  FASTSEG_CHECK(input.get_device_index() == target.get_device_index(), "fastseg::", op,
+                ": input and target are on different devices");
   check_device(counts, op, "counts");
-  STD_TORCH_CHECK(counts.get_device_index() == input.get_device_index() && counts.is_contiguous() &&
-                      counts.scalar_type() == ScalarType::Long && counts.numel() == num_classes * num_classes,
-                  "fastseg::", op, ": counts must be int64 (num_classes, num_classes) on the device of input");
+  FASTSEG_CHECK(counts.get_device_index() == input.get_device_index() && counts.is_contiguous() &&
+                    counts.scalar_type() == ScalarType::Long && counts.numel() == num_classes * num_classes,
+                "fastseg::", op, ": counts must be int64 (num_classes, num_classes) on the device of input");
   const OnDeviceOf device(input);
   torch::stable::zero_(counts);
   const int64_t pixels = target.numel();

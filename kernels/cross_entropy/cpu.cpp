@@ -22,7 +22,7 @@ struct Arguments {
 // Of the input and, unless it is null, of the gradient, which is like it.
 PixelWalk walk_of(const Tensor& input, const Tensor* gradient) {
   if (!gradient) return PixelWalk({input}, {});
-  STD_TORCH_CHECK(gradient->scalar_type() == input.scalar_type(), "the gradient must be like input");
+  FASTSEG_CHECK(gradient->scalar_type() == input.scalar_type(), "the gradient must be like input");
   use_huge_pages(*gradient);
   return PixelWalk({input}, {*gradient});
 }
@@ -74,7 +74,7 @@ void forward(const Tensor& input, const Tensor& target, std::optional<Tensor> we
              std::optional<Tensor> pixel_weight, int64_t ignore_index, int64_t reduction, double label_smoothing,
              double gamma, bool zero_if_empty, bool inert_ignored, bool with_gradient, const Tensor& loss,
              const Tensor& denominator, const Tensor& gradient) {
-  STD_TORCH_CHECK(!with_gradient || reduction != kNone, "the gradient in the forward needs a reduction");
+  FASTSEG_CHECK(!with_gradient || reduction != kNone, "the gradient in the forward needs a reduction");
   const Arguments arguments{
       input, target, weight, pixel_weight,
       {ignore_index, reduction, label_smoothing, gamma, zero_if_empty, inert_ignored}};

@@ -27,12 +27,12 @@ void run(const Arguments& arguments, const Tensor* grad_loss, const Tensor* loss
          const Tensor* grad_target) {
   const Tensor &input = arguments.input, &target = arguments.target;
   const bool is_double = input.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(is_double == (target.scalar_type() == ScalarType::Double),
-                  "input and target must both be float64, or neither of them");
+  FASTSEG_CHECK(is_double == (target.scalar_type() == ScalarType::Double),
+                "input and target must both be float64, or neither of them");
   std::vector<Tensor> outputs;
   for (const auto& [gradient, like] : {std::pair{grad_input, &input}, std::pair{grad_target, &target}}) {
     if (!gradient) continue;
-    STD_TORCH_CHECK(gradient->scalar_type() == like->scalar_type(), "a gradient must be like its tensor");
+    FASTSEG_CHECK(gradient->scalar_type() == like->scalar_type(), "a gradient must be like its tensor");
     use_huge_pages(*gradient);
     outputs.push_back(*gradient);
   }

@@ -7,6 +7,7 @@ pixel_weight [N, *spatial]. Everything is computed in fp32, in fp64 for fp64 inp
 import torch
 from torch import Tensor
 
+from fastseg._check import may_look_at
 from fastseg._dtypes import accumulator
 from fastseg._layout import in_layout_of
 from fastseg._reduction import MEAN, NONE, SUM
@@ -67,7 +68,7 @@ def cross_entropy(
 def _loss(
     input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty
 ) -> tuple[Tensor, Tensor]:
-    if target.device.type == "cpu":
+    if may_look_at(target):
         reject_bad_labels(target, input.shape[1], ignore_index)
     label, valid = _labels(target, input.shape[1], ignore_index)
     class_weight, label_weight, each = _weights(input, label, valid, weight, pixel_weight)

@@ -273,7 +273,7 @@ void backward(const Tensor& input, const Tensor& target, std::optional<Tensor> w
               std::optional<Tensor> pixel_weight, const Tensor& grad_intersection, const Tensor& grad_prediction,
               const Tensor& grad_numerator, int64_t ignore_index, double label_smoothing, bool squared,
               const Tensor& grad_input) {
-  STD_TORCH_CHECK(grad_input.scalar_type() == input.scalar_type(), "grad_input must be like input");
+  FASTSEG_CHECK(grad_input.scalar_type() == input.scalar_type(), "grad_input must be like input");
   use_huge_pages(grad_input);
   const PixelWalk walk = walk_of(input, {grad_input});
   const Arguments arguments{input, target, weight, pixel_weight, ignore_index, label_smoothing, squared};

@@ -53,7 +53,7 @@ struct Sums {
 
 inline Sums sums_of(const Tensor& intersection, const Tensor& prediction, const Tensor& truth, const Tensor& numerator,
                     const Tensor& denominator, const Options& options) {
-  STD_TORCH_CHECK(intersection.dim() == 2, "intersection must be [N, C]");
+  FASTSEG_CHECK(intersection.dim() == 2, "intersection must be [N, C]");
   const int64_t count = intersection.numel();
   return {dense_values<double>(intersection, count, "intersection"),
           dense_values<double>(prediction, count, "prediction"),

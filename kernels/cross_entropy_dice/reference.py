@@ -7,6 +7,7 @@ Ignored pixels count for nothing, whatever their logits hold. See README.md for 
 import torch
 from torch import Tensor
 
+from fastseg._check import may_look_at
 from fastseg._dtypes import accumulator
 from fastseg._layout import in_layout_of
 from fastseg.kernels.cross_entropy_dice.arithmetic import dice_per_class, mean_or_nan
@@ -132,7 +133,7 @@ def loss_of_sums_backward(
 
 def _check_labels(target: Tensor, ignore_index: int, classes: int) -> None:
     """On the CPU; on a GPU a label out of range counts for nothing, since raising would need a host sync."""
-    if target.device.type == "cpu":
+    if may_look_at(target):
         wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
         if wrong.any():
             raise IndexError(f"Target {target[wrong][0].item()} is out of bounds.")

@@ -152,7 +152,7 @@ void backward(const Tensor& grad_output, const Tensor& indices, std::vector<int6
     using scalar_t = decltype(zero);
     Outside passed_over;
     if (kernel_size.empty()) {
-      STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long, "fastseg pooling: compact indices need a geometry");
+      FASTSEG_CHECK(indices.scalar_type() == ScalarType::Long, "fastseg pooling: compact indices need a geometry");
       scatter<Add, scalar_t>(grad_output, indices, grad_input, nullptr, planes, passed_over);
       return;
     }

@@ -3,8 +3,6 @@
 #pragma once
 
 #include <initializer_list>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "cuda/host.h"
@@ -50,9 +48,9 @@ inline PoolShape make_shape(const char* op, const PoolArguments& arguments, Name
   constexpr int64_t most_size = int64_t{1} << 30;
   const auto check = [&](const NamedTensor& named) {
     check_device(named.tensor, op, named.name);
-    STD_TORCH_CHECK(named.tensor.dim() == 4, "fastseg::", op, ": ", named.name, " must have 4 dimensions");
-    STD_TORCH_CHECK(named.tensor.get_device_index() == plane.tensor.get_device_index(), "fastseg::", op, ": ",
-                    named.name, " and ", plane.name, " are on different devices");
+    FASTSEG_CHECK(named.tensor.dim() == 4, "fastseg::", op, ": ", named.name, " must have 4 dimensions");
+    FASTSEG_CHECK(named.tensor.get_device_index() == plane.tensor.get_device_index(), "fastseg::", op, ": ",
+                  named.name, " and ", plane.name, " are on different devices");
   };
   check(plane);
   const Tensor& first = pooled.begin()->tensor;
@@ -61,16 +59,16 @@ inline PoolShape make_shape(const char* op, const PoolArguments& arguments, Name
     check(named);
     for (int dimension = 0; dimension < 4; ++dimension) {
       const int64_t expected = dimension < 2 ? plane.tensor.size(dimension) : first.size(dimension);
-      STD_TORCH_CHECK(named.tensor.size(dimension) == expected, "fastseg::", op, ": ", named.name, " has size ",
-                      named.tensor.size(dimension), " in dimension ", dimension, "; allowed: ", expected);
-      STD_TORCH_CHECK(dimension == 0 || expected <= most_size, "fastseg::", op, ": ", named.name, " has size ",
-                      expected, " in dimension ", dimension, "; allowed: up to 2^30");
+      FASTSEG_CHECK(named.tensor.size(dimension) == expected, "fastseg::", op, ": ", named.name, " has size ",
+                    named.tensor.size(dimension), " in dimension ", dimension, "; allowed: ", expected);
+      FASTSEG_CHECK(dimension == 0 || expected <= most_size, "fastseg::", op, ": ", named.name, " has size ",
+                    expected, " in dimension ", dimension, "; allowed: up to 2^30");
     }
     contiguous = contiguous && named.tensor.is_contiguous();
     channels_last = channels_last && is_channels_last(named.tensor);
   }
-  STD_TORCH_CHECK(contiguous || channels_last, "fastseg::", op,
-                  ": the tensors must be all contiguous or all channels_last");
+  FASTSEG_CHECK(contiguous || channels_last, "fastseg::", op,
+                ": the tensors must be all contiguous or all channels_last");
   const int64_t images = plane.tensor.size(0), channels = plane.tensor.size(1);
   PoolShape shape;
   shape.rows = make_axis(arguments, 0, plane.tensor.size(2), first.size(2));
@@ -82,34 +80,28 @@ inline PoolShape make_shape(const char* op, const PoolArguments& arguments, Name
 }
 
 inline void check_same_dtype(const char* op, NamedTensor one, NamedTensor other) {
-  STD_TORCH_CHECK(one.tensor.scalar_type() == other.tensor.scalar_type(), "fastseg::", op, ": ", one.name, " and ",
-                  other.name, " differ in dtype");
-}
-
-// What a user can ask for, and these kernels cannot do: an error without the name of a file, as STD_TORCH_CHECK has it.
-inline void check_request(bool fits, const char* op, const std::string& wanted) {
-  if (!fits) throw std::runtime_error("fastseg::" + std::string(op) + ": " + wanted);
+  FASTSEG_CHECK(one.tensor.scalar_type() == other.tensor.scalar_type(), "fastseg::", op, ": ", one.name, " and ",
+                other.name, " differ in dtype");
 }
 
 inline void check_windows(const char* op, const PoolShape& shape) {
-  check_request(shape.has_windows(), op,
-                "kernel_size, stride, padding and dilation must be pairs of windows within 2^30 elements");
+  FASTSEG_CHECK(shape.has_windows(), "fastseg::", op,
+                ": kernel_size, stride, padding and dilation must be pairs of windows within 2^30 elements");
 }
 
 // Compact indices are uint8.
 inline bool holds_compact_indices(const char* op, const Tensor& indices) {
   const ScalarType type = indices.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Long || type == ScalarType::Byte, "fastseg::", op,
-                  ": indices must be int64 or uint8");
+  FASTSEG_CHECK(type == ScalarType::Long || type == ScalarType::Byte, "fastseg::", op,
+                ": indices must be int64 or uint8");
   return type == ScalarType::Byte;
 }
 
 // How many elements a window has must fit the type that counts them.
 inline void check_taps(const char* op, const PoolShape& shape, bool compact) {
   const int64_t taps = static_cast<int64_t>(shape.rows.kernel) * shape.columns.kernel;
-  check_request(taps <= (compact ? 255 : INT32_MAX), op,
-                "windows of " + std::to_string(taps) +
-                    " elements; allowed: 255 with uint8 indices, 2^31 - 1 with int64 indices");
+  FASTSEG_CHECK(taps <= (compact ? 255 : INT32_MAX), "fastseg::", op, ": windows of ", taps,
+                " elements; allowed: 255 with uint8 indices, 2^31 - 1 with int64 indices");
 }
 
 // Flat indices say themselves where they point.

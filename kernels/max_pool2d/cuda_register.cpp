@@ -16,7 +16,7 @@ cudaError_t with_floating_type(const char* op, const Tensor& tensor, const Body&
     case ScalarType::Double: return body(double{});
     case ScalarType::Half: return body(c10::Half{});
     case ScalarType::BFloat16: return body(c10::BFloat16{});
-    default: STD_TORCH_CHECK(false, "fastseg::", op, ": dtype must be float32, float64, float16 or bfloat16");
+    default: fail("fastseg::", op, ": dtype must be float32, float64, float16 or bfloat16");
   }
 }
 

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <stdexcept>
 #include <type_traits>
 #include <vector>
 
@@ -138,7 +137,7 @@ inline Axis axis_of(const std::vector<int64_t>& kernel_size, const std::vector<i
                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int axis,
                     int64_t input, int64_t output) {
   const bool inside = (static_cast<double>(output) - 1) * stride[axis] < static_cast<double>(input) + padding[axis];
-  if (!inside) throw std::runtime_error("fastseg pooling: windows begin beyond the image");
+  FASTSEG_CHECK(inside, "fastseg pooling: windows begin beyond the image");
   const int64_t step = output == 1 ? 1 : stride[axis];  // of one window any; tables have the size of a stride
   return {kernel_size[axis], step, padding[axis], dilation[axis], input, output};
 }
@@ -150,36 +149,36 @@ inline Windows windows_of(const Tensor& image, const Tensor& pooled, const Tenso
   const auto pair_from = [](const std::vector<int64_t>& values, int64_t least) {
     return values.size() == 2 && std::min(values[0], values[1]) >= least;
   };
-  STD_TORCH_CHECK(pair_from(kernel_size, 1) && pair_from(stride, 1) && pair_from(padding, 0) &&
-                      pair_from(dilation, 1),
-                  "fastseg pooling: kernel_size, stride, padding and dilation must be pairs in range");
+  FASTSEG_CHECK(pair_from(kernel_size, 1) && pair_from(stride, 1) && pair_from(padding, 0) &&
+                    pair_from(dilation, 1),
+                "fastseg pooling: kernel_size, stride, padding and dilation must be pairs in range");
   const bool flat = indices.scalar_type() == ScalarType::Long;
   const Windows windows{
       axis_of(kernel_size, stride, padding, dilation, 0, image.size(2), pooled.size(2)),
       axis_of(kernel_size, stride, padding, dilation, 1, image.size(3), pooled.size(3)), flat};
   const double reach = static_cast<double>(windows.y.kernel) * windows.y.dilation * windows.x.input +
                        static_cast<double>(windows.x.kernel) * windows.x.dilation;
-  if (reach >= INT32_MAX) throw std::runtime_error("fastseg pooling: a window spans 2^31 pixels or more");
-  if (!flat && windows.taps() > 255) throw std::runtime_error("fastseg pooling: more than 255 taps in compact form");
+  FASTSEG_CHECK(reach < INT32_MAX, "fastseg pooling: a window spans 2^31 pixels or more");
+  FASTSEG_CHECK(flat || windows.taps() <= 255, "fastseg pooling: more than 255 taps in compact form");
   return windows;
 }
 
 // The common layout of the three; shapes are checked too.
 inline Planes planes_of(const Tensor& image, const Tensor& pooled, const Tensor& indices) {
   const auto is_four = [](const Tensor& tensor) { return tensor.is_cpu() && tensor.dim() == 4; };
-  STD_TORCH_CHECK(is_four(image) && is_four(pooled) && is_four(indices),
-                  "fastseg pooling: tensors must be (N, C, H, W) on the CPU");
+  FASTSEG_CHECK(is_four(image) && is_four(pooled) && is_four(indices),
+                "fastseg pooling: tensors must be (N, C, H, W) on the CPU");
   for (int axis = 0; axis < 4; ++axis) {
-    STD_TORCH_CHECK(indices.size(axis) == pooled.size(axis) && (axis > 1 || image.size(axis) == pooled.size(axis)),
-                    "fastseg pooling: tensors differ in size");
+    FASTSEG_CHECK(indices.size(axis) == pooled.size(axis) && (axis > 1 || image.size(axis) == pooled.size(axis)),
+                  "fastseg pooling: tensors differ in size");
   }
   const ScalarType type = indices.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Long || type == ScalarType::Byte,
-                  "fastseg pooling: indices must be int64 or uint8");
-  STD_TORCH_CHECK(image.scalar_type() == pooled.scalar_type(), "fastseg pooling: values differ in dtype");
+  FASTSEG_CHECK(type == ScalarType::Long || type == ScalarType::Byte,
+                "fastseg pooling: indices must be int64 or uint8");
+  FASTSEG_CHECK(image.scalar_type() == pooled.scalar_type(), "fastseg pooling: values differ in dtype");
   const bool planar = image.is_contiguous() && pooled.is_contiguous() && indices.is_contiguous();
   const bool interleaved = is_channels_last(image) && is_channels_last(pooled) && is_channels_last(indices);
-  STD_TORCH_CHECK(planar || interleaved, "fastseg pooling: tensors must share a layout");
+  FASTSEG_CHECK(planar || interleaved, "fastseg pooling: tensors must share a layout");
   return {image.size(0), image.size(1), !planar};
 }
 

@@ -16,7 +16,7 @@ cudaError_t with_element_type(const char* op, const Tensor& tensor, const Body& 
     case ScalarType::Double: return body(uint64_t{});
     case ScalarType::Half:
     case ScalarType::BFloat16: return body(uint16_t{});
-    default: STD_TORCH_CHECK(false, "fastseg::", op, ": dtype must be float32, float64, float16 or bfloat16");
+    default: fail("fastseg::", op, ": dtype must be float32, float64, float16 or bfloat16");
   }
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastseg._check import may_look_at
 from fastseg._layout import image_format
 from fastseg.kernels.max_pool2d.index_formats import positions
 
@@ -48,7 +49,7 @@ def _checked(indices: Tensor, size, kernel_size, stride, padding, dilation) -> t
     """(positions in the flattened planes, 0 for those outside; which are inside). On CPU none may be outside."""
     index = positions(indices, size, kernel_size, stride, padding, dilation).flatten(2)
     inside = (index >= 0) & (index < size[0] * size[1])
-    if index.device.type == "cpu" and not inside.all():
+    if may_look_at(inside) and not inside.all():
         raise RuntimeError(
             f"fastseg.ops.max_unpool2d: indices holds a position outside the plane, {index[~inside][0].item()}; "
             f"allowed: 0 to {size[0] * size[1] - 1} in a plane of {size[0]}x{size[1]}"

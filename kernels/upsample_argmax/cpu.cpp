@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "fastseg/check.h"
 #include "fastseg/huge_pages.h"
 #include "fastseg/parallel.h"
 #include "upsample_argmax/labeller.h"
@@ -76,21 +77,21 @@ Problem describe(const Tensor& input, const std::vector<int64_t>& size,
 
 void check(const Tensor& input, const std::vector<int64_t>& size, const std::optional<std::vector<double>>& scales,
            ScalarType dtype) {
-  STD_TORCH_CHECK(input.dim() == 4 && input.size(1) > 0 && input.size(2) > 0 && input.size(3) > 0,
-                  "upsample_argmax: input must be [N, C, h, w] with classes and pixels");
-  STD_TORCH_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0, "upsample_argmax: size must be two positive numbers");
-  STD_TORCH_CHECK(!scales.has_value() || scales->size() == 2, "upsample_argmax: scales must be two numbers");
+  FASTSEG_CHECK(input.dim() == 4 && input.size(1) > 0 && input.size(2) > 0 && input.size(3) > 0,
+                "upsample_argmax: input must be [N, C, h, w] with classes and pixels");
+  FASTSEG_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0, "upsample_argmax: size must be two positive numbers");
+  FASTSEG_CHECK(!scales.has_value() || scales->size() == 2, "upsample_argmax: scales must be two numbers");
   const int64_t longest = std::max({input.size(1), input.size(2), input.size(3), size[0], size[1]});
-  STD_TORCH_CHECK(longest < (int64_t{1} << 30), "upsample_argmax: a dimension is 2^30 or longer");
+  FASTSEG_CHECK(longest < (int64_t{1} << 30), "upsample_argmax: a dimension is 2^30 or longer");
   const bool bytes = dtype == ScalarType::Byte && input.size(1) <= 256;
-  STD_TORCH_CHECK(bytes || dtype == ScalarType::Long, "upsample_argmax: dtype must be int64, or uint8 for C <= 256");
+  FASTSEG_CHECK(bytes || dtype == ScalarType::Long, "upsample_argmax: dtype must be int64, or uint8 for C <= 256");
 }
 
 Problem labels_problem(const Tensor& input, const std::vector<int64_t>& size,
                        const std::optional<std::vector<double>>& scales, bool align_corners, const Tensor& labels) {
   check(input, size, scales, labels.scalar_type());
-  STD_TORCH_CHECK(labels.is_cpu() && labels.is_contiguous() && labels.numel() == input.size(0) * size[0] * size[1],
-                  "upsample_argmax: labels must be contiguous, [N, H, W]");
+  FASTSEG_CHECK(labels.is_cpu() && labels.is_contiguous() && labels.numel() == input.size(0) * size[0] * size[1],
+                "upsample_argmax: labels must be contiguous, [N, H, W]");
   use_huge_pages(labels);
   Problem problem = describe(input, size, scales, align_corners);
   if (labels.scalar_type() == ScalarType::Byte) {
@@ -110,9 +111,9 @@ void labels_only(const Tensor& input, std::vector<int64_t> size, std::optional<s
 void labels_and_probability(const Tensor& input, std::vector<int64_t> size, std::optional<std::vector<double>> scales,
                             bool align_corners, ScalarType, const Tensor& labels, const Tensor& probability) {
   Problem problem = labels_problem(input, size, scales, align_corners, labels);
-  STD_TORCH_CHECK(probability.is_cpu() && probability.is_contiguous() && probability.numel() == labels.numel() &&
-                      probability.scalar_type() == ScalarType::Float,
-                  "upsample_argmax: probability must be float32, contiguous, [N, H, W]");
+  FASTSEG_CHECK(probability.is_cpu() && probability.is_contiguous() && probability.numel() == labels.numel() &&
+                    probability.scalar_type() == ScalarType::Float,
+                "upsample_argmax: probability must be float32, contiguous, [N, H, W]");
   use_huge_pages(probability);
   problem.probability = probability.mutable_data_ptr<float>();
   problem.prune = false;

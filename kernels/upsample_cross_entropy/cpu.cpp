@@ -33,14 +33,14 @@ struct Arguments {
 
 Arguments checked(const Arguments& arguments) {
   const Tensor& input = arguments.input;
-  STD_TORCH_CHECK(input.dim() == 4 && arguments.target.dim() == 3 && arguments.target.size(0) == input.size(0),
-                  "upsample_cross_entropy: input must be [N, C, h, w] and target [N, H, W]");
+  FASTSEG_CHECK(input.dim() == 4 && arguments.target.dim() == 3 && arguments.target.size(0) == input.size(0),
+                "upsample_cross_entropy: input must be [N, C, h, w] and target [N, H, W]");
   for (int64_t size :
        {input.size(1), input.size(2), input.size(3), arguments.target.size(1), arguments.target.size(2)}) {
-    STD_TORCH_CHECK(size > 0 && size < (int64_t{1} << 30), "upsample_cross_entropy: a dimension is 0 or above 2^30");
+    FASTSEG_CHECK(size > 0 && size < (int64_t{1} << 30), "upsample_cross_entropy: a dimension is 0 or above 2^30");
   }
-  STD_TORCH_CHECK(!arguments.scale_factors || arguments.scale_factors->size() == 2,
-                  "upsample_cross_entropy: scale_factors must be two numbers");
+  FASTSEG_CHECK(!arguments.scale_factors || arguments.scale_factors->size() == 2,
+                "upsample_cross_entropy: scale_factors must be two numbers");
   return arguments;
 }
 
@@ -51,7 +51,7 @@ decltype(Problem::read_row) reader_of(ScalarType type) {
     case ScalarType::Half:
       return &read_padded_row<c10::Half>;
     default:
-      STD_TORCH_CHECK(type == ScalarType::BFloat16, "upsample_cross_entropy: bad dtype of input");
+      FASTSEG_CHECK(type == ScalarType::BFloat16, "upsample_cross_entropy: bad dtype of input");
       return &read_padded_row<c10::BFloat16>;
   }
 }
@@ -92,9 +92,9 @@ class GradientSum {
  public:
   GradientSum(Problem& problem, const Tensor& input, const Tensor& output) : output_(output) {
     for (int64_t dim = 0; dim < 4; ++dim)
-      STD_TORCH_CHECK(output.dim() == 4 && output.size(dim) == input.size(dim), "the gradient must be like input");
-    STD_TORCH_CHECK(output.is_cpu() && (output.is_contiguous() || fastseg::is_channels_last(output)),
-                    "the gradient must be dense");
+      FASTSEG_CHECK(output.dim() == 4 && output.size(dim) == input.size(dim), "the gradient must be like input");
+    FASTSEG_CHECK(output.is_cpu() && (output.is_contiguous() || fastseg::is_channels_last(output)),
+                  "the gradient must be dense");
     const bool is_float = output.scalar_type() == ScalarType::Float;
     if (!is_float) beside_.emplace(output.numel());
     values_ = is_float ? output.mutable_data_ptr<float>() : beside_->get();
@@ -182,9 +182,9 @@ void pixels_backward(const Tensor& input, const Tensor& target, std::optional<Te
   const Arguments arguments =
       checked({input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing});
   Problem problem = make_problem(arguments, Task::kGradient);
-  STD_TORCH_CHECK(grad_losses.is_cpu() && grad_losses.scalar_type() == ScalarType::Float && grad_losses.dim() == 3 &&
-                      grad_losses.numel() == target.numel(),
-                  "grad_losses must be float32, [N, H, W]");
+  FASTSEG_CHECK(grad_losses.is_cpu() && grad_losses.scalar_type() == ScalarType::Float && grad_losses.dim() == 3 &&
+                    grad_losses.numel() == target.numel(),
+                "grad_losses must be float32, [N, H, W]");
   problem.grad_losses = grad_losses.const_data_ptr<float>();
   for (int dim = 0; dim < 3; ++dim) problem.grad_losses_strides[dim] = grad_losses.stride(dim);
   const GradientSum sum(problem, input, grad_input);

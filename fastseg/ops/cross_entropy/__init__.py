@@ -51,7 +51,8 @@ def cross_entropy(
     Returns:
         The loss in the input's dtype (that of input, probabilities and weight together; fp32 under autocast): a scalar,
         or input's shape without its class dimension for reduction "none".
-        The gradient has the memory format of the input. Twice differentiable.
+        The gradient has the memory format of the input. Twice differentiable. The backward needs the tensors given to
+        be unchanged: after an in-place change of one (`input.sigmoid_()`) PyTorch raises, also where stock would not.
 
     Raises:
         IndexError: on CPU, a label neither in [0, C) nor ignore_index. On GPU such a pixel contributes nothing.
@@ -67,8 +68,12 @@ def cross_entropy(
     reduced = NUMBERS.get(reduction) if type(reduction) is str else None
     if reduced is None:
         reduction_number(op, reduction)  # says what is wrong
-    if type(ignore_index) is not int:
+    if type(ignore_index) is not int or abs(ignore_index) >= 1 << 63:
         ignore_index = _check.label(op, "ignore_index", ignore_index)
+    if type(label_smoothing) is not float:
+        label_smoothing = _check.number(op, "label_smoothing", label_smoothing)
+    if type(zero_if_empty) is not bool:
+        _check.booleans(op, zero_if_empty=zero_if_empty)
     probabilities = target.is_floating_point() and target.shape == input.shape
     single = input.dim() == 1
     if single:
@@ -83,12 +88,12 @@ def cross_entropy(
                 f"fastseg.ops.{op}: ignore_index={ignore_index} with probabilities as target; allowed: none"
             )
         loss = loss_of_probabilities(
-            input, target, weight, pixel_weight, reduced, float(label_smoothing), zero_if_empty, backend
+            input, target, weight, pixel_weight, reduced, label_smoothing, zero_if_empty, backend
         )
     else:
         loss = loss_of_labels(
-            input, target, weight, pixel_weight, ignore_index, reduced, float(label_smoothing),
-            zero_if_empty=bool(zero_if_empty), backend=backend,
+            input, target, weight, pixel_weight, ignore_index, reduced, label_smoothing,
+            zero_if_empty=zero_if_empty, backend=backend,
         )  # fmt: skip
     return loss.squeeze(0) if single and reduced == NONE else loss
 
@@ -121,6 +126,7 @@ def focal_loss(
 
     Returns:
         The loss in the input's dtype (fp32 under autocast): a scalar, or the target's shape for reduction "none".
+        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
 
     Raises:
         IndexError: on CPU, a label neither in [0, C) nor ignore_index. On GPU such a pixel contributes nothing.
@@ -130,8 +136,9 @@ def focal_loss(
     if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
         _check.tensors(op, input=input, target=target)
     reduced = reduction_number(op, reduction)
+    _check.booleans(op, zero_if_empty=zero_if_empty)
     return loss_of_labels(
         input, target, alpha, pixel_weight, _check.label(op, "ignore_index", ignore_index),
-        MEAN_OF_COUNT if reduced == MEAN else reduced, 0.0, gamma=float(gamma), zero_if_empty=bool(zero_if_empty),
-        inert_ignored=True, backend=backend,
+        MEAN_OF_COUNT if reduced == MEAN else reduced, 0.0, gamma=_check.number(op, "gamma", gamma),
+        zero_if_empty=zero_if_empty, inert_ignored=True, backend=backend,
     )  # fmt: skip

@@ -38,7 +38,7 @@ def check(input, target, weight, pixel_weight, label_smoothing, gamma, inert_ign
         check_common(op, input, weight, pixel_weight, label_smoothing)
     if weight is not None:
         name = "alpha" if inert_ignored else "weight"
-        _check.dtype(op, name, weight, tuple({input.dtype: 0, accumulator(input.dtype): 0}))
+        _check.dtype(op, name, weight, (input.dtype, accumulator(input.dtype)))
         if weight.requires_grad:
             raise RuntimeError(f"fastseg.ops.{op}: {name} requires grad; allowed: a constant, with labels as target")
     if target.shape != (shape[0], *shape[2:]):

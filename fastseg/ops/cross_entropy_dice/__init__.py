@@ -86,7 +86,8 @@ def dice_loss(
             channels_last are both read in place.
         target: labels (N, d1, ..., dk), (N,) or (), in int64, int32 or uint8.
         weight: (C,) floating class weights of the mean over classes, sum_c w_c loss_c / sum_c w_c. A constant.
-        ignore_index: label of pixels that count for nothing, in the value and in the gradient, whatever their logits.
+        ignore_index: label of pixels that count for nothing, in the value and in the gradient, whatever their logits;
+            None for none.
         include_background: False leaves class 0 out of the mean.
         per_image: the quotient is taken per image (per row for (N, C) input) and averaged; otherwise the sums
             run over the whole batch.
@@ -101,6 +102,7 @@ def dice_loss(
 
     Returns:
         The loss in the dtype of `input` (fp32 for half types under autocast). Twice differentiable in `input`.
+        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
 
     Raises:
         IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)
@@ -108,9 +110,9 @@ def dice_loss(
     """
     name = "dice_loss"
     reduced = reduction_number(name, reduction)
+    smooth = _check.number(name, "smooth", smooth)
     _check.booleans(name, include_background=include_background, squared=squared, per_image=per_image)
-    if type(ignore_index) is not int:
-        ignore_index = _check.label(name, "ignore_index", ignore_index)
+    ignore_index = _check.label(name, "ignore_index", ignore_index)
     _check_call(name, input, target, weight, None, 0.0)
     images, labels, _ = _as_images(input, target, None, per_image)
     check_dice(name, images.size(1), include_background, smooth)
@@ -162,7 +164,8 @@ def cross_entropy_dice(
         target: labels (N, d1, ..., dk), (N,) or (), in int64, int32 or uint8.
         weight: (C,) floating class weights of the cross-entropy. A constant.
         ce_weight, dice_weight: factors of the two terms; a term with factor 0 is left out.
-        ignore_index: label of pixels that count for nothing, in the value and in the gradient, whatever their logits.
+        ignore_index: label of pixels that count for nothing, in the value and in the gradient, whatever their logits;
+            None for none.
         label_smoothing: of the cross-entropy, in [0, 1].
         pixel_weight: floating weights shaped like `target`, of the cross-entropy alone: the mean becomes
             sum v w_y l / sum v w_y. A constant.
@@ -173,6 +176,7 @@ def cross_entropy_dice(
 
     Returns:
         The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
+        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
 
     Raises:
         IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)
@@ -182,13 +186,15 @@ def cross_entropy_dice(
     _check.booleans(
         name, include_background=include_background, squared=squared, per_image=per_image, zero_if_empty=zero_if_empty
     )
-    if type(ignore_index) is not int:
-        ignore_index = _check.label(name, "ignore_index", ignore_index)
+    ignore_index = _check.label(name, "ignore_index", ignore_index)
+    label_smoothing, ce_weight, dice_weight, smooth = _check.numbers(
+        name, label_smoothing=label_smoothing, ce_weight=ce_weight, dice_weight=dice_weight, smooth=smooth
+    )
     _check_call(name, input, target, weight, pixel_weight, label_smoothing)
     images, labels, pixel_weight = _as_images(input, target, pixel_weight, per_image)
     check_dice(name, images.size(1), include_background, smooth)
     weight = None if weight is None else weight.to(accumulator(input.dtype))
-    arguments = images, labels, weight, pixel_weight, ignore_index, float(label_smoothing), squared
+    arguments = images, labels, weight, pixel_weight, ignore_index, label_smoothing, squared
     statistics = softmax_statistics(*arguments, backend=backend)
     return cross_entropy_dice_of(
         statistics, ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty, process_group,

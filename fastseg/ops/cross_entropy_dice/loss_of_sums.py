@@ -121,13 +121,12 @@ def cross_entropy_dice_of(
 
     statistics: intersection, prediction, truth (N, C) and the numerator and denominator () of the cross-entropy.
     """
-    weights = float(ce_weight), float(dice_weight)
     if process_group is None or not per_image:
         if process_group is not None:
             *sums, numerator, denominator = statistics
             batch = [values.sum(0, keepdim=True) for values in sums]
             statistics = sum_over_ranks((*batch, numerator, denominator), process_group)
-        options = *weights, float(smooth), include_background, per_image, zero_if_empty
+        options = ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty
         return loss_of_sums(*statistics, *options, dtype, backend=backend)
     # What the ranks share is the sum of their images' quotients and its number of terms.
     *sums, numerator, denominator = statistics
@@ -135,7 +134,7 @@ def cross_entropy_dice_of(
     count = torch.full_like(numerator, losses.numel())
     total, count, numerator, denominator = sum_over_ranks((losses.sum(), count, numerator, denominator), process_group)
     loss = torch.zeros_like(numerator)
-    for weight, term in zip(weights, ((numerator, denominator), (total, count))):
+    for weight, term in zip((ce_weight, dice_weight), ((numerator, denominator), (total, count))):
         if weight:
             loss = loss + weight * mean_or_nan(*term, zero_if_empty)
     return loss.to(dtype)

@@ -212,6 +212,8 @@ def max_pool2d(
         _check.tensor(_NAME, "input", input)
     if index_format != "flat":
         _check.one_of(_NAME, "index_format", index_format, ("flat", "compact"))
+    if type(ceil_mode) is not bool or type(return_indices) is not bool:
+        _check.booleans(_NAME, ceil_mode=ceil_mode, return_indices=return_indices)
     kernel_size = pair(_NAME, "kernel_size", kernel_size)
     without_stride = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
     stride = kernel_size if without_stride else pair(_NAME, "stride", stride)
@@ -223,7 +225,7 @@ def max_pool2d(
     single = input.dim() == 3
     images = input.contiguous().unsqueeze(0) if single else input
     output, indices = max_pool2d_op(
-        images, kernel_size, stride, padding, dilation, bool(ceil_mode), bool(return_indices), compact, backend=backend
+        images, kernel_size, stride, padding, dilation, ceil_mode, return_indices, compact, backend=backend
     )
     if single:
         output = output.squeeze(0)

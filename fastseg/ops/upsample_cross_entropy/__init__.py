@@ -39,6 +39,8 @@ def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight,
     _check.argument(name, "target", target, LABELS, maps, "N, and the size of the upsampled logits", like=like)
     if 0 in input.shape[1:] or 0 in target.shape[1:]:
         reject_empty(name, input, target)
+    if type(label_smoothing) is not float:
+        label_smoothing = _check.number(name, "label_smoothing", label_smoothing)
     if not 0 <= label_smoothing <= 1:
         _check.in_range(name, "label_smoothing", label_smoothing, 0.0, 1.0)
     if weight is not None:
@@ -47,7 +49,7 @@ def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight,
         pixel_weight = _constant(name, "pixel_weight", pixel_weight, target.shape, input)
     if input.shape[1] == 1:
         label_smoothing = 0.0  # nothing to spread: the loss of one class and its gradient stay exactly 0
-    return (input, target, weight, pixel_weight), scale_factors, float(label_smoothing)
+    return (input, target, weight, pixel_weight), scale_factors, label_smoothing
 
 
 def _constant(name, argument, value, shape, input):
@@ -101,6 +103,7 @@ def upsample_cross_entropy(
 
     Returns:
         The loss in the dtype of `input` (fp32 for half types under autocast). Twice differentiable in `input`.
+        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
 
     Raises:
         IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)
@@ -108,9 +111,9 @@ def upsample_cross_entropy(
     """
     name = "upsample_cross_entropy"
     reduced = reduction_number(name, reduction)
-    if type(ignore_index) is not int:
-        ignore_index = _check.label(name, "ignore_index", ignore_index)
-    _check.booleans(name, align_corners=align_corners, zero_if_empty=zero_if_empty)
+    ignore_index = _check.label(name, "ignore_index", ignore_index)
+    if type(align_corners) is not bool or type(zero_if_empty) is not bool:
+        _check.booleans(name, align_corners=align_corners, zero_if_empty=zero_if_empty)
     tensors, scale_factors, label_smoothing = _op_arguments(
         name, input, target, size, scale_factor, weight, pixel_weight, label_smoothing
     )
@@ -162,14 +165,14 @@ def upsample_cross_entropy_dice(
 
     Returns:
         The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
+        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
 
     Raises:
         IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "upsample_cross_entropy_dice"
-    if type(ignore_index) is not int:
-        ignore_index = _check.label(name, "ignore_index", ignore_index)
+    ignore_index = _check.label(name, "ignore_index", ignore_index)
     _check.booleans(
         name, align_corners=align_corners, include_background=include_background, squared=squared,
         per_image=per_image, zero_if_empty=zero_if_empty,
@@ -177,12 +180,13 @@ def upsample_cross_entropy_dice(
     tensors, scale_factors, label_smoothing = _op_arguments(
         name, input, target, size, scale_factor, weight, pixel_weight, label_smoothing
     )
+    ce_weight, dice_weight, smooth = _check.numbers(name, ce_weight=ce_weight, dice_weight=dice_weight, smooth=smooth)
     check_dice(name, input.size(1), include_background, smooth)
     options = scale_factors, align_corners, ignore_index, label_smoothing, squared
     dtype = loss_dtype(input)
     if process_group is None and _in_one_call(input):
         loss, _, _ = upsample_cross_entropy_dice_op(
-            *tensors, *options, ce_weight=float(ce_weight), dice_weight=float(dice_weight), smooth=float(smooth),
+            *tensors, *options, ce_weight=ce_weight, dice_weight=dice_weight, smooth=smooth,
             include_background=include_background, per_image=per_image, zero_if_empty=zero_if_empty,
             with_gradient=input.requires_grad and torch.is_grad_enabled(), dtype=dtype, backend=backend,
         )  # fmt: skip

@@ -1,0 +1,8 @@
+"""An infinite or NaN logit at an ignored pixel: nothing in our own losses, stock's NaN in cross_entropy."""
+
+from tests.ignored_pixels import check_as_stock, check_inert
+
+test_inert_on_cpu = check_inert("cpu")
+test_inert_on_reference = check_inert("reference")
+test_cpu_as_stock = check_as_stock("cpu")
+test_reference_as_stock = check_as_stock("reference")

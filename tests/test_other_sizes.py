@@ -1,0 +1,118 @@
+"""Programs made from one call fit inputs of other sizes: torch.jit.trace, torch.compile, torch.export."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.export import Dim
+
+from fastseg import ops
+
+LANDSCAPE, PORTRAIT = (2, 3, 20, 32), (2, 3, 32, 20)
+SIZES = (LANDSCAPE, PORTRAIT, (2, 3, 40, 24), (2, 3, 100, 180), (2, 3, 8, 6))
+
+
+def positive(image):
+    return (image > 0).to(image.dtype)
+
+
+# function of images and labels, how many times larger the labels are, the function in stock PyTorch if there is one
+CALLS = {
+    "cross_entropy": (ops.cross_entropy, 1, F.cross_entropy),
+    "cross_entropy, pixels": (lambda x, y: ops.cross_entropy(x, y, reduction="none", pixel_weight=y.float()), 1, None),
+    "probabilities": (lambda x, y: ops.cross_entropy(x, x.cos().softmax(1)), 1,
+                      lambda x, y: F.cross_entropy(x, x.cos().softmax(1))),
+    "probabilities, weighted": (lambda x, y: ops.cross_entropy(x, x.cos().softmax(1), pixel_weight=y.float()), 1, None),
+    "focal_loss": (ops.focal_loss, 1, None),
+    "dice_loss": (ops.dice_loss, 1, None),
+    "cross_entropy_dice": (lambda x, y: ops.cross_entropy_dice(x, y, per_image=True), 1, None),
+    "binary_cross_entropy_dice": (lambda x, y: ops.binary_cross_entropy_dice(x, positive(x)), 1, None),
+    "sigmoid_focal_loss": (lambda x, y: ops.sigmoid_focal_loss(x, positive(x), reduction="mean"), 1, None),
+    "upsample_cross_entropy": (ops.upsample_cross_entropy, 2,
+                               lambda x, y: F.cross_entropy(F.interpolate(x, y.shape[1:], mode="bilinear"), y)),
+    "upsample_cross_entropy, scaled": (lambda x, y: ops.upsample_cross_entropy(x, y, scale_factor=2), 2, None),
+    "upsample_cross_entropy, pixels": (lambda x, y: ops.upsample_cross_entropy(x, y, reduction="none"), 2, None),
+    "upsample_cross_entropy_dice": (ops.upsample_cross_entropy_dice, 2, None),
+    "upsample_argmax": (lambda x, y: ops.upsample_argmax(x, y.shape[1:]), 3,
+                        lambda x, y: F.interpolate(x, y.shape[1:], mode="bilinear").argmax(1)),
+    "upsample_argmax, scaled": (lambda x, y: ops.upsample_argmax(x, scale_factor=2), 1,
+                                lambda x, y: F.interpolate(x, scale_factor=2, mode="bilinear").argmax(1)),
+    "upsample_argmax, odd scale": (lambda x, y: ops.upsample_argmax(x, scale_factor=(1.5, 2.3)), 1,
+                                   lambda x, y: F.interpolate(x, scale_factor=(1.5, 2.3), mode="bilinear").argmax(1)),
+    "upsample_argmax, probability": (lambda x, y: ops.upsample_argmax(x, scale_factor=2, return_probability=True)[1],
+                                     1, None),
+    "confusion_matrix": (ops.confusion_matrix, 1, None),
+    "max_pool2d": (lambda x, y: ops.max_pool2d(x, 3, 2, 1), 1, lambda x, y: F.max_pool2d(x, 3, 2, 1)),
+    "max_pool2d, one image": (lambda x, y: ops.max_pool2d(x[0], 2), 1, lambda x, y: F.max_pool2d(x[0], 2)),
+    "max_pool2d, indices": (lambda x, y: ops.max_pool2d(x, 2, return_indices=True)[1], 1, None),
+    "max_unpool2d": (lambda x, y: ops.max_unpool2d(*ops.max_pool2d(x, 2, return_indices=True), 2), 1, None),
+    "max_unpool2d, compact": (
+        lambda x, y: ops.max_unpool2d(*ops.max_pool2d(x, 2, return_indices=True, index_format="compact")), 1, None),
+}  # fmt: skip
+
+
+def data(name, size, layout=torch.contiguous_format):
+    images, classes, height, width = size
+    factor = CALLS[name][1]
+    image = torch.randn(size).contiguous(memory_format=layout)
+    return image.requires_grad_(), torch.randint(classes, (images, factor * height, factor * width))
+
+
+def check_other_sizes(name, program):
+    for size in SIZES:
+        image, labels = data(name, size)
+        found, expected = program(image, labels), (CALLS[name][2] or CALLS[name][0])(image, labels)
+        assert found.shape == expected.shape
+        if found.is_floating_point():
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        else:  # but for near ties of two classes
+            assert (found == expected).double().mean() > 0.999
+
+
+def test_every_public_function_is_called():
+    names = {name.partition(",")[0] for name in CALLS}
+    assert names == {*ops.__all__, "probabilities"} - {"PoolIndices"}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", CALLS)
+def test_trace(name):
+    """Plain PyTorch, which can also be differentiated."""
+    traced = torch.jit.trace(CALLS[name][0], data(name, LANDSCAPE))
+    assert not [node for node in traced.inlined_graph.nodes() if "fastseg" in node.kind()]
+    check_other_sizes(name, traced)
+    image, labels = data(name, PORTRAIT)
+    expected = CALLS[name][0](image, labels)
+    if expected.requires_grad:
+        gradients = [torch.autograd.grad(loss.sum(), image)[0] for loss in (traced(image, labels), expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", CALLS)
+def test_compiled_programs(name, dynamic, monkeypatch):
+    """One, and with dynamic=None the first, of fixed sizes: none for an orientation, or for a size threshold."""
+    monkeypatch.undo()  # conftest.py's, which leaves nothing to stock
+    torch._dynamo.reset()
+    programs = []
+
+    def backend(graph, inputs):
+        programs.append(graph)
+        return graph.forward
+
+    check_other_sizes(name, torch.compile(CALLS[name][0], backend=backend, dynamic=dynamic, fullgraph=True))
+    assert len(programs) == (1 if dynamic else 2)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+def test_export(name, strict):
+    function, factor, _ = CALLS[name]
+
+    class Module(torch.nn.Module):
+        def forward(self, image, labels):
+            return function(image, labels)
+
+    height, width = Dim("height", min=4, max=4096), Dim("width", min=4, max=4096)
+    shapes = {2: height, 3: width}, {1: factor * height, 2: factor * width}
+    program = torch.export.export(Module(), data(name, LANDSCAPE), dynamic_shapes=shapes, strict=strict)
+    check_other_sizes(name, program.module())

@@ -16,6 +16,18 @@ _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 stock_cross_entropy = torch._C._nn.cross_entropy_loss
 
 
+# A __torch_function__ that leaves the results of a tensor subclass as they are.
+no_torch_function = torch._C._disabled_torch_function_impl
+
+# Of a tensor without memory: C++ that asks for its pointer gets an error rather than null.
+refuse_data_pointer = torch._C._set_throw_on_mutable_data_ptr
+
+
+def in_dispatch_mode() -> bool:
+    """True under a TorchDispatchMode, such as those that trace."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def is_watched(tensors: tuple) -> bool:
     """True if a mode, transform, profiler or tensor subclass must see a call with these tensors (or None).
 

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from fastseg import _private_api as private
 from fastseg import ops
 from fastseg.nn._drop_in import drop_in
 
@@ -33,11 +34,7 @@ def _note(pool):
 
 def _in_a_graph():
     """Whether what this call returns may end up in a graph, or goes through a transform of torch.func."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
+    return torch.compiler.is_compiling() or private.in_dispatch_mode() or private.in_functional_transform()
 
 
 @drop_in(nn.MaxPool2d, note=_note)

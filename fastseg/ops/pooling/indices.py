@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from fastseg import _check
+from fastseg import _private_api as private
 from fastseg.kernels.max_pool2d import index_formats as reference
 from fastseg.ops.pooling.geometry import MOST_COMPACT_TAPS, check_geometry, pair
 
@@ -81,7 +82,7 @@ class PoolIndices(Tensor):
     __module__ = "fastseg.ops"  # the name under which it is pickled
 
     # Tensor's own would turn results into this class.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = private.no_torch_function
 
     @property
     def offsets(self) -> Tensor:
@@ -312,7 +313,7 @@ def _wrapper(content, plane, geometry, kind=PoolIndices) -> PoolIndices:
     indices = Tensor._make_wrapper_subclass(
         kind, like.shape, strides=like.stride(), dtype=torch.int64, device=like.device
     )
-    torch._C._set_throw_on_mutable_data_ptr(indices)  # rather than give C++ a null pointer
+    private.refuse_data_pointer(indices)
     indices._content, indices._plane, indices.geometry = content, plane, geometry
     return indices
 

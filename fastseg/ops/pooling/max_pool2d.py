@@ -82,9 +82,14 @@ def backward(shape_input, indices, kernel_size, stride, padding, dilation, grad_
 def stock(input, kernel_size, stride, padding, ceil_mode, return_indices):  # dilated windows it refuses
     if kernel_size[0] == kernel_size[1] and stride[0] == stride[1] and padding[0] == padding[1]:
         kernel_size, stride, padding = kernel_size[0], stride[0], padding[0]  # torch reads an int faster than a list
+    dtype = input.dtype
+    if dtype in HALF and input.requires_grad:
+        input = input.float()  # torch adds the gradients of overlapping windows in the precision of the input
     if return_indices:
-        return private.max_pool2d_with_indices(input, kernel_size, stride, padding, 1, ceil_mode)
-    return torch.max_pool2d(input, kernel_size, stride, padding, 1, ceil_mode), None
+        output, indices = private.max_pool2d_with_indices(input, kernel_size, stride, padding, 1, ceil_mode)
+    else:
+        output, indices = torch.max_pool2d(input, kernel_size, stride, padding, 1, ceil_mode), None
+    return output if output.dtype == dtype else output.to(dtype), indices
 
 
 def stock_class(input, kernel_size, stride, padding, return_indices):
@@ -100,7 +105,7 @@ def stock_class(input, kernel_size, stride, padding, return_indices):
     return "channels_last, differentiated"
 
 
-def stock_refuses(input, kernel_size, stride, dilation, return_indices, compact):
+def stock_refuses(input, stride, dilation, return_indices, compact):
     if return_indices and compact:
         return "torch has no compact indices"
     if dilation[0] > 1 or dilation[1] > 1:
@@ -109,8 +114,6 @@ def stock_refuses(input, kernel_size, stride, dilation, return_indices, compact)
         return "torch takes strides below 2^31"
     if input.numel() == 0:
         return "torch forgets the memory format of an empty batch"
-    if input.dtype in HALF and (stride[0] < kernel_size[0] or stride[1] < kernel_size[1]):
-        return "torch adds the gradients of overlapping windows in half precision"
     if not input.is_floating_point() and image_format(input) is torch.channels_last:
         return "torch counts the pixels of channels_last planes in the dtype of the input"
     return None

@@ -237,7 +237,7 @@ class Op:
         """The reference, without a gradient in the forward: PyTorch differentiates its ops itself."""
         self._check(args)
         if not self._is_backward:
-            args = tuple(name not in _EARLY and value for name, value in zip(self.names, args))
+            args = tuple(False if name in _EARLY else value for name, value in zip(self.names, args))
         return self._reference(args)
 
     def _run_traced(self, args: tuple):

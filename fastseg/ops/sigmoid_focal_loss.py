@@ -23,7 +23,12 @@ _NAME = "sigmoid_focal_loss"
 # The ops take flat tensors (n,); the public function flattens in the order of the memory.
 
 
-def check(inputs, targets):
+def check(inputs, targets, dtype):
+    check_tensors(inputs, targets)
+    _check.one_of(_NAME, "dtype", dtype, FLOATING)
+
+
+def check_tensors(inputs, targets):
     _check.argument(_NAME, "inputs", inputs, FLOATING, ("n",))
     _check.argument(_NAME, "targets", targets, FLOATING, inputs.shape, like=("inputs", inputs))
 
@@ -49,7 +54,7 @@ sigmoid_focal_loss_op = Op(
 
 
 def check_backward(inputs, targets, grad_loss):
-    check(inputs, targets)
+    check_tensors(inputs, targets)
     _check.dtype("sigmoid_focal_loss_backward", "grad_loss", grad_loss, FLOATING)
     if grad_loss.dim():
         _check.shape("sigmoid_focal_loss_backward", "grad_loss", grad_loss, inputs.shape)

@@ -89,6 +89,7 @@ void forward(const Tensor& inputs, const Tensor& targets, double alpha, double g
   const Problem problem = problem_of(inputs, targets, alpha, gamma);
   const UnevenSlices slices = chunk_slices(ceil_divide(problem.count, kChunk));
   std::vector<double> partial(slices.slices(), 0.0);
+  with_floating_type(loss, "loss", [](auto) {});
   use_huge_pages(loss);
   const FlatView losses = summed ? FlatView{} : flat_view(loss, problem.count, "loss");
   const auto loss_of = [](const auto& focal) FASTSEG_ALWAYS_INLINE { return focal.loss(); };
@@ -106,6 +107,7 @@ void forward(const Tensor& inputs, const Tensor& targets, double alpha, double g
 void backward(const Tensor& inputs, const Tensor& targets, const Tensor& grad_loss, double alpha, double gamma,
               const Tensor& grad_inputs) {
   const Problem problem = problem_of(inputs, targets, alpha, gamma);
+  FASTSEG_CHECK(grad_inputs.scalar_type() == inputs.scalar_type(), "grad_inputs must be like inputs");
   use_huge_pages(grad_inputs);
   const FlatView to = flat_view(grad_inputs, problem.count, "grad_inputs");
   if (problem.count == 0) return;

@@ -96,6 +96,8 @@ class GradientSum {
     FASTSEG_CHECK(output.is_cpu() && (output.is_contiguous() || fastseg::is_channels_last(output)),
                   "the gradient must be dense");
     const bool is_float = output.scalar_type() == ScalarType::Float;
+    FASTSEG_CHECK(is_float || output.scalar_type() == input.scalar_type(),
+                  "the gradient must be float32 or of the dtype of input");
     if (!is_float) beside_.emplace(output.numel());
     values_ = is_float ? output.mutable_data_ptr<float>() : beside_->get();
     std::fill_n(values_, output.numel(), 0.0f);

@@ -159,3 +159,15 @@ def test_empty():
 def test_bad_arguments_are_named(changes, error, message):
     with pytest.raises(error, match=message):
         fastseg.ops.sigmoid_focal_loss(**(dict(inputs=torch.zeros(3), targets=torch.zeros(3)) | changes))
+
+
+def test_outputs_of_another_dtype_are_refused():
+    """Before anything is written: two bytes an element would not fit into one."""
+    inputs, targets = torch.randn(9), torch.ones(9)
+    with pytest.raises(ValueError, match="dtype=torch.uint8; allowed"):
+        torch.ops.fastseg.sigmoid_focal_loss(inputs, targets, 0.25, 2.0, False, torch.uint8)
+    loss, gradient = torch.zeros(9, dtype=torch.uint8), torch.zeros(9, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="loss must be float32"):
+        torch.ops.fastseg._sigmoid_focal_loss(inputs, targets, 0.25, 2.0, False, torch.uint8, loss)
+    with pytest.raises(RuntimeError, match="grad_inputs must be like inputs"):
+        torch.ops.fastseg._sigmoid_focal_loss_backward(inputs, targets, torch.ones(()), 0.25, 2.0, gradient)

@@ -80,6 +80,7 @@ def early(input, reduction):
 
 # --- what small calls are left to ---
 
+
 def stock(input, target, weight, ignore_index, reduction, label_smoothing):
     """Half types in fp32, as ours: stock sums in the precision of its input."""
     if input.dtype in HALF:

@@ -269,7 +269,7 @@ class RowCovers {
 // once and nothing is cleared. pooled and indices [images, rows, columns, C], image [images, H, W, C]
 template <typename scalar_t, typename index_t>
 void spread(const scalar_t* pooled, const index_t* indices, scalar_t* image, const Windows& windows,
-                        const Planes& planes) {
+            const Planes& planes) {
   using compute_t = simd::accumulate<scalar_t>;
   const Axis &y_axis = windows.y, &x_axis = windows.x;
   const int64_t height = y_axis.input, width = x_axis.input, channels = planes.channels;

@@ -62,7 +62,7 @@ def backward(
     ignore_index, reduction, label_smoothing, gamma, zero_if_empty, inert_ignored, with_gradient, backend,
 ):  # fmt: skip
     if with_gradient and not torch.is_grad_enabled():
-        return {"input": scaled(gradient, grad_loss)}
+        return {"input": scaled(gradient, grad_loss, backend)}
     grad_input = cross_entropy_backward(
         input, target, weight, pixel_weight, grad_loss, denominator, ignore_index, reduction, label_smoothing, gamma,
         zero_if_empty, inert_ignored, backend=backend,

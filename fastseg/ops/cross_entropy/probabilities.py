@@ -59,8 +59,8 @@ def backward(
     known = (to_input or to_target) and (to_input or not needs_input) and (to_target or not needs_target)
     if known and not torch.is_grad_enabled():
         return {
-            "input": scaled(grad_input, grad_loss) if needs_input else None,
-            "target": scaled(grad_target, grad_loss) if needs_target else None,
+            "input": scaled(grad_input, grad_loss, backend) if needs_input else None,
+            "target": scaled(grad_target, grad_loss, backend) if needs_target else None,
         }
     gradients = cross_entropy_probabilities_backward(
         input, target, weight, pixel_weight, grad_loss, reduction, label_smoothing, needs_input, needs_target,

@@ -19,7 +19,7 @@ from fastseg._layout import in_memory_order
 from fastseg._op import THROUGH_REFERENCE, Op
 from fastseg.kernels.binary_cross_entropy_dice import reference
 from fastseg.ops.cross_entropy_dice.loss_of_sums import cross_entropy_dice_of
-from fastseg.ops.cross_entropy_dice.statistics import check_gradients
+from fastseg.ops.cross_entropy_dice.statistics import check_gradients, empty_sums
 
 TARGETS = (*FLOATING, torch.bool, torch.uint8, torch.int32, torch.int64)
 _INPUTS = "Tensor input, Tensor target, Tensor? pos_weight, Tensor? pixel_weight"
@@ -34,12 +34,6 @@ def check(input, target, pos_weight, pixel_weight):
     for argument, value, shape in (("pos_weight", pos_weight, ()), ("pixel_weight", pixel_weight, input.shape)):
         if value is not None:
             _check.argument(name, argument, value, (accumulator(input.dtype),), shape, like=("input", input))
-
-
-def outputs(input):
-    sums = input.new_empty(input.shape[:1], dtype=torch.float64)
-    total = input.new_empty((), dtype=torch.float64)
-    return sums, torch.empty_like(sums), torch.empty_like(sums), total, torch.empty_like(total)
 
 
 def backward(
@@ -57,7 +51,7 @@ sigmoid_statistics = Op(
     f"sigmoid_statistics({_INPUTS}, {_OPTIONS}) -> "
     "(Tensor intersection, Tensor prediction, Tensor truth, Tensor numerator, Tensor denominator)",
     check=check,
-    outputs=outputs,
+    outputs=lambda input: empty_sums(input, input.shape[:1]),
     backward=backward,
     internal=True,
     contiguous=("input", "target", "pixel_weight"),

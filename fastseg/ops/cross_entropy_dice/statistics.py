@@ -39,7 +39,12 @@ def check(input, target, weight, pixel_weight, label_smoothing):
 
 
 def outputs(input):
-    sums = input.new_empty(input.shape[:2], dtype=torch.float64)
+    return empty_sums(input, input.shape[:2])
+
+
+def empty_sums(input, shape):
+    """Room for the statistics: three sums of `shape`, numerator and denominator, all fp64."""
+    sums = input.new_empty(shape, dtype=torch.float64)
     total = input.new_empty((), dtype=torch.float64)
     return sums, torch.empty_like(sums), torch.empty_like(sums), total, torch.empty_like(total)
 

@@ -79,7 +79,8 @@ class Backend:
 
     name: "cpu", "cuda", "triton" or "reference".
     run: "cpu" and "cuda" take none: they are the C++ entry point `fastseg::_<op>`, which takes the arguments and then
-        the outputs to fill, as every kernel does. "triton": where its launcher stands, "<module>.<function>" below
+        the outputs to fill, as every kernel does. A "cpu" that is put together from PyTorch's ops instead is a plain
+        function of the arguments that returns the outputs. "triton": where its launcher stands, "<module>.<function>" below
         fastseg.kernels, imported when it is first called; it fills the outputs among its parameters. "reference": a
         plain function of the arguments that returns the outputs.
     dtypes: allowed dtypes of the op's first argument; None for any.
@@ -98,14 +99,19 @@ class Backend:
         self._run, self._refuses = run, refuses
         self._available = False  # found so, which is not asked again
 
+    def is_native(self) -> bool:
+        """True if it is a C++ entry point."""
+        return self.name in ("cpu", "cuda") and self._run is None
+
     def bind(self, op: "Bound") -> None:
         """Resolves names and the C++ entry point for the op whose table this stands in."""
-        self._native = op.native_name if self.name in ("cpu", "cuda") else None
+        self._native = op.native_name if self.is_native() else None
         self._values = (*op.arguments, *op.results)
         self._where = f"{op.name}, backend {self.name}"
         refuses = self._refuses
         self.refuses = None if refuses is None else Named(refuses, op.arguments, f"{self._where}: refuses")
-        if self.name == "reference":
+        self.function = None  # for what returns the outputs rather than filling them
+        if callable(self._run):
             self.function = Named(self._run, op.arguments, self._where)
         elif self._native is not None:
             self.kernel = private.boxed_call_of(self._native)
@@ -145,7 +151,7 @@ class Backend:
 
     def missing(self) -> str | None:
         """None if this backend's code is there and this machine can run it, else the reason."""
-        reason = _library.missing(self.name)
+        reason = None if self.function else _library.missing(self.name)
         if reason is None and self._native is not None:
             key = "CUDA" if self.name == "cuda" else "CPU"
             if not private.has_kernel(self._native, key):
@@ -163,6 +169,7 @@ class Stock:
     below: by class of calls, the number of elements of the first argument below which "auto" takes it.
     which: names the class of a call, a key of `below`, or None where it is never faster; by default the only key.
     refuses: gives the reason why stock does not keep every promise of the op on this call, or None.
+    on_gpu: True if "auto" takes it for this call on a GPU; by default never.
     """
 
     name, dtypes = "stock", None
@@ -174,14 +181,17 @@ class Stock:
         below: Mapping[str, int],
         which: Callable[..., str | None] | None = None,
         refuses: Callable[..., str | None] | None = None,
+        on_gpu: Callable[..., bool] | None = None,
     ):
         self._run, self.below, self._which, self._refuses = run, dict(below), which, refuses
+        self._on_gpu = on_gpu
 
     def bind(self, op: "Bound") -> None:
         self._only = None if self._which else next(iter(self.below))
         self.function = Named(self._run, op.arguments, f"{op.name}, stock")
         self.which = None if self._which is None else Named(self._which, op.arguments, f"{op.name}, stock: which")
         self.refuses = Named(self._refuses or (lambda: None), op.arguments, f"{op.name}, stock: refuses")
+        self.on_gpu = Named(self._on_gpu or (lambda: False), op.arguments, f"{op.name}, stock: on_gpu")
 
     def why_not(self, args: tuple) -> str | None:
         return self.refuses(args)
@@ -196,7 +206,7 @@ class Stock:
         """
         lead, which, refuses = args[0], self.which, self.refuses
         if not lead.is_cpu:
-            return False
+            return lead.is_cuda and self.on_gpu(args) and self.refuses(args) is None
         kind = self._only if which is None else which.function(*which.pick(args))
         if kind is None:
             return False

@@ -63,6 +63,38 @@ def integer(value) -> int | torch.SymInt:
     return operator.index(value)
 
 
+def integers(op: str, name: str, value: int | Sequence[int], allowed: str) -> list[int]:
+    """The int or the ints that `value` is, or TypeError: bools and floats are none."""
+    values = [*value] if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    try:
+        for place, entry in enumerate(values):
+            if type(entry) is not int:
+                if isinstance(entry, bool):
+                    raise TypeError("bool")
+                values[place] = integer(entry)
+    except TypeError as error:
+        given = f"{name}={value!r}, {type(value).__name__}"
+        raise TypeError(f"fastseg.ops.{op}: {given}; allowed: {allowed}") from error
+    return values
+
+
+_MOST = 2**31 - 1  # of the numbers that describe windows: torch's own limit, but for the stride
+_MOST_STRIDE = 2**63 - 1  # of a single window it may be anything
+
+
+def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
+    """One int, or a sequence of one or two, as [height, width]."""
+    if type(value) is int and 0 <= value <= _MOST:
+        return [value, value]
+    values = integers(op, name, value, "int, or two of them")
+    if len(values) not in (1, 2):
+        raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: one int, or one each for height and width")
+    most = _MOST_STRIDE if name == "stride" else _MOST
+    if max(values) > most or min(values) < -most:
+        raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: at most {most}")
+    return [values[0], values[-1]]
+
+
 def number(op: str, name: str, value) -> float:
     """`value` as a float: of any kind of number, 0-d tensors included."""
     if type(value) is float:

@@ -72,6 +72,7 @@ class Op:
         not differentiable. A gradient is None where nothing arrives, unless it names several.
         THROUGH_REFERENCE, for ops that are a backward themselves: the op differentiates through its own reference
         with respect to all its floating tensor arguments.
+    saved_if: {output: argument} for outputs that the backward needs only where that boolean argument is true.
     early: of an op whose last argument says whether to make the gradient in the forward, already. Callers give False;
         for a plain eager call that is to be differentiated the answer of `early` stands in its place.
     """
@@ -84,6 +85,7 @@ class Op:
         backends: Sequence[Backend | Stock],
         check: Callable[..., None] | None = None,
         backward: Callable[..., dict[str, Tensor | None]] | object | None = None,
+        saved_if: Mapping[str, str] = {},
         early: Callable[..., bool] | None = None,
         internal: bool = False,
         contiguous: Sequence[str] = (),
@@ -102,9 +104,10 @@ class Op:
         self._single = len(self.results) == 1
         self._normalised = [(self.arguments.index(name), name in accumulated) for name in (*contiguous, *accumulated)]
         self._early = None if early is None else Named(early, self.arguments, f"{self.name}.early")
+        self._saved_if = saved_if
         self._choices: dict[tuple, Backend] = {}  # by backend, device and dtype, where nothing else decides
         self._images = [self.arguments.index(name) for name in image_layout]
-        if any(backend.name in ("cpu", "cuda") for backend in self.backends):
+        if any(backend.is_native() for backend in self.backends):
             NATIVE_SCHEMAS.append(native_schema(schema))
             _definitions.define(NATIVE_SCHEMAS[-1])
         for backend in backends:
@@ -191,7 +194,7 @@ class Op:
             return self._outputs(args)
         lead = args[0]
         chosen = self._choices.get((backend, lead.device, lead.dtype)) or self.choose(args, backend)
-        if chosen.name == "reference":
+        if chosen.function is not None:
             return chosen.function(args)
         for position, accumulated in self._normalised:
             value = args[position]
@@ -308,6 +311,7 @@ class Op:
         pick_constants = picker([held.index(name) for name in kept if name not in is_tensor])
         pick_constant_results = picker([held.index(name) for name in results if name not in differentiable])
         pick_shaped = picker([held.index(name) for name in shapes])
+        conditions = [(held.index(name), held.index(flag)) for name, flag in self._saved_if.items()]
         several = len(differentiable) > 1
         single, nothing = self._single, (None,) * (len(arguments) + 1)
         places = {name: place for place, name in enumerate(arguments)}
@@ -317,11 +321,19 @@ class Op:
 
         constants_of = constants_and_shapes if shapes else pick_constants
 
+        def to_save(values: tuple) -> tuple:
+            for place, flag in conditions:
+                if not values[flag]:
+                    values = (*values[:place], None, *values[place + 1:])
+            return pick_tensors(values)
+
+        to_save = to_save if conditions else pick_tensors
+
         def forward_and_save(ctx, *args):
             output = run_op(args[:-1], args[-1], trusts)
             values = (*args, output) if single else (*args, *output)
             ctx.constants = constants_of(values)
-            private.keep(ctx, pick_tensors(values), pick_constant_results(values), several)
+            private.keep(ctx, to_save(values), pick_constant_results(values), several)
             return output
 
         def forward(*args):
@@ -332,7 +344,7 @@ class Op:
             inputs = inputs if len(inputs) > len(arguments) else (*inputs, AUTO)
             values = (*inputs, output) if single else (*inputs, *output)
             ctx.constants = constants_of(values)
-            ctx.save_for_backward(*pick_tensors(values))
+            ctx.save_for_backward(*to_save(values))
             ctx.mark_non_differentiable(*pick_constant_results(values))
             ctx.set_materialize_grads(several)
 

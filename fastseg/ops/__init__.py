@@ -1,6 +1,7 @@
 """The functional ops, one line each."""
 from fastseg.ops.binary_cross_entropy_dice import binary_cross_entropy_dice
 from fastseg.ops.confusion_matrix import confusion_matrix
+from fastseg.ops.convolution import conv_transpose2d, dilated_conv2d
 from fastseg.ops.cross_entropy import cross_entropy, focal_loss
 from fastseg.ops.cross_entropy_dice import cross_entropy_dice, dice_loss
 from fastseg.ops.pooling.indices import PoolIndices
@@ -14,9 +15,11 @@ __all__ = [
     "PoolIndices",
     "binary_cross_entropy_dice",
     "confusion_matrix",
+    "conv_transpose2d",
     "cross_entropy",
     "cross_entropy_dice",
     "dice_loss",
+    "dilated_conv2d",
     "focal_loss",
     "max_pool2d",
     "max_unpool2d",

@@ -11,37 +11,7 @@ from fastseg import _check
 INDEX_DTYPES = (torch.int64, torch.uint8)
 MOST_COMPACT_TAPS = 255
 GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation"
-_MOST = 2**31 - 1  # torch's own limit, but for the stride: of a single window it may be anything
-_MOST_STRIDE = 2**63 - 1
 _MOST_PIXELS = 2**50  # of a plane: no computer has more memory, and everything still fits 64 bits
-
-
-def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
-    """One int, or a sequence of one or two, as [height, width]."""
-    if type(value) is int and 0 <= value <= _MOST:
-        return [value, value]
-    values = integers(op, name, value, "int, or two of them")
-    if len(values) not in (1, 2):
-        raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: one int, or one each for height and width")
-    most = _MOST_STRIDE if name == "stride" else _MOST
-    if max(values) > most or min(values) < -most:
-        raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: at most {most}")
-    return [values[0], values[-1]]
-
-
-def integers(op: str, name: str, value: int | Sequence[int], allowed: str) -> list[int]:
-    """The int or the ints that `value` is, or TypeError: bools and floats are none."""
-    values = [*value] if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    try:
-        for place, entry in enumerate(values):
-            if type(entry) is not int:
-                if isinstance(entry, bool):
-                    raise TypeError("bool")
-                values[place] = _check.integer(entry)
-    except TypeError as error:
-        given = f"{name}={value!r}, {type(value).__name__}"
-        raise TypeError(f"fastseg.ops.{op}: {given}; allowed: {allowed}") from error
-    return values
 
 
 def check_geometry(op: str, kernel_size, stride, padding, dilation) -> None:
@@ -93,7 +63,7 @@ def unpooled_size(
         return height, width
     # The sizes of a tensor are ints already.
     ints = type(output_size) is torch.Size
-    given = output_size if ints else integers(op, "output_size", output_size, "two or four ints, or None")
+    given = output_size if ints else _check.integers(op, "output_size", output_size, "two or four ints, or None")
     if len(given) not in (2, 4):
         raise ValueError(f"fastseg.ops.{op}: output_size={[*given]}; allowed: (H, W) or (N, C, H, W)")
     bounds = ("H", given[-2], height, stride[0]), ("W", given[-1], width, stride[1])

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from fastseg import _check
 from fastseg import _private_api as private
 from fastseg.kernels.max_pool2d import index_formats as reference
-from fastseg.ops.pooling.geometry import MOST_COMPACT_TAPS, check_geometry, pair
+from fastseg.ops.pooling.geometry import MOST_COMPACT_TAPS, check_geometry
 
 _aten = torch.ops.aten
 _ALIASES = (_aten.detach.default, _aten.alias.default)
@@ -377,9 +377,10 @@ def _check_dimensions(name, argument, value):
 
 def _size_and_geometry(name, pooled, input_size, kernel_size, stride, padding, dilation):
     """(input_size, geometry) as tuples, if a pool of this geometry makes the rows and columns of `pooled` of it."""
-    kernel_size = tuple(pair(name, "kernel_size", kernel_size))
-    stride = kernel_size if stride is None else tuple(pair(name, "stride", stride))
-    geometry = kernel_size, stride, tuple(pair(name, "padding", padding)), tuple(pair(name, "dilation", dilation))
+    kernel_size = tuple(_check.pair(name, "kernel_size", kernel_size))
+    stride = kernel_size if stride is None else tuple(_check.pair(name, "stride", stride))
+    padding, dilation = tuple(_check.pair(name, "padding", padding)), tuple(_check.pair(name, "dilation", dilation))
+    geometry = kernel_size, stride, padding, dilation
     check_geometry(name, *geometry)
     taps = kernel_size[0] * kernel_size[1]
     if taps > MOST_COMPACT_TAPS:

@@ -28,7 +28,6 @@ from fastseg.ops.pooling.geometry import (
     check_geometry,
     check_indices,
     empty_image,
-    pair,
     pooled_size,
     refuse_planes,
 )
@@ -217,10 +216,10 @@ def max_pool2d(
         _check.one_of(_NAME, "index_format", index_format, ("flat", "compact"))
     if type(ceil_mode) is not bool or type(return_indices) is not bool:
         _check.booleans(_NAME, ceil_mode=ceil_mode, return_indices=return_indices)
-    kernel_size = pair(_NAME, "kernel_size", kernel_size)
+    kernel_size = _check.pair(_NAME, "kernel_size", kernel_size)
     without_stride = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
-    stride = kernel_size if without_stride else pair(_NAME, "stride", stride)
-    padding, dilation = pair(_NAME, "padding", padding), pair(_NAME, "dilation", dilation)
+    stride = kernel_size if without_stride else _check.pair(_NAME, "stride", stride)
+    padding, dilation = _check.pair(_NAME, "padding", padding), _check.pair(_NAME, "dilation", dilation)
     if return_indices:
         compact = index_format == "compact"
     else:

@@ -23,7 +23,6 @@ from fastseg.ops.pooling.geometry import (
     INDEX_DTYPES,
     check_indices,
     empty_image,
-    pair,
     refuse_planes,
     unpooled_size,
 )
@@ -185,9 +184,9 @@ def max_unpool2d(
         _check.shape(_NAME, "indices", indices, shape, "the shape of input")
     default_size = None
     if kernel_size is not None:
-        kernel_size = pair(_NAME, "kernel_size", kernel_size)
-        stride = kernel_size if stride is None else pair(_NAME, "stride", stride)
-        padding = pair(_NAME, "padding", padding)
+        kernel_size = _check.pair(_NAME, "kernel_size", kernel_size)
+        stride = kernel_size if stride is None else _check.pair(_NAME, "stride", stride)
+        padding = _check.pair(_NAME, "padding", padding)
     elif compact:
         reach = zip(indices.kernel_size, indices.dilation)
         kernel_size = [(kernel - 1) * dilation + 1 for kernel, dilation in reach]

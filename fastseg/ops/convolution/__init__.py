@@ -1,0 +1,230 @@
+"""Dilated and transposed 2-D convolution; drop-ins for torch.nn.functional.conv2d and conv_transpose2d.
+
+    dilated_conv2d    output[y, x] = sum over taps (r, s) of weight[r, s] input[y sh - ph + r dh, x sw - pw + s dw]
+    conv_transpose2d  output[y sh - ph + r dh, x sw - pw + s dw] += weight[r, s] input[y, x]
+
+Only taps that meet the image are visited. A bias, a residual and a relu can be had in the same pass. Both are one of the
+three linear maps of maps.py, where their derivatives stand.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastseg import _check
+from fastseg import _private_api as private
+from fastseg._dtypes import is_autocast
+from fastseg.ops.convolution.geometry import (
+    convolved_size,
+    pair_from_zero,
+    paddings,
+    positive_pair,
+    transposed_size,
+)
+from fastseg.ops.convolution.maps import DENSE, DEPTHWISE, Maps
+
+_CONV, _TRANSPOSED = "dilated_conv2d", "conv_transpose2d"
+
+
+def dilated_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Drop-in for torch.nn.functional.conv2d, with an epilogue: activation(conv2d(...) + residual).
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), in fp32, fp16, bf16 or fp64; channels_last is kept. N may be 0.
+        weight: (K, C / groups, R, S) of the dtype of `input`.
+        bias: (K,) or None.
+        stride, dilation: one positive int, or one each for height and width.
+        padding: zeros around the image, one int or one each for height and width, "valid" for none, or "same" for
+            an output of the size of the input, with the odd row or column at the bottom or right (stride 1 only).
+        groups: as torch has it; groups == C == K is the depthwise convolution.
+        activation: None or "relu".
+        residual: added before the activation: of the shape of the output or one that broadcasts to it, (N, K, 1, 1)
+            for a bias per image, say.
+        out: where to write the output, of its shape, such as some channels of a larger buffer. Gradients flow
+            through it as through any tensor that is written in place.
+        backend: "auto", "stock", "cpu", "triton" or "reference".
+
+    Returns:
+        (N, K, OH, OW) with OH = (H + top + bottom - dilation (R - 1) - 1) // stride + 1, or `out`. Half types are
+        summed in fp32, fp32 in tf32 on a GPU if `torch.backends.cudnn.conv.fp32_precision` says so. Under autocast
+        input, weight and bias are cast as for conv2d. Any number of times differentiable, always deterministic where
+        it is not left to stock.
+
+    Raises:
+        TypeError: arguments of other types.
+        RuntimeError: shapes that do not fit together, a window larger than the padded input, numbers, dtypes or
+            devices other than those above, "same" with a stride.
+    """
+    _check.tensors(_CONV, input=input, weight=weight)
+    single = input.dim() == 3
+    image = input.unsqueeze(0) if single else input
+    kernel_size = _kernel_size(_CONV, weight, image)
+    stride, dilation = positive_pair(_CONV, "stride", stride), positive_pair(_CONV, "dilation", dilation)
+    first, last = paddings(_CONV, padding, kernel_size, stride, dilation)
+    size = convolved_size(_CONV, image, kernel_size, stride, first, last, dilation)
+    maps = DEPTHWISE if _is_depthwise(image, weight, groups, weight.shape[0]) else DENSE
+    output = _run(_CONV, maps.forward, image, weight, bias, residual, stride, first, dilation, groups, size,
+                  weight.shape[0], activation, out, single, backend)
+    return output
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    activation: str | None = None,
+    skip: Tensor | None = None,
+    skip_offset: int | Sequence[int] = 0,
+    crop: Sequence[int] | None = None,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Drop-in for torch.nn.functional.conv_transpose2d, with an epilogue: activation(cropped output + cropped skip).
+
+    Every output is written once and no zero is inserted: the outputs of equal remainder modulo the stride see the same
+    taps. Where `weight` is the fixed bilinear kernel on the diagonal (it does not require grad; looked at on the CPU
+    only), rows and columns are interpolated one after the other.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), in fp32, fp16, bf16 or fp64; channels_last is kept. N may be 0.
+        weight: (C, K / groups, R, S) of the dtype of `input`.
+        bias: (K,) or None.
+        stride, dilation: one positive int, or one each for height and width.
+        padding: how much of each border of the output is left away, one int or one each.
+        output_padding: rows and columns more at the bottom and right, less than stride or dilation.
+        groups: as torch has it; groups == C == K is the depthwise one.
+        activation: None or "relu".
+        skip: (N, K, SH, SW), added from (top, left) = `skip_offset` on; the output is as large as both allow, unless
+            `crop` says how large it is.
+        skip_offset: where in `skip` the output lies, one int or one each.
+        crop: (top, left, height, width), the part of the output that is wanted; nothing else is computed.
+        out: where to write the output, of its shape, such as some channels of a larger buffer. Gradients flow
+            through it as through any tensor that is written in place.
+        backend: "auto", "stock", "cpu", "triton" or "reference".
+
+    Returns:
+        (N, K, OH, OW) with OH = (H - 1) stride - 2 padding + dilation (R - 1) + output_padding + 1, or what `crop`
+        and `skip` leave of it, or `out`. Numerics as `dilated_conv2d`.
+
+    Raises:
+        TypeError: arguments of other types.
+        RuntimeError: shapes that do not fit together, an output without pixels, a crop outside of it, numbers, dtypes
+            or devices other than those above.
+    """
+    _check.tensors(_TRANSPOSED, input=input, weight=weight)
+    single = input.dim() == 3
+    image = input.unsqueeze(0) if single else input
+    kernel_size = _kernel_size(_TRANSPOSED, weight, image)
+    stride = positive_pair(_TRANSPOSED, "stride", stride)
+    dilation = positive_pair(_TRANSPOSED, "dilation", dilation)
+    padding = pair_from_zero(_TRANSPOSED, "padding", padding)
+    output_padding = pair_from_zero(_TRANSPOSED, "output_padding", output_padding)
+    size = transposed_size(_TRANSPOSED, image, kernel_size, stride, padding, output_padding, dilation)
+    if crop is not None:
+        padding, size = _cropped(crop, padding, size)
+    if skip is not None:
+        skip, size = _cropped_skip(skip, skip_offset, size, crop is None)
+    channels = weight.shape[1] * groups
+    maps = DEPTHWISE if _is_depthwise(image, weight, groups, channels) else DENSE
+    return _run(_TRANSPOSED, maps.transposed, image, weight, bias, skip, stride, padding, dilation, groups, size,
+                channels, activation, out, single, backend)
+
+
+def _kernel_size(op: str, weight: Tensor, image: Tensor) -> Sequence[int]:
+    if weight.dim() != 4 or 0 in weight.shape:
+        allowed = "four dimensions, none of them 0"
+        raise RuntimeError(f"fastseg.ops.{op}: weight has shape {tuple(weight.shape)}; allowed: {allowed}")
+    if image.dim() != 4 or 0 in image.shape[1:]:
+        allowed = "(N, C, H, W) or (C, H, W), empty in N only"
+        raise RuntimeError(f"fastseg.ops.{op}: input has shape {tuple(image.shape)}; allowed: {allowed}")
+    return weight.shape[2:]
+
+
+def _is_depthwise(image: Tensor, weight: Tensor, groups: int, out_channels: int) -> bool:
+    """One channel in and one out per group; of a single channel the dense kernels know as much."""
+    return groups > 1 and groups == image.shape[1] == out_channels
+
+
+def _cropped(crop: Sequence[int], padding: list[int], size: list[int]) -> tuple[list[int], list[int]]:
+    """(padding, size) of the part `crop` of an output of `size`."""
+    numbers = _check.integers(_TRANSPOSED, "crop", crop, "four ints, (top, left, height, width)")
+    if len(numbers) != 4:
+        raise RuntimeError(f"fastseg.ops.{_TRANSPOSED}: crop={crop!r}; allowed: (top, left, height, width)")
+    top, left, height, width = numbers
+    if top < 0 or left < 0 or height < 1 or width < 1 or top + height > size[0] or left + width > size[1]:
+        raise RuntimeError(
+            f"fastseg.ops.{_TRANSPOSED}: crop={tuple(crop)}; allowed: a part of the output of {tuple(size)}"
+        )
+    return [padding[0] + top, padding[1] + left], [height, width]
+
+
+def _cropped_skip(skip: Tensor, offset, size: list[int], shrinks: bool) -> tuple[Tensor, list[int]]:
+    """The part of `skip` (..., SH, SW) that is added, and the size of the output; shrinks: that may become smaller."""
+    _check.tensors(_TRANSPOSED, skip=skip)
+    top, left = pair_from_zero(_TRANSPOSED, "skip_offset", offset)
+    height, width = size
+    if shrinks and skip.dim() > 1:
+        height, width = torch.sym_min(height, skip.shape[-2] - top), torch.sym_min(width, skip.shape[-1] - left)
+    if skip.dim() < 3 or height < 1 or width < 1 or top + height > skip.shape[-2] or left + width > skip.shape[-1]:
+        raise RuntimeError(
+            f"fastseg.ops.{_TRANSPOSED}: skip has shape {tuple(skip.shape)}, skip_offset={(top, left)} for an output of "
+            f"{tuple(size)}; allowed: a skip that holds the output from there on"
+        )
+    return skip[..., top : top + height, left : left + width], [height, width]
+
+
+def _run(op: str, map_op, image, weight, bias, residual, stride, padding, dilation, groups, size, channels,
+         activation, out, single, backend) -> Tensor:
+    """What both functions do with their numbers: dtypes of autocast, residual and `out` in shape, and the call."""
+    if activation is not None and activation != "relu":
+        raise ValueError(f"fastseg.ops.{op}: activation={activation!r}; allowed: None, 'relu'")
+    if bias is not None and not isinstance(bias, Tensor):
+        _check.tensor(op, "bias", bias)
+    if is_autocast(image):
+        dtype = torch.get_autocast_dtype(image.device.type)
+        image, weight, bias, residual = (
+            value.to(dtype) if value is not None and value.dtype != torch.float64 else value
+            for value in (image, weight, bias, residual)
+        )
+    if residual is not None:
+        residual = _expanded(op, residual, (image.shape[0], channels, *size), single)
+    output = map_op(image, weight, bias, residual, stride, padding, dilation, groups, size, activation is not None,
+                    backend=backend)
+    output = output.squeeze(0) if single else output
+    return output if out is None else _written(op, out, output)
+
+
+def _expanded(op: str, residual: Tensor, shape: Sequence[int], single: bool) -> Tensor:
+    _check.tensors(op, residual=residual)
+    if single and residual.dim() == 3:
+        residual = residual.unsqueeze(0)
+    if residual.dim() == 4 and all(have == want or have == 1 for have, want in zip(residual.shape, shape)):
+        return residual.expand(shape)
+    raise RuntimeError(
+        f"fastseg.ops.{op}: residual has shape {tuple(residual.shape)}; allowed: {tuple(shape)}, with 1 where it repeats"
+    )
+
+
+def _written(op: str, out: Tensor, output: Tensor) -> Tensor:
+    _check.argument(op, "out", out, (output.dtype,), tuple(output.shape), "as the output", like=("input", output))
+    return out.copy_(output)

@@ -1,0 +1,58 @@
+"""The three maps by PyTorch's own convolution, as fast as that goes: what `auto` leaves to stock."""
+
+import torch
+import torch.nn.functional as F
+
+
+def _ends(input, kernel_size, stride, padding, dilation, size):
+    """How much padding (bottom, right) makes the output `size`, or None if torch's own (`padding`) does."""
+    ends = [
+        (size[axis] - 1) * stride[axis] + dilation[axis] * (kernel_size[axis] - 1) + 1
+        - input.shape[2 + axis] - padding[axis]
+        for axis in (0, 1)
+    ]  # fmt: skip
+    if 0 <= padding[0] - ends[0] < stride[0] and 0 <= padding[1] - ends[1] < stride[1]:
+        return None
+    return ends
+
+
+def padded(input, kernel_size, stride, padding, dilation, size):
+    """(input, padding) with which torch's convolution gives `size`."""
+    ends = _ends(input, kernel_size, stride, padding, dilation, size)
+    if ends is None:
+        return input, padding
+    return F.pad(input, (padding[1], ends[1], padding[0], ends[0])), (0, 0)
+
+
+def dilated_conv2d(input, weight, bias, residual, stride, padding, dilation, groups, size, relu):
+    input, padding = padded(input, weight.shape[2:], stride, padding, dilation, size)
+    return finish(torch.conv2d(input, weight, bias, stride, padding, dilation, groups), residual, relu)
+
+
+def conv_transpose2d(input, weight, bias, residual, stride, padding, dilation, groups, size, relu):
+    spans = [(input.shape[2 + i] - 1) * stride[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
+    extra = [size[i] - spans[i] + 2 * padding[i] for i in (0, 1)]
+    if 0 <= extra[0] < max(stride[0], dilation[0]) and 0 <= extra[1] < max(stride[1], dilation[1]):
+        output = torch.conv_transpose2d(input, weight, bias, stride, padding, extra, groups, dilation)
+        return finish(output, residual, relu)
+    # A crop: everything, then a part of it.
+    most = [max(0, size[i] + padding[i] - spans[i]) for i in (0, 1)]
+    output = torch.conv_transpose2d(input, weight, bias, stride, 0, most, groups, dilation)
+    output = output[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+    return finish(output, residual, relu)
+
+
+def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, kernel_size, channels_last):
+    input, padding = padded(input, kernel_size, stride, padding, dilation, grad_output.shape[2:])
+    shape = grad_output.shape[1], input.shape[1] // groups, *kernel_size
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.ops.aten.convolution_backward(
+        grad_output, input, input.new_empty(shape), None, stride, padding, dilation, False, (0, 0), groups,
+        (False, True, False),
+    )[1].contiguous(memory_format=layout)  # fmt: skip
+
+
+def finish(output, residual, relu):
+    if residual is not None:
+        output = output + residual
+    return output.relu() if relu else output

@@ -205,13 +205,13 @@ class Stock:
         Never in a traced program, where the answer would become a condition on the sizes that it takes.
         """
         lead, which, refuses = args[0], self.which, self.refuses
+        elements = lead.numel()
+        if type(elements) is not int:
+            return False
         if not lead.is_cpu:
             return lead.is_cuda and self.on_gpu(args) and self.refuses(args) is None
         kind = self._only if which is None else which.function(*which.pick(args))
-        if kind is None:
-            return False
-        elements = lead.numel()
-        if type(elements) is not int or elements >= self.below[kind]:
+        if kind is None or elements >= self.below[kind]:
             return False
         return refuses.function(*refuses.pick(args)) is None
 

@@ -3,6 +3,8 @@
 Checked on torch 2.11, 2.13 and 2.14.1 (`make test-torch VERSION=...`).
 """
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -118,6 +120,14 @@ def boxed_call_of(name: str):
 # torch's pooling without its Python front, and its unpooling without the bounds that this sets to output_size.
 max_pool2d_with_indices = torch._C._nn.max_pool2d_with_indices
 max_unpool2d = torch._C._nn.max_unpool2d
+
+
+@functools.cache
+def multiplies_halves(dtype: torch.dtype) -> bool:
+    """True if this processor multiplies matrices of a half type, which torch's convolution then makes use of."""
+    if dtype == torch.bfloat16:
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.cpu._is_amx_fp16_supported()
 
 
 def has_kernel(name: str, dispatch_key: str) -> bool:

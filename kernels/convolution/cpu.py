@@ -2,52 +2,68 @@
 
 import torch
 
+from fastseg._dtypes import accumulator
 from fastseg._layout import image_format
 from fastseg.kernels.convolution import torch_calls
 
 
 def dilated_conv2d(input, weight, bias, residual, stride, padding, dilation, groups, size, relu):
-    layout = image_format(input)
-    image = input.contiguous(memory_format=torch.channels_last)
-    output = torch_calls.dilated_conv2d(image, weight, bias, residual, stride, padding, dilation, groups, size, relu)
-    return output.contiguous(memory_format=layout)
+    numbers = stride, padding, dilation, groups, size, relu
+    return _wide(torch_calls.dilated_conv2d, input, weight, bias, residual, numbers)
 
 
 def conv_transpose2d(input, weight, bias, residual, stride, padding, dilation, groups, size, relu):
-    layout = image_format(input)
-    image = input.contiguous(memory_format=torch.channels_last)
-    output = torch_calls.conv_transpose2d(image, weight, bias, residual, stride, padding, dilation, groups, size, relu)
-    return output.contiguous(memory_format=layout)
+    numbers = stride, padding, dilation, groups, size, relu
+    return _wide(torch_calls.conv_transpose2d, input, weight, bias, residual, numbers)
+
+
+def _wide(convolve, input, weight, bias, residual, numbers):
+    """In channels_last and the accumulator's dtype, the result as `input` is."""
+    dtype, layout = accumulator(input.dtype), image_format(input)
+    image = input.to(dtype).contiguous(memory_format=torch.channels_last)
+    others = [None if value is None else value.to(dtype) for value in (weight, bias, residual)]
+    return convolve(image, *others, *numbers).to(input.dtype).contiguous(memory_format=layout)
 
 
 def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, kernel_size, channels_last):
-    """One GEMM per tap over the rectangle of outputs that it reaches, with pixels for rows."""
+    """One GEMM per tap and image over the rectangle of outputs that the tap reaches."""
+    dtype = input.dtype
+    input, grad_output = input.to(accumulator(dtype)), grad_output.to(accumulator(dtype))
     if groups > 1:
         windows = stride, padding, dilation, groups
-        return torch_calls.conv2d_grad_weight(input, grad_output, *windows, kernel_size, channels_last)
-    images = input.permute(0, 2, 3, 1)  # [N, H, W, C], dense
-    gradients = grad_output.permute(0, 2, 3, 1)  # [N, OH, OW, K]
-    if image_format(input) is torch.contiguous_format:
-        images, gradients = images.contiguous(), gradients.contiguous()
-    channels, out_channels = images.shape[3], gradients.shape[3]
-    taps = input.new_zeros((*kernel_size, out_channels, channels))
-    for r in range(kernel_size[0]):
-        top, bottom, first_row = _reach(images.shape[1], gradients.shape[1], stride[0], padding[0], r * dilation[0])
-        for s in range(kernel_size[1]):
-            left, right, first = _reach(images.shape[2], gradients.shape[2], stride[1], padding[1], s * dilation[1])
-            if top >= bottom or left >= right:
-                continue  # in the padding everywhere
-            rows = slice(first_row, first_row + (bottom - top - 1) * stride[0] + 1, stride[0])
-            columns = slice(first, first + (right - left - 1) * stride[1] + 1, stride[1])
-            seen = images[:, rows, columns].reshape(-1, channels)
-            grad = gradients[:, top:bottom, left:right].reshape(-1, out_channels)
-            torch.mm(grad.t(), seen, out=taps[r, s])
+        return torch_calls.conv2d_grad_weight(input, grad_output, *windows, kernel_size, channels_last).to(dtype)
+    taps = input.new_zeros((*kernel_size, grad_output.shape[1], input.shape[1]))  # [R, S, K, C]
+    for s in range(kernel_size[1]):
+        columns, seen_columns = _reach(input.shape[3], grad_output.shape[3], stride[1], padding[1], s * dilation[1])
+        if columns.start >= columns.stop:
+            continue  # in the padding everywhere
+        for image in range(input.shape[0]):
+            # Taps below each other share a copy of their columns; their rows are a part of it.
+            seen = _dense(input[image, :, :, seen_columns])
+            grad = _dense(grad_output[image, :, :, columns])
+            for r in range(kernel_size[0]):
+                rows, seen_rows = _reach(input.shape[2], grad_output.shape[2], stride[0], padding[0], r * dilation[0])
+                if rows.start < rows.stop:
+                    torch.addmm(taps[r, s], _by_pixel(grad[:, rows]).t(), _by_pixel(seen[:, seen_rows]), out=taps[r, s])
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return taps.permute(2, 3, 0, 1).contiguous(memory_format=layout)
+    return taps.permute(2, 3, 0, 1).to(dtype).contiguous(memory_format=layout)
+
+
+def _dense(image):
+    """(C, H, W) without gaps, its channels innermost or outermost as they were."""
+    if image.stride(0) == 1:
+        return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    return image.contiguous()
+
+
+def _by_pixel(image):
+    """(C, H, W) as a matrix of pixels by channels."""
+    return image.permute(1, 2, 0).reshape(-1, image.shape[0]) if image.stride(0) == 1 else image.flatten(1).t()
 
 
 def _reach(extent, out_extent, stride, padding, offset):
-    """The outputs [first, last) whose tap at `offset` lies inside of the input, and where it lies for the first."""
+    """The outputs whose tap at `offset` lies inside of the input, and where it lies there, as two slices."""
     first = max(0, -(-(padding - offset) // stride))
-    last = min(out_extent, (extent - 1 + padding - offset) // stride + 1)
-    return first, last, first * stride - padding + offset
+    last = max(first, min(out_extent, (extent - 1 + padding - offset) // stride + 1))
+    start = first * stride - padding + offset
+    return slice(first, last), slice(start, start + (last - first - 1) * stride + 1, stride)

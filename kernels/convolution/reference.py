@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastseg._dtypes import accumulator
+from fastseg._layout import image_format
 
 
 def dilated_conv2d(
@@ -35,7 +36,7 @@ def dilated_conv2d(
     ends = [needed[i] - padding[i] - input.shape[2 + i] + spare[i] for i in (0, 1)]
     padded = F.pad(input.to(dtype), (padding[1], ends[1], padding[0], ends[0]))[:, :, : needed[0], : needed[1]]
     output = F.conv2d(padded, weight.to(dtype), None, stride, 0, dilation, groups)
-    return _finish(output, bias, residual, relu, input.dtype)
+    return _finish(output, bias, residual, relu, input)
 
 
 def conv_transpose2d(
@@ -59,7 +60,7 @@ def conv_transpose2d(
     spare = [max(pair) for pair in zip(stride, dilation)]  # more than any output_padding
     output = F.pad(output, (0, spare[1], 0, spare[0]))
     output = output[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
-    return _finish(output, bias, residual, relu, input.dtype)
+    return _finish(output, bias, residual, relu, input)
 
 
 def conv2d_grad_weight(
@@ -91,9 +92,11 @@ def conv2d_grad_weight(
     return grad_weight.to(input.dtype).contiguous(memory_format=layout)
 
 
-def _finish(output: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, dtype: torch.dtype) -> Tensor:
+def _finish(output: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, like: Tensor) -> Tensor:
+    """The epilogue, in the dtype and memory format of `like`."""
     if bias is not None:
         output = output + bias.to(output.dtype).view(-1, 1, 1)
     if residual is not None:
         output = output + residual
-    return (output.relu() if relu else output).to(dtype)
+    output = output.relu() if relu else output
+    return output.to(like.dtype).contiguous(memory_format=image_format(like))

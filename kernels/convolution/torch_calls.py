@@ -55,4 +55,4 @@ def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, ke
 def finish(output, residual, relu):
     if residual is not None:
         output = output + residual
-    return output.relu() if relu else output
+    return output.relu_() if relu else output

@@ -15,13 +15,7 @@ from torch import Tensor
 from fastseg import _check
 from fastseg import _private_api as private
 from fastseg._dtypes import is_autocast
-from fastseg.ops.convolution.geometry import (
-    convolved_size,
-    pair_from_zero,
-    paddings,
-    positive_pair,
-    transposed_size,
-)
+from fastseg.ops.convolution.geometry import convolved_size, paddings, transposed_size, window
 from fastseg.ops.convolution.maps import DENSE, DEPTHWISE, Maps
 
 _CONV, _TRANSPOSED = "dilated_conv2d", "conv_transpose2d"
@@ -73,13 +67,12 @@ def dilated_conv2d(
     single = input.dim() == 3
     image = input.unsqueeze(0) if single else input
     kernel_size = _kernel_size(_CONV, weight, image)
-    stride, dilation = positive_pair(_CONV, "stride", stride), positive_pair(_CONV, "dilation", dilation)
+    stride, dilation = window(_CONV, "stride", stride, 1), window(_CONV, "dilation", dilation, 1)
     first, last = paddings(_CONV, padding, kernel_size, stride, dilation)
     size = convolved_size(_CONV, image, kernel_size, stride, first, last, dilation)
-    maps = DEPTHWISE if _is_depthwise(image, weight, groups, weight.shape[0]) else DENSE
-    output = _run(_CONV, maps.forward, image, weight, bias, residual, stride, first, dilation, groups, size,
-                  weight.shape[0], activation, out, single, backend)
-    return output
+    maps = DEPTHWISE if 1 < groups == image.shape[1] == weight.shape[0] else DENSE
+    return _run(_CONV, maps.forward, image, weight, bias, residual, stride, first, dilation, groups, size,
+                weight.shape[0], activation, out, single, backend)
 
 
 def conv_transpose2d(
@@ -135,17 +128,16 @@ def conv_transpose2d(
     single = input.dim() == 3
     image = input.unsqueeze(0) if single else input
     kernel_size = _kernel_size(_TRANSPOSED, weight, image)
-    stride = positive_pair(_TRANSPOSED, "stride", stride)
-    dilation = positive_pair(_TRANSPOSED, "dilation", dilation)
-    padding = pair_from_zero(_TRANSPOSED, "padding", padding)
-    output_padding = pair_from_zero(_TRANSPOSED, "output_padding", output_padding)
+    stride, dilation = window(_TRANSPOSED, "stride", stride, 1), window(_TRANSPOSED, "dilation", dilation, 1)
+    padding = window(_TRANSPOSED, "padding", padding, 0)
+    output_padding = window(_TRANSPOSED, "output_padding", output_padding, 0)
     size = transposed_size(_TRANSPOSED, image, kernel_size, stride, padding, output_padding, dilation)
     if crop is not None:
         padding, size = _cropped(crop, padding, size)
     if skip is not None:
         skip, size = _cropped_skip(skip, skip_offset, size, crop is None)
     channels = weight.shape[1] * groups
-    maps = DEPTHWISE if _is_depthwise(image, weight, groups, channels) else DENSE
+    maps = DEPTHWISE if 1 < groups == image.shape[1] == channels else DENSE
     return _run(_TRANSPOSED, maps.transposed, image, weight, bias, skip, stride, padding, dilation, groups, size,
                 channels, activation, out, single, backend)
 
@@ -158,11 +150,6 @@ def _kernel_size(op: str, weight: Tensor, image: Tensor) -> Sequence[int]:
         allowed = "(N, C, H, W) or (C, H, W), empty in N only"
         raise RuntimeError(f"fastseg.ops.{op}: input has shape {tuple(image.shape)}; allowed: {allowed}")
     return weight.shape[2:]
-
-
-def _is_depthwise(image: Tensor, weight: Tensor, groups: int, out_channels: int) -> bool:
-    """One channel in and one out per group; of a single channel the dense kernels know as much."""
-    return groups > 1 and groups == image.shape[1] == out_channels
 
 
 def _cropped(crop: Sequence[int], padding: list[int], size: list[int]) -> tuple[list[int], list[int]]:
@@ -181,7 +168,7 @@ def _cropped(crop: Sequence[int], padding: list[int], size: list[int]) -> tuple[
 def _cropped_skip(skip: Tensor, offset, size: list[int], shrinks: bool) -> tuple[Tensor, list[int]]:
     """The part of `skip` (..., SH, SW) that is added, and the size of the output; shrinks: that may become smaller."""
     _check.tensors(_TRANSPOSED, skip=skip)
-    top, left = pair_from_zero(_TRANSPOSED, "skip_offset", offset)
+    top, left = window(_TRANSPOSED, "skip_offset", offset, 0)
     height, width = size
     if shrinks and skip.dim() > 1:
         height, width = torch.sym_min(height, skip.shape[-2] - top), torch.sym_min(width, skip.shape[-1] - left)

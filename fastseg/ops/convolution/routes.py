@@ -1,11 +1,98 @@
-"""Where stock PyTorch is faster: the `Stock` rows of the convolutions."""
+"""Where `auto` leaves a convolution to stock PyTorch: the `Stock` rows of the three maps.
 
+On the CPU (measured, kernels/convolution/README.md) torch's dense convolution is at the peak of the machine unless
+
+* many taps lie in the padding: torch's weight gradient multiplies them, and its forward is slow in NCHW;
+* numbers are of a half type that the processor does not multiply: torch takes 5 (bf16) to 100 times (fp16) as long as
+  for fp32;
+* a transposed convolution has few channels and a large stride: torch does not reach a tenth of the peak.
+
+On a GPU (predicted, not measured): the same first reason, and all transposed convolutions of a large stride.
+"""
+
+from functools import lru_cache
+
+import torch
+
+from fastseg import _private_api as private
 from fastseg._backend import Stock
+from fastseg._dtypes import HALF
 from fastseg.kernels.convolution import torch_calls
 
-CONVOLUTION = Stock(torch_calls.dilated_conv2d, below={"any": 0})
-TRANSPOSED = Stock(torch_calls.conv_transpose2d, below={"any": 0})
-GRAD_WEIGHT = Stock(torch_calls.conv2d_grad_weight, below={"any": 0})
-DEPTHWISE = Stock(torch_calls.dilated_conv2d, below={"any": 0})
-DEPTHWISE_TRANSPOSED = Stock(torch_calls.conv_transpose2d, below={"any": 0})
-DEPTHWISE_GRAD_WEIGHT = Stock(torch_calls.conv2d_grad_weight, below={"any": 0})
+MOST_VISITED = 0.7  # the share of taps inside of the image up to which skipping the others pays
+MOST_VISITED_WIDE = 0.8  # the same from WIDE input channels on
+WIDE = 1024
+_ALWAYS = 1 << 62
+
+
+@lru_cache(maxsize=1024)
+def visited_share(extent: int, out_extent: int, taps: int, stride: int, padding: int, dilation: int) -> float:
+    """Along one axis of a convolution, how many of the (output, tap) pairs lie inside of the input."""
+    inside = 0
+    for tap in range(taps):
+        offset = tap * dilation - padding
+        first = max(0, -(offset // stride))  # ceil(-offset / stride)
+        last = min(out_extent, (extent - 1 - offset) // stride + 1)
+        inside += max(0, last - first)
+    return inside / (taps * out_extent)
+
+
+def _skips(big, small, channels: int, kernel_size, stride, padding, dilation) -> bool:
+    """True if enough taps of a convolution from a map of size `big` to one of `small` lie in the padding."""
+    if 2 * padding[0] < kernel_size[0] and 2 * padding[1] < kernel_size[1]:
+        return False  # few can
+    share = 1.0
+    for axis in (0, 1):
+        numbers = kernel_size[axis], stride[axis], padding[axis], dilation[axis]
+        share *= visited_share(big[axis], small[axis], *numbers)
+    return share <= (MOST_VISITED_WIDE if channels >= WIDE else MOST_VISITED)
+
+
+def _half_in_software(dtype: torch.dtype) -> bool:
+    return dtype in HALF and not private.multiplies_halves(dtype)
+
+
+def _class(input, skips: bool) -> str:
+    if _half_in_software(input.dtype):
+        return "half types without hardware"
+    return "many taps in the padding" if skips else "any other"
+
+
+def class_of_convolution(input, weight, stride, padding, dilation, size):
+    return _class(input, _skips(input.shape[2:], size, weight.shape[1], weight.shape[2:], stride, padding, dilation))
+
+
+def class_of_transposed(input, weight, stride, padding, dilation, size):
+    return _class(input, _skips(size, input.shape[2:], weight.shape[1], weight.shape[2:], stride, padding, dilation))
+
+
+def class_of_grad_weight(input, grad_output, stride, padding, dilation, kernel_size):
+    sizes = input.shape[2:], grad_output.shape[2:]
+    return _class(input, _skips(*sizes, input.shape[1], kernel_size, stride, padding, dilation))
+
+
+def _limits():
+    return {"many taps in the padding": 1 << 18, "half types without hardware": 1 << 10, "any other": _ALWAYS}
+
+
+def convolution_on_gpu(input, weight, stride, padding, dilation, size):
+    return not _skips(input.shape[2:], size, weight.shape[1], weight.shape[2:], stride, padding, dilation)
+
+
+def transposed_on_gpu(input, weight, stride, padding, dilation, size):
+    if min(stride) >= 4:
+        return False
+    return not _skips(size, input.shape[2:], weight.shape[1], weight.shape[2:], stride, padding, dilation)
+
+
+CONVOLUTION = Stock(
+    torch_calls.dilated_conv2d, below=_limits(), which=class_of_convolution, on_gpu=convolution_on_gpu
+)
+TRANSPOSED = Stock(
+    torch_calls.conv_transpose2d, below=_limits(), which=class_of_transposed, on_gpu=transposed_on_gpu
+)
+GRAD_WEIGHT = Stock(torch_calls.conv2d_grad_weight, below=_limits(), which=class_of_grad_weight)
+
+DEPTHWISE = Stock(torch_calls.dilated_conv2d, below={"depthwise": 0})
+DEPTHWISE_TRANSPOSED = Stock(torch_calls.conv_transpose2d, below={"depthwise": 0})
+DEPTHWISE_GRAD_WEIGHT = Stock(torch_calls.conv2d_grad_weight, below={"depthwise": 0})

@@ -54,6 +54,18 @@ def _scaled(length, scale: float):
     return torch.sym_int(length * scale)
 
 
+def bilinear_kernel(size: int) -> Tensor:
+    """The (size, size) bilinear taps (1 - |i - c| / f) (1 - |j - c| / f).
+
+    f = (size + 1) // 2 is the upsampling factor the kernel is made for and c its centre: f - 1 for odd sizes, f - 1/2
+    for even ones (Long, Shelhamer, Darrell: Fully convolutional networks, 2015).
+    """
+    factor = (size + 1) // 2
+    centre = factor - 1 if size % 2 == 1 else factor - 0.5
+    taps = 1 - (torch.arange(size) - centre).abs() / factor
+    return taps[:, None] * taps[None, :]
+
+
 def interpolate(input: Tensor, size: Sequence[int], scales: Sequence[float] | None, align_corners: bool) -> Tensor:
     """Stock PyTorch on the normalised arguments: what every reference is built on."""
     if scales is None:

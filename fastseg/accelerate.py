@@ -26,12 +26,15 @@ class Rule:
     replacement: type[nn.Module] | None
     why_not: Callable[[nn.Module], str | None]
     note: Callable[[nn.Module], str | None]
+    concerns: Callable[[nn.Module], bool]
 
 
 _rules: dict[type[nn.Module], Rule] = {}
 
 
-def register(stock, replacement, why_not=lambda module: None, note=lambda module: None):
+def register(
+    stock, replacement, why_not=lambda module: None, note=lambda module: None, concerns=lambda module: True
+):
     """Let `accelerate` replace modules of exactly the class ``stock`` by ``replacement``.
 
     Args:
@@ -41,10 +44,11 @@ def register(stock, replacement, why_not=lambda module: None, note=lambda module
             nothing is done.
         why_not: gives the reason to leave one particular module alone, or None.
         note: says how a module will work after its replacement, where there is a choice, or None.
+        concerns: False for modules that nobody expects to be replaced, which the report then leaves out.
     """
     if replacement is not None and not issubclass(replacement, stock):
         raise TypeError(f"{replacement.__qualname__} is not a subclass of {stock.__qualname__}")
-    _rules[stock] = Rule(stock, replacement, why_not, note)
+    _rules[stock] = Rule(stock, replacement, why_not, note, concerns)
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def _named_modules(function, model):
 def _replace(module, names, report):
     before = type(module)
     rule = next((_rules[base] for base in before.__mro__ if base in _rules), None)
-    if rule is None:
+    if rule is None or not rule.concerns(module):
         return
     why = _why_not(module, rule)
     if why is not None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from fastseg.models.unpooling import VGG16UnpoolingNetwork, initialise_he_
 from fastseg.models.vgg import BLOCKS, FULLY_CONNECTED_CHANNELS
+from fastseg.nn import ConvTranspose2d
 
 DECODER_DEVIATION = 0.01  # of the initial weights
 
@@ -51,7 +52,7 @@ class DeconvNet(VGG16UnpoolingNetwork):
             channels = self._width(block_channels)
             for index in range(1, layers + 1):
                 out_channels = ends_with[block - 1] if index == layers else channels
-                layer = nn.ConvTranspose2d(channels, out_channels, 3, padding=1)
+                layer = ConvTranspose2d(channels, out_channels, 3, padding=1)
                 initialise_decoder_(layer)
                 self._add_layer(
                     self._decoder[block], f"deconv{block}_{index}", layer, f"debn{block}_{index}"
@@ -68,7 +69,7 @@ class DeconvNet(VGG16UnpoolingNetwork):
         ):
             initialise_he_(layer)
             self._add_layer(self._bottom, name, layer, f"bn{name}")
-        layer = nn.ConvTranspose2d(hidden, channels, 7)
+        layer = ConvTranspose2d(hidden, channels, 7)
         initialise_decoder_(layer)
         self._add_layer(self._bottom, "fc6-deconv", layer, "fc6-deconv-bn")
 

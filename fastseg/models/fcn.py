@@ -10,6 +10,7 @@ from torch import nn
 
 from fastseg.models.upsampling import MODES, upsampling_layer
 from fastseg.models.vgg import VGG16Trunk
+from fastseg.nn import BilinearUpsample2d
 
 PADDINGS = ("pad100", "same")
 
@@ -108,7 +109,7 @@ class FCN32s(FCN):
         return self.score_fr(fc7)
 
     def forward(self, image):
-        return _crop(self.upscore(self.coarse_scores(image)), self._offset(19, 3), image.shape)
+        return _upsampled(self.upscore, self.coarse_scores(image), self._offset(19, 3), image.shape)
 
 
 class FCN16s(FCN):
@@ -121,11 +122,10 @@ class FCN16s(FCN):
 
     def coarse_scores(self, image):
         _, pool4, fc7 = self.features(image)
-        scores = self.upscore2(self.score_fr(fc7))
-        return _add_cropped(scores, self.score_pool4(pool4), self._offset(5, 6))
+        return _with_skip(self.upscore2, self.score_fr(fc7), self.score_pool4(pool4), self._offset(5, 6))
 
     def forward(self, image):
-        return _crop(self.upscore16(self.coarse_scores(image)), self._offset(27, 3), image.shape)
+        return _upsampled(self.upscore16, self.coarse_scores(image), self._offset(27, 3), image.shape)
 
 
 class FCN8s(FCN):
@@ -140,13 +140,11 @@ class FCN8s(FCN):
 
     def coarse_scores(self, image):
         pool3, pool4, fc7 = self.features(image)
-        scores = self.upscore2(self.score_fr(fc7))
-        scores = _add_cropped(scores, self.score_pool4(pool4), self._offset(5, 6))
-        scores = self.upscore_pool4(scores)
-        return _add_cropped(scores, self.score_pool3(pool3), self._offset(9, 12))
+        scores = _with_skip(self.upscore2, self.score_fr(fc7), self.score_pool4(pool4), self._offset(5, 6))
+        return _with_skip(self.upscore_pool4, scores, self.score_pool3(pool3), self._offset(9, 12))
 
     def forward(self, image):
-        return _crop(self.upscore8(self.coarse_scores(image)), self._offset(31, 3), image.shape)
+        return _upsampled(self.upscore8, self.coarse_scores(image), self._offset(31, 3), image.shape)
 
 
 class FCN8sAtOnce(FCN8s):
@@ -161,17 +159,22 @@ class FCN8sAtOnce(FCN8s):
         return pool3 * 0.0001, pool4 * 0.01, fc7
 
 
-def _crop(scores, offset, shape):
-    """``[offset, offset + size)`` of the last two axes of ``scores``, for the sizes that end ``shape``."""
+def _upsampled(layer, scores, offset, shape):
+    """``[offset, offset + size)`` of the last two axes of ``layer(scores)``, for the sizes that end ``shape``."""
     height, width = shape[-2:]
-    return scores[..., offset : offset + height, offset : offset + width]
+    if isinstance(layer, BilinearUpsample2d):
+        return layer(scores, crop=(offset, offset, height, width))
+    return layer(scores)[..., offset : offset + height, offset : offset + width]
 
 
-def _add_cropped(scores, skip, offset):
-    """``scores`` plus ``skip`` from ``offset`` on.
+def _with_skip(layer, scores, skip, offset):
+    """``layer(scores)`` plus ``skip`` from ``offset`` on, as large as both allow.
 
-    Under "pad100" ``skip`` is the larger map; under "same" ``scores`` is, by one row or column where pooling
+    Under "pad100" ``skip`` is the larger map; under "same" the scores are, by one row or column where pooling
     rounded an odd size up.
     """
-    skip = _crop(skip, offset, scores.shape)
-    return _crop(scores, 0, skip.shape) + skip
+    if isinstance(layer, BilinearUpsample2d):
+        return layer(scores, skip=skip, skip_offset=offset)
+    scores = layer(scores)
+    skip = skip[..., offset : offset + scores.shape[-2], offset : offset + scores.shape[-1]]
+    return scores[..., : skip.shape[-2], : skip.shape[-1]] + skip

@@ -1,31 +1,10 @@
 """Bilinear upsampling by a whole factor: transposed convolution (fixed or learned) or interpolation."""
 
-import torch
 from torch import nn
 
+from fastseg.nn import BilinearUpsample2d
+
 MODES = ("fixed", "learned", "interp")
-
-
-def bilinear_kernel(size):
-    """The ``(size, size)`` bilinear taps ``(1 - |i - c| / f) (1 - |j - c| / f)``.
-
-    ``f = (size + 1) // 2`` is the upsampling factor the kernel is made for and ``c`` its centre: ``f - 1``
-    for odd sizes, ``f - 1/2`` for even ones (Long, Shelhamer, Darrell: Fully convolutional networks, 2015).
-    """
-    factor = (size + 1) // 2
-    centre = factor - 1 if size % 2 == 1 else factor - 0.5
-    taps = 1 - (torch.arange(size) - centre).abs() / factor
-    return taps[:, None] * taps[None, :]
-
-
-@torch.no_grad()
-def initialise_bilinear_(deconvolution):
-    """Make a ``ConvTranspose2d`` with equal input and output channels upsample each channel by itself."""
-    weight = deconvolution.weight  # [C, C, k, k]
-    channels = torch.arange(weight.shape[0], device=weight.device)
-    weight.zero_()
-    weight[channels, channels] = bilinear_kernel(weight.shape[-1]).to(weight)
-    return deconvolution
 
 
 def upsampling_layer(channels, stride, padding, mode):
@@ -40,7 +19,4 @@ def upsampling_layer(channels, stride, padding, mode):
     """
     if mode == "interp":
         return nn.Upsample(scale_factor=stride, mode="bilinear", align_corners=False)
-    layer = nn.ConvTranspose2d(channels, channels, 2 * stride, stride, padding, bias=False)
-    initialise_bilinear_(layer)
-    layer.weight.requires_grad_(mode == "learned")
-    return layer
+    return BilinearUpsample2d(channels, stride, padding, learned=mode == "learned")

@@ -1,0 +1,107 @@
+"""Atrous spatial pyramid pooling (Chen et al. 2017: Rethinking atrous convolution for semantic segmentation)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastseg import ops
+from fastseg._layout import image_format
+from fastseg.nn.convolution import Conv2d
+
+
+class ASPP(nn.Module):
+    """A 1x1 branch, dilated 3x3 branches and an image-pooling branch on (N, in_channels, H, W), then a projection.
+
+    The same result and the same keys as ``torchvision.models.segmentation.deeplabv3.ASPP``: ``convs.0.{0,1}``,
+    ``convs.1.{0,1}``, ..., pooling ``convs.4.{1,2}``, ``project.{0,1}``. Two things are done in another order:
+
+    * the pooled branch is the same at every pixel, so its part of the projection is a bias per image;
+    * where no gradient is wanted and statistics are fixed, normalisation is folded into the convolutions and branches
+      write their ReLU straight into the channels of one buffer.
+
+    Args:
+        in_channels: of the input.
+        atrous_rates: of the 3x3 branches.
+        out_channels: of every branch and of the result.
+        dropout: probability after the projection.
+
+    Raises:
+        ValueError: in training with one image, as torch does: a batch normalisation sees a single pooled value.
+    """
+
+    def __init__(self, in_channels, atrous_rates, out_channels=256, *, dropout=0.5):
+        super().__init__()
+        branches = [_branch(in_channels, out_channels, 1, 1)]
+        branches += [_branch(in_channels, out_channels, 3, rate) for rate in atrous_rates]
+        pooling = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+        )
+        self.convs = nn.ModuleList([*branches, pooling])
+        self.project = nn.Sequential(
+            nn.Conv2d(len(self.convs) * out_channels, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, input):
+        *branches, pooling = self.convs
+        convolution, *rest = self.project
+        *_, height, width = input.shape
+        channels = convolution.in_channels - convolution.out_channels
+        weight, of_pooled = convolution.weight.split([channels, convolution.out_channels], 1)
+        per_image = F.conv2d(pooling(input), of_pooled)  # (N, out_channels, 1, 1)
+        if _may_fold(branches, input):
+            joined = _joined(branches, input)
+        else:
+            joined = torch.cat([branch(input) for branch in branches], 1)
+        output = ops.dilated_conv2d(joined, weight, residual=per_image)
+        for module in rest:
+            output = module(output)
+        return output
+
+
+def _may_fold(branches, input):
+    """Whether nobody wants gradients, statistics or a look at what lies between a convolution and its ReLU."""
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(input.device.type):
+        return False
+    for convolution, norm, relu in branches:
+        if type(norm) is not nn.BatchNorm2d or norm.training or norm.running_var is None or norm.weight is None:
+            return False
+        if any(module._forward_hooks or module._forward_pre_hooks for module in (convolution, norm, relu)):
+            return False
+    return True
+
+
+def _joined(branches, input):
+    """The branches' results, side by side in one buffer."""
+    width = branches[0][0].out_channels
+    shape = input.shape[0], len(branches) * width, *input.shape[2:]
+    buffer = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=image_format(input))
+    for place, (convolution, norm, _) in enumerate(branches):
+        scale, shift = _as_affine(norm)
+        ops.dilated_conv2d(
+            input,
+            (convolution.weight * scale.view(-1, 1, 1, 1)).to(input.dtype),
+            shift.to(input.dtype),
+            padding=convolution.padding,
+            dilation=convolution.dilation,
+            activation="relu",
+            out=buffer[:, place * width : (place + 1) * width],
+        )
+    return buffer
+
+
+def _branch(in_channels, out_channels, kernel_size, rate):
+    padding = rate * (kernel_size // 2)
+    convolution = Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=rate, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+def _as_affine(norm):
+    """(scale, shift) of a batch normalisation in evaluation."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale

@@ -31,14 +31,16 @@ def dilated_conv2d(input, weight, bias, residual, stride, padding, dilation, gro
 
 def conv_transpose2d(input, weight, bias, residual, stride, padding, dilation, groups, size, relu):
     spans = [(input.shape[2 + i] - 1) * stride[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
-    extra = [size[i] - spans[i] + 2 * padding[i] for i in (0, 1)]
-    if 0 <= extra[0] < max(stride[0], dilation[0]) and 0 <= extra[1] < max(stride[1], dilation[1]):
-        output = torch.conv_transpose2d(input, weight, bias, stride, padding, extra, groups, dilation)
-        return finish(output, residual, relu)
-    # A crop: everything, then a part of it.
-    most = [max(0, size[i] + padding[i] - spans[i]) for i in (0, 1)]
-    output = torch.conv_transpose2d(input, weight, bias, stride, 0, most, groups, dilation)
-    output = output[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+    most = [max(pair) - 1 for pair in zip(stride, dilation)]  # of what torch takes for output_padding
+    missing = [size[i] - spans[i] + 2 * padding[i] for i in (0, 1)]
+    first = (0, 0)
+    if missing[0] > most[0] or missing[1] > most[1]:  # a part near the end: everything, then that part
+        first, padding = padding, (0, 0)
+        missing = [first[i] + size[i] - spans[i] for i in (0, 1)]
+    extra = [max(0, missing[0]), max(0, missing[1])]
+    output = torch.conv_transpose2d(input, weight, bias, stride, padding, extra, groups, dilation)
+    if first != (0, 0) or min(missing) < 0:
+        output = output[:, :, first[0] : first[0] + size[0], first[1] : first[1] + size[1]]
     return finish(output, residual, relu)
 
 

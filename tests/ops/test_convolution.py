@@ -1,6 +1,7 @@
 """dilated_conv2d and conv_transpose2d: what every convolution keeps; spec rows and errors in files of their own."""
 
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from fastseg import ops
+from fastseg.kernels.convolution import reference
+from fastseg.ops.convolution.maps import UPSAMPLING
 from fastseg.testing import assert_within_policy
 from tests.contract import Case, Contract, Make
 
@@ -276,3 +279,29 @@ def test_fp64(groups, stride, padding, dilation, layout):
     for backend in ("cpu", "reference"):
         for triple in zip(results(ops.dilated_conv2d, backend=backend), results(F.conv2d), exact):
             assert_within_policy(*triple)
+
+
+@pytest.mark.parametrize("stride", (2, 4, 8, 16, 32))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+def test_upsampling_kernels(stride, dtype):
+    """The C++ kernels for transposed convolutions of a large stride, whatever `auto` takes them for."""
+    generator = random.Random(stride)
+    for _ in range(8):
+        kernel = [generator.choice((stride + 1, 2 * stride - 1, 2 * stride, 2 * stride + 1)), generator.randint(1, 40)]
+        kernel, channels = kernel[::-1], [generator.randint(1, 13) for _ in range(2)]
+        rows = generator.choice((1, 2, stride))
+        extent = [generator.randint(1, 6) for _ in range(2)]
+        whole = [(extent[0] - 1) * rows + kernel[0], (extent[1] - 1) * stride + kernel[1]]
+        first = [generator.randint(0, extent - 1) for extent in whole]
+        size = [generator.randint(1, whole[axis] - first[axis] + (rows, stride)[axis] - 1) for axis in (0, 1)]
+        small, weight, big = tensors((2, channels[0], *extent), (*channels, *kernel), (2, channels[1], *size), dtype=dtype)
+        windows = [rows, stride], first, [1, 1], 1
+        bias, residual = tensors((channels[1],), (2, channels[1], *size), seed=1, dtype=dtype)
+        pairs = (
+            (UPSAMPLING.transposed, reference.conv_transpose2d, (small, weight, bias, residual, *windows, size, True)),
+            (UPSAMPLING.forward, reference.dilated_conv2d, (big, weight, None, None, *windows, extent, False)),
+            (UPSAMPLING.grad_weight, reference.conv2d_grad_weight, (big, small, *windows, kernel, False)),
+        )
+        for ours, definition, arguments in pairs:
+            wide = [value.double() if isinstance(value, torch.Tensor) else value for value in arguments]
+            assert_within_policy(ours(*arguments, backend="cpu"), definition(*arguments), definition(*wide))

@@ -16,7 +16,7 @@ from fastseg import _check
 from fastseg import _private_api as private
 from fastseg._dtypes import is_autocast
 from fastseg.ops.convolution.geometry import convolved_size, paddings, transposed_size, window
-from fastseg.ops.convolution.maps import DENSE, DEPTHWISE, Maps
+from fastseg.ops.convolution.maps import maps_of
 
 _CONV, _TRANSPOSED = "dilated_conv2d", "conv_transpose2d"
 
@@ -70,7 +70,7 @@ def dilated_conv2d(
     stride, dilation = window(_CONV, "stride", stride, 1), window(_CONV, "dilation", dilation, 1)
     first, last = paddings(_CONV, padding, kernel_size, stride, dilation)
     size = convolved_size(_CONV, image, kernel_size, stride, first, last, dilation)
-    maps = DEPTHWISE if 1 < groups == image.shape[1] == weight.shape[0] else DENSE
+    maps = maps_of(image, weight, weight.shape[0], weight.shape[1] * groups, stride, dilation, groups)
     return _run(_CONV, maps.forward, image, weight, bias, residual, stride, first, dilation, groups, size,
                 weight.shape[0], activation, out, single, backend)
 
@@ -137,7 +137,7 @@ def conv_transpose2d(
     if skip is not None:
         skip, size = _cropped_skip(skip, skip_offset, size, crop is None)
     channels = weight.shape[1] * groups
-    maps = DEPTHWISE if 1 < groups == image.shape[1] == channels else DENSE
+    maps = maps_of(image, weight, weight.shape[0], channels, stride, dilation, groups)
     return _run(_TRANSPOSED, maps.transposed, image, weight, bias, skip, stride, padding, dilation, groups, size,
                 channels, activation, out, single, backend)
 

@@ -96,34 +96,14 @@ def check_grad_weight(input, grad_output, stride, padding, dilation, groups):
         raise RuntimeError(f"fastseg.ops.{name}: {given}; allowed: stride and dilation from 1, padding from 0")
 
 
-def outputs(input, weight, size):
-    return _image(input, weight.shape[0], size)
-
-
-def outputs_transposed(input, weight, groups, size):
-    return _image(input, weight.shape[1] * groups, size)
-
-
 def outputs_grad_weight(input, grad_output, groups, kernel_size, channels_last):
     shape = grad_output.shape[1], input.shape[1] // groups, *kernel_size
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=layout)
 
 
-def _image(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
-    shape = like.shape[0], channels, *size
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=image_format(like))
-
-
 def _is_channels_last(weight: Tensor) -> bool:
     return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
-
-
-def _behind_epilogue(grad_output: Tensor, output: Tensor | None, relu: bool, like: Tensor) -> Tensor:
-    """The gradient of what the epilogue was applied to, in the memory format of `like`."""
-    if relu:
-        grad_output = torch.ops.aten.threshold_backward(grad_output, output, 0)
-    return grad_output.contiguous(memory_format=image_format(like))
 
 
 def define(
@@ -131,8 +111,19 @@ def define(
     forward: Sequence[Backend | Stock],
     transposed: Sequence[Backend | Stock],
     grad_weight: Sequence[Backend | Stock],
+    nchw: bool = False,
 ) -> Maps:
-    """The three ops, named `prefix` and as above, on these tables of backends."""
+    """The three ops, named `prefix` and as above, on these tables of backends.
+
+    nchw: their kernels know contiguous images only; otherwise results lie as `input` does.
+    """
+
+    def layout_of(image: Tensor) -> torch.memory_format:
+        return torch.contiguous_format if nchw else image_format(image)
+
+    def image(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
+        shape = like.shape[0], channels, *size
+        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout_of(like))
 
     def backward_of(adjoint: Callable[[], Op], swapped: bool) -> Callable[..., dict[str, Tensor]]:
         """swapped: of the transposed map, whose input is what `conv2d_grad_weight` calls grad_output."""
@@ -142,7 +133,8 @@ def define(
             needs_bias, needs_residual, backend,
         ):  # fmt: skip
             windows, found = (stride, padding, dilation, groups), {}
-            grad = _behind_epilogue(grad_output, output, relu, input)
+            grad = torch.ops.aten.threshold_backward(grad_output, output, 0) if relu else grad_output
+            grad = grad.contiguous(memory_format=layout_of(input))
             if needs_input:
                 size = input.shape[2:]
                 found["input"] = adjoint()(grad, weight, None, None, *windows, size, False, backend=backend)
@@ -175,19 +167,21 @@ def define(
         Op(
             f"{prefix}dilated_conv2d{_MAP} -> Tensor output",
             check=check_convolution,
-            outputs=outputs,
+            outputs=lambda input, weight, size: image(input, weight.shape[0], size),
             backward=backward_of(lambda: maps.transposed, swapped=False),
             saved_if={"output": "relu"},
-            image_layout=("input",),
+            contiguous=("input", "weight") if nchw else (),
+            image_layout=() if nchw else ("input",),
             backends=forward,
         ),
         Op(
             f"{prefix}conv_transpose2d{_MAP} -> Tensor output",
             check=check_transposed,
-            outputs=outputs_transposed,
+            outputs=lambda input, weight, groups, size: image(input, weight.shape[1] * groups, size),
             backward=backward_of(lambda: maps.forward, swapped=True),
             saved_if={"output": "relu"},
-            image_layout=("input",),
+            contiguous=("input", "weight") if nchw else (),
+            image_layout=() if nchw else ("input",),
             backends=transposed,
         ),
         Op(
@@ -196,46 +190,39 @@ def define(
             check=check_grad_weight,
             outputs=outputs_grad_weight,
             backward=backward_grad_weight,
-            image_layout=("input", "grad_output"),
+            contiguous=("input", "grad_output") if nchw else (),
+            image_layout=() if nchw else ("input", "grad_output"),
             backends=grad_weight,
         ),
     )
     return maps
 
 
-def _dense(stock: Stock, on_cpu: Callable, triton: str, definition: Callable) -> list[Backend | Stock]:
-    return [
-        stock,
-        Backend("cpu", on_cpu, dtypes=FLOATING),
-        Backend("triton", triton, dtypes=FLOATING_GPU),
-        Backend("reference", definition),
-    ]
+def _table(cpu: Backend, stock: Stock, triton: str, definition: Callable) -> list[Backend | Stock]:
+    return [stock, cpu, Backend("triton", f"convolution.{triton}", dtypes=FLOATING_GPU), Backend("reference", definition)]
 
 
-def _depthwise(stock: Stock, triton: str, definition: Callable) -> list[Backend | Stock]:
-    return [
-        stock,
-        Backend("cpu", dtypes=FLOATING),
-        Backend("triton", triton, dtypes=FLOATING_GPU),
-        Backend("reference", definition),
-    ]
+_GEMM = "triton.dilated_conv2d", "triton.conv_transpose2d", "triton_weight.conv2d_grad_weight"
+_GATHER = tuple(f"triton_depthwise.{name}" for name in ("dilated_conv2d", "conv_transpose2d", "conv2d_grad_weight"))
+_DEFINITIONS = reference.dilated_conv2d, reference.conv_transpose2d, reference.conv2d_grad_weight
+_ON_TORCH = [Backend("cpu", run, dtypes=FLOATING) for run in (cpu.dilated_conv2d, cpu.conv_transpose2d, cpu.conv2d_grad_weight)]
 
 
-DENSE = define(
-    "",
-    _dense(routes.CONVOLUTION, cpu.dilated_conv2d, "convolution.triton.dilated_conv2d", reference.dilated_conv2d),
-    _dense(routes.TRANSPOSED, cpu.conv_transpose2d, "convolution.triton.conv_transpose2d", reference.conv_transpose2d),
-    _dense(
-        routes.GRAD_WEIGHT, cpu.conv2d_grad_weight, "convolution.triton_weight.conv2d_grad_weight",
-        reference.conv2d_grad_weight,
-    ),
-)  # fmt: skip
+def _native() -> list[Backend]:
+    return [Backend("cpu", dtypes=FLOATING) for _ in range(3)]
 
-DEPTHWISE = define(
-    "depthwise_",
-    _depthwise(routes.DEPTHWISE, "convolution.triton_depthwise.dilated_conv2d", reference.dilated_conv2d),
-    _depthwise(routes.DEPTHWISE_TRANSPOSED, "convolution.triton_depthwise.conv_transpose2d",
-               reference.conv_transpose2d),
-    _depthwise(routes.DEPTHWISE_GRAD_WEIGHT, "convolution.triton_depthwise.conv2d_grad_weight",
-               reference.conv2d_grad_weight),
-)  # fmt: skip
+
+# Any groups; depthwise: one channel each; upsampling: one group, strides of 8, 16 or 32 columns and few channels.
+DENSE = define("", *map(_table, _ON_TORCH, routes.DENSE, _GEMM, _DEFINITIONS))
+DEPTHWISE = define("depthwise_", *map(_table, _native(), routes.DEPTHWISE, _GATHER, _DEFINITIONS))
+UPSAMPLING = define("upsampling_", *map(_table, _native(), routes.UPSAMPLING, _GEMM, _DEFINITIONS), nchw=True)
+
+
+def maps_of(input: Tensor, weight: Tensor, small_channels: int, big_channels: int, stride, dilation, groups) -> Maps:
+    """The ops for a convolution from `big_channels` to `small_channels`, or the transposed one back."""
+    if 1 < groups == small_channels == big_channels:
+        return DEPTHWISE
+    if stride[1] in (8, 16, 32) and groups == 1 and dilation == [1, 1]:
+        if small_channels <= 64 and big_channels <= 64 and weight.shape[3] > stride[1]:
+            return DENSE if image_format(input) is torch.channels_last else UPSAMPLING
+    return DENSE

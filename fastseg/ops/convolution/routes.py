@@ -85,14 +85,16 @@ def transposed_on_gpu(input, weight, stride, padding, dilation, size):
     return not _skips(size, input.shape[2:], weight.shape[1], weight.shape[2:], stride, padding, dilation)
 
 
-CONVOLUTION = Stock(
-    torch_calls.dilated_conv2d, below=_limits(), which=class_of_convolution, on_gpu=convolution_on_gpu
+DENSE = (
+    Stock(torch_calls.dilated_conv2d, below=_limits(), which=class_of_convolution, on_gpu=convolution_on_gpu),
+    Stock(torch_calls.conv_transpose2d, below=_limits(), which=class_of_transposed, on_gpu=transposed_on_gpu),
+    Stock(torch_calls.conv2d_grad_weight, below=_limits(), which=class_of_grad_weight),
 )
-TRANSPOSED = Stock(
-    torch_calls.conv_transpose2d, below=_limits(), which=class_of_transposed, on_gpu=transposed_on_gpu
+DEPTHWISE = tuple(
+    Stock(run, below={"depthwise": 0})
+    for run in (torch_calls.dilated_conv2d, torch_calls.conv_transpose2d, torch_calls.conv2d_grad_weight)
 )
-GRAD_WEIGHT = Stock(torch_calls.conv2d_grad_weight, below=_limits(), which=class_of_grad_weight)
-
-DEPTHWISE = Stock(torch_calls.dilated_conv2d, below={"depthwise": 0})
-DEPTHWISE_TRANSPOSED = Stock(torch_calls.conv_transpose2d, below={"depthwise": 0})
-DEPTHWISE_GRAD_WEIGHT = Stock(torch_calls.conv2d_grad_weight, below={"depthwise": 0})
+UPSAMPLING = tuple(
+    Stock(run, below={"few channels, a large stride": 0})
+    for run in (torch_calls.dilated_conv2d, torch_calls.conv_transpose2d, torch_calls.conv2d_grad_weight)
+)

@@ -1,0 +1,157 @@
+// Entry points of upsampling.h: dense transposed convolutions of a large stride and their transposes, NCHW.
+#include <optional>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "convolution/upsampling.h"
+#include "fastseg/arguments.h"
+#include "fastseg/huge_pages.h"
+
+namespace fastseg::upsampling {
+namespace {
+
+constexpr int64_t kStreamedBytes = 8 << 20;  // outputs from here on bypass the cache
+
+using Numbers = std::vector<int64_t>;
+
+void check_image(const Tensor& tensor, const Tensor& like, const char* name) {
+  FASTSEG_CHECK(tensor.is_cpu() && tensor.dim() == 4 && tensor.is_contiguous() &&
+                    tensor.scalar_type() == like.scalar_type(),
+                name, " must be a contiguous CPU tensor of four dimensions and of the dtype of input");
+}
+
+// small [N, S, h, w], big [N, B, H, W], weight [S, B, kh, kw].
+Shape describe(const Tensor& small, const Tensor& big, const Tensor& weight, const Numbers& stride,
+               const Numbers& padding, const Numbers& dilation, int64_t groups) {
+  check_image(small, small, "input");
+  check_image(big, small, "output");
+  FASTSEG_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.scalar_type() == small.scalar_type(),
+                "weight must be a CPU tensor of four dimensions and of the dtype of input");
+  const Shape shape{small.size(0), small.size(1),  big.size(1), small.size(2), small.size(3), big.size(2), big.size(3),
+                    weight.size(2), weight.size(3), stride[0],   stride[1],     padding[0],    padding[1]};
+  FASTSEG_CHECK(big.size(0) == shape.images && weight.size(0) == shape.small_channels &&
+                    weight.size(1) == shape.big_channels,
+                "input, output and weight do not fit together");
+  const int64_t step = shape.stride_width;
+  FASTSEG_CHECK(groups == 1 && dilation[0] == 1 && dilation[1] == 1 && shape.stride_height > 0 && shape.top >= 0 &&
+                    shape.left >= 0 && (step == 2 || step == 4 || step == 8 || step == 16 || step == 32),
+                "stride must be 2, 4, 8, 16 or 32, dilation and groups 1");
+  return shape;
+}
+
+// What is done to an output element: bias [C], residual [N, C, H, W] of any strides, relu.
+template <typename scalar_t>
+struct Epilogue {
+  using accumulate_t = simd::accumulate<scalar_t>;
+  std::vector<accumulate_t> bias;  // [C], zeros if there is none
+  const scalar_t* residual = nullptr;
+  int64_t image_stride = 0, channel_stride = 0, row_stride = 0, column_stride = 0;
+  bool relu;
+
+  Epilogue(const std::optional<Tensor>& given_bias, const std::optional<Tensor>& given_residual, bool relu,
+           const Tensor& output)
+      : bias(output.size(1)), relu(relu) {
+    if (given_bias) {
+      FASTSEG_CHECK(given_bias->is_cpu() && given_bias->scalar_type() == output.scalar_type() &&
+                        given_bias->dim() == 1 && given_bias->size(0) == output.size(1),
+                    "bias must be a CPU tensor with one element per channel");
+      const scalar_t* values = given_bias->const_data_ptr<scalar_t>();
+      for (size_t c = 0; c < bias.size(); ++c) bias[c] = accumulate_t(values[c * given_bias->stride(0)]);
+    }
+    if (given_residual) {
+      bool fits = given_residual->is_cpu() && given_residual->scalar_type() == output.scalar_type();
+      for (int64_t axis = 0; axis < 4; ++axis) fits = fits && given_residual->size(axis) == output.size(axis);
+      FASTSEG_CHECK(fits, "residual must be a CPU tensor of the shape of the output");
+      residual = given_residual->const_data_ptr<scalar_t>();
+      image_stride = given_residual->stride(0), channel_stride = given_residual->stride(1);
+      row_stride = given_residual->stride(2), column_stride = given_residual->stride(3);
+    }
+  }
+
+  scalar_t operator()(int64_t n, int64_t c, int64_t y, int64_t x, accumulate_t sum) const {
+    sum += bias[c];
+    if (residual) sum += accumulate_t(residual[n * image_stride + c * channel_stride + y * row_stride + x * column_stride]);
+    return scalar_t(relu && sum < 0 ? accumulate_t(0) : sum);
+  }
+
+  // The same of `width` sums of a row. past_cache: `to` is aligned to lines of the cache, width to vectors.
+  void row(int64_t n, int64_t c, int64_t y, int64_t width, const accumulate_t* sums, scalar_t* to,
+           bool past_cache) const {
+    const bool vectors = !residual || column_stride == 1;
+    const scalar_t* added = residual ? residual + n * image_stride + c * channel_stride + y * row_stride : nullptr;
+    int64_t x = 0;
+    for (; vectors && x + simd::kLanes <= width; x += simd::kLanes) {
+      auto lanes = simd::load(sums + x) + bias[c];
+      if (added) lanes += simd::load(added + x);
+      if (relu) lanes = simd::select(lanes < decltype(lanes){}, decltype(lanes){}, lanes);
+      past_cache ? simd::stream(to + x, lanes) : simd::store(to + x, lanes);
+    }
+    for (; x < width; ++x) to[x] = (*this)(n, c, y, x, sums[x]);
+  }
+};
+
+void conv_transpose2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                      const std::optional<Tensor>& residual, Numbers stride, Numbers padding, Numbers dilation,
+                      int64_t groups, Numbers, bool relu, const Tensor& output) {
+  const Shape shape = describe(input, output, weight, stride, padding, dilation, groups);
+  FASTSEG_CHECK(weight.is_contiguous(), "weight must be contiguous");
+  if (output.numel() == 0) return;
+  use_huge_pages(output);
+  with_floating_type(input, "input", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const Epilogue<scalar_t> epilogue(bias, residual, relu, output);
+    scalar_t* const to = output.mutable_data_ptr<scalar_t>();
+    const bool past_cache = output.numel() * int64_t(sizeof(scalar_t)) >= kStreamedBytes &&
+                            shape.big_width % simd::kLanes == 0 && simd::is_aligned(to);
+    spread(shape, input.const_data_ptr<scalar_t>(), weight.const_data_ptr<scalar_t>(),
+           [&](int64_t n, int64_t c, int64_t row, const auto* sums) {
+             scalar_t* const at = to + ((n * shape.big_channels + c) * shape.big_height + row) * shape.big_width;
+             epilogue.row(n, c, row, shape.big_width, sums, at, past_cache);
+           });
+    simd::stream_fence();
+  });
+}
+
+void dilated_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                    const std::optional<Tensor>& residual, Numbers stride, Numbers padding, Numbers dilation,
+                    int64_t groups, Numbers, bool relu, const Tensor& output) {
+  const Shape shape = describe(output, input, weight, stride, padding, dilation, groups);
+  FASTSEG_CHECK(weight.is_contiguous(), "weight must be contiguous");
+  if (output.numel() == 0) return;
+  with_floating_type(input, "input", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const Epilogue<scalar_t> epilogue(bias, residual, relu, output);
+    scalar_t* const to = output.mutable_data_ptr<scalar_t>();
+    collect(shape, input.const_data_ptr<scalar_t>(), weight.const_data_ptr<scalar_t>(),
+            [&](int64_t n, int64_t c, int64_t row, int64_t column, auto sum) {
+              const int64_t plane = (n * shape.small_channels + c) * shape.small_height;
+              to[(plane + row) * shape.small_width + column] = epilogue(n, c, row, column, sum);
+            });
+  });
+}
+
+void conv2d_grad_weight(const Tensor& input, const Tensor& grad_output, Numbers stride, Numbers padding,
+                        Numbers dilation, int64_t groups, Numbers, bool, const Tensor& grad_weight) {
+  const Shape shape = describe(grad_output, input, grad_weight, stride, padding, dilation, groups);
+  with_floating_type(input, "input", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    scalar_t* const to = grad_weight.mutable_data_ptr<scalar_t>();
+    const int64_t strides[] = {grad_weight.stride(0), grad_weight.stride(1), grad_weight.stride(2),
+                               grad_weight.stride(3)};
+    correlate(shape, grad_output.const_data_ptr<scalar_t>(), input.const_data_ptr<scalar_t>(),
+              [&](int64_t s, int64_t b, int64_t r, int64_t tap, auto sum) {
+                to[s * strides[0] + b * strides[1] + r * strides[2] + tap * strides[3]] = scalar_t(sum);
+              });
+  });
+}
+
+}  // namespace
+}  // namespace fastseg::upsampling
+
+STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
+  m.impl("_upsampling_conv_transpose2d", TORCH_BOX(&fastseg::upsampling::conv_transpose2d));
+  m.impl("_upsampling_dilated_conv2d", TORCH_BOX(&fastseg::upsampling::dilated_conv2d));
+  m.impl("_upsampling_conv2d_grad_weight", TORCH_BOX(&fastseg::upsampling::conv2d_grad_weight));
+}

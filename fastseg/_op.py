@@ -136,7 +136,10 @@ class Op:
 
     # --- one call ---
 
-    def __call__(self, *args, backend: str = "auto", **named):
+    def __call__(self, *args, backend: str = "auto", out: Tensor | None = None, **named):
+        """out: room for the only output, which a Triton kernel fills where nobody differentiates; the caller copies what
+        is returned where it is another tensor.
+        """
         if named:
             args += self._in_order(len(args), named)
         if backend == "auto":
@@ -160,7 +163,7 @@ class Op:
                     if self._early is not None:
                         args = (*args[:-1], self._early.function(*self._early.pick(args)))
                     return self._apply(*args, backend)
-        return self._run(args, backend, self._trusts)
+        return self._run(args, backend, self._trusts, out)
 
     def _in_order(self, given: int, named: Mapping[str, Any]) -> tuple:
         """The values of the named arguments, after the first `given` of the schema."""
@@ -186,7 +189,7 @@ class Op:
             return self._transformable.apply(*args, backend)
         return self._packet(*args, backend)
 
-    def _run(self, args: tuple, backend: str, trusted: bool = False):
+    def _run(self, args: tuple, backend: str, trusted: bool = False, out: Tensor | None = None):
         if not trusted:
             check = self._check
             check.function(*check.pick(args))
@@ -208,7 +211,7 @@ class Op:
                 args = in_format_of_first(args, self._images)
                 break
         outputs = self._outputs
-        results = outputs.function(*outputs.pick(args))
+        results = out if out is not None and chosen.name == "triton" else outputs.function(*outputs.pick(args))
         if self._single:
             chosen.kernel(*args, results)
         else:

@@ -64,6 +64,7 @@ def dilated_conv2d(
             devices other than those above, "same" with a stride.
     """
     _check.tensors(_CONV, input=input, weight=weight)
+    groups = groups if type(groups) is int else _check.integers(_CONV, "groups", groups, "int")[0]
     single = input.dim() == 3
     image = input.unsqueeze(0) if single else input
     kernel_size = _kernel_size(_CONV, weight, image)
@@ -71,7 +72,7 @@ def dilated_conv2d(
     first, last = paddings(_CONV, padding, kernel_size, stride, dilation)
     size = convolved_size(_CONV, image, kernel_size, stride, first, last, dilation)
     maps = maps_of(image, weight, weight.shape[0], weight.shape[1] * groups, stride, dilation, groups)
-    return _run(_CONV, maps.forward, image, weight, bias, residual, stride, first, dilation, groups, size,
+    return _run(_CONV, "residual", maps.forward, image, weight, bias, residual, stride, first, dilation, groups, size,
                 weight.shape[0], activation, out, single, backend)
 
 
@@ -125,6 +126,7 @@ def conv_transpose2d(
             or devices other than those above.
     """
     _check.tensors(_TRANSPOSED, input=input, weight=weight)
+    groups = groups if type(groups) is int else _check.integers(_TRANSPOSED, "groups", groups, "int")[0]
     single = input.dim() == 3
     image = input.unsqueeze(0) if single else input
     kernel_size = _kernel_size(_TRANSPOSED, weight, image)
@@ -138,7 +140,7 @@ def conv_transpose2d(
         skip, size = _cropped_skip(skip, skip_offset, size, crop is None)
     channels = weight.shape[1] * groups
     maps = maps_of(image, weight, weight.shape[0], channels, stride, dilation, groups)
-    return _run(_TRANSPOSED, maps.transposed, image, weight, bias, skip, stride, padding, dilation, groups, size,
+    return _run(_TRANSPOSED, "skip", maps.transposed, image, weight, bias, skip, stride, padding, dilation, groups, size,
                 channels, activation, out, single, backend)
 
 
@@ -180,13 +182,14 @@ def _cropped_skip(skip: Tensor, offset, size: list[int], shrinks: bool) -> tuple
     return skip[..., top : top + height, left : left + width], [height, width]
 
 
-def _run(op: str, map_op, image, weight, bias, residual, stride, padding, dilation, groups, size, channels,
+def _run(op: str, name: str, map_op, image, weight, bias, residual, stride, padding, dilation, groups, size, channels,
          activation, out, single, backend) -> Tensor:
     """What both functions do with their numbers: dtypes of autocast, residual and `out` in shape, and the call."""
     if activation is not None and activation != "relu":
         raise ValueError(f"fastseg.ops.{op}: activation={activation!r}; allowed: None, 'relu'")
-    if bias is not None and not isinstance(bias, Tensor):
-        _check.tensor(op, "bias", bias)
+    for what, value in (("bias", bias), (name, residual)):
+        if value is not None and not isinstance(value, Tensor):
+            _check.tensor(op, what, value)
     if is_autocast(image):
         dtype = torch.get_autocast_dtype(image.device.type)
         image, weight, bias, residual = (
@@ -194,24 +197,23 @@ def _run(op: str, map_op, image, weight, bias, residual, stride, padding, dilati
             for value in (image, weight, bias, residual)
         )
     if residual is not None:
-        residual = _expanded(op, residual, (image.shape[0], channels, *size), single)
-    output = map_op(image, weight, bias, residual, stride, padding, dilation, groups, size, activation is not None,
-                    backend=backend)
-    output = output.squeeze(0) if single else output
-    return output if out is None else _written(op, out, output)
+        residual = _expanded(op, name, residual, (image.shape[0], channels, *size), single)
+    numbers = stride, padding, dilation, groups, size, activation is not None
+    if out is None:
+        output = map_op(image, weight, bias, residual, *numbers, backend=backend)
+        return output.squeeze(0) if single else output
+    shape = image.shape[0], channels, *size
+    _check.argument(op, "out", out, (image.dtype,), shape[1:] if single else shape, "as the output", like=("input", image))
+    room = out.unsqueeze(0) if single else out
+    output = map_op(image, weight, bias, residual, *numbers, backend=backend, out=None if room.requires_grad else room)
+    return out if output is room else out.copy_(output.squeeze(0) if single else output)
 
 
-def _expanded(op: str, residual: Tensor, shape: Sequence[int], single: bool) -> Tensor:
-    _check.tensors(op, residual=residual)
+def _expanded(op: str, name: str, residual: Tensor, shape: Sequence[int], single: bool) -> Tensor:
     if single and residual.dim() == 3:
         residual = residual.unsqueeze(0)
     if residual.dim() == 4 and all(have == want or have == 1 for have, want in zip(residual.shape, shape)):
         return residual.expand(shape)
     raise RuntimeError(
-        f"fastseg.ops.{op}: residual has shape {tuple(residual.shape)}; allowed: {tuple(shape)}, with 1 where it repeats"
+        f"fastseg.ops.{op}: {name} has shape {tuple(residual.shape)}; allowed: {tuple(shape)}, with 1 where it repeats"
     )
-
-
-def _written(op: str, out: Tensor, output: Tensor) -> Tensor:
-    _check.argument(op, "out", out, (output.dtype,), tuple(output.shape), "as the output", like=("input", output))
-    return out.copy_(output)

@@ -54,15 +54,20 @@ def _scaled(length, scale: float):
     return torch.sym_int(length * scale)
 
 
-def bilinear_kernel(size: int) -> Tensor:
-    """The (size, size) bilinear taps (1 - |i - c| / f) (1 - |j - c| / f).
+def bilinear_taps(size: int) -> Tensor:
+    """The taps 1 - |i - c| / f along one axis of the bilinear kernel of `size`.
 
     f = (size + 1) // 2 is the upsampling factor the kernel is made for and c its centre: f - 1 for odd sizes, f - 1/2
     for even ones (Long, Shelhamer, Darrell: Fully convolutional networks, 2015).
     """
     factor = (size + 1) // 2
     centre = factor - 1 if size % 2 == 1 else factor - 0.5
-    taps = 1 - (torch.arange(size) - centre).abs() / factor
+    return 1 - (torch.arange(size) - centre).abs() / factor
+
+
+def bilinear_kernel(size: int) -> Tensor:
+    """The (size, size) bilinear taps."""
+    taps = bilinear_taps(size)
     return taps[:, None] * taps[None, :]
 
 

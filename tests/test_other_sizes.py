@@ -15,6 +15,9 @@ def positive(image):
     return (image > 0).to(image.dtype)
 
 
+DENSE = torch.randn(3, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+WIDE = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
 # function of images and labels, how many times larger the labels are, the function in stock PyTorch if there is one
 CALLS = {
     "cross_entropy": (ops.cross_entropy, 1, F.cross_entropy),
@@ -41,6 +44,26 @@ CALLS = {
     "upsample_argmax, probability": (lambda x, y: ops.upsample_argmax(x, scale_factor=2, return_probability=True)[1],
                                      1, None),
     "confusion_matrix": (ops.confusion_matrix, 1, None),
+    "dilated_conv2d": (lambda x, y: ops.dilated_conv2d(x, DENSE, padding=2, dilation=2), 1,
+                       lambda x, y: F.conv2d(x, DENSE, padding=2, dilation=2)),
+    "dilated_conv2d, same": (lambda x, y: ops.dilated_conv2d(x, DENSE[..., :2, :2], padding="same", dilation=3), 1,
+                             lambda x, y: F.conv2d(x, DENSE[..., :2, :2], padding="same", dilation=3)),
+    "dilated_conv2d, epilogue": (
+        lambda x, y: ops.dilated_conv2d(x, DENSE, stride=2, padding=1, residual=x[..., ::2, ::2], activation="relu"), 1,
+        lambda x, y: F.relu(F.conv2d(x, DENSE, stride=2, padding=1) + x[..., ::2, ::2])),
+    "dilated_conv2d, depthwise": (lambda x, y: ops.dilated_conv2d(x, DENSE[:, :1], padding=4, dilation=4, groups=3), 1,
+                                  lambda x, y: F.conv2d(x, DENSE[:, :1], padding=4, dilation=4, groups=3)),
+    "conv_transpose2d": (lambda x, y: ops.conv_transpose2d(x, DENSE, stride=2, padding=1, output_padding=1), 2,
+                         lambda x, y: F.conv_transpose2d(x, DENSE, stride=2, padding=1, output_padding=1)),
+    "conv_transpose2d, depthwise": (lambda x, y: ops.conv_transpose2d(x, DENSE[:, :1], stride=2, groups=3), 2,
+                                    lambda x, y: F.conv_transpose2d(x, DENSE[:, :1], stride=2, groups=3)),
+    "conv_transpose2d, x8": (lambda x, y: ops.conv_transpose2d(x, WIDE, stride=8, padding=4), 8,
+                             lambda x, y: F.conv_transpose2d(x, WIDE, stride=8, padding=4)),
+    "conv_transpose2d, skip": (
+        lambda x, y: ops.conv_transpose2d(x, DENSE, stride=2, skip=torch.cat([x, x, x], 2).repeat(1, 1, 1, 3),
+                                          skip_offset=1, crop=(0, 0, *x.shape[2:])), 1,
+        lambda x, y: F.conv_transpose2d(x, DENSE, stride=2)[..., : x.shape[2], : x.shape[3]]
+        + torch.cat([x, x, x], 2).repeat(1, 1, 1, 3)[..., 1 : 1 + x.shape[2], 1 : 1 + x.shape[3]]),
     "max_pool2d": (lambda x, y: ops.max_pool2d(x, 3, 2, 1), 1, lambda x, y: F.max_pool2d(x, 3, 2, 1)),
     "max_pool2d, one image": (lambda x, y: ops.max_pool2d(x[0], 2), 1, lambda x, y: F.max_pool2d(x[0], 2)),
     "max_pool2d, indices": (lambda x, y: ops.max_pool2d(x, 2, return_indices=True)[1], 1, None),

@@ -8,7 +8,7 @@ from fastseg._op import REGISTRY
 from tests.contract import Make
 from tests.test_contract import CASES, _compare
 
-WITH_STOCK = (ops.cross_entropy, ops.max_pool2d, ops.max_unpool2d)
+WITH_STOCK = (ops.cross_entropy, ops.max_pool2d, ops.max_unpool2d, ops.dilated_conv2d, ops.conv_transpose2d)
 
 
 @pytest.fixture(autouse=True)

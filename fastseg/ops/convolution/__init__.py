@@ -15,6 +15,7 @@ from torch import Tensor
 from fastseg import _check
 from fastseg import _private_api as private
 from fastseg._dtypes import is_autocast
+from fastseg.ops.convolution.bilinear import is_bilinear, separable
 from fastseg.ops.convolution.geometry import convolved_size, paddings, transposed_size, window
 from fastseg.ops.convolution.maps import maps_of
 
@@ -139,8 +140,11 @@ def conv_transpose2d(
     if skip is not None:
         skip, size = _cropped_skip(skip, skip_offset, size, crop is None)
     channels = weight.shape[1] * groups
-    maps = maps_of(image, weight, weight.shape[0], channels, stride, dilation, groups)
-    return _run(_TRANSPOSED, "skip", maps.transposed, image, weight, bias, skip, stride, padding, dilation, groups, size,
+    if backend != "stock" and is_bilinear(image, weight, bias, stride, dilation, groups):
+        run = separable
+    else:
+        run = maps_of(image, weight, weight.shape[0], channels, stride, dilation, groups).transposed
+    return _run(_TRANSPOSED, "skip", run, image, weight, bias, skip, stride, padding, dilation, groups, size,
                 channels, activation, out, single, backend)
 
 

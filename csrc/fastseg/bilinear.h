@@ -21,16 +21,6 @@
 
 namespace fastseg {
 
-// Where output `o` lies in the source. scale: the scale_factor given to torch, or 0 for none.
-inline double bilinear_coordinate(int64_t o, int64_t source_size, int64_t output_size, bool align_corners,
-                                  double scale) {
-  const double source = static_cast<double>(source_size), output = static_cast<double>(output_size);
-  const double place = static_cast<double>(o);
-  if (source_size == output_size) return place;
-  if (align_corners) return output_size > 1 ? place * (source - 1) / (output - 1) : 0.0;
-  return scale > 0 ? (place + 0.5) / scale - 0.5 : (place + 0.5) * source / output - 0.5;
-}
-
 struct BilinearAxis {
   int64_t source_size;
   int64_t output_size;
@@ -53,7 +43,12 @@ struct BilinearAxis {
       step = scale > 0 ? 1.0 / scale : source / output;
     }
     for (int64_t o = 0; o < output_size; ++o) {
-      const double coordinate = bilinear_coordinate(o, source_size, output_size, align_corners, scale);
+      double coordinate = static_cast<double>(o);
+      if (!copies && align_corners) {
+        coordinate = output_size > 1 ? coordinate * (source - 1) / (output - 1) : 0.0;
+      } else if (!copies) {
+        coordinate = scale > 0 ? (coordinate + 0.5) / scale - 0.5 : (coordinate + 0.5) * source / output - 0.5;
+      }
       const double padded = std::min(std::max(coordinate + 1.0, 0.0), source);
       cell[o] = static_cast<int32_t>(padded);
       fraction[o] = static_cast<float>(std::min(std::max(coordinate + 1.0 - cell[o], 0.0), 1.0));

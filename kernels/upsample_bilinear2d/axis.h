@@ -7,8 +7,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "fastseg/bilinear.h"
-
 namespace fastseg::upsample_bilinear2d {
 
 // value(o) = low_weight[o] * element[low[o]] + high_weight[o] * element[high[o]]
@@ -31,15 +29,19 @@ struct Axis {
   }
 };
 
-// torch's rule for interpolation, that of an axis that keeps its size included (1 and 0 times the same element).
+// torch's rule for interpolation, that of an axis that keeps its size included (1 and 0 times the same element); in the
+// order of torch's operations, so that fp64 agrees to the last digits. scale: the scale_factor given, or 0 for none.
 inline Axis interpolating_axis(int64_t source, int64_t output, bool align_corners, double scale) {
   Axis axis(source, output);
+  double step = scale > 0 ? 1.0 / scale : static_cast<double>(source) / static_cast<double>(output);
+  if (align_corners) step = output > 1 ? static_cast<double>(source - 1) / static_cast<double>(output - 1) : 0.0;
+  const double half = align_corners ? 0.0 : 0.5;
   for (int64_t o = 0; o < output; ++o) {
     if (source == output) {
       axis.set(o, o, o, 0.0);
       continue;
     }
-    const double coordinate = std::max(bilinear_coordinate(o, source, output, align_corners, scale), 0.0);
+    const double coordinate = std::max(step * (static_cast<double>(o) + half) - half, 0.0);
     const int64_t low = static_cast<int64_t>(std::min(coordinate, static_cast<double>(source - 1)));
     axis.set(o, low, std::min(low + 1, source - 1), std::min(coordinate - static_cast<double>(low), 1.0));
   }

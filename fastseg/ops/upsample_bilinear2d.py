@@ -18,7 +18,7 @@ from torch import Tensor
 from fastseg import _check
 from fastseg._backend import rows
 from fastseg._bilinear import output_size_and_scales
-from fastseg._dtypes import FLOATING
+from fastseg._dtypes import FLOATING, FLOATING_GPU
 from fastseg._layout import image_format
 from fastseg._op import Op
 from fastseg.kernels.upsample_bilinear2d import reference
@@ -75,7 +75,7 @@ upsample_bilinear2d_op = Op(
     check=check,
     outputs=outputs,
     backward=backward,
-    backends=rows(reference.upsample_bilinear2d, triton="upsample_bilinear2d.triton.upsample"),
+    backends=rows(reference.upsample_bilinear2d, cpu=FLOATING_GPU, triton="upsample_bilinear2d.triton.upsample"),
 )
 
 
@@ -101,7 +101,7 @@ upsample_bilinear2d_backward = Op(
     outputs=outputs_backward,
     backward=double_backward,
     internal=True,
-    backends=rows(reference.upsample_bilinear2d_backward, triton="upsample_bilinear2d.triton.upsample_backward"),
+    backends=rows(reference.upsample_bilinear2d_backward, cpu=FLOATING_GPU, triton="upsample_bilinear2d.triton.upsample_backward"),
 )
 
 
@@ -137,7 +137,7 @@ bilinear_conv_transpose2d = Op(
     check=check_conv_transpose,
     outputs=outputs,
     backward=backward_conv_transpose,
-    backends=rows(reference.bilinear_conv_transpose2d, triton="upsample_bilinear2d.triton.conv_transpose"),
+    backends=rows(reference.bilinear_conv_transpose2d, cpu=FLOATING_GPU, triton="upsample_bilinear2d.triton.conv_transpose"),
 )
 
 
@@ -162,7 +162,9 @@ bilinear_conv_transpose2d_backward = Op(
     backward=double_backward_conv_transpose,
     internal=True,
     backends=rows(
-        reference.bilinear_conv_transpose2d_backward, triton="upsample_bilinear2d.triton.conv_transpose_backward"
+        reference.bilinear_conv_transpose2d_backward,
+        cpu=FLOATING_GPU,
+        triton="upsample_bilinear2d.triton.conv_transpose_backward",
     ),
 )
 

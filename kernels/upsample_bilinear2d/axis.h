@@ -15,8 +15,8 @@ namespace fastseg::upsample_bilinear2d {
 // source is 0 whatever the source holds.
 struct Axis {
   int64_t source, output;
-  std::vector<int32_t> low, high;                // [output]
-  std::vector<double> low_weight, high_weight;  // [output]
+  std::vector<int32_t> low, high;              // [output]
+  std::vector<float> low_weight, high_weight;  // [output]
 
   Axis(int64_t source, int64_t output)
       : source(source), output(output), low(output), high(output), low_weight(output), high_weight(output) {}
@@ -24,13 +24,13 @@ struct Axis {
   void set(int64_t o, int64_t first, int64_t second, double fraction) {
     low[o] = static_cast<int32_t>(first);
     high[o] = static_cast<int32_t>(second);
-    low_weight[o] = 1.0 - fraction;
-    high_weight[o] = fraction;
+    low_weight[o] = static_cast<float>(1.0 - fraction);
+    high_weight[o] = static_cast<float>(fraction);
   }
 };
 
-// torch's rule for interpolation, that of an axis that keeps its size included (1 and 0 times the same element); in the
-// order of torch's operations, so that fp64 agrees to the last digits. scale: the scale_factor given, or 0 for none.
+// torch's rule for interpolation, that of an axis that keeps its size included (1 and 0 times the same element), with
+// coordinates in double. scale: the scale_factor given, or 0 for none.
 inline Axis interpolating_axis(int64_t source, int64_t output, bool align_corners, double scale) {
   Axis axis(source, output);
   double step = scale > 0 ? 1.0 / scale : static_cast<double>(source) / static_cast<double>(output);
@@ -69,7 +69,7 @@ inline Axis deconvolving_axis(int64_t source, int64_t output, int64_t kernel, in
 // weight[offset[i] + o - begin[i]].
 struct Readers {
   std::vector<int64_t> begin, end, offset;  // [source]
-  std::vector<double> weight;
+  std::vector<float> weight;
 
   explicit Readers(const Axis& axis) : begin(axis.source, axis.output), end(axis.source, 0), offset(axis.source) {
     const auto for_each_tap = [&](const auto& body) {
@@ -78,7 +78,7 @@ struct Readers {
         if (axis.high[o] >= 0 && axis.high[o] < axis.source) body(axis.high[o], o, axis.high_weight[o]);
       }
     };
-    for_each_tap([&](int64_t i, int64_t o, double) {
+    for_each_tap([&](int64_t i, int64_t o, float) {
       begin[i] = std::min(begin[i], o);
       end[i] = std::max(end[i], o + 1);
     });
@@ -88,8 +88,8 @@ struct Readers {
       offset[i] = total;
       total += end[i] - begin[i];
     }
-    weight.assign(total, 0.0);
-    for_each_tap([&](int64_t i, int64_t o, double share) { weight[offset[i] + o - begin[i]] += share; });
+    weight.assign(total, 0.0f);
+    for_each_tap([&](int64_t i, int64_t o, float share) { weight[offset[i] + o - begin[i]] += share; });
   }
 
   int64_t count(int64_t i) const { return end[i] - begin[i]; }

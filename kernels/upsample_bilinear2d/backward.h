@@ -19,14 +19,10 @@ struct SourceTile {
 template <typename scalar_t>
 class Backward {
  public:
-  using accumulate_t = simd::accumulate<scalar_t>;
-  using vector_t = simd::vec<accumulate_t>;
-
   // grad_output: [planes, H, W, inner]; grad_source: [planes, h, w, inner].
   Backward(const Problem& problem, const scalar_t* grad_output, scalar_t* grad_source)
       : problem_(problem), grad_output_(grad_output), grad_source_(grad_source), rows_(problem.rows),
-        columns_(problem.columns), row_weight_(rows_.weight.begin(), rows_.weight.end()),
-        column_weight_(columns_.weight.begin(), columns_.weight.end()) {
+        columns_(problem.columns) {
     const int64_t width = problem.columns.source;
     for (int64_t begin = 0; begin < width;) {
       SourceTile tile{begin, begin, columns_.begin[begin], columns_.end[begin]};
@@ -52,12 +48,12 @@ class Backward {
         widest = std::max(widest, tile.last - tile.first);
         longest = std::max(longest, tile.end - tile.begin);
       }
-      std::vector<accumulate_t> sums(widest * problem_.inner + 2 * simd::kLanes);  // zeros after the last
-      std::vector<accumulate_t> result(longest * problem_.inner + 2 * simd::kLanes);
+      std::vector<float> sums(widest * problem_.inner + 2 * simd::kLanes);  // zeros after the last
+      std::vector<float> result(longest * problem_.inner + 2 * simd::kLanes);
       while (begin < end) {
         const int64_t plane = begin / height, last = std::min(end, (plane + 1) * height);
         for (const SourceTile& tile : tiles_) {
-          std::fill(sums.begin() + (tile.last - tile.first) * problem_.inner, sums.end(), accumulate_t(0));
+          std::fill(sums.begin() + (tile.last - tile.first) * problem_.inner, sums.end(), 0.0f);
           for (int64_t row = begin; row < last; ++row) {
             sum_rows(plane, row % height, tile, sums.data());
             problem_.inner == 1 ? sum_elements(tile, sums.data(), result.data())
@@ -89,14 +85,14 @@ class Backward {
         bool narrow = true;
         for (int64_t tap = 0; tap < taps; ++tap) {
           alignas(64) int32_t index[simd::kLanes];
-          alignas(64) accumulate_t weight[simd::kLanes];
+          alignas(64) float weight[simd::kLanes];
           for (int lane = 0; lane < simd::kLanes; ++lane) {
             // A lane without this tap reads its last one again, or where it has none the zero after the tile.
             const int64_t i = std::min(begin + lane, end - 1), count = columns_.count(i);
             const int64_t column = count > 0 ? columns_.begin[i] + std::min(tap, count - 1) : tile.last;
             index[lane] = static_cast<int32_t>(column - first);
             narrow = narrow && index[lane] < simd::kLanes;
-            weight[lane] = tap < count ? column_weight_[columns_.offset[i] + tap] : accumulate_t(0);
+            weight[lane] = tap < count ? columns_.weight[columns_.offset[i] + tap] : 0.0f;
           }
           index_.push_back(simd::load(index));
           weight_.push_back(simd::load(weight));
@@ -107,16 +103,16 @@ class Backward {
   }
 
   // sums[j] = sum over the outputs y that read source row i of weight(y) grad_output[y, j], j over the tile's columns.
-  void sum_rows(int64_t plane, int64_t i, const SourceTile& tile, accumulate_t* sums) const {
+  void sum_rows(int64_t plane, int64_t i, const SourceTile& tile, float* sums) const {
     const int64_t pitch = problem_.columns.output * problem_.inner;
     const int64_t first = (plane * problem_.rows.output + rows_.begin[i]) * pitch + tile.first * problem_.inner;
     const scalar_t* from = grad_output_ + first;
-    const accumulate_t* weight = row_weight_.data() + rows_.offset[i];
+    const float* weight = rows_.weight.data() + rows_.offset[i];
     const int64_t readers = rows_.count(i), count = (tile.last - tile.first) * problem_.inner;
     constexpr int64_t kLanes = simd::kLanes, kAtOnce = 4;
     int64_t j = 0;
     for (; j + kAtOnce * kLanes <= count; j += kAtOnce * kLanes) {
-      vector_t sum[kAtOnce] = {};
+      simd::f32x16 sum[kAtOnce] = {};
       for (int64_t y = 0; y < readers; ++y) {
         FASTSEG_UNROLL
         for (int64_t k = 0; k < kAtOnce; ++k) sum[k] += weight[y] * simd::load(from + y * pitch + j + k * kLanes);
@@ -126,7 +122,7 @@ class Backward {
     }
     for (; j < count; j += kLanes) {
       const int rest = static_cast<int>(std::min(kLanes, count - j));
-      vector_t sum{};
+      simd::f32x16 sum{};
       for (int64_t y = 0; y < readers; ++y) {
         const scalar_t* row = from + y * pitch + j;
         sum += weight[y] * (rest == kLanes ? simd::load(row) : simd::load_partial(row, rest, scalar_t(0)));
@@ -140,18 +136,18 @@ class Backward {
   }
 
   // inner == 1
-  void sum_elements(const SourceTile& tile, const accumulate_t* sums, accumulate_t* result) const {
+  void sum_elements(const SourceTile& tile, const float* sums, float* result) const {
     const int64_t first_block = block_of(tile);
     for (int64_t b = first_block; b < first_block + ceil_divide(tile.end - tile.begin, simd::kLanes); ++b) {
       const Block& block = blocks_[b];
-      const accumulate_t* from = sums + block.first;
+      const float* from = sums + block.first;
       const simd::i32x16* index = index_.data() + block.offset;
-      const vector_t* weight = weight_.data() + block.offset;
-      vector_t sum{};
+      const simd::f32x16* weight = weight_.data() + block.offset;
+      simd::f32x16 sum{};
       if (block.narrow) {
-        for (int64_t tap = 0; tap < block.taps; ++tap) sum += weight[tap] * permute(from, index[tap]);
+        for (int64_t tap = 0; tap < block.taps; ++tap) sum += weight[tap] * simd::permute(from, index[tap]);
       } else {
-        for (int64_t tap = 0; tap < block.taps; ++tap) sum += weight[tap] * gather(from, index[tap]);
+        for (int64_t tap = 0; tap < block.taps; ++tap) sum += weight[tap] * simd::gather(from, index[tap]);
       }
       simd::store(result + (b - first_block) * simd::kLanes, sum);
     }
@@ -160,14 +156,14 @@ class Backward {
   // Tiles are whole blocks, but for the last one.
   static int64_t block_of(const SourceTile& tile) { return tile.begin / simd::kLanes; }
 
-  void sum_pixels(const SourceTile& tile, const accumulate_t* sums, accumulate_t* result) const {
+  void sum_pixels(const SourceTile& tile, const float* sums, float* result) const {
     const int64_t inner = problem_.inner;
     for (int64_t i = tile.begin; i < tile.end; ++i, result += inner) {
-      const accumulate_t* from = sums + (columns_.begin[i] - tile.first) * inner;
-      const accumulate_t* weight = column_weight_.data() + columns_.offset[i];
+      const float* from = sums + (columns_.begin[i] - tile.first) * inner;
+      const float* weight = columns_.weight.data() + columns_.offset[i];
       const int64_t readers = columns_.count(i);
       for_each_vector(inner, [&](int64_t c) FASTSEG_ALWAYS_INLINE {
-        vector_t sum{};
+        simd::f32x16 sum{};
         for (int64_t x = 0; x < readers; ++x) sum += weight[x] * simd::load(from + x * inner + c);
         simd::store(result + c, sum);
       });
@@ -178,11 +174,10 @@ class Backward {
   const scalar_t* grad_output_;
   scalar_t* grad_source_;
   Readers rows_, columns_;
-  std::vector<accumulate_t> row_weight_, column_weight_;
   std::vector<SourceTile> tiles_;
   std::vector<Block> blocks_;
   std::vector<simd::i32x16> index_;  // [taps of all blocks]
-  std::vector<vector_t> weight_;     // [taps of all blocks]
+  std::vector<simd::f32x16> weight_;     // [taps of all blocks]
 };
 
 }  // namespace fastseg::upsample_bilinear2d

@@ -50,6 +50,16 @@ Problem describe(const Tensor& source, const Tensor& output, bool channels_last,
           axis(0, source.size(2), output.size(2)), axis(1, source.size(3), output.size(3))};
 }
 
+// fn(scalar_t{}) for fp32 and the half types.
+template <typename Function>
+void with_type(const Tensor& tensor, const Function& fn) {
+  const ScalarType type = tensor.scalar_type();
+  if (type == ScalarType::Float) return fn(float{});
+  if (type == ScalarType::Half) return fn(simd::Half{});
+  FASTSEG_CHECK(type == ScalarType::BFloat16, "images must be float32, float16 or bfloat16");
+  fn(simd::BFloat16{});
+}
+
 template <typename Describe>
 void forward(const Tensor& input, bool channels_last, const Tensor& output, const Describe& axis) {
   check(input, output, output, channels_last);
@@ -58,7 +68,7 @@ void forward(const Tensor& input, bool channels_last, const Tensor& output, cons
   const Tensor source = dense(input, channels_last);
   const Problem problem = describe(input, output, channels_last, axis);
   const bool stream = output.numel() * output.element_size() >= kStreamedBytes;
-  with_floating_type(input, "input", [&](auto zero) {
+  with_type(input, [&](auto zero) {
     using scalar_t = decltype(zero);
     const scalar_t* from = source.template const_data_ptr<scalar_t>();
     Forward<scalar_t>(problem, from, output.template mutable_data_ptr<scalar_t>(), stream).run();
@@ -72,7 +82,7 @@ void backward(const Tensor& grad_output, bool channels_last, const Tensor& grad_
   use_huge_pages(grad_input);
   const Tensor gradient = dense(grad_output, channels_last);
   const Problem problem = describe(grad_input, grad_output, channels_last, axis);
-  with_floating_type(grad_input, "grad_output", [&](auto zero) {
+  with_type(grad_input, [&](auto zero) {
     using scalar_t = decltype(zero);
     const scalar_t* from = gradient.template const_data_ptr<scalar_t>();
     Backward<scalar_t>(problem, from, grad_input.template mutable_data_ptr<scalar_t>()).run();

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
 #include "fastseg/parallel.h"
@@ -14,28 +13,26 @@
 namespace fastseg::upsample_bilinear2d {
 
 // How 16 neighbouring outputs of an axis read a row of single elements.
-template <typename accumulate_t>
 struct Block {
-  int64_t first;      // the leftmost element, from which on `low` and `high` count
-  bool narrow;        // 16 elements hold all
+  int64_t first;  // the leftmost element, from which on `low` and `high` count
+  bool narrow;    // 16 elements hold all
   simd::i32x16 low, high;
-  simd::vec<accumulate_t> low_weight, high_weight;
+  simd::f32x16 low_weight, high_weight;
 };
 
 // The last block repeats the last output.
-template <typename accumulate_t>
-std::vector<Block<accumulate_t>> blocks_of(const Axis& axis) {
-  std::vector<Block<accumulate_t>> blocks(ceil_divide(axis.output, simd::kLanes));
+inline std::vector<Block> blocks_of(const Axis& axis) {
+  std::vector<Block> blocks(ceil_divide(axis.output, simd::kLanes));
   for (size_t b = 0; b < blocks.size(); ++b) {
     alignas(64) int32_t low[simd::kLanes], high[simd::kLanes];
-    alignas(64) accumulate_t low_weight[simd::kLanes], high_weight[simd::kLanes];
+    alignas(64) float low_weight[simd::kLanes], high_weight[simd::kLanes];
     const int64_t begin = b * simd::kLanes;
     for (int lane = 0; lane < simd::kLanes; ++lane) {
       const int64_t o = std::min(begin + lane, axis.output - 1);
       low[lane] = axis.low[o] - axis.low[begin];
       high[lane] = axis.high[o] - axis.low[begin];
-      low_weight[lane] = static_cast<accumulate_t>(axis.low_weight[o]);
-      high_weight[lane] = static_cast<accumulate_t>(axis.high_weight[o]);
+      low_weight[lane] = axis.low_weight[o];
+      high_weight[lane] = axis.high_weight[o];
     }
     blocks[b] = {axis.low[begin], high[simd::kLanes - 1] < simd::kLanes, simd::load(low), simd::load(high),
                  simd::load(low_weight), simd::load(high_weight)};
@@ -51,14 +48,10 @@ struct Tile {
 template <typename scalar_t>
 class Forward {
  public:
-  using accumulate_t = simd::accumulate<scalar_t>;
-
   // source: [planes, h, w, inner]; output: [planes, H, W, inner].
   Forward(const Problem& problem, const scalar_t* source, scalar_t* output, bool stream)
-      : problem_(problem), source_(source), output_(output), stream_(stream),
-        low_weight_(problem.columns.low_weight.begin(), problem.columns.low_weight.end()),
-        high_weight_(problem.columns.high_weight.begin(), problem.columns.high_weight.end()) {
-    if (problem.inner == 1) blocks_ = blocks_of<accumulate_t>(problem.columns);
+      : problem_(problem), source_(source), output_(output), stream_(stream) {
+    if (problem.inner == 1) blocks_ = blocks_of(problem.columns);
     const int64_t width = problem.columns.output;
     const int64_t step = std::max<int64_t>(1, kTileElements / problem.inner);  // whole blocks where inner == 1
     for (int64_t begin = 0; begin < width; begin += step) tiles_.push_back({begin, std::min(begin + step, width)});
@@ -103,11 +96,10 @@ class Forward {
     void write(int64_t y) {
       const Axis& rows = problem_.rows;
       const int64_t low = rows.low[y], high = rows.high[y], elements = (tile_.end - tile_.begin) * problem_.inner;
-      const accumulate_t* upper = expanded(low, high);
-      const accumulate_t* lower = expanded(high, low);
+      const float* upper = expanded(low, high);
+      const float* lower = expanded(high, low);
       const int64_t place = (plane_ * rows.output + y) * problem_.columns.output + tile_.begin;
-      const auto upper_weight = static_cast<accumulate_t>(rows.low_weight[y]);
-      const auto lower_weight = static_cast<accumulate_t>(rows.high_weight[y]);
+      const float upper_weight = rows.low_weight[y], lower_weight = rows.high_weight[y];
       write_row(forward_.output_ + place * problem_.inner, elements, forward_.stream_, [&](int64_t i)
                     FASTSEG_ALWAYS_INLINE {
         return upper_weight * simd::load(upper + i) + lower_weight * simd::load(lower + i);
@@ -122,53 +114,53 @@ class Forward {
     }
 
     // Source row i of the tile; row `other` stays where it is.
-    const accumulate_t* expanded(int64_t i, int64_t other) {
+    const float* expanded(int64_t i, int64_t other) {
       if (i < 0 || i >= problem_.rows.source) return expanded_.data() + 2 * pitch_;
       for (const int slot : {0, 1}) {
         if (held_[slot] == i) return expanded_.data() + slot * pitch_;
       }
       const int slot = held_[0] == other ? 1 : 0;
       held_[slot] = i;
-      accumulate_t* to = expanded_.data() + slot * pitch_;
+      float* to = expanded_.data() + slot * pitch_;
       stage(i);
       problem_.inner == 1 ? expand_elements(to) : expand_pixels(to);
       return to;
     }
 
-    // The columns that the tile reads, in the accumulator's type, zeros where there are none.
+    // The columns that the tile reads, in fp32, zeros where there are none.
     void stage(int64_t i) {
       const Axis& columns = problem_.columns;
       const int64_t inner = problem_.inner, first = columns.low[tile_.begin], count = source_columns(tile_);
       const int64_t before = std::clamp<int64_t>(-first, 0, count);
       const int64_t inside = std::clamp<int64_t>(columns.source - first, before, count) - before;
       const int64_t place = (plane_ * problem_.rows.source + i) * columns.source + first + before;
-      std::fill_n(staged_.data(), before * inner, accumulate_t(0));
+      std::fill_n(staged_.data(), before * inner, 0.0f);
       read_row(forward_.source_ + place * inner, inside * inner, staged_.data() + before * inner);
-      std::fill_n(staged_.data() + (before + inside) * inner, (count - before - inside) * inner, accumulate_t(0));
+      std::fill_n(staged_.data() + (before + inside) * inner, (count - before - inside) * inner, 0.0f);
     }
 
     // inner == 1
-    void expand_elements(accumulate_t* to) const {
+    void expand_elements(float* to) const {
       const int64_t begin = tile_.begin / simd::kLanes, end = ceil_divide(tile_.end, simd::kLanes);
       const int64_t origin = problem_.columns.low[tile_.begin];
       for (int64_t b = begin; b < end; ++b, to += simd::kLanes) {
-        const Block<accumulate_t>& block = forward_.blocks_[b];
-        const accumulate_t* from = staged_.data() + (block.first - origin);
+        const Block& block = forward_.blocks_[b];
+        const float* from = staged_.data() + (block.first - origin);
         if (block.narrow) {
-          simd::store(to, block.low_weight * permute(from, block.low) + block.high_weight * permute(from, block.high));
+          simd::store(to, block.low_weight * simd::permute(from, block.low) + block.high_weight * simd::permute(from, block.high));
         } else {
-          simd::store(to, block.low_weight * gather(from, block.low) + block.high_weight * gather(from, block.high));
+          simd::store(to, block.low_weight * simd::gather(from, block.low) + block.high_weight * simd::gather(from, block.high));
         }
       }
     }
 
-    void expand_pixels(accumulate_t* to) const {
+    void expand_pixels(float* to) const {
       const Axis& columns = problem_.columns;
       const int64_t inner = problem_.inner, origin = columns.low[tile_.begin];
       for (int64_t x = tile_.begin; x < tile_.end; ++x, to += inner) {
-        const accumulate_t* left = staged_.data() + (columns.low[x] - origin) * inner;
-        const accumulate_t* right = staged_.data() + (columns.high[x] - origin) * inner;
-        const accumulate_t left_weight = forward_.low_weight_[x], right_weight = forward_.high_weight_[x];
+        const float* left = staged_.data() + (columns.low[x] - origin) * inner;
+        const float* right = staged_.data() + (columns.high[x] - origin) * inner;
+        const float left_weight = columns.low_weight[x], right_weight = columns.high_weight[x];
         for_each_vector(inner, [&](int64_t c) FASTSEG_ALWAYS_INLINE {
           simd::store(to + c, left_weight * simd::load(left + c) + right_weight * simd::load(right + c));
         });
@@ -179,16 +171,15 @@ class Forward {
     const Problem& problem_;
     int64_t plane_ = 0, pitch_, held_[2];
     Tile tile_{};
-    std::vector<accumulate_t> staged_;    // columns of a source row, and two vectors that may be read beyond
-    std::vector<accumulate_t> expanded_;  // [3][pitch]
+    std::vector<float> staged_;    // columns of a source row, and two vectors that may be read beyond
+    std::vector<float> expanded_;  // [3][pitch]
   };
 
   const Problem& problem_;
   const scalar_t* source_;
   scalar_t* output_;
   bool stream_;
-  std::vector<accumulate_t> low_weight_, high_weight_;  // of the columns
-  std::vector<Block<accumulate_t>> blocks_;
+  std::vector<Block> blocks_;
   std::vector<Tile> tiles_;
 };
 

@@ -1,33 +1,12 @@
-// Rows of elements, in and out of the accumulator's type.
+// Rows of elements, in and out of fp32.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "fastseg/simd.h"
 
 namespace fastseg::upsample_bilinear2d {
-
-// base[index[lane]]; permute: of 16 elements. fp64 lane by lane.
-template <typename accumulate_t>
-FASTSEG_INLINE simd::vec<accumulate_t> gather(const accumulate_t* base, simd::i32x16 index) {
-  if constexpr (std::is_same_v<accumulate_t, float>) {
-    return simd::gather(base, index);
-  } else {
-    alignas(64) accumulate_t lanes[simd::kLanes];
-    for (int lane = 0; lane < simd::kLanes; ++lane) lanes[lane] = base[index[lane]];
-    return simd::load(lanes);
-  }
-}
-template <typename accumulate_t>
-FASTSEG_INLINE simd::vec<accumulate_t> permute(const accumulate_t* base, simd::i32x16 index) {
-  if constexpr (std::is_same_v<accumulate_t, float>) {
-    return simd::permute(base, index);
-  } else {
-    return gather(base, index);
-  }
-}
 
 // body(c) for vectors c .. c + 15 that cover the elements [0, inner) of a pixel. The last one overlaps the one before
 // or, of fewer than 16 elements, reaches into the next pixel: go through pixels in ascending order, with room for a
@@ -41,10 +20,10 @@ FASTSEG_INLINE void for_each_vector(int64_t inner, const Body& body) {
 
 // from: [count] in memory; to: [count].
 template <typename scalar_t>
-void read_row(const scalar_t* from, int64_t count, simd::accumulate<scalar_t>* to) {
+void read_row(const scalar_t* from, int64_t count, float* to) {
   int64_t i = 0;
   for (; i + simd::kLanes <= count; i += simd::kLanes) simd::store(to + i, simd::load(from + i));
-  for (; i < count; ++i) to[i] = static_cast<simd::accumulate<scalar_t>>(from[i]);
+  for (; i < count; ++i) to[i] = static_cast<float>(from[i]);
 }
 
 // to: [count]; vector_at(i) gives elements i .. i + 15, also beyond count.

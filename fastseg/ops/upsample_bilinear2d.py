@@ -101,7 +101,11 @@ upsample_bilinear2d_backward = Op(
     outputs=outputs_backward,
     backward=double_backward,
     internal=True,
-    backends=rows(reference.upsample_bilinear2d_backward, cpu=FLOATING_GPU, triton="upsample_bilinear2d.triton.upsample_backward"),
+    backends=rows(
+        reference.upsample_bilinear2d_backward,
+        cpu=FLOATING_GPU,
+        triton="upsample_bilinear2d.triton.upsample_backward",
+    ),
 )
 
 
@@ -137,7 +141,9 @@ bilinear_conv_transpose2d = Op(
     check=check_conv_transpose,
     outputs=outputs,
     backward=backward_conv_transpose,
-    backends=rows(reference.bilinear_conv_transpose2d, cpu=FLOATING_GPU, triton="upsample_bilinear2d.triton.conv_transpose"),
+    backends=rows(
+        reference.bilinear_conv_transpose2d, cpu=FLOATING_GPU, triton="upsample_bilinear2d.triton.conv_transpose"
+    ),
 )
 
 

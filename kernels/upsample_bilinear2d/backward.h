@@ -20,8 +20,8 @@ template <typename scalar_t>
 class Backward {
  public:
   // grad_output: [planes, H, W, inner]; grad_source: [planes, h, w, inner].
-  Backward(const Problem& problem, const scalar_t* grad_output, scalar_t* grad_source)
-      : problem_(problem), grad_output_(grad_output), grad_source_(grad_source), rows_(problem.rows),
+  Backward(const Problem& problem, const scalar_t* grad_output, scalar_t* grad_source, bool stream)
+      : problem_(problem), grad_output_(grad_output), grad_source_(grad_source), stream_(stream), rows_(problem.rows),
         columns_(problem.columns) {
     const int64_t width = problem.columns.source;
     for (int64_t begin = 0; begin < width;) {
@@ -59,12 +59,13 @@ class Backward {
             problem_.inner == 1 ? sum_elements(tile, sums.data(), result.data())
                                 : sum_pixels(tile, sums.data(), result.data());
             const int64_t place = (plane * height + row % height) * problem_.columns.source + tile.begin;
-            write_row(grad_source_ + place * problem_.inner, (tile.end - tile.begin) * problem_.inner, false,
+            write_row(grad_source_ + place * problem_.inner, (tile.end - tile.begin) * problem_.inner, stream_,
                       [&](int64_t i) FASTSEG_ALWAYS_INLINE { return simd::load(result.data() + i); });
           }
         }
         begin = last;
       }
+      simd::stream_fence();
     });
   }
 
@@ -173,6 +174,7 @@ class Backward {
   const Problem& problem_;
   const scalar_t* grad_output_;
   scalar_t* grad_source_;
+  bool stream_;
   Readers rows_, columns_;
   std::vector<SourceTile> tiles_;
   std::vector<Block> blocks_;

@@ -50,6 +50,8 @@ Problem describe(const Tensor& source, const Tensor& output, bool channels_last,
           axis(0, source.size(2), output.size(2)), axis(1, source.size(3), output.size(3))};
 }
 
+bool is_streamed(const Tensor& written) { return written.numel() * written.element_size() >= kStreamedBytes; }
+
 // fn(scalar_t{}) for fp32 and the half types.
 template <typename Function>
 void with_type(const Tensor& tensor, const Function& fn) {
@@ -67,11 +69,10 @@ void forward(const Tensor& input, bool channels_last, const Tensor& output, cons
   use_huge_pages(output);
   const Tensor source = dense(input, channels_last);
   const Problem problem = describe(input, output, channels_last, axis);
-  const bool stream = output.numel() * output.element_size() >= kStreamedBytes;
   with_type(input, [&](auto zero) {
     using scalar_t = decltype(zero);
     const scalar_t* from = source.template const_data_ptr<scalar_t>();
-    Forward<scalar_t>(problem, from, output.template mutable_data_ptr<scalar_t>(), stream).run();
+    Forward<scalar_t>(problem, from, output.template mutable_data_ptr<scalar_t>(), is_streamed(output)).run();
   });
 }
 
@@ -85,7 +86,7 @@ void backward(const Tensor& grad_output, bool channels_last, const Tensor& grad_
   with_type(grad_input, [&](auto zero) {
     using scalar_t = decltype(zero);
     const scalar_t* from = gradient.template const_data_ptr<scalar_t>();
-    Backward<scalar_t>(problem, from, grad_input.template mutable_data_ptr<scalar_t>()).run();
+    Backward<scalar_t>(problem, from, grad_input.template mutable_data_ptr<scalar_t>(), is_streamed(grad_input)).run();
   });
 }
 

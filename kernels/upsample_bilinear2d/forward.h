@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "fastseg/parallel.h"
@@ -15,7 +16,7 @@ namespace fastseg::upsample_bilinear2d {
 // How 16 neighbouring outputs of an axis read a row of single elements.
 struct Block {
   int64_t first;  // the leftmost element, from which on `low` and `high` count
-  bool narrow;    // 16 elements hold all
+  bool narrow;    // 16 elements hold all, and can be read
   simd::i32x16 low, high;
   simd::f32x16 low_weight, high_weight;
 };
@@ -34,8 +35,9 @@ inline std::vector<Block> blocks_of(const Axis& axis) {
       low_weight[lane] = axis.low_weight[o];
       high_weight[lane] = axis.high_weight[o];
     }
-    blocks[b] = {axis.low[begin], high[simd::kLanes - 1] < simd::kLanes, simd::load(low), simd::load(high),
-                 simd::load(low_weight), simd::load(high_weight)};
+    const bool narrow = high[simd::kLanes - 1] < simd::kLanes && axis.low[begin] + simd::kLanes <= axis.source;
+    blocks[b] = {axis.low[begin], narrow, simd::load(low), simd::load(high), simd::load(low_weight),
+                 simd::load(high_weight)};
   }
   return blocks;
 }
@@ -122,44 +124,52 @@ class Forward {
       const int slot = held_[0] == other ? 1 : 0;
       held_[slot] = i;
       float* to = expanded_.data() + slot * pitch_;
-      stage(i);
-      problem_.inner == 1 ? expand_elements(to) : expand_pixels(to);
+      const float* from = staged(i);
+      problem_.inner == 1 ? expand_elements(from, to) : expand_pixels(from, to);
       return to;
     }
 
-    // The columns that the tile reads, in fp32, zeros where there are none.
-    void stage(int64_t i) {
+    // The columns of source row i that the tile reads, in fp32, zeros where there are none: where they lie, or a copy.
+    const float* staged(int64_t i) {
       const Axis& columns = problem_.columns;
       const int64_t inner = problem_.inner, first = columns.low[tile_.begin], count = source_columns(tile_);
       const int64_t before = std::clamp<int64_t>(-first, 0, count);
       const int64_t inside = std::clamp<int64_t>(columns.source - first, before, count) - before;
       const int64_t place = (plane_ * problem_.rows.source + i) * columns.source + first + before;
+      if constexpr (std::is_same_v<scalar_t, float>) {  // vectors of pixels that are shorter reach beyond the row
+        if (inside == count && (inner == 1 || inner >= simd::kLanes)) return forward_.source_ + place * inner;
+      }
       std::fill_n(staged_.data(), before * inner, 0.0f);
       read_row(forward_.source_ + place * inner, inside * inner, staged_.data() + before * inner);
       std::fill_n(staged_.data() + (before + inside) * inner, (count - before - inside) * inner, 0.0f);
+      return staged_.data();
     }
 
     // inner == 1
-    void expand_elements(float* to) const {
+    void expand_elements(const float* row, float* to) const {
       const int64_t begin = tile_.begin / simd::kLanes, end = ceil_divide(tile_.end, simd::kLanes);
       const int64_t origin = problem_.columns.low[tile_.begin];
       for (int64_t b = begin; b < end; ++b, to += simd::kLanes) {
         const Block& block = forward_.blocks_[b];
-        const float* from = staged_.data() + (block.first - origin);
+        const float* from = row + (block.first - origin);
+        simd::f32x16 low, high;
         if (block.narrow) {
-          simd::store(to, block.low_weight * simd::permute(from, block.low) + block.high_weight * simd::permute(from, block.high));
+          low = simd::permute(from, block.low);
+          high = simd::permute(from, block.high);
         } else {
-          simd::store(to, block.low_weight * simd::gather(from, block.low) + block.high_weight * simd::gather(from, block.high));
+          low = simd::gather(from, block.low);
+          high = simd::gather(from, block.high);
         }
+        simd::store(to, block.low_weight * low + block.high_weight * high);
       }
     }
 
-    void expand_pixels(float* to) const {
+    void expand_pixels(const float* row, float* to) const {
       const Axis& columns = problem_.columns;
       const int64_t inner = problem_.inner, origin = columns.low[tile_.begin];
       for (int64_t x = tile_.begin; x < tile_.end; ++x, to += inner) {
-        const float* left = staged_.data() + (columns.low[x] - origin) * inner;
-        const float* right = staged_.data() + (columns.high[x] - origin) * inner;
+        const float* left = row + (columns.low[x] - origin) * inner;
+        const float* right = row + (columns.high[x] - origin) * inner;
         const float left_weight = columns.low_weight[x], right_weight = columns.high_weight[x];
         for_each_vector(inner, [&](int64_t c) FASTSEG_ALWAYS_INLINE {
           simd::store(to + c, left_weight * simd::load(left + c) + right_weight * simd::load(right + c));

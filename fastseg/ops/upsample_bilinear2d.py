@@ -216,11 +216,12 @@ def upsample_bilinear2d(
     out_size, scales = output_size_and_scales(_NAME, input, size, scale_factor)
     if out_size is None:
         raise ValueError(f"fastseg.ops.{_NAME}: size and scale_factor: neither given; allowed: one of them")
+    if recompute_scale_factor is not None and type(recompute_scale_factor) is not bool:
+        _check.booleans(_NAME, recompute_scale_factor=recompute_scale_factor)
     if recompute_scale_factor:
         if scales is None:
             raise ValueError(
-                f"fastseg.ops.{_NAME}: recompute_scale_factor={recompute_scale_factor!r} with size; "
-                "allowed: with scale_factor"
+                f"fastseg.ops.{_NAME}: recompute_scale_factor=True with size; allowed: with scale_factor only"
             )
         scales = None
     channels_last = image_format(input) is torch.channels_last

@@ -5,6 +5,7 @@ from fastseg.nn.cross_entropy import CrossEntropyLoss
 from fastseg.nn.cross_entropy_dice import CrossEntropyDiceLoss, DiceLoss
 from fastseg.nn.focal_loss import FocalLoss
 from fastseg.nn.max_pool import MaxPool2d, MaxUnpool2d
+from fastseg.nn.upsample import Upsample, UpsamplingBilinear2d
 from fastseg.nn.upsample_cross_entropy import UpsampleCrossEntropyLoss
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "FocalLoss",
     "MaxPool2d",
     "MaxUnpool2d",
+    "Upsample",
     "UpsampleCrossEntropyLoss",
+    "UpsamplingBilinear2d",
     "median_frequency_weights",
 ]

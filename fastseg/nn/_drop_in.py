@@ -10,7 +10,7 @@ from torch import fx
 from fastseg.accelerate import register
 
 
-def drop_in(stock, *, own_options=(), own_none=(), note=lambda module: None):
+def drop_in(stock, *, own_options=(), own_none=(), why_not=lambda module: None, note=lambda module: None):
     """Class decorator for a subclass of ``stock`` with the same ``forward``: lets `fastseg.accelerate` replace
     modules of the class ``stock`` by it, and leaves a call to the ``forward`` of ``stock``
 
@@ -25,7 +25,7 @@ def drop_in(stock, *, own_options=(), own_none=(), note=lambda module: None):
         stock: the class of ``torch.nn`` whose place the class takes.
         own_options: names of the attributes that ``stock`` lacks and that change the result.
         own_none: names of the attributes that ``stock`` has and that may be None here only.
-        note: as `fastseg.accelerate.register` takes it.
+        why_not, note: as `fastseg.accelerate.register` takes them.
     """
 
     def decorate(cls):
@@ -64,7 +64,7 @@ def drop_in(stock, *, own_options=(), own_none=(), note=lambda module: None):
             return self
 
         cls.forward, cls.__prepare_scriptable__ = forward, prepare_scriptable
-        register(stock, cls, note=note)
+        register(stock, cls, why_not, note)
         return cls
 
     return decorate

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._backend import rows
+from fastseg import _private_api as private
+from fastseg._backend import Stock, rows
 from fastseg._bilinear import output_size_and_scales
 from fastseg._dtypes import FLOATING, FLOATING_GPU
 from fastseg._layout import image_format
@@ -69,13 +70,58 @@ def backward(shape_input, scales, align_corners, channels_last, grad_output, bac
     }
 
 
+def stock(input, size, scales, align_corners):
+    scale_height, scale_width = (None, None) if scales is None else scales
+    return private.upsample_bilinear2d(input, size, align_corners, scale_height, scale_width)
+
+
+def stock_class(input, size, channels_last):
+    layout = "channels_last" if channels_last else "NCHW"
+    if input.requires_grad and torch.is_grad_enabled():
+        if channels_last:
+            return None
+        layout += ", differentiated"
+    _, _, height, width = input.shape
+    growth = size[0] * size[1] / (height * width)
+    return f"{layout}{'' if growth <= 1 else ', larger' if growth <= 4 else ', over 4 times larger'}"
+
+
+def stock_refuses(input, channels_last):
+    if channels_last and input.numel() == 0:
+        return "torch forgets the memory format of an empty batch"
+    if channels_last and input.requires_grad and torch.is_grad_enabled():
+        return "torch's gradient lies as that of the output does, not as the input"
+    return None
+
+
 upsample_bilinear2d_op = Op(
     "upsample_bilinear2d(Tensor input, SymInt[] size, float[]? scales, bool align_corners, bool channels_last)"
     " -> Tensor output",
     check=check,
     outputs=outputs,
     backward=backward,
-    backends=rows(reference.upsample_bilinear2d, cpu=FLOATING_GPU, triton="upsample_bilinear2d.triton.upsample"),
+    internal=True,
+    backends=rows(
+        reference.upsample_bilinear2d,
+        stock=Stock(
+            stock,
+            below={
+                "NCHW": 1 << 13,
+                "NCHW, larger": 1 << 10,
+                "NCHW, over 4 times larger": 1 << 7,
+                "NCHW, differentiated": 1 << 14,
+                "NCHW, differentiated, larger": 1 << 11,
+                "NCHW, differentiated, over 4 times larger": 1 << 8,
+                "channels_last": 1 << 62,
+                "channels_last, larger": 1 << 12,
+                "channels_last, over 4 times larger": 1 << 9,
+            },
+            which=stock_class,
+            refuses=stock_refuses,
+        ),
+        cpu=FLOATING_GPU,
+        triton="upsample_bilinear2d.triton.upsample",
+    ),
 )
 
 
@@ -194,7 +240,8 @@ def upsample_bilinear2d(
             1/scale_factor, as torch does.
         align_corners: whether the centres of the corner pixels of input and output coincide; None is False.
         recompute_scale_factor: with scale_factor only: sample at input size / output size instead of 1/scale_factor.
-        backend: "auto", "cpu", "triton" or "reference".
+        backend: "auto", "cpu", "triton" or "reference". "auto" leaves small CPU tensors to torch's function, which is as
+            fast there, and so it does channels_last ones that get no larger and are not differentiated.
 
     Returns:
         (N, C, H, W) in the dtype and memory format of the input. Differentiable any number of times; the gradient,
@@ -211,8 +258,7 @@ def upsample_bilinear2d(
         align_corners = False
     elif type(align_corners) is not bool:
         _check.booleans(_NAME, align_corners=align_corners)
-    if input.dim() != 4:
-        _check_image(_NAME, "input", input)
+    _check_image(_NAME, "input", input)
     out_size, scales = output_size_and_scales(_NAME, input, size, scale_factor)
     if out_size is None:
         raise ValueError(f"fastseg.ops.{_NAME}: size and scale_factor: neither given; allowed: one of them")

@@ -31,8 +31,8 @@ def _note(upsample):
 
 @drop_in(nn.Upsample, why_not=_why_not, note=_note)
 class Upsample(nn.Upsample):
-    """``torch.nn.Upsample``, with ``mode="bilinear"`` through `fastseg.ops.upsample_bilinear2d`, where shapes and errors
-    are documented.
+    """``torch.nn.Upsample``, with ``mode="bilinear"`` through `fastseg.ops.upsample_bilinear2d`, where shapes and
+    errors are documented.
 
     Other modes, and images of integers, are stock's.
     """

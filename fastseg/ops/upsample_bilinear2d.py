@@ -240,8 +240,8 @@ def upsample_bilinear2d(
             1/scale_factor, as torch does.
         align_corners: whether the centres of the corner pixels of input and output coincide; None is False.
         recompute_scale_factor: with scale_factor only: sample at input size / output size instead of 1/scale_factor.
-        backend: "auto", "cpu", "triton" or "reference". "auto" leaves small CPU tensors to torch's function, which is as
-            fast there, and so it does channels_last ones that get no larger and are not differentiated.
+        backend: "auto", "cpu", "triton" or "reference". "auto" leaves small CPU tensors to torch's function, which is
+            as fast there, and channels_last ones that get no larger and are not differentiated.
 
     Returns:
         (N, C, H, W) in the dtype and memory format of the input. Differentiable any number of times; the gradient,

@@ -1,4 +1,4 @@
-"""upsample_bilinear2d against torch.nn.functional.interpolate, and the bilinear transposed convolution against torch's."""
+"""upsample_bilinear2d against torch.nn.functional.interpolate, the bilinear transposed convolution against torch's."""
 
 import os
 
@@ -129,7 +129,9 @@ def test_an_axis_that_keeps_its_size_is_copied(dtype, layout, align_corners):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("arguments", [dict(scale_factor=4), dict(size=(7, 9)), dict(size=(3, 30), align_corners=True)])
+@pytest.mark.parametrize(
+    "arguments", [dict(scale_factor=4), dict(size=(7, 9)), dict(size=(3, 30), align_corners=True)]
+)
 def test_hostile_values(value, arguments, layout):
     """Where they go is torch's rule, down to the pixels it multiplies by 0; a gradient of NaN goes where torch's goes."""
     input = torch.randn(1, 20, 7, 12)

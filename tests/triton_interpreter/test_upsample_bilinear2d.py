@@ -31,7 +31,9 @@ def test_large(case, layout):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("kernel, stride, padding", [(16, 8, 4), (4, 2, 0), (4, 2, -3), (15, 8, 7), (3, 2, 2), (1, 1, 0)])
+@pytest.mark.parametrize(
+    "kernel, stride, padding", [(16, 8, 4), (4, 2, 0), (4, 2, -3), (15, 8, 7), (3, 2, 2), (1, 1, 0)]
+)
 def test_transposed_convolution(kernel, stride, padding, layout):
     input = torch.randn(1, 3, 3, 4).contiguous(memory_format=layout)
     size = 3 * stride + 5, 4 * stride - 1

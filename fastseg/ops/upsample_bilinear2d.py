@@ -32,8 +32,12 @@ _LARGEST = 1 << 30
 # channels_last: the memory format of what is written, which the gradient has to follow the input in.
 
 
-def _empty(like, size, channels_last):
-    return empty_image(like, *size, torch.channels_last if channels_last else torch.contiguous_format)
+def outputs(input, size, channels_last):
+    return empty_image(input, *size, torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def outputs_backward(grad_output, size, channels_last):
+    return outputs(grad_output, size, channels_last)
 
 
 def _check_image(op, name, value):
@@ -57,10 +61,6 @@ def _check_size(op, size):
 def check(input, size):
     _check_image(_NAME, "input", input)
     _check_size(_NAME, size)
-
-
-def outputs(input, size, channels_last):
-    return _empty(input, size, channels_last)
 
 
 def backward(shape_input, scales, align_corners, channels_last, grad_output, backend):
@@ -128,10 +128,6 @@ upsample_bilinear2d_op = Op(
 def check_backward(grad_output, size):
     _check_image("upsample_bilinear2d_backward", "grad_output", grad_output)
     _check_size("upsample_bilinear2d_backward", size)
-
-
-def outputs_backward(grad_output, size, channels_last):
-    return _empty(grad_output, size, channels_last)
 
 
 def double_backward(shape_grad_output, scales, align_corners, channels_last, grad_grad_input, backend):

@@ -133,7 +133,7 @@ def test_an_axis_that_keeps_its_size_is_copied(dtype, layout, align_corners):
     "arguments", [dict(scale_factor=4), dict(size=(7, 9)), dict(size=(3, 30), align_corners=True)]
 )
 def test_hostile_values(value, arguments, layout):
-    """Where they go is torch's rule, down to the pixels it multiplies by 0; a gradient of NaN goes where torch's goes."""
+    """They go where torch's go, down to the pixels that it multiplies by 0; so does a gradient of NaN."""
     input = torch.randn(1, 20, 7, 12)
     input[0, 3, 2, 5], input[0, 7, 0, 0], input[0, 7, 6, 11] = value, value, value
     input = input.contiguous(memory_format=layout)

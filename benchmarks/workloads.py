@@ -103,6 +103,10 @@ WORKLOADS = [
         partial(fastseg.ops.upsample_argmax, dtype=torch.uint8),
         partial(upsample_argmax.stock_upsample_argmax, align_corners=False), differentiable=False,
     ),
+    Workload(
+        "upsample_bilinear2d", one_image, partial(fastseg.ops.upsample_bilinear2d, scale_factor=SCALE),
+        partial(F.interpolate, scale_factor=SCALE, mode="bilinear"), channels=(1, 256),
+    ),
     *(pool(name, False, **window) for name, window in POOLS.items()),
     *(pool(f"{name} indices", True, **window) for name, window in POOLS.items()),
     Workload(

@@ -121,6 +121,9 @@ def boxed_call_of(name: str):
 max_pool2d_with_indices = torch._C._nn.max_pool2d_with_indices
 max_unpool2d = torch._C._nn.max_unpool2d
 
+# torch.nn.functional.interpolate(mode="bilinear") of (input, size, align_corners, scale_height, scale_width).
+upsample_bilinear2d = torch._C._nn.upsample_bilinear2d
+
 
 @functools.cache
 def multiplies_halves(dtype: torch.dtype) -> bool:

@@ -63,16 +63,15 @@ def test_outputs_and_every_gradient_stay_within_the_policy():
 
 def test_report_names_what_was_replaced_and_why_the_rest_was_not():
     report = fastseg.accelerate(NetworkWithLoss())
-    (replaced,) = report.replaced
+    upsample, replaced = report.replaced
     assert replaced.names == ("loss", "criteria.0")
     assert (replaced.before, replaced.after) == ("CrossEntropyLoss", "fastseg.nn.CrossEntropyLoss")
-    (skipped,) = report.skipped
-    assert skipped.names == ("net.3",)
-    assert "UpsampleCrossEntropyLoss" in skipped.why
+    assert upsample.names == ("net.3",)
+    assert "UpsampleCrossEntropyLoss" in upsample.note
     lines = str(report).splitlines()
-    assert lines[0] == "fastseg.accelerate: 1 replaced, 1 skipped"
-    assert lines[1] == "  loss, criteria.0  CrossEntropyLoss -> fastseg.nn.CrossEntropyLoss"
-    assert lines[2].startswith("  net.3             Upsample skipped: modules do not show")
+    assert lines[0] == "fastseg.accelerate: 2 replaced, 0 skipped"
+    assert lines[1].startswith("  net.3             Upsample -> fastseg.nn.Upsample (if it feeds a cross-entropy")
+    assert lines[2] == "  loss, criteria.0  CrossEntropyLoss -> fastseg.nn.CrossEntropyLoss"
     assert len(lines) == 3  # nothing on modules for which there is no replacement
 
 
@@ -162,9 +161,9 @@ def test_a_forward_replaced_on_the_object_is_left_alone():
     assert report.skipped[0].why == "its forward was replaced on this very object"
 
 
-def test_other_interpolation_modes_are_passed_over():
+def test_other_interpolation_modes_are_left_with_a_reason():
     report = fastseg.accelerate(nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest")))
-    assert report.skipped == [] and report.replaced == []
+    assert report.replaced == [] and report.skipped[0].why.startswith("mode='nearest'")
 
 
 @pytest.mark.parametrize("model", [nn.functional.cross_entropy, None, torch.zeros(1)])
@@ -297,7 +296,7 @@ def test_under_ddp(tmp_path):
         expected = model(*batch())
         model = nn.parallel.DistributedDataParallel(model)
         report = fastseg.accelerate(model)
-        assert report.replaced[0].names == ("module.loss", "module.criteria.0")
+        assert report.replaced[1].names == ("module.loss", "module.criteria.0")
         loss = model(*batch())
         loss.backward()
         torch.testing.assert_close(loss, expected)

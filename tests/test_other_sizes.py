@@ -43,6 +43,15 @@ CALLS = {
                                    lambda x, y: F.interpolate(x, scale_factor=(1.5, 2.3), mode="bilinear").argmax(1)),
     "upsample_argmax, probability": (lambda x, y: ops.upsample_argmax(x, scale_factor=2, return_probability=True)[1],
                                      1, None),
+    # Factors whose inverse float32 holds: in others torch's coordinates have an error.
+    "upsample_bilinear2d": (lambda x, y: ops.upsample_bilinear2d(x, y.shape[1:]), 2,
+                            lambda x, y: F.interpolate(x, y.shape[1:], mode="bilinear")),
+    "upsample_bilinear2d, scaled": (lambda x, y: ops.upsample_bilinear2d(x, scale_factor=4), 1,
+                                    lambda x, y: F.interpolate(x, scale_factor=4, mode="bilinear")),
+    "upsample_bilinear2d, odd scale": (lambda x, y: ops.upsample_bilinear2d(x, scale_factor=(1.6, 2.56)), 1,
+                                       lambda x, y: F.interpolate(x, scale_factor=(1.6, 2.56), mode="bilinear")),
+    "upsample_bilinear2d, recomputed": (
+        lambda x, y: ops.upsample_bilinear2d(x, scale_factor=(2, 0.5), recompute_scale_factor=True), 1, None),
     "confusion_matrix": (ops.confusion_matrix, 1, None),
     "dilated_conv2d": (lambda x, y: ops.dilated_conv2d(x, DENSE, padding=2, dilation=2), 1,
                        lambda x, y: F.conv2d(x, DENSE, padding=2, dilation=2)),

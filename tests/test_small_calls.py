@@ -8,7 +8,10 @@ from fastseg._op import REGISTRY
 from tests.contract import Make
 from tests.test_contract import CASES, _compare
 
-WITH_STOCK = (ops.cross_entropy, ops.max_pool2d, ops.max_unpool2d, ops.dilated_conv2d, ops.conv_transpose2d)
+WITH_STOCK = (
+    ops.cross_entropy, ops.max_pool2d, ops.max_unpool2d, ops.upsample_bilinear2d, ops.dilated_conv2d,
+    ops.conv_transpose2d,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +72,12 @@ BAD = {
     "shape of indices": (ops.max_unpool2d, dict(indices=torch.zeros(2, 3, 4, 1, dtype=torch.int64), kernel_size=2)),
     "output_size": (
         ops.max_unpool2d, dict(indices=torch.zeros(2, 3, 4, 4, dtype=torch.int64), kernel_size=2, output_size=(8, 99))),
+    "size and scale": (ops.upsample_bilinear2d, dict(size=8, scale_factor=2)),
+    "size of nothing": (ops.upsample_bilinear2d, dict(size=(0, 4))),
+    "three sizes": (ops.upsample_bilinear2d, dict(size=(4, 4, 4))),
+    "negative scale": (ops.upsample_bilinear2d, dict(scale_factor=-2.0)),
+    "align_corners": (ops.upsample_bilinear2d, dict(size=8, align_corners=1)),
+    "recomputed size": (ops.upsample_bilinear2d, dict(size=8, recompute_scale_factor=True)),
 }  # fmt: skip
 
 

@@ -1,8 +1,6 @@
 """Bilinear upsampling by a whole factor: transposed convolution (fixed or learned) or interpolation."""
 
-from torch import nn
-
-from fastseg.nn import BilinearUpsample2d
+from fastseg.nn import BilinearUpsample2d, Upsample
 
 MODES = ("fixed", "learned", "interp")
 
@@ -18,5 +16,5 @@ def upsampling_layer(channels, stride, padding, mode):
     convolution fades to zero.
     """
     if mode == "interp":
-        return nn.Upsample(scale_factor=stride, mode="bilinear", align_corners=False)
+        return Upsample(scale_factor=stride, mode="bilinear", align_corners=False)
     return BilinearUpsample2d(channels, stride, padding, learned=mode == "learned")

@@ -8,6 +8,7 @@ from fastseg.nn.cross_entropy_dice import CrossEntropyDiceLoss, DiceLoss
 from fastseg.nn.focal_loss import FocalLoss
 from fastseg.nn.max_pool import MaxPool2d, MaxUnpool2d
 from fastseg.nn.pyramid_pooling import PyramidPooling
+from fastseg.nn.upsample import Upsample, UpsamplingBilinear2d
 from fastseg.nn.upsample_cross_entropy import UpsampleCrossEntropyLoss
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "MaxPool2d",
     "MaxUnpool2d",
     "PyramidPooling",
+    "Upsample",
     "UpsampleCrossEntropyLoss",
+    "UpsamplingBilinear2d",
     "median_frequency_weights",
 ]

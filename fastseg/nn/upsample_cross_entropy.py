@@ -1,9 +1,6 @@
 """`UpsampleCrossEntropyLoss`: bilinear upsampling and cross-entropy in one."""
 
-from torch import nn
-
 from fastseg import ops
-from fastseg.accelerate import register
 from fastseg.nn._loss import Loss
 
 
@@ -44,15 +41,3 @@ class UpsampleCrossEntropyLoss(Loss):
         return ops.upsample_cross_entropy(
             input, target, weight=self.weight, pixel_weight=pixel_weight, **options
         )
-
-
-def _why_not_fused(upsample):
-    if upsample.mode != "bilinear":
-        return None
-    return (
-        "modules do not show whether it feeds a cross-entropy and nothing else; "
-        "if it does, use fastseg.nn.UpsampleCrossEntropyLoss for both"
-    )
-
-
-register(nn.Upsample, None, _why_not_fused)

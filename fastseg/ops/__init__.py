@@ -9,6 +9,7 @@ from fastseg.ops.pooling.max_pool2d import max_pool2d
 from fastseg.ops.pooling.max_unpool2d import max_unpool2d
 from fastseg.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from fastseg.ops.upsample_argmax import upsample_argmax
+from fastseg.ops.upsample_bilinear2d import upsample_bilinear2d
 from fastseg.ops.upsample_cross_entropy import upsample_cross_entropy, upsample_cross_entropy_dice
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "max_unpool2d",
     "sigmoid_focal_loss",
     "upsample_argmax",
+    "upsample_bilinear2d",
     "upsample_cross_entropy",
     "upsample_cross_entropy_dice",
 ]

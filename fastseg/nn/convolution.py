@@ -27,6 +27,7 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, input, *, residual=None, activation=None, out=None):
+        """The keywords are those of `fastseg.ops.dilated_conv2d`."""
         padding = self.padding
         if self.padding_mode != "zeros":
             input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -56,6 +57,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     def forward(
         self, input, output_size=None, *, skip=None, skip_offset=0, crop=None, activation=None, out=None
     ):
+        """The keywords are those of `fastseg.ops.conv_transpose2d`."""
         if isinstance(input, fx.Proxy):
             output = nn.ConvTranspose2d.forward(self, input, output_size)
             return _in_stock_calls(output, skip, skip_offset, crop, activation)

@@ -20,10 +20,9 @@ from fastseg import _private_api as private
 from fastseg._backend import Stock, rows
 from fastseg._bilinear import output_size_and_scales
 from fastseg._dtypes import FLOATING, FLOATING_GPU
-from fastseg._layout import image_format
+from fastseg._layout import empty_image, image_format
 from fastseg._op import Op
 from fastseg.kernels.upsample_bilinear2d import reference
-from fastseg.ops.pooling.geometry import empty_image
 
 _NAME = "upsample_bilinear2d"
 _LARGEST = 1 << 30

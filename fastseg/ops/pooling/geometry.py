@@ -76,15 +76,6 @@ def unpooled_size(
     return given[-2], given[-1]
 
 
-def empty_image(like: Tensor, rows: int, columns: int, layout: torch.memory_format) -> Tensor:
-    """Room for (N, C, rows, columns) in the memory format `layout`; N, C, dtype and device are those of `like`."""
-    images, channels = like.shape[:2]
-    if layout is torch.contiguous_format:  # numbers one by one: a tuple of them takes a microsecond more
-        return like.new_empty(images, channels, rows, columns)
-    size = images, channels, rows, columns
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
-
-
 def refuse_planes(op: str, shape: Sequence[int], sizes: str) -> NoReturn:
     raise RuntimeError(
         f"fastseg.ops.{op}: input has shape {tuple(shape)}; allowed: (N, C, {sizes}) or (C, {sizes}), empty in N only"

@@ -19,7 +19,7 @@ from fastseg import _check
 from fastseg import _private_api as private
 from fastseg._backend import Stock, rows
 from fastseg._dtypes import FLOATING, HALF
-from fastseg._layout import image_format
+from fastseg._layout import empty_image, image_format
 from fastseg._op import REGISTRY, Op
 from fastseg.kernels.max_pool2d import reference
 from fastseg.ops.pooling.geometry import (
@@ -27,7 +27,6 @@ from fastseg.ops.pooling.geometry import (
     MOST_COMPACT_TAPS,
     check_geometry,
     check_indices,
-    empty_image,
     pooled_size,
     refuse_planes,
 )

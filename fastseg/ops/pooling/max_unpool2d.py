@@ -15,14 +15,13 @@ from fastseg import _check
 from fastseg import _private_api as private
 from fastseg._backend import Stock, rows
 from fastseg._dtypes import FLOATING, HALF
-from fastseg._layout import image_format
+from fastseg._layout import empty_image, image_format
 from fastseg._op import Op
 from fastseg.kernels.max_unpool2d import reference
 from fastseg.ops.pooling.geometry import (
     GEOMETRY,
     INDEX_DTYPES,
     check_indices,
-    empty_image,
     refuse_planes,
     unpooled_size,
 )

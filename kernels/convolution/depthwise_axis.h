@@ -17,7 +17,9 @@
 #include "fastseg/arguments.h"
 #include "fastseg/layout.h"
 #include "fastseg/parallel.h"
+#include "fastseg/pixel_tile.h"
 #include "fastseg/simd.h"
+#include "fastseg/transpose.h"
 
 namespace fastseg::depthwise {
 
@@ -240,5 +242,156 @@ void write_grad_weight(const double* sums, int64_t channel_stride, int64_t tap_s
     }
   }
 }
+
+struct ColumnTap {
+  int64_t at;  // what it reads for output k is element at + k of a source row
+  int64_t index, first, end;
+};
+
+// Neighbouring vectors of outputs that see the same taps. `masked`: one vector, some of whose lanes miss some of them.
+struct Block {
+  int64_t first, vectors;
+  int begin, end;  // taps of the phase
+  bool masked;
+  int low, high;   // the lanes that count
+};
+
+// The columns axis, cut into blocks.
+struct Columns {
+  struct PhaseBlocks {
+    std::vector<ColumnTap> taps;
+    std::vector<Block> blocks;
+  };
+
+  const Axis& axis;
+  std::vector<int64_t> source_phases;  // those that are read
+  int64_t segment;                     // elements between two of them in a split row, room for 16 at either end
+  std::vector<PhaseBlocks> phases;     // of the outputs
+
+  // each_once: every output counts in one block only. Else the last vector of a row may repeat some of the one before.
+  Columns(const Axis& axis, bool each_once, int64_t longest_run) : axis(axis) {
+    for (const Phase& phase : axis.phases) {
+      for (const Tap& tap : phase.taps) source_phases.push_back(tap.phase);
+    }
+    if (source_phases.empty()) source_phases.push_back(0);  // rows are handed out even where no tap reads them
+    std::sort(source_phases.begin(), source_phases.end());
+    source_phases.erase(std::unique(source_phases.begin(), source_phases.end()), source_phases.end());
+    segment = axis.elements(0) + 2 * kLanes;
+    for (const Phase& phase : axis.phases) {
+      PhaseBlocks own;
+      for (const Tap& tap : phase.taps) {
+        const auto found = std::lower_bound(source_phases.begin(), source_phases.end(), tap.phase);
+        own.taps.push_back({(found - source_phases.begin()) * segment + tap.offset, tap.index, tap.first, tap.end});
+      }
+      for (int64_t k = 0; k < phase.outputs; k += kLanes) add_vector(own, k, phase.outputs, each_once, longest_run);
+      phases.push_back(std::move(own));
+    }
+  }
+
+ private:
+  static void add_vector(PhaseBlocks& to, int64_t k, int64_t outputs, bool each_once, int64_t longest_run) {
+    Block block{std::max<int64_t>(0, std::min(k, outputs - kLanes)), 1, 0, 0, false, 0, kLanes};
+    block.high = static_cast<int>(std::min<int64_t>(kLanes, outputs));
+    if (each_once) block.low = static_cast<int>(k - block.first);
+    const int64_t low = block.first + block.low, high = block.first + block.high;
+    const auto meets = [&](const ColumnTap& tap) { return tap.first < high && low < tap.end; };
+    const int taps = static_cast<int>(to.taps.size());
+    while (block.begin < taps && !meets(to.taps[block.begin])) ++block.begin;
+    for (block.end = block.begin; block.end < taps && meets(to.taps[block.end]); ++block.end) {
+      const ColumnTap& tap = to.taps[block.end];
+      block.masked = block.masked || tap.first > low || tap.end < high;
+    }
+    block.masked = block.masked || (each_once && high - low < kLanes);
+    if (!to.blocks.empty() && !block.masked) {
+      Block& last = to.blocks.back();
+      if (!last.masked && last.vectors < longest_run && last.first + last.vectors * kLanes == block.first &&
+          last.begin == block.begin && last.end == block.end) {
+        ++last.vectors;
+        return;
+      }
+    }
+    to.blocks.push_back(block);
+  }
+};
+
+// Rows of a source [planes, H, W], 16 elements of which may be read from anywhere a lane of theirs is needed: where they
+// lie, or split into phases, or copied where there is no memory beside them.
+template <typename scalar_t>
+class SourceRows {
+ public:
+  SourceRows(const scalar_t* data, int64_t planes, const Axis& rows, const Columns& columns)
+      : data_(data), elements_(planes * rows.source * columns.axis.source), height_(rows.source),
+        width_(columns.axis.source), columns_(columns), slots_(slots_of(rows)), by_tap_(slots_ > kMostSlots) {
+    if (by_tap_) slots_ = rows.kernel;
+    held_.assign(slots_, -1);
+  }
+
+  // The row that tap `tap` of an output row needs. Valid until another output row is asked for.
+  const scalar_t* row(int64_t plane, int64_t y, int64_t tap) {
+    const int64_t number = plane * height_ + y, offset = number * width_;
+    const bool splits = columns_.axis.source_step > 1;
+    if (!splits && offset >= kLanes && offset + width_ + kLanes <= elements_) return data_ + offset;
+    const int64_t slot = by_tap_ ? tap : y % slots_;
+    const int64_t room = static_cast<int64_t>(columns_.source_phases.size()) * columns_.segment;
+    if (!copies_) copies_.emplace(slots_ * room);
+    scalar_t* copy = copies_->get() + slot * room;
+    if (held_[slot] != number) {
+      if (held_[slot] < 0) std::fill_n(copy, room, scalar_t(0));  // around the phases, too: no odd numbers there
+      held_[slot] = number;
+      split(data_ + offset, copy + kLanes);
+    }
+    return copy + kLanes;
+  }
+
+ private:
+  static constexpr int64_t kMostSlots = 64;
+
+  // As many as an output row needs and the rows between.
+  static int64_t slots_of(const Axis& rows) {
+    int64_t most = 1;
+    for (const Phase& phase : rows.phases) {
+      if (phase.taps.empty()) continue;
+      int64_t lowest = INT64_MAX, highest = INT64_MIN;
+      for (const Tap& tap : phase.taps) {
+        const int64_t place = tap.offset * rows.source_step + tap.phase;
+        lowest = std::min(lowest, place), highest = std::max(highest, place);
+      }
+      most = std::max(most, highest - lowest + 1);
+    }
+    return std::min(most, rows.source);
+  }
+
+  void split(const scalar_t* from, scalar_t* to) const {
+    const int64_t step = columns_.axis.source_step, segment = columns_.segment;
+    const int64_t phases = columns_.source_phases.size();
+    int64_t done = 0;  // elements of every phase
+    if (step == 1) {
+      std::copy_n(from, width_, to);
+      return;
+    }
+    if (step == 2 && phases == 2) {
+      for (; 2 * (done + kLanes) <= width_; done += kLanes) {
+        const auto low = simd::load(from + 2 * done), high = simd::load(from + 2 * done + kLanes);
+        simd::store(to + done, simd::every_second<0>(low, high));
+        simd::store(to + segment + done, simd::every_second<1>(low, high));
+      }
+    } else if (step == phases) {
+      done = width_ / step;
+      detail::transpose(from, step, to, segment, done, step);
+    }
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      const int64_t first = columns_.source_phases[phase];
+      for (int64_t k = done; k < columns_.axis.elements(first); ++k) to[phase * segment + k] = from[first + k * step];
+    }
+  }
+
+  const scalar_t* data_;
+  int64_t elements_, height_, width_;
+  const Columns& columns_;
+  int64_t slots_;
+  bool by_tap_;                              // a slot for every tap, else for every row of as many in turn
+  std::vector<int64_t> held_;                // [slots], number of the row, -1 for none
+  std::optional<Scratch<scalar_t>> copies_;  // [slots][source phases][segment]
+};
 
 }  // namespace fastseg::depthwise

@@ -10,6 +10,9 @@
 
 namespace fastseg::depthwise {
 
+// Whether there is no memory for 16 channels behind the last pixel of `row`, one of `rows` rows of `elements`.
+inline bool ends_memory(int64_t row, int64_t rows, int64_t elements) { return (rows - 1 - row) * elements < kLanes; }
+
 // Outputs [first, last) of a phase see its taps [begin, end).
 struct Interval {
   int64_t first, last;
@@ -161,17 +164,17 @@ void map_pixels(const Map& map, const scalar_t* input, const std::vector<simd::a
     for (int64_t row = begin; row < end; ++row) {
       const int64_t image = row / height, y = row % height;
       int64_t count = 0;
-      bool last_row = false;  // of all memory: nothing lies behind its last pixel
+      bool careful = false;
       map.rows.for_each_tap(y, [&](const Tap& tap, int64_t source_y) {
-        met[count++] = {input + (image * map.rows.source + source_y) * source_row,
-                        weights.data() + tap.index * map.columns.kernel * weight_stride};
-        last_row = last_row || (image == map.images - 1 && source_y == map.rows.source - 1);
+        const int64_t number = image * map.rows.source + source_y;
+        met[count++] = {input + number * source_row, weights.data() + tap.index * map.columns.kernel * weight_stride};
+        careful = careful || ends_memory(number, map.images * map.rows.source, source_row);
       });
       PixelRow<scalar_t> to{epilogue, channels, weight_stride, output + row * output_row, nullptr};
       if (epilogue.residual.data) to.residual = epilogue.residual.at(image, 0, y, 0);
       for (size_t phase = 0; phase < intervals.size(); ++phase) {
         for (const Interval& interval : intervals[phase]) {
-          if (few < kLanes && last_row) {
+          if (few < kLanes && careful) {
             sum_interval<true>(map.columns, phase, interval, met.data(), count, to, few);
           } else {
             sum_interval<false>(map.columns, phase, interval, met.data(), count, to, few);
@@ -253,10 +256,10 @@ void sum_products(const Map& map, const std::vector<Interval>& intervals, const 
     const int64_t image = row / height, y = row % height;
     const scalar_t* grad = grad_output + row * columns.output * map.channels + item.channel;
     int64_t count = 0;
-    bool careful = row == map.images * height - 1;
+    bool careful = ends_memory(row, map.images * height, columns.output * map.channels);
     map.rows.for_each_tap(y, [&](const Tap& tap, int64_t source_y) {
       const int64_t source_row = image * map.rows.source + source_y;
-      careful = careful || source_row == map.images * map.rows.source - 1;
+      careful = careful || ends_memory(source_row, map.images * map.rows.source, columns.source * map.channels);
       rows[count++] = {input + source_row * columns.source * map.channels + item.channel,
                        lanes + tap.index * columns.kernel * stride};
     });

@@ -7,162 +7,10 @@
 #include <type_traits>
 
 #include "convolution/depthwise_axis.h"
-#include "fastseg/pixel_tile.h"
-#include "fastseg/transpose.h"
 
 namespace fastseg::depthwise {
 
 constexpr int kRun = simd::kRegisterBytes >= 32 ? 4 : 2;  // vectors whose sums stay in registers
-
-struct ColumnTap {
-  int64_t at;  // what it reads for output k is element at + k of a source row
-  int64_t index, first, end;
-};
-
-// Neighbouring vectors of outputs that see the same taps. `masked`: one vector, some of whose lanes miss some of them.
-struct Block {
-  int64_t first, vectors;
-  int begin, end;  // taps of the phase
-  bool masked;
-  int low, high;   // the lanes that count
-};
-
-// The columns axis, cut into blocks.
-struct Columns {
-  struct PhaseBlocks {
-    std::vector<ColumnTap> taps;
-    std::vector<Block> blocks;
-  };
-
-  const Axis& axis;
-  std::vector<int64_t> source_phases;  // those that are read
-  int64_t segment;                     // elements between two of them in a split row, room for 16 at either end
-  std::vector<PhaseBlocks> phases;     // of the outputs
-
-  // each_once: every output counts in one block only. Else the last vector of a row may repeat some of the one before.
-  Columns(const Axis& axis, bool each_once, int64_t longest_run) : axis(axis) {
-    for (const Phase& phase : axis.phases) {
-      for (const Tap& tap : phase.taps) source_phases.push_back(tap.phase);
-    }
-    std::sort(source_phases.begin(), source_phases.end());
-    source_phases.erase(std::unique(source_phases.begin(), source_phases.end()), source_phases.end());
-    segment = axis.elements(0) + 2 * kLanes;
-    for (const Phase& phase : axis.phases) {
-      PhaseBlocks own;
-      for (const Tap& tap : phase.taps) {
-        const auto found = std::lower_bound(source_phases.begin(), source_phases.end(), tap.phase);
-        own.taps.push_back({(found - source_phases.begin()) * segment + tap.offset, tap.index, tap.first, tap.end});
-      }
-      for (int64_t k = 0; k < phase.outputs; k += kLanes) add_vector(own, k, phase.outputs, each_once, longest_run);
-      phases.push_back(std::move(own));
-    }
-  }
-
- private:
-  static void add_vector(PhaseBlocks& to, int64_t k, int64_t outputs, bool each_once, int64_t longest_run) {
-    Block block{std::max<int64_t>(0, std::min(k, outputs - kLanes)), 1, 0, 0, false, 0, kLanes};
-    block.high = static_cast<int>(std::min<int64_t>(kLanes, outputs));
-    if (each_once) block.low = static_cast<int>(k - block.first);
-    const int64_t low = block.first + block.low, high = block.first + block.high;
-    const auto meets = [&](const ColumnTap& tap) { return tap.first < high && low < tap.end; };
-    const int taps = static_cast<int>(to.taps.size());
-    while (block.begin < taps && !meets(to.taps[block.begin])) ++block.begin;
-    for (block.end = block.begin; block.end < taps && meets(to.taps[block.end]); ++block.end) {
-      const ColumnTap& tap = to.taps[block.end];
-      block.masked = block.masked || tap.first > low || tap.end < high;
-    }
-    block.masked = block.masked || (each_once && high - low < kLanes);
-    if (!to.blocks.empty() && !block.masked) {
-      Block& last = to.blocks.back();
-      if (!last.masked && last.vectors < longest_run && last.first + last.vectors * kLanes == block.first &&
-          last.begin == block.begin && last.end == block.end) {
-        ++last.vectors;
-        return;
-      }
-    }
-    to.blocks.push_back(block);
-  }
-};
-
-// Rows of a source [planes, H, W], 16 elements of which may be read from anywhere a lane of theirs is needed: where they
-// lie, or split into phases, or copied where there is no memory beside them.
-template <typename scalar_t>
-class SourceRows {
- public:
-  SourceRows(const scalar_t* data, int64_t planes, const Axis& rows, const Columns& columns)
-      : data_(data), elements_(planes * rows.source * columns.axis.source), height_(rows.source),
-        width_(columns.axis.source), columns_(columns), slots_(slots_of(rows)), by_tap_(slots_ > kMostSlots) {
-    if (by_tap_) slots_ = rows.kernel;
-    held_.assign(slots_, -1);
-  }
-
-  // The row that tap `tap` of an output row needs. Valid until another output row is asked for.
-  const scalar_t* row(int64_t plane, int64_t y, int64_t tap) {
-    const int64_t number = plane * height_ + y, offset = number * width_;
-    const bool splits = columns_.axis.source_step > 1;
-    if (!splits && offset >= kLanes && offset + width_ + kLanes <= elements_) return data_ + offset;
-    const int64_t slot = by_tap_ ? tap : y % slots_;
-    const int64_t room = static_cast<int64_t>(columns_.source_phases.size()) * columns_.segment;
-    if (!copies_) copies_.emplace(slots_ * room);
-    scalar_t* copy = copies_->get() + slot * room;
-    if (held_[slot] != number) {
-      if (held_[slot] < 0) std::fill_n(copy, room, scalar_t(0));  // around the phases, too: no odd numbers there
-      held_[slot] = number;
-      split(data_ + offset, copy + kLanes);
-    }
-    return copy + kLanes;
-  }
-
- private:
-  static constexpr int64_t kMostSlots = 64;
-
-  // As many as an output row needs and the rows between.
-  static int64_t slots_of(const Axis& rows) {
-    int64_t most = 1;
-    for (const Phase& phase : rows.phases) {
-      if (phase.taps.empty()) continue;
-      int64_t lowest = INT64_MAX, highest = INT64_MIN;
-      for (const Tap& tap : phase.taps) {
-        const int64_t place = tap.offset * rows.source_step + tap.phase;
-        lowest = std::min(lowest, place), highest = std::max(highest, place);
-      }
-      most = std::max(most, highest - lowest + 1);
-    }
-    return std::min(most, rows.source);
-  }
-
-  void split(const scalar_t* from, scalar_t* to) const {
-    const int64_t step = columns_.axis.source_step, segment = columns_.segment;
-    const int64_t phases = columns_.source_phases.size();
-    int64_t done = 0;  // elements of every phase
-    if (step == 1) {
-      std::copy_n(from, width_, to);
-      return;
-    }
-    if (step == 2 && phases == 2) {
-      for (; 2 * (done + kLanes) <= width_; done += kLanes) {
-        const auto low = simd::load(from + 2 * done), high = simd::load(from + 2 * done + kLanes);
-        simd::store(to + done, simd::every_second<0>(low, high));
-        simd::store(to + segment + done, simd::every_second<1>(low, high));
-      }
-    } else if (step == phases) {
-      done = width_ / step;
-      detail::transpose(from, step, to, segment, done, step);
-    }
-    for (int64_t phase = 0; phase < phases; ++phase) {
-      const int64_t first = columns_.source_phases[phase];
-      for (int64_t k = done; k < columns_.axis.elements(first); ++k) to[phase * segment + k] = from[first + k * step];
-    }
-  }
-
-  const scalar_t* data_;
-  int64_t elements_, height_, width_;
-  const Columns& columns_;
-  int64_t slots_;
-  bool by_tap_;                              // a slot for every tap, else for every row of as many in turn
-  std::vector<int64_t> held_;                // [slots], number of the row, -1 for none
-  std::optional<Scratch<scalar_t>> copies_;  // [slots][source phases][segment]
-};
 
 // A row of the source and what it is multiplied with, [S].
 template <typename scalar_t>
@@ -295,45 +143,70 @@ class PhaseRows {
   Scratch<accumulate_t> row_;
 };
 
+// What every row of a map needs, for one thread.
+template <typename scalar_t>
+class RowMap {
+ public:
+  RowMap(const Map& map, const Columns& columns, const scalar_t* input,
+         const std::vector<simd::accumulate<scalar_t>>& weights, const Epilogue<scalar_t>& epilogue, scalar_t* output)
+      : map_(map), columns_(columns), weights_(weights), epilogue_(epilogue), output_(output),
+        source_(input, map.images * map.channels, map.rows, columns), met_(map.rows.kernel) {
+    constexpr int64_t kStreamedBytes = int64_t{1} << 23;
+    const int64_t rows = map.images * map.channels * map.rows.output, width = map.columns.output;
+    streamed_ = width >= kLanes && rows * width * static_cast<int64_t>(sizeof(scalar_t)) >= kStreamedBytes;
+    if (map.columns.output_step > 1) parts_.emplace(map.columns);
+  }
+
+  // Rows [begin, end) of the output [N C, OH].
+  void run(int64_t begin, int64_t end) {
+    const int64_t height = map_.rows.output;
+    for (int64_t row = begin; row < end; ++row) run_row(row / height, row % height);
+    if (streamed_) simd::stream_fence();
+  }
+
+ private:
+  void run_row(int64_t plane, int64_t y) {
+    const auto* weights = weights_.data() + plane % map_.channels * map_.taps();
+    int64_t count = 0;
+    map_.rows.for_each_tap(y, [&](const Tap& tap, int64_t source_y) {
+      met_[count++] = {source_.row(plane, source_y, tap.index), weights + tap.index * map_.columns.kernel};
+    });
+    const RowEnd<scalar_t> finish(epilogue_, map_, plane, y, output_, streamed_);
+    if (!parts_) {
+      sum_phase(columns_.phases[0], met_.data(), count, finish);
+      return;
+    }
+    for (size_t phase = 0; phase < columns_.phases.size(); ++phase) {
+      auto* part = parts_->part(phase);
+      sum_phase(columns_.phases[phase], met_.data(), count,
+                [&](int64_t k, auto sums) FASTSEG_ALWAYS_INLINE { simd::store(part + k, sums); });
+    }
+    const auto* together = parts_->together();
+    const int64_t width = map_.columns.output;
+    for (int64_t x = 0; x < width; x += kLanes) {
+      const int64_t first = std::max<int64_t>(0, std::min(x, width - kLanes));
+      finish(first, simd::load(together + first));
+    }
+  }
+
+  const Map& map_;
+  const Columns& columns_;
+  const std::vector<simd::accumulate<scalar_t>>& weights_;
+  const Epilogue<scalar_t>& epilogue_;
+  scalar_t* output_;
+  bool streamed_;
+  SourceRows<scalar_t> source_;
+  std::vector<RowTap<scalar_t>> met_;
+  std::optional<PhaseRows<simd::accumulate<scalar_t>>> parts_;
+};
+
 template <typename scalar_t>
 void map_rows(const Map& map, const scalar_t* input, const std::vector<simd::accumulate<scalar_t>>& weights,
               const Epilogue<scalar_t>& epilogue, scalar_t* output) {
-  using accumulate_t = simd::accumulate<scalar_t>;
-  constexpr int64_t kStreamedBytes = int64_t{1} << 23;
   const Columns columns(map.columns, /*each_once=*/false, kRun);
-  const int64_t planes = map.images * map.channels, height = map.rows.output, width = map.columns.output;
-  const int64_t bytes = planes * height * width * static_cast<int64_t>(sizeof(scalar_t));
-  const bool streamed = width >= kLanes && bytes >= kStreamedBytes;
-  const UnevenSlices slices(planes * height, map.smallest_slice(1));
+  const UnevenSlices slices(map.images * map.channels * map.rows.output, map.smallest_slice(1));
   slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
-    SourceRows<scalar_t> source(input, planes, map.rows, columns);
-    std::vector<RowTap<scalar_t>> met(map.rows.kernel);
-    std::optional<PhaseRows<accumulate_t>> parts;
-    if (map.columns.output_step > 1) parts.emplace(map.columns);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / height, y = row % height;
-      const accumulate_t* own_weights = weights.data() + plane % map.channels * map.taps();
-      int64_t count = 0;
-      map.rows.for_each_tap(y, [&](const Tap& tap, int64_t source_y) {
-        met[count++] = {source.row(plane, source_y, tap.index), own_weights + tap.index * map.columns.kernel};
-      });
-      const RowEnd<scalar_t> finish(epilogue, map, plane, y, output, streamed);
-      if (!parts) {
-        sum_phase(columns.phases[0], met.data(), count, finish);
-        continue;
-      }
-      for (size_t phase = 0; phase < columns.phases.size(); ++phase) {
-        accumulate_t* part = parts->part(phase);
-        sum_phase(columns.phases[phase], met.data(), count,
-                  [&](int64_t k, auto sums) FASTSEG_ALWAYS_INLINE { simd::store(part + k, sums); });
-      }
-      const accumulate_t* together = parts->together();
-      for (int64_t x = 0; x < width; x += kLanes) {
-        const int64_t first = std::max<int64_t>(0, std::min(x, width - kLanes));
-        finish(first, simd::load(together + first));
-      }
-    }
-    simd::stream_fence();
+    RowMap<scalar_t>(map, columns, input, weights, epilogue, output).run(begin, end);
   });
 }
 
@@ -394,44 +267,68 @@ void add_row_products(const Columns::PhaseBlocks& phase, const scalar_t* grad, c
   }
 }
 
+// The sums over rows of the gradient's planes, for one thread.
+template <typename scalar_t>
+class RowProducts {
+ public:
+  using vector_t = simd::vec<simd::accumulate<scalar_t>>;
+
+  RowProducts(const Map& map, const Columns& columns, const scalar_t* input, const scalar_t* grad_output)
+      : map_(map), columns_(columns), grad_output_(grad_output),
+        source_(input, map.images * map.channels, map.rows, columns), met_(map.rows.kernel), met_sums_(map.rows.kernel) {}
+
+  // lanes [R S] += the products of row y of the plane.
+  void add(int64_t plane, int64_t y, vector_t* lanes) {
+    const int64_t width = map_.columns.output, elements = map_.images * map_.channels * map_.rows.output * width;
+    int64_t count = 0;
+    map_.rows.for_each_tap(y, [&](const Tap& tap, int64_t source_y) {
+      met_[count] = {source_.row(plane, source_y, tap.index), nullptr};
+      met_sums_[count++] = lanes + tap.index * map_.columns.kernel;
+    });
+    const int64_t offset = (plane * map_.rows.output + y) * width;
+    const scalar_t* grad = grad_output_ + offset;
+    scalar_t copy[kLanes] = {};
+    if (offset + kLanes > elements) grad = std::copy_n(grad, width, copy) - width;
+    add_row_products(columns_.phases[0], grad, met_.data(), met_sums_.data(), count);
+  }
+
+ private:
+  const Map& map_;
+  const Columns& columns_;
+  const scalar_t* grad_output_;
+  SourceRows<scalar_t> source_;
+  std::vector<RowTap<scalar_t>> met_;
+  std::vector<vector_t*> met_sums_;
+};
+
+// own[tap] += the sum of lanes[tap], which becomes 0: sums are in fp32 over one plane, in fp64 over all of them.
+template <typename vector_t>
+void flush(vector_t* lanes, int64_t taps, double* own) {
+  for (int64_t tap = 0; tap < taps; ++tap) own[tap] += simd::reduce_add(lanes[tap]);
+  std::fill_n(lanes, taps, vector_t{});
+}
+
 // [C][R S] sums of the products of input and grad_output [N, C, OH, OW] that a tap brings together.
 template <typename scalar_t>
 std::vector<double> sum_weights_of_rows(const Map& map, const scalar_t* input, const scalar_t* grad_output) {
   using vector_t = simd::vec<simd::accumulate<scalar_t>>;
   const Columns columns(map.columns, /*each_once=*/true, INT64_MAX);
-  const int64_t height = map.rows.output, width = map.columns.output, taps = map.taps();
-  const int64_t planes = map.images * map.channels, rows = map.images * height;
+  const int64_t height = map.rows.output, taps = map.taps(), rows = map.images * height;
   // Each channel's rows are cut into parts where there are few channels.
-  const int64_t slice = map.smallest_slice(1), items = 4 * slice_count(planes * height, slice);
+  const int64_t slice = map.smallest_slice(1), items = 4 * slice_count(map.channels * rows, slice);
   const int64_t parts = std::max<int64_t>(1, std::min(rows, ceil_divide(items, map.channels)));
   std::vector<double> sums(map.channels * parts * taps);
   const UnevenSlices slices(map.channels * parts, ceil_divide(slice * parts, std::max<int64_t>(1, rows)));
   slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
-    SourceRows<scalar_t> source(input, planes, map.rows, columns);
-    std::vector<RowTap<scalar_t>> met(map.rows.kernel);
-    std::vector<vector_t*> met_sums(map.rows.kernel);
+    RowProducts<scalar_t> products(map, columns, input, grad_output);
     const Scratch<vector_t> lanes(taps);
+    std::fill_n(lanes.get(), taps, vector_t{});
     for (int64_t item = begin; item < end; ++item) {
       const int64_t channel = item / parts, part = item % parts;
       const int64_t first = rows * part / parts, last = rows * (part + 1) / parts;
-      double* own = sums.data() + item * taps;
-      std::fill_n(lanes.get(), taps, vector_t{});
       for (int64_t row = first; row < last; ++row) {
-        const int64_t plane = row / height * map.channels + channel, y = row % height;
-        int64_t count = 0;
-        map.rows.for_each_tap(y, [&](const Tap& tap, int64_t source_y) {
-          met[count] = {source.row(plane, source_y, tap.index), nullptr};
-          met_sums[count++] = lanes.get() + tap.index * map.columns.kernel;
-        });
-        const int64_t offset = (plane * height + y) * width;
-        const scalar_t* grad = grad_output + offset;
-        scalar_t copy[kLanes] = {};
-        if (offset + kLanes > planes * height * width) grad = std::copy_n(grad, width, copy) - width;
-        add_row_products(columns.phases[0], grad, met.data(), met_sums.data(), count);
-        if (y == height - 1 || row == last - 1) {  // in fp32 over one plane, in fp64 over all of them
-          for (int64_t tap = 0; tap < taps; ++tap) own[tap] += simd::reduce_add(lanes.get()[tap]);
-          std::fill_n(lanes.get(), taps, vector_t{});
-        }
+        products.add(row / height * map.channels + channel, row % height, lanes.get());
+        if (row % height == height - 1 || row == last - 1) flush(lanes.get(), taps, sums.data() + item * taps);
       }
     }
   });

@@ -59,10 +59,6 @@ def check(kind, image, weight, bias=None, residual=None, relu=False, grad_output
     got = outcome(lambda *t: ours(kind, *t, relu, **window), image.dtype, tensors, grad_output)
     for name, mine, other, right in zip(("output", "input", "weight", "bias", "residual"), got, theirs, exact):
         if right is not None:
-            if relu and image.dtype != torch.float64:  # where a sum is rounded to 0, or not, its gradient is there, or not
-                same = (got[0] > 0) == (exact[0] > 0)
-                if not same.all():
-                    continue
             assert_within_policy(mine, other, right, f"{kind} {tuple(image.shape)} {window}: {name}")
     if image.shape[1] > 1 and image[0:1].numel() > image.shape[1]:
         layout = torch.channels_last if image.stride(1) == 1 else torch.contiguous_format
@@ -70,11 +66,16 @@ def check(kind, image, weight, bias=None, residual=None, relu=False, grad_output
 
 
 def whole(generator, *shape):
-    """Small whole numbers, whose sums are exact in any order: nothing cancels down to a stock error of 0 by chance."""
+    """Small whole numbers, whose sums are exact in any order: stock's error is 0 then, and so must ours be."""
     return torch.randint(-4, 5, shape, generator=generator).float()
 
 
-@settings(max_examples=300, deadline=None)
+def values(dtype, *shape):
+    """Random numbers; whole ones in fp64, which is compared with itself."""
+    return whole(None, *shape).double() if dtype == torch.float64 else torch.randn(shape).to(dtype)
+
+
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_convolution_equals_stock(data):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
@@ -98,7 +99,7 @@ def test_any_convolution_equals_stock(data):
     check("convolution", image, weight, bias, grad_output=grad_output, **window)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_any_transposed_convolution_equals_stock(data):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
@@ -127,20 +128,21 @@ def test_any_transposed_convolution_equals_stock(data):
 @pytest.mark.parametrize("channels", [3, 16, 17, 304])
 @pytest.mark.parametrize("kind", ["convolution", "transposed"])
 def test_epilogue(kind, channels, dtype, layout):
-    image = torch.randn(2, channels, 9, 21).to(dtype).contiguous(memory_format=layout)
-    weight, bias = torch.randn(channels, 1, 3, 3).to(dtype), torch.randn(2 * channels).to(dtype)[::2]
+    image = values(dtype, 2, channels, 9, 21).contiguous(memory_format=layout)
+    weight, bias = values(dtype, channels, 1, 3, 3), values(dtype, 2 * channels)[::2]
     window = dict(padding=2, dilation=2) if kind == "convolution" else dict(padding=1, stride=2, output_padding=1)
     output = stock(kind, image, weight, None, None, False, **window)
+    grad_output = values(dtype, *output.shape)
     residuals = [
-        torch.randn_like(output),
-        torch.randn_like(output).contiguous(memory_format=torch.channels_last),
-        torch.randn(2, channels, 1, 1).to(dtype).expand_as(output),
-        torch.randn(1, 1, 1, output.shape[3]).to(dtype).expand_as(output),
-        torch.randn(2, channels, output.shape[2], 2 * output.shape[3]).to(dtype)[..., ::2],
+        values(dtype, *output.shape),
+        values(dtype, *output.shape).contiguous(memory_format=torch.channels_last),
+        values(dtype, 2, channels, 1, 1).expand_as(output),
+        values(dtype, 1, 1, 1, output.shape[3]).expand_as(output),
+        values(dtype, 2, channels, output.shape[2], 2 * output.shape[3])[..., ::2],
     ]
     for residual in residuals:
         for own_bias in (None, bias):
-            check(kind, image, weight, own_bias, residual, **window)
+            check(kind, image, weight, own_bias, residual, grad_output=grad_output, **window)
             double = [None if t is None else t.double() for t in (image, weight, own_bias, residual)]
             with torch.no_grad():
                 args = image, weight, own_bias, residual, True
@@ -150,9 +152,10 @@ def test_epilogue(kind, channels, dtype, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_relu_hides_the_gradient_where_it_gives_zero(layout):
-    image = torch.randn(2, 17, 9, 21, dtype=torch.float64).contiguous(memory_format=layout)
-    weight, residual = torch.randn(17, 1, 3, 3).double(), torch.randn(2, 17, 9, 21).double()
-    check("convolution", image, weight, torch.randn(17).double(), residual, relu=True, padding=1)
+    image = values(torch.float64, 2, 17, 9, 21).contiguous(memory_format=layout)
+    weight, residual = values(torch.float64, 17, 1, 3, 3), values(torch.float64, 2, 17, 9, 21)
+    grad_output = values(torch.float64, 2, 17, 9, 21)
+    check("convolution", image, weight, values(torch.float64, 17), residual, True, grad_output, padding=1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -187,7 +190,7 @@ def test_outputs_that_no_tap_reaches_are_bias(width, layout):
     check("convolution", image, weight, bias, padding=90, dilation=30, stride=(7, 11))
     check("transposed", image, weight, bias, stride=5)  # gaps between windows
     far = dilated_conv2d(image, weight, bias, padding=1000, stride=(2000, 3000), groups=17, backend="cpu")
-    assert torch.equal(far, bias.view(1, -1, 1, 1))
+    assert torch.equal(far, bias.view(1, -1, 1, 1).expand_as(far))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -212,7 +215,11 @@ def test_weights_and_gradients_of_any_strides(kind, layout):
         torch.randn(34, 1, 3, 6)[::2, :, :, 1::2],
         torch.randn(1, 1, 3, 3).expand(17, 1, 3, 3),
     ]
-    gradients = [torch.randn(1, 1, 1, 1).expand(size), torch.randn(1, 17, 1, 1).expand(size), torch.randn(size).mT.contiguous().mT]
+    gradients = [
+        torch.randn(1, 1, 1, 1).expand(size),
+        torch.randn(1, 17, 1, 1).expand(size),
+        torch.randn(size).mT.contiguous().mT,
+    ]
     for weight in weights:
         for gradient in gradients:
             check(kind, image, weight, grad_output=gradient, **window)
@@ -253,11 +260,29 @@ def test_any_number_of_threads(shape, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS[:3])
 def test_sums_over_many_pixels(dtype, layout):
     image = torch.rand(2, 5, 150, 301).to(dtype).contiguous(memory_format=layout)
     weight = torch.randn(5, 1, 3, 3).to(dtype)
     check("convolution", image, weight, padding=1, grad_output=torch.rand(2, 5, 150, 301))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_many_planes_of_one_width(data):
+    """NCHW without strides and of equal width: rows end anywhere in a vector, planes are overwritten at their ends."""
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    dtype = data.draw(st.sampled_from(FLOATS))
+    height, width = data.draw(st.integers(1, 40)), data.draw(st.sampled_from([1, 3, 5, 7, 14, 16, 31, 33, 65, 128]))
+    across, dilation = data.draw(st.sampled_from([(3, 1), (3, 6), (5, 1), (5, 40), (7, 2), (1, 1)]))
+    down, slack = data.draw(st.sampled_from([1, 3, 4])), data.draw(st.integers(0, 3))
+    image = whole(generator, data.draw(st.integers(1, 3)), 40, height, width).to(dtype)
+    weight, bias = whole(generator, 40, 1, down, across).to(dtype), whole(generator, 40).to(dtype)
+    window = dict(padding=(down // 2 + slack, dilation * (across - 1) // 2), dilation=(1, dilation))
+    output = stock("convolution", image, weight, bias, None, False, **window)
+    residual = whole(generator, *output.shape).to(dtype) if data.draw(st.booleans()) else None
+    grad_output = whole(generator, *output.shape)
+    check("convolution", image, weight, bias, residual, data.draw(st.booleans()), grad_output, **window)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -269,7 +294,7 @@ def test_one_large_transposed_convolution(layout):
 
 def test_planes_in_a_row_longer_than_the_cache_of_rows():
     """Rows of a strided image that are far apart are split again for every output row."""
-    check("convolution", torch.randn(1, 2, 300, 20), torch.randn(2, 1, 3, 3), stride=2, dilation=100, padding=30)
+    check("convolution", torch.randn(1, 2, 300, 220), torch.randn(2, 1, 3, 3), stride=2, dilation=100, padding=30)
 
 
 @pytest.mark.parametrize(

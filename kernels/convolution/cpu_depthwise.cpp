@@ -11,8 +11,8 @@ namespace {
 
 // --- NCHW planes of equal width, without strides: lanes are 16 neighbours of a plane, whatever rows they lie in ---
 //
-// Every tap is a shift of the whole plane then. Rows end anywhere in a vector: which lanes have a tap inside is the same
-// in all planes, and found once.
+// Every tap is a shift of the whole plane then. Rows end anywhere in a vector: which lanes have a tap inside is the
+// same in all planes, and found once.
 
 constexpr int kGroup = 64;  // neighbours handled at a time, a bit each
 
@@ -46,7 +46,9 @@ struct Flat {
       for (const Tap& column : map.columns.phases[0].taps) {
         all.push_back({row.index * map.columns.kernel + column.index, row.offset * width + column.offset, 0});
         bits.emplace_back(words);
-        for (int64_t y = row.first; y < row.end; ++y) set_bits(bits.back(), y * width + column.first, y * width + column.end);
+        for (int64_t y = row.first; y < row.end; ++y) {
+          set_bits(bits.back(), y * width + column.first, y * width + column.end);
+        }
       }
     }
     for (size_t word = 0; word < words; ++word) {
@@ -82,8 +84,9 @@ template <typename accumulate_t>
 FASTSEG_INLINE simd::mask<accumulate_t> lanes_of_bits(uint64_t bits, int v) {
   using mask_t = simd::mask<accumulate_t>;
   using lane_t = simd::lane_of<mask_t>;
-  alignas(64) static constexpr lane_t kBit[kLanes] = {1,      1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
-                                                      1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
+  alignas(64) static constexpr lane_t kBit[kLanes] = {1 << 0,  1 << 1,  1 << 2,  1 << 3, 1 << 4,  1 << 5,
+                                                      1 << 6,  1 << 7,  1 << 8,  1 << 9, 1 << 10, 1 << 11,
+                                                      1 << 12, 1 << 13, 1 << 14, 1 << 15};
   const mask_t own = mask_t{} + static_cast<lane_t>(bits >> (v * kLanes) & 0xffff);
   return (own & simd::load(kBit)) != mask_t{};
 }

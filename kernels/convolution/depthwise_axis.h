@@ -1,7 +1,7 @@
 // Geometry, weights and epilogue of the depthwise convolutions on the CPU, whatever the layout of the images.
 //
-// Along one axis both maps are the same thing. Their outputs fall into phases, o = phase + k output_step, and what tap t
-// of a phase reads for output k is source element t.phase + (k + t.offset) source_step:
+// Along one axis both maps are the same thing. Their outputs fall into phases, o = phase + k output_step, and what tap
+// t of a phase reads for output k is source element t.phase + (k + t.offset) source_step:
 //     convolution             one phase of outputs; source_step is the stride
 //     transposed convolution  as many phases as the stride, each with the taps that reach it; source_step is 1
 // A tap is inside of the source for one range of k, and is visited for no other.
@@ -82,8 +82,8 @@ struct Axis {
   // body(tap, source element) for the taps of output `o`.
   template <typename Body>
   void for_each_tap(int64_t o, const Body& body) const {
-    const int64_t k = o / output_step;
-    for (const Tap& tap : phases[o % output_step].taps) {
+    const int64_t k = output_step == 1 ? o : o / output_step;  // a division takes as long as a short row
+    for (const Tap& tap : phases[o - k * output_step].taps) {
       if (tap.first <= k && k < tap.end) body(tap, tap.phase + (k + tap.offset) * source_step);
     }
   }
@@ -314,8 +314,8 @@ struct Columns {
   }
 };
 
-// Rows of a source [planes, H, W], 16 elements of which may be read from anywhere a lane of theirs is needed: where they
-// lie, or split into phases, or copied where there is no memory beside them.
+// Rows of a source [planes, H, W], 16 elements of which may be read from anywhere a lane of theirs is needed: where
+// they lie, or split into phases, or copied where there is no memory beside them.
 template <typename scalar_t>
 class SourceRows {
  public:

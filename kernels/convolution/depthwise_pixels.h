@@ -28,7 +28,9 @@ inline std::vector<Interval> intervals_of(const Phase& phase) {
   const int taps = static_cast<int>(phase.taps.size());
   for (size_t i = 0; i + 1 < cuts.size(); ++i) {
     Interval interval{cuts[i], cuts[i + 1], 0, 0};
-    const auto sees = [&](int t) { return phase.taps[t].first <= interval.first && interval.last <= phase.taps[t].end; };
+    const auto sees = [&](int t) {
+      return phase.taps[t].first <= interval.first && interval.last <= phase.taps[t].end;
+    };
     while (interval.begin < taps && !sees(interval.begin)) ++interval.begin;
     interval.end = interval.begin;
     while (interval.end < taps && sees(interval.end)) ++interval.end;
@@ -218,8 +220,8 @@ FASTSEG_INLINE void add_pixel_products(const ProductTap<scalar_t>* met, const sc
   }
 }
 
-// `careful`: there may be no memory behind the last pixel. Otherwise the last vector reads into the next pixel, and what
-// it sums there counts nowhere.
+// `careful`: there may be no memory behind the last pixel. Otherwise the last vector reads into the next pixel, and
+// what it sums there counts nowhere.
 template <int taps, bool careful, typename scalar_t>
 void add_products_of(int64_t count, const ProductTap<scalar_t>* met, const scalar_t* grad, int64_t pixels, int64_t step,
                      int64_t channels, int64_t group) {
@@ -299,7 +301,8 @@ std::vector<double> sum_weights_of_pixels(const Map& map, const scalar_t* input,
   const std::vector<Interval> intervals = intervals_of(map.columns.phases[0]);
   const int64_t groups = ceil_divide(map.channels, kGroup), rows = map.images * map.rows.output;
   const int64_t smallest = map.smallest_slice(std::min(map.channels, kGroup));
-  const int64_t parts = std::max<int64_t>(1, std::min(slice_count(rows, smallest), ceil_divide(slice_count(rows), groups)));
+  const int64_t wanted = ceil_divide(slice_count(rows), groups);
+  const int64_t parts = std::max<int64_t>(1, std::min(slice_count(rows, smallest), wanted));
   const int64_t size = map.taps() * padded(map.channels);
   std::vector<double> sums(parts * size);
   const UnevenSlices slices(groups * parts, ceil_divide(smallest * parts, std::max<int64_t>(1, rows)));

@@ -37,32 +37,53 @@ FASTSEG_INLINE void sum_phase(const Columns::PhaseBlocks& phase, const RowTap<sc
   using vector_t = simd::vec<accumulate_t>;
   const ColumnTap* taps = phase.taps.data();
   const auto run = [&](const Block& block, auto vectors) FASTSEG_ALWAYS_INLINE {
-    constexpr int kVectors = decltype(vectors)::value;
-    vector_t sums[kVectors];
+    constexpr int kVectors = decltype(vectors)::value, kChains = std::max(1, kRun / 2 / kVectors);
+    vector_t sums[kChains][kVectors];  // an addition waits for the one before: few vectors have several sums
     FASTSEG_UNROLL
-    for (int v = 0; v < kVectors; ++v) sums[v] = vector_t{};
-    for (int64_t r = 0; r < count; ++r) {
+    for (int c = 0; c < kChains; ++c) {
+      FASTSEG_UNROLL
+      for (int v = 0; v < kVectors; ++v) sums[c][v] = vector_t{};
+    }
+    const auto add = [&](int64_t r, int t, int c) FASTSEG_ALWAYS_INLINE {
+      const scalar_t* from = rows[r].data + taps[t].at + block.first;
+      const accumulate_t weight = rows[r].weights[taps[t].index];
+      FASTSEG_UNROLL
+      for (int v = 0; v < kVectors; ++v) sums[c][v] += simd::load(from + v * kLanes) * weight;
+    };
+    int64_t r = 0;
+    for (; r + kChains <= count; r += kChains) {
       for (int t = block.begin; t < block.end; ++t) {
-        const scalar_t* from = rows[r].data + taps[t].at + block.first;
-        const accumulate_t weight = rows[r].weights[taps[t].index];
         FASTSEG_UNROLL
-        for (int v = 0; v < kVectors; ++v) sums[v] += simd::load(from + v * kLanes) * weight;
+        for (int c = 0; c < kChains; ++c) add(r + c, t, c);
       }
     }
+    for (; r < count; ++r) {
+      for (int t = block.begin; t < block.end; ++t) add(r, t, 0);
+    }
     FASTSEG_UNROLL
-    for (int v = 0; v < kVectors; ++v) body(block.first + v * kLanes, sums[v]);
+    for (int v = 0; v < kVectors; ++v) {
+      FASTSEG_UNROLL
+      for (int c = 1; c < kChains; ++c) sums[0][v] += sums[c][v];
+      body(block.first + v * kLanes, sums[0][v]);
+    }
   };
   for (const Block& block : phase.blocks) {
     if (block.masked) {
-      vector_t sum{};
+      vector_t even{}, odd{};
       for (int t = block.begin; t < block.end; ++t) {
         const auto inside = lanes_inside<accumulate_t>(block, taps[t]);
-        for (int64_t r = 0; r < count; ++r) {
+        const auto add = [&](int64_t r, vector_t& sum) FASTSEG_ALWAYS_INLINE {
           const vector_t values = simd::load(rows[r].data + taps[t].at + block.first);
           sum = simd::select(inside, sum + values * rows[r].weights[taps[t].index], sum);
+        };
+        int64_t r = 0;
+        for (; r + 2 <= count; r += 2) {
+          add(r, even);
+          add(r + 1, odd);
         }
+        if (r < count) add(r, even);
       }
-      body(block.first, sum);
+      body(block.first, even + odd);
     } else if (block.vectors == 1) {
       run(block, std::integral_constant<int, 1>());
     } else if (block.vectors == 2) {
@@ -86,16 +107,8 @@ struct RowEnd {
   int64_t residual_step;
   scalar_t* to;  // [OW]
   int count;     // of the lanes of a vector that are outputs
+  int stored;    // of the lanes, that are written: what is beyond the row, another will overwrite
   bool streamed;
-
-  RowEnd(const Epilogue<scalar_t>& epilogue, const Map& map, int64_t plane, int64_t y, scalar_t* output, bool streamed)
-      : epilogue(epilogue), bias(epilogue.bias_of(plane % map.channels)), residual(nullptr),
-        residual_step(epilogue.residual.column), to(output + (plane * map.rows.output + y) * map.columns.output),
-        count(static_cast<int>(std::min<int64_t>(kLanes, map.columns.output))), streamed(streamed) {
-    if (epilogue.residual.data) {
-      residual = epilogue.residual.at(plane / map.channels, plane % map.channels, y, 0);
-    }
-  }
 
   template <typename vector_t>
   FASTSEG_INLINE void operator()(int64_t x, vector_t sums) const {
@@ -105,7 +118,7 @@ struct RowEnd {
     if (streamed && (reinterpret_cast<uintptr_t>(to + x) & kAlignment) == 0) {
       simd::stream(to + x, sums);
     } else {
-      store_first(to + x, sums, count);
+      store_first(to + x, sums, stored);
     }
   }
 
@@ -159,19 +172,29 @@ class RowMap {
 
   // Rows [begin, end) of the output [N C, OH].
   void run(int64_t begin, int64_t end) {
-    const int64_t height = map_.rows.output;
-    for (int64_t row = begin; row < end; ++row) run_row(row / height, row % height);
+    const int64_t height = map_.rows.output, width = map_.columns.output;
+    int64_t plane = begin / height, y = begin % height;
+    for (int64_t row = begin; row < end; ++row) {
+      run_row(plane, y, /*spills=*/(end - row) * width >= kLanes);
+      if (++y == height) ++plane, y = 0;
+    }
     if (streamed_) simd::stream_fence();
   }
 
  private:
-  void run_row(int64_t plane, int64_t y) {
-    const auto* weights = weights_.data() + plane % map_.channels * map_.taps();
+  void run_row(int64_t plane, int64_t y, bool spills) {
+    const int64_t channel = plane % map_.channels, row = plane * map_.rows.output + y;
+    const auto* weights = weights_.data() + channel * map_.taps();
     int64_t count = 0;
     map_.rows.for_each_tap(y, [&](const Tap& tap, int64_t source_y) {
       met_[count++] = {source_.row(plane, source_y, tap.index), weights + tap.index * map_.columns.kernel};
     });
-    const RowEnd<scalar_t> finish(epilogue_, map_, plane, y, output_, streamed_);
+    const ImageView<scalar_t>& residual = epilogue_.residual;
+    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, map_.columns.output));
+    const RowEnd<scalar_t> finish{epilogue_, epilogue_.bias_of(channel),
+                                  residual.data ? residual.at(plane / map_.channels, channel, y, 0) : nullptr,
+                                  residual.column, output_ + row * map_.columns.output, lanes,
+                                  spills ? kLanes : lanes, streamed_};
     if (!parts_) {
       sum_phase(columns_.phases[0], met_.data(), count, finish);
       return;
@@ -275,7 +298,8 @@ class RowProducts {
 
   RowProducts(const Map& map, const Columns& columns, const scalar_t* input, const scalar_t* grad_output)
       : map_(map), columns_(columns), grad_output_(grad_output),
-        source_(input, map.images * map.channels, map.rows, columns), met_(map.rows.kernel), met_sums_(map.rows.kernel) {}
+        source_(input, map.images * map.channels, map.rows, columns), met_(map.rows.kernel),
+        met_sums_(map.rows.kernel) {}
 
   // lanes [R S] += the products of row y of the plane.
   void add(int64_t plane, int64_t y, vector_t* lanes) {

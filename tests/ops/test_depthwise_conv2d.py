@@ -1,4 +1,4 @@
-"""Depthwise dilated_conv2d and conv_transpose2d in C++: any geometry, layout, dtype and epilogue, against fp64 stock."""
+"""Depthwise dilated_conv2d, conv_transpose2d in C++: any geometry, layout, dtype and epilogue, against fp64 stock."""
 
 import pytest
 import torch
@@ -118,7 +118,8 @@ def test_any_transposed_convolution_equals_stock(data):
     if data.draw(st.booleans()):
         size = [full[i] - 2 * padding[i] + more[i] for i in (0, 1)]
         top, left = (data.draw(st.integers(0, size[i] - 1)) for i in (0, 1))
-        window["crop"] = (top, left, data.draw(st.integers(1, size[0] - top)), data.draw(st.integers(1, size[1] - left)))
+        height, width = data.draw(st.integers(1, size[0] - top)), data.draw(st.integers(1, size[1] - left))
+        window["crop"] = (top, left, height, width)
     grad_output = whole(generator, *stock("transposed", image, weight, None, None, False, **window).shape)
     check("transposed", image, weight, grad_output=grad_output, **window)
 

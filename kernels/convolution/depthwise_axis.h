@@ -1,0 +1,397 @@
+// Geometry, weights and epilogue of the depthwise convolutions on the CPU, whatever the layout of the images.
+//
+// Along one axis both maps are the same thing. Their outputs fall into phases, o = phase + k output_step, and what tap
+// t of a phase reads for output k is source element t.phase + (k + t.offset) source_step:
+//     convolution             one phase of outputs; source_step is the stride
+//     transposed convolution  as many phases as the stride, each with the taps that reach it; source_step is 1
+// A tap is inside of the source for one range of k, and is visited for no other.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include <torch/csrc/stable/tensor.h>
+
+#include "fastseg/arguments.h"
+#include "fastseg/layout.h"
+#include "fastseg/parallel.h"
+#include "fastseg/pixel_tile.h"
+#include "fastseg/simd.h"
+#include "fastseg/transpose.h"
+
+namespace fastseg::depthwise {
+
+using simd::kLanes;
+using Pair = std::vector<int64_t>;  // of height and width
+
+struct Tap {
+  int64_t index;       // in the kernel
+  int64_t phase;       // of the source
+  int64_t offset;
+  int64_t first, end;  // outputs k in [first, end) find it inside of the source
+};
+
+struct Phase {
+  int64_t outputs;        // k in [0, outputs)
+  std::vector<Tap> taps;  // neighbours in this list are inside for neighbouring ranges of outputs
+};
+
+inline int64_t floor_divide(int64_t value, int64_t divisor) {
+  return value >= 0 ? value / divisor : -ceil_divide(-value, divisor);
+}
+
+struct Axis {
+  int64_t kernel, source, output;  // extents
+  int64_t source_step = 1, output_step = 1;
+  std::vector<Phase> phases;       // of the outputs
+
+  static Axis convolution(int64_t kernel, int64_t source, int64_t output, int64_t stride, int64_t padding,
+                          int64_t dilation) {
+    check(kernel, stride, padding, dilation);
+    Axis axis{kernel, source, output, stride, 1, {}};
+    Phase all{output, {}};
+    for (int64_t index = 0; index < kernel; ++index) {
+      const int64_t offset = floor_divide(index * dilation - padding, stride);
+      const int64_t phase = index * dilation - padding - offset * stride;
+      axis.add(all, index, phase, offset);
+    }
+    axis.phases.push_back(std::move(all));
+    return axis;
+  }
+
+  static Axis transposed(int64_t kernel, int64_t source, int64_t output, int64_t stride, int64_t padding,
+                         int64_t dilation) {
+    check(kernel, stride, padding, dilation);
+    Axis axis{kernel, source, output, 1, stride, {}};
+    for (int64_t phase = 0; phase < std::min(stride, output); ++phase) {
+      Phase own{ceil_divide(output - phase, stride), {}};
+      for (int64_t index = 0; index < kernel; ++index) {
+        const int64_t distance = phase + padding - index * dilation;
+        if (distance % stride == 0) axis.add(own, index, 0, distance / stride);
+      }
+      axis.phases.push_back(std::move(own));
+    }
+    return axis;
+  }
+
+  // Source elements phase, phase + source_step, ...
+  int64_t elements(int64_t phase) const { return source > phase ? ceil_divide(source - phase, source_step) : 0; }
+
+  // body(tap, source element) for the taps of output `o`.
+  template <typename Body>
+  void for_each_tap(int64_t o, const Body& body) const {
+    const int64_t k = output_step == 1 ? o : o / output_step;  // a division takes as long as a short row
+    for (const Tap& tap : phases[o - k * output_step].taps) {
+      if (tap.first <= k && k < tap.end) body(tap, tap.phase + (k + tap.offset) * source_step);
+    }
+  }
+
+ private:
+  static void check(int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+    constexpr int64_t kMost = int64_t{1} << 60;  // so that no sum of them overflows
+    FASTSEG_CHECK(kernel >= 1 && stride >= 1 && stride <= kMost && padding >= 0 && padding <= kMost && dilation >= 1 &&
+                      dilation <= kMost / kernel,
+                  "stride, padding or extent of the kernel is out of range");
+  }
+
+  // Taps that are inside for no output are left away.
+  void add(Phase& to, int64_t index, int64_t phase, int64_t offset) const {
+    const int64_t first = std::max<int64_t>(0, -offset), end = std::min(to.outputs, elements(phase) - offset);
+    if (first < end) to.taps.push_back({index, phase, offset, first, end});
+  }
+};
+
+// One map of [N, C, rows.source, columns.source] to [N, C, rows.output, columns.output].
+struct Map {
+  int64_t images, channels;
+  Axis rows, columns;
+  bool channels_last;
+
+  int64_t taps() const { return rows.kernel * columns.kernel; }
+  // Output rows of all images worth a slice of their own.
+  int64_t smallest_slice(int64_t planes_in_row) const {
+    constexpr int64_t kWorthwhile = 1 << 15;  // multiplications
+    const int64_t taps_met = std::max<int64_t>(1, taps() / (rows.output_step * columns.output_step));
+    return ceil_divide(kWorthwhile, std::max<int64_t>(1, columns.output * taps_met * planes_in_row));
+  }
+};
+
+inline void check_image(const Tensor& image, ScalarType type, const char* name) {
+  FASTSEG_CHECK(image.is_cpu() && image.dim() == 4 && image.scalar_type() == type, name,
+                " must be a CPU tensor [N, C, H, W] of the dtype of input");
+}
+
+// True if both images are dense channels_last, false if both are dense NCHW.
+inline bool check_formats(const Tensor& input, const Tensor& other, const char* name) {
+  if (is_channels_last(input) && is_channels_last(other)) return true;
+  FASTSEG_CHECK(input.is_contiguous() && other.is_contiguous(), "input and ", name,
+                " must be dense in the same memory format");
+  return false;
+}
+
+// A strided [N, C, H, W] image that is only read.
+template <typename scalar_t>
+struct ImageView {
+  const scalar_t* data = nullptr;
+  int64_t image = 0, channel = 0, row = 0, column = 0;  // strides
+
+  ImageView() = default;
+  explicit ImageView(const Tensor& tensor) : data(tensor.const_data_ptr<scalar_t>()) {
+    const auto strides = tensor.strides();
+    image = strides[0], channel = strides[1], row = strides[2], column = strides[3];
+  }
+  const scalar_t* at(int64_t n, int64_t c, int64_t y, int64_t x) const {
+    return data + n * image + c * channel + y * row + x * column;
+  }
+};
+
+// `count` (1..16) elements `stride` apart, in the first lanes.
+template <typename scalar_t>
+FASTSEG_INLINE auto load_strided(const scalar_t* from, int64_t stride, int count) {
+  if (stride == 1 && count == kLanes) return simd::load(from);
+  alignas(64) scalar_t buffer[kLanes];
+  for (int i = 0; i < kLanes; ++i) buffer[i] = from[std::min(i, count - 1) * stride];
+  return simd::load(buffer);
+}
+
+template <typename scalar_t, typename vector_t>
+FASTSEG_INLINE void store_first(scalar_t* to, vector_t lanes, int count) {
+  if (count == kLanes) {
+    simd::store(to, lanes);
+  } else {
+    simd::store_partial(to, lanes, count);
+  }
+}
+
+// Whole vectors of 16 channels.
+inline int64_t padded(int64_t channels) { return ceil_divide(channels, kLanes) * kLanes; }
+
+// What is added to the sums, in this order: bias, residual, relu.
+template <typename scalar_t>
+struct Epilogue {
+  using accumulate_t = simd::accumulate<scalar_t>;
+  using vector_t = simd::vec<accumulate_t>;
+
+  std::vector<accumulate_t> bias;  // [padded(C)], or nothing
+  ImageView<scalar_t> residual;    // [N, C, OH, OW], data is null if there is none
+  bool relu;
+
+  Epilogue(const Map& map, const std::optional<Tensor>& bias_values, const std::optional<Tensor>& residual_image,
+           const Tensor& output, bool relu)
+      : relu(relu) {
+    if (bias_values) {
+      FASTSEG_CHECK(bias_values->is_cpu() && bias_values->scalar_type() == scalar_type_of<scalar_t>() &&
+                        bias_values->dim() == 1 && bias_values->size(0) == map.channels,
+                    "bias must be a CPU tensor of one element per channel, of the dtype of input");
+      const scalar_t* values = bias_values->const_data_ptr<scalar_t>();
+      bias.resize(padded(map.channels));
+      for (int64_t c = 0; c < map.channels; ++c) {
+        bias[c] = static_cast<accumulate_t>(values[c * bias_values->stride(0)]);
+      }
+    }
+    if (residual_image) {
+      check_image(*residual_image, scalar_type_of<scalar_t>(), "residual");
+      for (int64_t dim = 0; dim < 4; ++dim) {
+        FASTSEG_CHECK(residual_image->size(dim) == output.size(dim), "residual must have the shape of the output");
+      }
+      residual = ImageView<scalar_t>(*residual_image);
+    }
+  }
+
+  accumulate_t bias_of(int64_t channel) const { return bias.empty() ? accumulate_t(0) : bias[channel]; }
+  FASTSEG_INLINE vector_t rectified(vector_t sums) const {
+    return relu ? simd::select(sums < vector_t{}, vector_t{}, sums) : sums;  // NaN stays
+  }
+};
+
+// weight [C, 1, R, S] of any strides as [C][R S] or, with `by_tap`, as [R S][padded(C)].
+template <typename scalar_t>
+std::vector<simd::accumulate<scalar_t>> gathered_weights(const Tensor& weight, const Map& map, bool by_tap) {
+  FASTSEG_CHECK(weight.is_cpu() && weight.scalar_type() == scalar_type_of<scalar_t>() && weight.dim() == 4 &&
+                    weight.size(0) == map.channels && weight.size(1) == 1 && weight.size(2) == map.rows.kernel &&
+                    weight.size(3) == map.columns.kernel,
+                "weight must be a CPU tensor [C, 1, R, S] of the dtype of input");
+  const int64_t row_taps = map.columns.kernel, taps = map.taps();
+  const int64_t tap_stride = by_tap ? padded(map.channels) : 1, channel_stride = by_tap ? 1 : taps;
+  std::vector<simd::accumulate<scalar_t>> gathered(by_tap ? taps * tap_stride : taps * map.channels);
+  const ImageView<scalar_t> values(weight);
+  for (int64_t c = 0; c < map.channels; ++c) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const scalar_t* value = values.at(c, 0, tap / row_taps, tap % row_taps);
+      gathered[c * channel_stride + tap * tap_stride] = static_cast<simd::accumulate<scalar_t>>(*value);
+    }
+  }
+  return gathered;
+}
+
+// Writes sums[c * channel_stride + tap * tap_stride] to grad_weight [C, 1, R, S] of any strides.
+template <typename scalar_t>
+void write_grad_weight(const double* sums, int64_t channel_stride, int64_t tap_stride, const Map& map,
+                       const Tensor& grad_weight) {
+  scalar_t* values = grad_weight.mutable_data_ptr<scalar_t>();
+  const auto strides = grad_weight.strides();
+  for (int64_t c = 0; c < map.channels; ++c) {
+    for (int64_t r = 0; r < map.rows.kernel; ++r) {
+      for (int64_t s = 0; s < map.columns.kernel; ++s) {
+        const double sum = sums[c * channel_stride + (r * map.columns.kernel + s) * tap_stride];
+        values[c * strides[0] + r * strides[2] + s * strides[3]] =
+            static_cast<scalar_t>(static_cast<simd::accumulate<scalar_t>>(sum));
+      }
+    }
+  }
+}
+
+struct ColumnTap {
+  int64_t at;  // what it reads for output k is element at + k of a source row
+  int64_t index, first, end;
+};
+
+// Neighbouring vectors of outputs that see the same taps. `masked`: one vector, some of whose lanes miss some of them.
+struct Block {
+  int64_t first, vectors;
+  int begin, end;  // taps of the phase
+  bool masked;
+  int low, high;   // the lanes that count
+};
+
+// The columns axis, cut into blocks.
+struct Columns {
+  struct PhaseBlocks {
+    std::vector<ColumnTap> taps;
+    std::vector<Block> blocks;
+  };
+
+  const Axis& axis;
+  std::vector<int64_t> source_phases;  // those that are read
+  int64_t segment;                     // elements between two of them in a split row, room for 16 at either end
+  std::vector<PhaseBlocks> phases;     // of the outputs
+
+  // each_once: every output counts in one block only. Else the last vector of a row may repeat some of the one before.
+  Columns(const Axis& axis, bool each_once, int64_t longest_run) : axis(axis) {
+    for (const Phase& phase : axis.phases) {
+      for (const Tap& tap : phase.taps) source_phases.push_back(tap.phase);
+    }
+    if (source_phases.empty()) source_phases.push_back(0);  // rows are handed out even where no tap reads them
+    std::sort(source_phases.begin(), source_phases.end());
+    source_phases.erase(std::unique(source_phases.begin(), source_phases.end()), source_phases.end());
+    segment = axis.elements(0) + 2 * kLanes;
+    for (const Phase& phase : axis.phases) {
+      PhaseBlocks own;
+      for (const Tap& tap : phase.taps) {
+        const auto found = std::lower_bound(source_phases.begin(), source_phases.end(), tap.phase);
+        own.taps.push_back({(found - source_phases.begin()) * segment + tap.offset, tap.index, tap.first, tap.end});
+      }
+      for (int64_t k = 0; k < phase.outputs; k += kLanes) add_vector(own, k, phase.outputs, each_once, longest_run);
+      phases.push_back(std::move(own));
+    }
+  }
+
+ private:
+  static void add_vector(PhaseBlocks& to, int64_t k, int64_t outputs, bool each_once, int64_t longest_run) {
+    Block block{std::max<int64_t>(0, std::min(k, outputs - kLanes)), 1, 0, 0, false, 0, kLanes};
+    block.high = static_cast<int>(std::min<int64_t>(kLanes, outputs));
+    if (each_once) block.low = static_cast<int>(k - block.first);
+    const int64_t low = block.first + block.low, high = block.first + block.high;
+    const auto meets = [&](const ColumnTap& tap) { return tap.first < high && low < tap.end; };
+    const int taps = static_cast<int>(to.taps.size());
+    while (block.begin < taps && !meets(to.taps[block.begin])) ++block.begin;
+    for (block.end = block.begin; block.end < taps && meets(to.taps[block.end]); ++block.end) {
+      const ColumnTap& tap = to.taps[block.end];
+      block.masked = block.masked || tap.first > low || tap.end < high;
+    }
+    block.masked = block.masked || (each_once && high - low < kLanes);
+    if (!to.blocks.empty() && !block.masked) {
+      Block& last = to.blocks.back();
+      if (!last.masked && last.vectors < longest_run && last.first + last.vectors * kLanes == block.first &&
+          last.begin == block.begin && last.end == block.end) {
+        ++last.vectors;
+        return;
+      }
+    }
+    to.blocks.push_back(block);
+  }
+};
+
+// Rows of a source [planes, H, W], 16 elements of which may be read from anywhere a lane of theirs is needed: where
+// they lie, or split into phases, or copied where there is no memory beside them.
+template <typename scalar_t>
+class SourceRows {
+ public:
+  SourceRows(const scalar_t* data, int64_t planes, const Axis& rows, const Columns& columns)
+      : data_(data), elements_(planes * rows.source * columns.axis.source), height_(rows.source),
+        width_(columns.axis.source), columns_(columns), slots_(slots_of(rows)), by_tap_(slots_ > kMostSlots) {
+    if (by_tap_) slots_ = rows.kernel;
+    held_.assign(slots_, -1);
+  }
+
+  // The row that tap `tap` of an output row needs. Valid until another output row is asked for.
+  const scalar_t* row(int64_t plane, int64_t y, int64_t tap) {
+    const int64_t number = plane * height_ + y, offset = number * width_;
+    const bool splits = columns_.axis.source_step > 1;
+    if (!splits && offset >= kLanes && offset + width_ + kLanes <= elements_) return data_ + offset;
+    const int64_t slot = by_tap_ ? tap : y % slots_;
+    const int64_t room = static_cast<int64_t>(columns_.source_phases.size()) * columns_.segment;
+    if (!copies_) copies_.emplace(slots_ * room);
+    scalar_t* copy = copies_->get() + slot * room;
+    if (held_[slot] != number) {
+      if (held_[slot] < 0) std::fill_n(copy, room, scalar_t(0));  // around the phases, too: no odd numbers there
+      held_[slot] = number;
+      split(data_ + offset, copy + kLanes);
+    }
+    return copy + kLanes;
+  }
+
+ private:
+  static constexpr int64_t kMostSlots = 64;
+
+  // As many as an output row needs and the rows between.
+  static int64_t slots_of(const Axis& rows) {
+    int64_t most = 1;
+    for (const Phase& phase : rows.phases) {
+      if (phase.taps.empty()) continue;
+      int64_t lowest = INT64_MAX, highest = INT64_MIN;
+      for (const Tap& tap : phase.taps) {
+        const int64_t place = tap.offset * rows.source_step + tap.phase;
+        lowest = std::min(lowest, place), highest = std::max(highest, place);
+      }
+      most = std::max(most, highest - lowest + 1);
+    }
+    return std::min(most, rows.source);
+  }
+
+  void split(const scalar_t* from, scalar_t* to) const {
+    const int64_t step = columns_.axis.source_step, segment = columns_.segment;
+    const int64_t phases = columns_.source_phases.size();
+    int64_t done = 0;  // elements of every phase
+    if (step == 1) {
+      std::copy_n(from, width_, to);
+      return;
+    }
+    if (step == 2 && phases == 2) {
+      for (; 2 * (done + kLanes) <= width_; done += kLanes) {
+        const auto low = simd::load(from + 2 * done), high = simd::load(from + 2 * done + kLanes);
+        simd::store(to + done, simd::every_second<0>(low, high));
+        simd::store(to + segment + done, simd::every_second<1>(low, high));
+      }
+    } else if (step == phases) {
+      done = width_ / step;
+      detail::transpose(from, step, to, segment, done, step);
+    }
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      const int64_t first = columns_.source_phases[phase];
+      for (int64_t k = done; k < columns_.axis.elements(first); ++k) to[phase * segment + k] = from[first + k * step];
+    }
+  }
+
+  const scalar_t* data_;
+  int64_t elements_, height_, width_;
+  const Columns& columns_;
+  int64_t slots_;
+  bool by_tap_;                              // a slot for every tap, else for every row of as many in turn
+  std::vector<int64_t> held_;                // [slots], number of the row, -1 for none
+  std::optional<Scratch<scalar_t>> copies_;  // [slots][source phases][segment]
+};
+
+}  // namespace fastseg::depthwise

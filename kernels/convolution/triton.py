@@ -1,0 +1,247 @@
+"""Convolution and transposed convolution as one implicit GEMM over rectangles of constant taps: see rectangles.py.
+
+The weight gradient stands in triton_weight.py, depthwise weights in triton_depthwise.py, formulas in README.md.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from fastseg import _library
+from fastseg._triton import AotCase, on_device_of
+from fastseg.kernels.convolution.launch import (
+    is_channels_last,
+    is_wide,
+    packed,
+    precision,
+    processors,
+    run_of,
+    shared_memory,
+    strides,
+)
+from fastseg.kernels.convolution.rectangles import plan
+
+
+class Config(NamedTuple):
+    pixels: int
+    out_channels: int
+    channels: int  # summed per step
+    warps: int
+    stages: int
+
+
+# (multiplied as, layout, outputs) -> Config. "widest" takes more shared memory than smaller GPUs have: ROOMY says how
+# much. Rewritten by benchmarks/tune_convolution.py.
+CONFIGS = {
+    ("half", "channels_last", "few"): Config(128, 32, 64, 4, 4),
+    ("half", "channels_last", "medium"): Config(128, 64, 64, 4, 4),
+    ("half", "channels_last", "wide"): Config(128, 128, 64, 8, 3),
+    ("half", "channels_last", "widest"): Config(128, 256, 64, 8, 3),
+    ("half", "planes", "few"): Config(128, 32, 64, 4, 4),
+    ("half", "planes", "medium"): Config(128, 64, 64, 4, 4),
+    ("half", "planes", "wide"): Config(128, 128, 64, 8, 3),
+    ("tf32", "channels_last", "few"): Config(128, 32, 32, 4, 4),
+    ("tf32", "channels_last", "medium"): Config(128, 64, 32, 4, 4),
+    ("tf32", "channels_last", "wide"): Config(128, 128, 32, 8, 3),
+    ("tf32", "planes", "few"): Config(128, 32, 32, 4, 4),
+    ("tf32", "planes", "medium"): Config(128, 64, 32, 4, 4),
+    ("tf32", "planes", "wide"): Config(128, 128, 32, 8, 3),
+    ("ieee", "channels_last", "few"): Config(64, 32, 16, 4, 3),
+    ("ieee", "channels_last", "wide"): Config(64, 64, 16, 4, 3),
+    ("ieee", "planes", "few"): Config(64, 32, 16, 4, 3),
+    ("ieee", "planes", "wide"): Config(64, 64, 16, 4, 3),
+}
+ROOMY = 160 * 1024
+
+
+def config_of(
+    dtype: torch.dtype, precision: str, channels_last: bool, out_channels: int, pixels: int, device: torch.device
+) -> Config:
+    """The largest block that the outputs fill; smaller where too few of them would leave processors without work.
+
+    out_channels: of one group; pixels: of all groups together.
+    """
+    kind = precision if dtype is torch.float32 else "half"
+    layout = "channels_last" if channels_last else "planes"
+    for name, more_than in (("widest", 128), ("wide", 64), ("medium", 32)):
+        config = CONFIGS.get((kind, layout, name))
+        if config is None or out_channels <= min(more_than, config.out_channels // 2):
+            continue
+        programs = triton.cdiv(pixels, config.pixels) * triton.cdiv(out_channels, config.out_channels)
+        fits = name != "widest" or shared_memory(device) >= ROOMY
+        if fits and programs >= processors(device):
+            return config
+    smallest = "few" if out_channels <= 32 else "medium"
+    return CONFIGS.get((kind, layout, smallest)) or CONFIGS[kind, layout, "few"]
+
+
+@triton.jit
+def spread(pixels, channels, CHANNELS_LAST: tl.constexpr):
+    """pixels + channels as a tile: [pixels, channels] in channels_last, [channels, pixels] else."""
+    if CHANNELS_LAST:
+        return pixels[:, None] + channels[None, :]
+    else:
+        return pixels[None, :] + channels[:, None]
+
+
+@triton.jit
+def pointers(pixels, channels, RUN: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """`spread` of pointers; in NCHW runs of RUN pixels are neighbours in memory and start at multiples of that.
+
+    The compiler attaches what it is told to the sum itself, so it has to be told here.
+    """
+    if CHANNELS_LAST:
+        return pixels[:, None] + channels[None, :]
+    else:
+        size: tl.constexpr = pixels.dtype.element_ty.primitive_bitwidth // 8
+        return tl.max_contiguous(tl.multiple_of(pixels[None, :] + channels[:, None], (1, RUN * size)), (1, RUN))
+
+
+@triton.jit
+def both(pixels, channels, RUN: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """pixels & channels as a tile; in NCHW they are the same for all pixels of a run."""
+    if CHANNELS_LAST:
+        return pixels[:, None] & channels[None, :]
+    else:
+        return tl.max_constancy(pixels[None, :] & channels[:, None], (1, RUN))
+
+
+@triton.jit
+def implicit_gemm_kernel(
+    input,  # [N, C, H, W] of any strides
+    weight,  # [groups, taps, K', C'] of last stride 1, filled up with zeros to whole blocks
+    bias,  # [K] or None
+    residual,  # [N, K, OH, OW] of any strides, or None
+    output,  # [N, K, OH, OW] of any strides
+    rectangles,  # [rectangles, 17] int32, see rectangles.py
+    blocks,  # [programs / tiles, 2] int32
+    images, channels, out_channels,  # N, and both numbers of channels of one group
+    height, width, tiles, tiles_of_group,
+    input_image, input_channel, input_row, input_column,
+    weight_group, weight_tap, weight_channel,
+    residual_image, residual_channel, residual_row, residual_column,
+    output_image, output_channel, output_row, output_column,
+    CHANNELS_LAST: tl.constexpr, TESTED: tl.constexpr, EVEN: tl.constexpr, RELU: tl.constexpr,
+    INPUT_RUN: tl.constexpr, OUTPUT_RUN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_P pixels of one rectangle by BLOCK_K output channels of one group. Grid: (blocks * tiles of channels,)."""
+    program = tl.program_id(0)
+    tile, entry = program % tiles, blocks + program // tiles * 2  # neighbours share their pixels
+    group = tile // tiles_of_group
+    k = tile % tiles_of_group * BLOCK_K + tl.arange(0, BLOCK_K)
+    line = rectangles + tl.load(entry) * 17
+    columns, pixels = tl.load(line), tl.load(line + 1)
+    y, y_step, x, x_step = tl.load(line + 2), tl.load(line + 3), tl.load(line + 4), tl.load(line + 5)
+    row, row_step, row_tap = tl.load(line + 6), tl.load(line + 7), tl.load(line + 8)
+    column, column_step, column_tap = tl.load(line + 9), tl.load(line + 10), tl.load(line + 11)
+    tap, tap_down, tap_right = tl.load(line + 12), tl.load(line + 13), tl.load(line + 14)
+    taps_down, taps_right = tl.load(line + 15), tl.load(line + 16)
+    number = tl.load(entry + 1)
+    if WIDE:
+        number, pixels, row_tap, column_tap = number.to(tl.int64), pixels.to(tl.int64), row_tap.to(tl.int64), \
+            column_tap.to(tl.int64)
+        k = k.to(tl.int64)
+
+    p = number * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = p < images * pixels
+    p = tl.where(inside, p, 0)  # reads what is there
+    n, q = (p // pixels).to(tl.int64), p % pixels
+    i, j = q // columns, q % columns
+    from_row, from_column = row + i * row_step, column + j * column_step
+    corner = input + n * input_image + (from_row * input_row + from_column * input_column)
+    corner += group.to(tl.int64) * channels * input_channel
+    c = tl.arange(0, BLOCK_C)
+    weights = weight + group.to(tl.int64) * weight_group + spread(c, k * weight_channel, CHANNELS_LAST)
+
+    total = tl.zeros((BLOCK_P, BLOCK_K) if CHANNELS_LAST else (BLOCK_K, BLOCK_P), tl.float32)
+    # One flat loop over taps and chunks of channels, so that loads run ahead from one tap into the next.
+    r, s, first = 0, 0, 0
+    for _ in range(taps_down * taps_right * tl.cdiv(channels, BLOCK_C)):
+        chunk = first + c
+        shift = r * row_tap * input_row + s * column_tap * input_column
+        from_input = pointers(corner, shift + chunk * input_channel, INPUT_RUN, CHANNELS_LAST)
+        from_weight = weights + ((tap + r * tap_down + s * tap_right).to(tl.int64) * weight_tap + first)
+        if TESTED:
+            at_row, at_column = from_row + r * row_tap, from_column + s * column_tap
+            seen = (at_row >= 0) & (at_row < height) & (at_column >= 0) & (at_column < width)
+            values = tl.load(from_input, both(seen, chunk < channels, INPUT_RUN, CHANNELS_LAST), 0.0)
+        elif EVEN:
+            values = tl.load(from_input)
+        else:
+            everywhere = tl.full((BLOCK_P,), True, tl.int1)
+            values = tl.load(from_input, both(everywhere, chunk < channels, INPUT_RUN, CHANNELS_LAST), 0.0)
+        factors = tl.load(from_weight)
+        if INTERPRETED:  # which knows no arithmetic of half types
+            values, factors = values.to(tl.float32), factors.to(tl.float32)
+        if CHANNELS_LAST:
+            total = tl.dot(values, factors, total, input_precision=PRECISION)
+        else:
+            total = tl.dot(factors, values, total, input_precision=PRECISION)
+        first += BLOCK_C
+        next_tap = first >= channels
+        first = tl.where(next_tap, 0, first)
+        s += next_tap.to(tl.int32)
+        next_row = s >= taps_right
+        s = tl.where(next_row, 0, s)
+        r += next_row.to(tl.int32)
+
+    of_group = k < out_channels
+    k += group * out_channels
+    mask = both(inside, of_group, OUTPUT_RUN, CHANNELS_LAST)
+    y, x = y + i * y_step, x + j * x_step
+    if bias is not None:
+        total += spread(tl.zeros((BLOCK_P,), tl.float32), tl.load(bias + k, of_group, 0.0).to(tl.float32), CHANNELS_LAST)
+    if residual is not None:
+        from_residual = residual + n * residual_image + (y * residual_row + x * residual_column)
+        from_residual = spread(from_residual, k * residual_channel, CHANNELS_LAST)
+        total += tl.load(from_residual, mask, 0.0).to(tl.float32)
+    if RELU:
+        total = tl.where(total < 0.0, 0.0, total)  # keeps NaN, as torch does
+    corner = output + n * output_image + (y * output_row + x * output_column)
+    to = pointers(corner, k * output_channel, OUTPUT_RUN, CHANNELS_LAST)
+    tl.store(to, total.to(output.dtype.element_ty), mask)
+
+
+def _launch(kind, input, weight, bias, residual, stride, padding, dilation, groups, size, relu, output) -> None:
+    if output.numel() == 0:
+        return
+    images, out_channels, *_ = output.shape
+    channels, out_channels = input.shape[1] // groups, out_channels // groups
+    channels_last, multiplied = is_channels_last(input), precision(input.dtype)
+    pixels = images * groups * size[0] * size[1]
+    config = config_of(input.dtype, multiplied, channels_last, out_channels, pixels, input.device)
+    taps = packed(weight, groups, kind == "transposed", config.out_channels, config.channels)
+    blocks = plan(
+        kind, images, tuple(input.shape[2:]), tuple(size), tuple(weight.shape[2:]), tuple(stride), tuple(padding),
+        tuple(dilation), config.pixels, input.device,
+    )  # fmt: skip
+    tiles_of_group = triton.cdiv(out_channels, config.out_channels)
+    tiles = groups * tiles_of_group
+    with on_device_of(input):
+        implicit_gemm_kernel[(len(blocks.blocks) * tiles,)](
+            input, taps, bias, residual, output, blocks.rectangles, blocks.blocks,
+            images, channels, out_channels, *input.shape[2:], tiles, tiles_of_group,
+            *strides(input), *taps.stride()[:3], *strides(residual), *strides(output),
+            CHANNELS_LAST=channels_last, TESTED=blocks.tested, EVEN=channels % config.channels == 0, RELU=relu,
+            INPUT_RUN=run_of(input, blocks.input_run), OUTPUT_RUN=run_of(output, blocks.output_run),
+            WIDE=is_wide(input, residual, output), PRECISION=multiplied,
+            BLOCK_P=config.pixels, BLOCK_K=config.out_channels, BLOCK_C=config.channels,
+            INTERPRETED=_library.interpreting(), num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
+
+
+def dilated_conv2d(input, weight, bias, residual, stride, padding, dilation, groups, size, relu, output):
+    """input [N, C, H, W], weight [K, C / groups, R, S], residual and output [N, K, *size]."""
+    _launch(
+        "convolution", input, weight, bias, residual, stride, padding, dilation, groups, size, relu, output
+    )  # fmt: skip
+
+
+def conv_transpose2d(input, weight, bias, residual, stride, padding, dilation, groups, size, relu, output):
+    """input [N, C, H, W], weight [C, K / groups, R, S], residual and output [N, K, *size]."""
+    _launch(
+        "transposed", input, weight, bias, residual, stride, padding, dilation, groups, size, relu, output
+    )  # fmt: skip

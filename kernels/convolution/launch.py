@@ -9,6 +9,7 @@ from fastseg._layout import image_format
 from fastseg._triton import MAX_SHARED
 
 MOST_BYTES = 16  # of one access
+MOST_OFFSETS = 2**31 - 2**16  # a block beyond the last pixel still counts in 32 bits
 
 
 def is_channels_last(image: Tensor) -> bool:
@@ -40,7 +41,7 @@ def is_wide(*images: Tensor | None) -> bool:
     for image in images:
         if image is not None:
             extent = sum((size - 1) * abs(step) for size, step in zip(image.shape[1:], strides(image)[1:]))
-            if max(extent, image.shape[0] * image.shape[2] * image.shape[3]) >= 2**31:
+            if max(extent, image.shape[0] * image.shape[2] * image.shape[3]) >= MOST_OFFSETS:
                 return True
     return False
 
@@ -81,3 +82,11 @@ def shared_memory(device: torch.device) -> int:
     if device.type != "cuda":
         return MAX_SHARED
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def weight_strides(weight: Tensor) -> tuple[int, int, int]:
+    """(output channel, channel, tap) of a weight (K, C, R, S) that is dense in either format."""
+    _, channels, height, width = weight.shape
+    if weight.is_contiguous():
+        return channels * height * width, height * width, 1
+    return channels * height * width, 1, channels

@@ -23,6 +23,7 @@ from torch import Tensor
 
 _COST_OF_TESTS = 1.1  # of a block with tested pixels, over one without
 _MOST_ELEMENTS = 8  # in an access of 16 bytes
+_LEAST_BLOCKS = 8  # in a part of a weight gradient, so that writing it costs less than making it
 
 
 class Progression(NamedTuple):
@@ -202,15 +203,30 @@ def plan(
     return Plan(table.to(device), blocks.to(device, torch.int32).contiguous(), tested, *runs, work)
 
 
+def magic(divisor: int) -> tuple[int, int]:
+    """(factor, shift) with n // divisor = n factor >> (31 + shift) for 0 <= n < 2^31; factor as the int32 of its bits."""
+    shift = (divisor - 1).bit_length()
+    factor = 2 ** (31 + shift) // divisor + 1
+    return (factor - 2**32 if factor >= 2**31 else factor), shift
+
+
 class TapReach(NamedTuple):
-    """A row of the table of the weight gradient: the outputs that one tap reaches, and the inputs that they read."""
+    """A row of the table of the weight gradient: the outputs that one tap reaches, and the inputs that they read.
+
+    Output (y + i, x + j) reads input (row + i stride, column + j stride); pixel p of image n is (i, j) =
+    (p // columns, p % columns).
+    """
 
     y: int
     x: int
-    rows: int
-    columns: int
     row: int
     column: int
+    columns: int
+    pixels: int  # of one image
+    columns_factor: int
+    columns_shift: int
+    pixels_factor: int
+    pixels_shift: int
 
 
 def tap_reaches(
@@ -221,13 +237,57 @@ def tap_reaches(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> list[TapReach]:
-    """Of all taps (r, s) in order: output (y + i, x + j), i < rows, reads input (row + i stride, column + j stride)."""
+    """Of all taps in order."""
     down, right = (
         convolution(output_size[i], kernel_size[i], stride[i], padding[i], dilation[i])[0] for i in (0, 1)
     )  # fmt: skip
     found = []
     for r, s in product(range(kernel_size[0]), range(kernel_size[1])):
         (y, bottom), (x, end) = down.reach(r, input_size[0]), right.reach(s, input_size[1])
+        columns, pixels = max(0, end - x), max(0, bottom - y) * max(0, end - x)
         row, column = down.at + y * down.at_step + r * down.at_tap, right.at + x * right.at_step + s * right.at_tap
-        found.append(TapReach(y, x, max(0, bottom - y), max(0, end - x), row, column))
+        divisors = magic(max(1, columns)), magic(max(1, pixels))
+        found.append(TapReach(y, x, row, column, max(1, columns), pixels, *divisors[0], *divisors[1]))
     return found
+
+
+class WeightPlan(NamedTuple):
+    taps: Tensor  # [taps, 10] int32, see `TapReach`
+    parts: Tensor  # [parts, 4] int32: (tap, first block of pixels, one past the last, slot), the longest first
+    slots: Tensor  # [taps + 1] int32: the parts of a tap fill the slots from slots[tap] to slots[tap + 1]
+    single: bool  # no tap has more than one part, and slots are taps
+    input_run: int  # as in `Plan`
+    output_run: int
+    work: int  # pixels over all taps, those that fill up a block included
+
+
+@lru_cache(maxsize=256)
+def weight_plan(
+    batch: int,
+    input_size: tuple[int, int],
+    output_size: tuple[int, int],
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    block: int,
+    parts: int,
+    device: torch.device,
+) -> WeightPlan:
+    """Cuts the outputs that each tap reaches into parts of equal length, about `parts` of them over all taps."""
+    reaches = tap_reaches(input_size, output_size, kernel_size, stride, padding, dilation)
+    blocks = [-(-batch * reach.pixels // block) for reach in reaches]
+    length = max(_LEAST_BLOCKS, -(-sum(blocks) // parts))
+    rows, slots = [], [0]
+    for tap, count in enumerate(blocks):
+        starts = range(0, count, length) or (0,)  # one without pixels where the tap reaches nothing
+        rows += [(tap, start, min(start + length, count), slots[-1] + i) for i, start in enumerate(starts)]
+        slots.append(len(rows))
+    rows.sort(key=lambda row: row[1] - row[2])
+    inputs, outputs = gcd(_MOST_ELEMENTS, input_size[1]), gcd(_MOST_ELEMENTS, output_size[1])
+    for reach in reaches:
+        if reach.pixels:
+            inputs = gcd(inputs, reach.columns, reach.column) if stride[1] == 1 else 1
+            outputs = gcd(outputs, reach.columns, reach.x)
+    tables = (torch.tensor(values, dtype=torch.int32).to(device) for values in (reaches, rows, slots))
+    return WeightPlan(*tables, len(rows) == len(reaches), inputs, outputs, sum(blocks) * block)

@@ -22,6 +22,7 @@ from fastseg.kernels.convolution.launch import (
     strides,
 )
 from fastseg.kernels.convolution.rectangles import plan
+from fastseg.kernels.convolution.triton_tiles import both, pointers, spread
 
 
 class Config(NamedTuple):
@@ -75,37 +76,6 @@ def config_of(
             return config
     smallest = "few" if out_channels <= 32 else "medium"
     return CONFIGS.get((kind, layout, smallest)) or CONFIGS[kind, layout, "few"]
-
-
-@triton.jit
-def spread(pixels, channels, CHANNELS_LAST: tl.constexpr):
-    """pixels + channels as a tile: [pixels, channels] in channels_last, [channels, pixels] else."""
-    if CHANNELS_LAST:
-        return pixels[:, None] + channels[None, :]
-    else:
-        return pixels[None, :] + channels[:, None]
-
-
-@triton.jit
-def pointers(pixels, channels, RUN: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """`spread` of pointers; in NCHW runs of RUN pixels are neighbours in memory and start at multiples of that.
-
-    The compiler attaches what it is told to the sum itself, so it has to be told here.
-    """
-    if CHANNELS_LAST:
-        return pixels[:, None] + channels[None, :]
-    else:
-        size: tl.constexpr = pixels.dtype.element_ty.primitive_bitwidth // 8
-        return tl.max_contiguous(tl.multiple_of(pixels[None, :] + channels[:, None], (1, RUN * size)), (1, RUN))
-
-
-@triton.jit
-def both(pixels, channels, RUN: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """pixels & channels as a tile; in NCHW they are the same for all pixels of a run."""
-    if CHANNELS_LAST:
-        return pixels[:, None] & channels[None, :]
-    else:
-        return tl.max_constancy(pixels[None, :] & channels[:, None], (1, RUN))
 
 
 @triton.jit

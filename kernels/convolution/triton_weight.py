@@ -1,0 +1,153 @@
+"""Gradient of a convolution's weight: one GEMM per tap over the outputs that the tap reaches, without atomics.
+
+The pixels are cut into parts, each of which writes a sum of its own in fp32; a second stage adds them in order.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from fastseg import _library
+from fastseg._triton import AotCase, on_device_of
+from fastseg.kernels.convolution.launch import (
+    is_channels_last,
+    is_wide,
+    precision,
+    processors,
+    run_of,
+    strides,
+    weight_strides,
+)
+from fastseg.kernels.convolution.rectangles import weight_plan
+from fastseg.kernels.convolution.triton_tiles import add_parts, both, divided, parts_aot_cases, pointers
+
+
+class Config(NamedTuple):
+    out_channels: int
+    channels: int
+    pixels: int  # summed per step
+    warps: int
+    stages: int
+
+
+# (multiplied as, layout, the smaller number of channels) -> Config
+CONFIGS = {
+    ("half", "channels_last", "few"): Config(32, 128, 64, 4, 4),
+    ("half", "channels_last", "wide"): Config(128, 128, 64, 8, 3),
+    ("half", "planes", "few"): Config(32, 128, 64, 4, 4),
+    ("half", "planes", "wide"): Config(128, 128, 64, 8, 3),
+    ("tf32", "channels_last", "few"): Config(32, 128, 32, 4, 4),
+    ("tf32", "channels_last", "wide"): Config(128, 128, 32, 8, 3),
+    ("tf32", "planes", "few"): Config(32, 128, 32, 4, 4),
+    ("tf32", "planes", "wide"): Config(128, 128, 32, 8, 3),
+    ("ieee", "channels_last", "wide"): Config(64, 64, 16, 4, 3),
+    ("ieee", "planes", "wide"): Config(64, 64, 16, 4, 3),
+}
+PARTS_PER_PROCESSOR = 4
+
+
+@triton.jit
+def grad_weight_kernel(
+    input,  # [N, C, H, W] of any strides
+    grad_output,  # [N, K, OH, OW] of any strides
+    to,  # [slots, K, C / groups] of any strides
+    taps,  # [taps, 10] int32, see rectangles.TapReach
+    parts,  # [parts, 4] int32
+    images, channels, out_channels, tiles, tiles_out, tiles_in,  # channels and tiles_* of one group
+    input_image, input_channel, input_row, input_column,
+    grad_image, grad_channel, grad_row, grad_column,
+    to_slot, to_out, to_channel, stride_row, stride_column,
+    CHANNELS_LAST: tl.constexpr, INPUT_RUN: tl.constexpr, OUTPUT_RUN: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_K output by BLOCK_C input channels of one tap, over one part of its pixels. Grid: (parts * tiles,)."""
+    program = tl.program_id(0)
+    tile, part = program % tiles, parts + program // tiles * 4
+    tap, start, end, slot = tl.load(part), tl.load(part + 1), tl.load(part + 2), tl.load(part + 3)
+    line = taps + tap * 10
+    y, x, row, column = tl.load(line), tl.load(line + 1), tl.load(line + 2), tl.load(line + 3)
+    columns, pixels = tl.load(line + 4), tl.load(line + 5)
+    columns_factor, columns_shift = tl.load(line + 6), tl.load(line + 7)
+    pixels_factor, pixels_shift = tl.load(line + 8), tl.load(line + 9)
+    if WIDE:
+        start, end, pixels = start.to(tl.int64), end.to(tl.int64), pixels.to(tl.int64)
+    group = (tile // (tiles_out * tiles_in)).to(tl.int64)
+    k = tile // tiles_in % tiles_out * BLOCK_K + tl.arange(0, BLOCK_K)
+    c = tile % tiles_in * BLOCK_C + tl.arange(0, BLOCK_C)
+    of_out, of_in = k < out_channels, c < channels
+    grad_output += group * out_channels * grad_channel
+    input += group * channels * input_channel
+    if WIDE:
+        from_k, from_c = k.to(tl.int64) * grad_channel, c.to(tl.int64) * input_channel
+    else:
+        from_k, from_c = k * grad_channel, c * input_channel
+
+    total = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
+    for block in range(start, end):
+        p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+        inside = p < images * pixels
+        n = divided(p, pixels, pixels_factor, pixels_shift, WIDE)
+        q = p - n * pixels
+        i = divided(q, columns, columns_factor, columns_shift, WIDE)
+        j = q - i * columns
+        image = n.to(tl.int64)
+        from_grad = grad_output + image * grad_image + ((y + i) * grad_row + (x + j) * grad_column)
+        from_grad = pointers(from_grad, from_k, OUTPUT_RUN, CHANNELS_LAST)
+        gradients = tl.load(from_grad, both(inside, of_out, OUTPUT_RUN, CHANNELS_LAST), 0.0)
+        offset = (row + i * stride_row) * input_row + (column + j * stride_column) * input_column
+        from_input = pointers(input + image * input_image + offset, from_c, INPUT_RUN, CHANNELS_LAST)
+        values = tl.load(from_input, both(inside, of_in, INPUT_RUN, CHANNELS_LAST), 0.0)
+        if INTERPRETED:  # which knows no arithmetic of half types
+            gradients, values = gradients.to(tl.float32), values.to(tl.float32)
+        if CHANNELS_LAST:
+            total = tl.dot(tl.trans(gradients), values, total, input_precision=PRECISION)
+        else:
+            total = tl.dot(gradients, tl.trans(values), total, input_precision=PRECISION)
+    place = slot.to(tl.int64) * to_slot + (group * out_channels + k)[:, None] * to_out + (c * to_channel)[None, :]
+    tl.store(to + place, total.to(to.dtype.element_ty), of_out[:, None] & of_in[None, :])
+
+
+def config_of(multiplied: str, channels_last: bool, out_channels: int, channels: int) -> Config:
+    """out_channels, channels: of one group."""
+    layout = "channels_last" if channels_last else "planes"
+    few = CONFIGS.get((multiplied, layout, "few")) if out_channels <= 32 else None
+    return few or CONFIGS[multiplied, layout, "wide"]
+
+
+def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, kernel_size, grad_weight):
+    """input [N, C, H, W], grad_output [N, K, OH, OW] -> grad_weight [K, C / groups, R, S]."""
+    if input.shape[0] == 0:
+        grad_weight.zero_()
+        return
+    images, out_channels, channels = len(input), grad_output.shape[1] // groups, input.shape[1] // groups
+    channels_last, multiplied = is_channels_last(input), precision(input.dtype)
+    kind = multiplied if input.element_size() == 4 else "half"
+    config = config_of(kind, channels_last, out_channels, channels)
+    tiles_out, tiles_in = triton.cdiv(out_channels, config.out_channels), triton.cdiv(channels, config.channels)
+    tiles = groups * tiles_out * tiles_in
+    wanted = triton.cdiv(PARTS_PER_PROCESSOR * processors(input.device), tiles)
+    work = weight_plan(
+        images, tuple(input.shape[2:]), tuple(grad_output.shape[2:]), tuple(kernel_size), tuple(stride),
+        tuple(padding), tuple(dilation), config.pixels, wanted, input.device,
+    )  # fmt: skip
+    if work.single:
+        to = grad_weight
+        to_out, to_channel, to_slot = weight_strides(grad_weight)
+    else:
+        elements = groups * out_channels * channels
+        to = input.new_empty((len(work.parts), elements), dtype=torch.float32)
+        to_out, to_channel, to_slot = channels, 1, elements
+    with on_device_of(input):
+        grad_weight_kernel[(len(work.parts) * tiles,)](
+            input, grad_output, to, work.taps, work.parts, images, channels, out_channels, tiles, tiles_out, tiles_in,
+            *strides(input), *strides(grad_output), to_slot, to_out, to_channel, *stride,
+            CHANNELS_LAST=channels_last, INPUT_RUN=run_of(input, work.input_run),
+            OUTPUT_RUN=run_of(grad_output, work.output_run), WIDE=is_wide(input, grad_output), PRECISION=multiplied,
+            BLOCK_K=config.out_channels, BLOCK_C=config.channels, BLOCK_P=config.pixels,
+            INTERPRETED=_library.interpreting(), num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
+        if not work.single:
+            add_parts(to, work.slots, grad_weight)

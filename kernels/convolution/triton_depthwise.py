@@ -1,0 +1,278 @@
+"""The three maps for depthwise weights [C, 1, R, S]: bound by memory, so every output gathers its taps from the caches.
+
+In the transposed map the taps of an output are every (stride / gcd(stride, dilation))-th, from one on that depends on
+the output's remainder modulo the stride alone: it is computed, not searched.
+"""
+
+from functools import lru_cache
+from math import gcd
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from fastseg._triton import AotCase, on_device_of
+from fastseg.kernels.convolution.launch import is_channels_last, is_wide, processors, run_of, strides
+from fastseg.kernels.convolution.triton_tiles import add_parts, both, pointers, spread
+
+
+class Config(NamedTuple):
+    pixels: int
+    channels: int
+    warps: int
+
+
+# (layout, most pixels of an output plane) -> Config, the first that fits
+CONFIGS = {
+    ("planes", 256): Config(256, 4, 4),
+    ("planes", None): Config(1024, 1, 4),
+    ("channels_last", None): Config(32, 64, 4),
+}
+# The same for the gradient of the weight, where a tile is that many taps deep, too.
+WEIGHT_CONFIGS = {
+    ("planes", None): Config(256, 1, 4),
+    ("channels_last", None): Config(8, 32, 4),
+}
+MOST_TAPS = 16  # of such a tile
+MOST_UNROLLED = 9  # taps
+PROGRAMS_PER_PROCESSOR = 8
+
+
+def config_of(table: dict, channels_last: bool, pixels: int) -> Config:
+    layout = "channels_last" if channels_last else "planes"
+    return next(config for (name, most), config in table.items() if name == layout and (most is None or pixels <= most))
+
+
+class Axis(NamedTuple):
+    """How outputs reach inputs along an axis, for a program compiled for it: see `reach`."""
+
+    transposed: bool
+    stride: int
+    dilation: int
+    common: int  # gcd of both
+    inverse: int  # of dilation / common modulo stride / common
+    count: int  # most taps that an output has
+
+
+def axis_of(transposed: bool, taps: int, stride: int, dilation: int) -> Axis:
+    if not transposed:
+        return Axis(False, stride, dilation, 1, 0, taps)
+    common = gcd(stride, dilation)
+    step = stride // common
+    return Axis(True, stride, dilation, common, pow(dilation // common, -1, step) if step > 1 else 0, -(-taps // step))
+
+
+@triton.jit
+def reach(o, padding, AXIS: tl.constexpr):
+    """(first tap, tap step, its input, input step) of outputs o along an axis; the first tap is -1 where there is none."""
+    if not AXIS[0]:
+        return tl.zeros_like(o), 1, o * AXIS[1] - padding, AXIS[2]
+    else:
+        step: tl.constexpr = AXIS[1] // AXIS[3]
+        place = o + padding
+        tap = place // AXIS[3] % step * AXIS[4] % step
+        found = tl.where(place % AXIS[3] == 0, tap, -1)
+        # Where there is a tap the division is exact, so it is the same for negative numbers however they are rounded.
+        return found, step, (place - tap * AXIS[2]) // AXIS[1], -(AXIS[2] // AXIS[3])
+
+
+@triton.jit
+def depthwise_kernel(
+    input,  # [N, C, H, W] of any strides
+    weight,  # [C, taps] of any strides
+    bias,  # [C] or None
+    residual,  # [N, C, OH, OW] of any strides, or None
+    output,  # [N, C, OH, OW] of any strides
+    channels, height, width, out_width, pixels, tiles, programs_of_plane, blocks_of_program, padding_row, padding_column,
+    input_image, input_channel, input_row, input_column, weight_channel, weight_tap,
+    residual_image, residual_channel, residual_row, residual_column,
+    output_image, output_channel, output_row, output_column,
+    DOWN: tl.constexpr, RIGHT: tl.constexpr, R: tl.constexpr, S: tl.constexpr, UNROLL: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INPUT_RUN: tl.constexpr, OUTPUT_RUN: tl.constexpr, RELU: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Both maps: some blocks of BLOCK_P outputs of BLOCK_C planes. Grid: (images * tiles * programs_of_plane,).
+
+    DOWN, RIGHT: the two `Axis`.
+    """
+    program = tl.program_id(0)
+    n = (program // (tiles * programs_of_plane)).to(tl.int64)
+    inner = program % (tiles * programs_of_plane)
+    if CHANNELS_LAST:
+        tile, first = inner % tiles, inner // tiles
+    else:  # neighbours share the lines at the seams of a plane
+        tile, first = inner // programs_of_plane, inner % programs_of_plane
+    c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
+    of_tile = c < channels
+    input += n * input_image
+    output += n * output_image
+    if residual is not None:
+        residual += n * residual_image
+    wide_c = c.to(tl.int64) if WIDE else c
+    for block in range(first * blocks_of_program, (first + 1) * blocks_of_program):
+        if WIDE:
+            p = tl.full((BLOCK_P,), block, tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+        else:
+            p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+        inside = p < pixels
+        y, x = p // out_width, p % out_width
+        r0, r_step, from_row, row_step = reach(y, padding_row, DOWN)
+        s0, s_step, from_column, column_step = reach(x, padding_column, RIGHT)
+        total = spread(tl.zeros((BLOCK_P,), tl.float32), tl.zeros((BLOCK_C,), tl.float32), CHANNELS_LAST)
+        for tap in tl.range(0, DOWN[5] * RIGHT[5], loop_unroll_factor=UNROLL):
+            j, i = tap // RIGHT[5], tap % RIGHT[5]
+            row, column = from_row + j * row_step, from_column + i * column_step
+            seen = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            if DOWN[0]:
+                r, s = r0 + j * r_step, s0 + i * s_step
+                seen = seen & (r0 >= 0) & (r < R) & (s0 >= 0) & (s < S)
+                at = spread(weight + (r * S + s) * weight_tap, wide_c * weight_channel, CHANNELS_LAST)
+                factors = tl.load(at, both(seen, of_tile, 1, CHANNELS_LAST), 0.0).to(tl.float32)
+            else:
+                factors = tl.load(weight + tap * weight_tap + c * weight_channel, of_tile, 0.0).to(tl.float32)
+                factors = spread(tl.zeros((BLOCK_P,), tl.float32), factors, CHANNELS_LAST)
+            at = input + (row * input_row + column * input_column)
+            at = pointers(at, wide_c * input_channel, INPUT_RUN, CHANNELS_LAST)
+            values = tl.load(at, both(seen, of_tile, INPUT_RUN, CHANNELS_LAST), 0.0).to(tl.float32)
+            total += values * factors
+        mask = both(inside, of_tile, OUTPUT_RUN, CHANNELS_LAST)
+        if bias is not None:
+            added = tl.load(bias + c, of_tile, 0.0).to(tl.float32)
+            total += spread(tl.zeros((BLOCK_P,), tl.float32), added, CHANNELS_LAST)
+        if residual is not None:
+            at = residual + (y * residual_row + x * residual_column)
+            total += tl.load(spread(at, wide_c * residual_channel, CHANNELS_LAST), mask, 0.0).to(tl.float32)
+        if RELU:
+            total = tl.where(total < 0.0, 0.0, total)  # keeps NaN, as torch does
+        to = output + (y * output_row + x * output_column)
+        to = pointers(to, wide_c * output_channel, OUTPUT_RUN, CHANNELS_LAST)
+        tl.store(to, total.to(output.dtype.element_ty), mask)
+
+
+@triton.jit
+def depthwise_grad_weight_kernel(
+    input,  # [N, C, H, W] of any strides
+    grad_output,  # [N, C, OH, OW] of any strides
+    parts,  # [taps, splits, C] fp32
+    channels, height, width, out_width, pixels, blocks_of_image, blocks, blocks_of_part,
+    padding_row, padding_column, stride_row, stride_column, dilation_row, dilation_column,
+    input_image, input_channel, input_row, input_column, grad_image, grad_channel, grad_row, grad_column,
+    R: tl.constexpr, S: tl.constexpr, CHANNELS_LAST: tl.constexpr, INPUT_RUN: tl.constexpr, OUTPUT_RUN: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Sums of one part of the pixels, for BLOCK_T taps of BLOCK_C channels. Grid: (splits, tiles, blocks of taps)."""
+    split = tl.program_id(0)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    t = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)
+    of_tile, exists = c < channels, t < R * S
+    r, s = t // S, t % S
+    wide_c = c.to(tl.int64) if WIDE else c
+    axis: tl.constexpr = 1 if CHANNELS_LAST else 2  # of the pixels in a tile [taps, pixels, channels] or [.., pixels]
+    first = split * blocks_of_part
+    total = tl.zeros((BLOCK_T, BLOCK_P, BLOCK_C) if CHANNELS_LAST else (BLOCK_T, BLOCK_C, BLOCK_P), tl.float32)
+    for block in range(first, tl.minimum(first + blocks_of_part, blocks)):
+        n = tl.full((1,), block // blocks_of_image, tl.int64)
+        p = block % blocks_of_image * BLOCK_P + tl.arange(0, BLOCK_P)
+        if WIDE:
+            p = p.to(tl.int64)
+        inside = p < pixels
+        y, x = p // out_width, p % out_width
+        at = grad_output + n * grad_image + (y * grad_row + x * grad_column)
+        at = pointers(at, wide_c * grad_channel, OUTPUT_RUN, CHANNELS_LAST)
+        gradients = tl.load(at, both(inside, of_tile, OUTPUT_RUN, CHANNELS_LAST), 0.0).to(tl.float32)
+        row = (y * stride_row - padding_row)[None, :] + (r * dilation_row)[:, None]  # [taps, pixels]
+        column = (x * stride_column - padding_column)[None, :] + (s * dilation_column)[:, None]
+        seen = inside[None, :] & exists[:, None] & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        at = input + n[:, None] * input_image + (row * input_row + column * input_column)
+        if CHANNELS_LAST:
+            values = tl.load(
+                at[:, :, None] + (wide_c * input_channel)[None, None, :], seen[:, :, None] & of_tile[None, None, :], 0.0
+            )
+        else:
+            size: tl.constexpr = input.dtype.element_ty.primitive_bitwidth // 8
+            at = at[:, None, :] + (wide_c * input_channel)[None, :, None]
+            at = tl.max_contiguous(tl.multiple_of(at, (1, 1, INPUT_RUN * size)), (1, 1, INPUT_RUN))
+            mask = tl.max_constancy(seen[:, None, :] & of_tile[None, :, None], (1, 1, INPUT_RUN))
+            values = tl.load(at, mask, 0.0)
+        total += values.to(tl.float32) * gradients[None, :, :]
+    place = (t.to(tl.int64) * tl.num_programs(0) + split)[:, None] * channels + c[None, :]
+    tl.store(parts + place, tl.sum(total, axis), exists[:, None] & of_tile[None, :])
+
+
+def _run(stride: int, padding: int, dilation: int, taps: int, *sizes: int) -> int:
+    """How many neighbouring outputs, up to 8, read runs of inputs that start at multiples of it, through every tap."""
+    return gcd(8, padding, dilation if taps > 1 else 0, *sizes) if stride == 1 else 1
+
+
+def _launch(transposed, input, weight, bias, residual, stride, padding, dilation, size, relu, output) -> None:
+    if output.numel() == 0:
+        return
+    images, channels, height, width = input.shape
+    kernel_size, pixels = weight.shape[2:], size[0] * size[1]
+    channels_last = is_channels_last(input)
+    taps = weight.reshape(channels, -1)
+    if channels_last:
+        taps = taps.t().contiguous().t()  # channels innermost, as in the images
+    config = config_of(CONFIGS, channels_last, pixels)
+    tiles, blocks = triton.cdiv(channels, config.channels), triton.cdiv(pixels, config.pixels)
+    # A program goes on through its planes, which stay in its processor's cache, while there are programs enough.
+    spare = images * tiles * blocks // (PROGRAMS_PER_PROCESSOR * processors(input.device))
+    blocks_of_program = 1 if channels_last else min(blocks, max(1, spare))
+    programs_of_plane = triton.cdiv(blocks, blocks_of_program)
+    down, right = (axis_of(transposed, kernel_size[i], stride[i], dilation[i]) for i in (0, 1))
+    run = _run(stride[1], padding[1], dilation[1], kernel_size[1], width, size[1])
+    with on_device_of(input):
+        depthwise_kernel[(images * tiles * programs_of_plane,)](
+            input, taps, bias, residual, output, channels, height, width, size[1], pixels, tiles, programs_of_plane,
+            blocks_of_program, *padding, *strides(input), *taps.stride(), *strides(residual), *strides(output),
+            DOWN=tuple(down), RIGHT=tuple(right), R=kernel_size[0], S=kernel_size[1],
+            UNROLL=min(down.count * right.count, MOST_UNROLLED), CHANNELS_LAST=channels_last,
+            INPUT_RUN=run_of(input, run), OUTPUT_RUN=run_of(output, gcd(8, size[1])), RELU=relu,
+            WIDE=is_wide(input, residual, output), BLOCK_P=config.pixels, BLOCK_C=config.channels,
+            num_warps=config.warps,
+        )  # fmt: skip
+
+
+def dilated_conv2d(input, weight, bias, residual, stride, padding, dilation, size, relu, output):
+    """input [N, C, H, W], weight [C, 1, R, S], residual and output [N, C, *size]."""
+    _launch(False, input, weight, bias, residual, stride, padding, dilation, size, relu, output)
+
+
+def conv_transpose2d(input, weight, bias, residual, stride, padding, dilation, size, relu, output):
+    """input [N, C, H, W], weight [C, 1, R, S], residual and output [N, C, *size]."""
+    _launch(True, input, weight, bias, residual, stride, padding, dilation, size, relu, output)
+
+
+def conv2d_grad_weight(input, grad_output, stride, padding, dilation, kernel_size, grad_weight):
+    """input [N, C, H, W], grad_output [N, C, OH, OW] -> grad_weight [C, 1, R, S]."""
+    if input.shape[0] == 0:
+        grad_weight.zero_()
+        return
+    images, channels, height, width = input.shape
+    out_height, out_width = grad_output.shape[2:]
+    taps, pixels, channels_last = kernel_size[0] * kernel_size[1], out_height * out_width, is_channels_last(input)
+    config = config_of(WEIGHT_CONFIGS, channels_last, pixels)
+    tiles, depth = triton.cdiv(channels, config.channels), min(MOST_TAPS, triton.next_power_of_2(taps))
+    deep = triton.cdiv(taps, depth)
+    blocks_of_image = triton.cdiv(pixels, config.pixels)
+    blocks = images * blocks_of_image
+    wanted = triton.cdiv(PROGRAMS_PER_PROCESSOR * processors(input.device), tiles * deep)
+    blocks_of_part = triton.cdiv(blocks, min(wanted, blocks))
+    splits = triton.cdiv(blocks, blocks_of_part)
+    parts = input.new_empty((taps * splits, channels), dtype=torch.float32)
+    run = _run(stride[1], padding[1], dilation[1], kernel_size[1], width, out_width)
+    with on_device_of(input):
+        depthwise_grad_weight_kernel[(splits, tiles, deep)](
+            input, grad_output, parts, channels, height, width, out_width, pixels, blocks_of_image, blocks,
+            blocks_of_part, *padding, *stride, *dilation, *strides(input), *strides(grad_output),
+            R=kernel_size[0], S=kernel_size[1], CHANNELS_LAST=channels_last, INPUT_RUN=run_of(input, run),
+            OUTPUT_RUN=run_of(grad_output, gcd(8, out_width)), WIDE=is_wide(input, grad_output),
+            BLOCK_T=depth, BLOCK_P=config.pixels, BLOCK_C=config.channels, num_warps=config.warps,
+        )  # fmt: skip
+        add_parts(parts, _slots(taps, splits, input.device), grad_weight)
+
+
+@lru_cache(maxsize=256)
+def _slots(taps: int, splits: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(0, taps * splits + 1, splits, dtype=torch.int32).to(device)

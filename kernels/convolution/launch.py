@@ -37,10 +37,10 @@ def strides(image: Tensor | None) -> tuple[int, int, int, int]:
 
 
 def is_wide(*images: Tensor | None) -> bool:
-    """Whether one image or all pixels exceed 32-bit offsets; images themselves are always told apart by 64 bits."""
+    """Whether an offset into one of these, or the number of their pixels, needs 64 bits."""
     for image in images:
         if image is not None:
-            extent = sum((size - 1) * abs(step) for size, step in zip(image.shape[1:], strides(image)[1:]))
+            extent = sum((size - 1) * abs(step) for size, step in zip(image.shape, strides(image)))
             if max(extent, image.shape[0] * image.shape[2] * image.shape[3]) >= MOST_OFFSETS:
                 return True
     return False

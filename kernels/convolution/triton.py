@@ -118,11 +118,11 @@ def implicit_gemm_kernel(
     p = number * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = p < images * pixels
     p = tl.where(inside, p, 0)  # reads what is there
-    n, q = (p // pixels).to(tl.int64), p % pixels
+    n, q = p // pixels, p % pixels
     i, j = q // columns, q % columns
     from_row, from_column = row + i * row_step, column + j * column_step
-    corner = input + n * input_image + (from_row * input_row + from_column * input_column)
-    corner += group.to(tl.int64) * channels * input_channel
+    corner = n * input_image + from_row * input_row + from_column * input_column
+    input += tl.multiple_of(group.to(tl.int64) * channels * input_channel, INPUT_RUN)
     c = tl.arange(0, BLOCK_C)
     weights = weight + group.to(tl.int64) * weight_group + spread(c, k * weight_channel, CHANNELS_LAST)
 
@@ -132,7 +132,7 @@ def implicit_gemm_kernel(
     for _ in range(taps_down * taps_right * tl.cdiv(channels, BLOCK_C)):
         chunk = first + c
         shift = r * row_tap * input_row + s * column_tap * input_column
-        from_input = pointers(corner, shift + chunk * input_channel, INPUT_RUN, CHANNELS_LAST)
+        from_input = pointers(input, corner, shift + chunk * input_channel, INPUT_RUN, CHANNELS_LAST)
         from_weight = weights + ((tap + r * tap_down + s * tap_right).to(tl.int64) * weight_tap + first)
         if TESTED:
             at_row, at_column = from_row + r * row_tap, from_column + s * column_tap
@@ -165,13 +165,12 @@ def implicit_gemm_kernel(
     if bias is not None:
         total += spread(tl.zeros((BLOCK_P,), tl.float32), tl.load(bias + k, of_group, 0.0).to(tl.float32), CHANNELS_LAST)
     if residual is not None:
-        from_residual = residual + n * residual_image + (y * residual_row + x * residual_column)
-        from_residual = spread(from_residual, k * residual_channel, CHANNELS_LAST)
-        total += tl.load(from_residual, mask, 0.0).to(tl.float32)
+        offsets = spread(n * residual_image + y * residual_row + x * residual_column, k * residual_channel, CHANNELS_LAST)
+        total += tl.load(residual + offsets, mask, 0.0).to(tl.float32)
     if RELU:
         total = tl.where(total < 0.0, 0.0, total)  # keeps NaN, as torch does
-    corner = output + n * output_image + (y * output_row + x * output_column)
-    to = pointers(corner, k * output_channel, OUTPUT_RUN, CHANNELS_LAST)
+    corner = n * output_image + y * output_row + x * output_column
+    to = pointers(output, corner, k * output_channel, OUTPUT_RUN, CHANNELS_LAST)
     tl.store(to, total.to(output.dtype.element_ty), mask)
 
 

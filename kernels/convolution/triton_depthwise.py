@@ -45,7 +45,7 @@ def config_of(table: dict, channels_last: bool, pixels: int) -> Config:
 
 
 class Axis(NamedTuple):
-    """How outputs reach inputs along an axis, for a program compiled for it: see `reach`."""
+    """How outputs reach inputs along an axis; programs are compiled for it."""
 
     transposed: bool
     stride: int
@@ -53,28 +53,34 @@ class Axis(NamedTuple):
     common: int  # gcd of both
     inverse: int  # of dilation / common modulo stride / common
     count: int  # most taps that an output has
+    tap_step: int  # from one of them to the next
+    input_step: int
 
 
 def axis_of(transposed: bool, taps: int, stride: int, dilation: int) -> Axis:
     if not transposed:
-        return Axis(False, stride, dilation, 1, 0, taps)
+        return Axis(False, stride, dilation, 1, 0, taps, 1, dilation)
     common = gcd(stride, dilation)
     step = stride // common
-    return Axis(True, stride, dilation, common, pow(dilation // common, -1, step) if step > 1 else 0, -(-taps // step))
+    inverse = pow(dilation // common, -1, step) if step > 1 else 0
+    return Axis(True, stride, dilation, common, inverse, -(-taps // step), step, -(dilation // common))
 
 
 @triton.jit
 def reach(o, padding, AXIS: tl.constexpr):
-    """(first tap, tap step, its input, input step) of outputs o along an axis; the first tap is -1 where there is none."""
-    if not AXIS[0]:
-        return tl.zeros_like(o), 1, o * AXIS[1] - padding, AXIS[2]
+    """(first tap, the input that it reads) of outputs o along an `Axis`; the tap is -1 where there is none."""
+    stride: tl.constexpr = AXIS[1]
+    dilation: tl.constexpr = AXIS[2]
+    common: tl.constexpr = AXIS[3]
+    inverse: tl.constexpr = AXIS[4]
+    step: tl.constexpr = AXIS[6]
+    if AXIS[0]:
+        place = o + padding  # = input * stride + tap * dilation
+        tap = place // common % step * inverse % step
+        # Where there is a tap this division is exact, so it is the same for negative numbers however it rounds.
+        return tl.where(place % common == 0, tap, -1), (place - tap * dilation) // stride
     else:
-        step: tl.constexpr = AXIS[1] // AXIS[3]
-        place = o + padding
-        tap = place // AXIS[3] % step * AXIS[4] % step
-        found = tl.where(place % AXIS[3] == 0, tap, -1)
-        # Where there is a tap the division is exact, so it is the same for negative numbers however they are rounded.
-        return found, step, (place - tap * AXIS[2]) // AXIS[1], -(AXIS[2] // AXIS[3])
+        return tl.zeros_like(o), o * stride - padding
 
 
 @triton.jit
@@ -105,8 +111,8 @@ def depthwise_kernel(
         tile, first = inner // programs_of_plane, inner % programs_of_plane
     c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     of_tile = c < channels
-    input += n * input_image
-    output += n * output_image
+    input += tl.multiple_of(n * input_image, INPUT_RUN)
+    output += tl.multiple_of(n * output_image, OUTPUT_RUN)
     if residual is not None:
         residual += n * residual_image
     wide_c = c.to(tl.int64) if WIDE else c
@@ -117,23 +123,23 @@ def depthwise_kernel(
             p = block * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = p < pixels
         y, x = p // out_width, p % out_width
-        r0, r_step, from_row, row_step = reach(y, padding_row, DOWN)
-        s0, s_step, from_column, column_step = reach(x, padding_column, RIGHT)
+        first_r, from_row = reach(y, padding_row, DOWN)
+        first_s, from_column = reach(x, padding_column, RIGHT)
         total = spread(tl.zeros((BLOCK_P,), tl.float32), tl.zeros((BLOCK_C,), tl.float32), CHANNELS_LAST)
         for tap in tl.range(0, DOWN[5] * RIGHT[5], loop_unroll_factor=UNROLL):
             j, i = tap // RIGHT[5], tap % RIGHT[5]
-            row, column = from_row + j * row_step, from_column + i * column_step
+            row, column = from_row + j * DOWN[7], from_column + i * RIGHT[7]
             seen = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
             if DOWN[0]:
-                r, s = r0 + j * r_step, s0 + i * s_step
-                seen = seen & (r0 >= 0) & (r < R) & (s0 >= 0) & (s < S)
-                at = spread(weight + (r * S + s) * weight_tap, wide_c * weight_channel, CHANNELS_LAST)
-                factors = tl.load(at, both(seen, of_tile, 1, CHANNELS_LAST), 0.0).to(tl.float32)
+                r, s = first_r + j * DOWN[6], first_s + i * RIGHT[6]
+                seen = seen & (first_r >= 0) & (r < R) & (first_s >= 0) & (s < S)
+                offsets = spread((r * S + s) * weight_tap, wide_c * weight_channel, CHANNELS_LAST)
+                factors = tl.load(weight + offsets, both(seen, of_tile, 1, CHANNELS_LAST), 0.0).to(tl.float32)
             else:
                 factors = tl.load(weight + tap * weight_tap + c * weight_channel, of_tile, 0.0).to(tl.float32)
                 factors = spread(tl.zeros((BLOCK_P,), tl.float32), factors, CHANNELS_LAST)
-            at = input + (row * input_row + column * input_column)
-            at = pointers(at, wide_c * input_channel, INPUT_RUN, CHANNELS_LAST)
+            offset = row * input_row + column * input_column
+            at = pointers(input, offset, wide_c * input_channel, INPUT_RUN, CHANNELS_LAST)
             values = tl.load(at, both(seen, of_tile, INPUT_RUN, CHANNELS_LAST), 0.0).to(tl.float32)
             total += values * factors
         mask = both(inside, of_tile, OUTPUT_RUN, CHANNELS_LAST)
@@ -141,12 +147,11 @@ def depthwise_kernel(
             added = tl.load(bias + c, of_tile, 0.0).to(tl.float32)
             total += spread(tl.zeros((BLOCK_P,), tl.float32), added, CHANNELS_LAST)
         if residual is not None:
-            at = residual + (y * residual_row + x * residual_column)
-            total += tl.load(spread(at, wide_c * residual_channel, CHANNELS_LAST), mask, 0.0).to(tl.float32)
+            offsets = spread(y * residual_row + x * residual_column, wide_c * residual_channel, CHANNELS_LAST)
+            total += tl.load(residual + offsets, mask, 0.0).to(tl.float32)
         if RELU:
             total = tl.where(total < 0.0, 0.0, total)  # keeps NaN, as torch does
-        to = output + (y * output_row + x * output_column)
-        to = pointers(to, wide_c * output_channel, OUTPUT_RUN, CHANNELS_LAST)
+        to = pointers(output, y * output_row + x * output_column, wide_c * output_channel, OUTPUT_RUN, CHANNELS_LAST)
         tl.store(to, total.to(output.dtype.element_ty), mask)
 
 
@@ -172,29 +177,25 @@ def depthwise_grad_weight_kernel(
     first = split * blocks_of_part
     total = tl.zeros((BLOCK_T, BLOCK_P, BLOCK_C) if CHANNELS_LAST else (BLOCK_T, BLOCK_C, BLOCK_P), tl.float32)
     for block in range(first, tl.minimum(first + blocks_of_part, blocks)):
-        n = tl.full((1,), block // blocks_of_image, tl.int64)
-        p = block % blocks_of_image * BLOCK_P + tl.arange(0, BLOCK_P)
-        if WIDE:
-            p = p.to(tl.int64)
+        p = tl.full((BLOCK_P,), block, tl.int64 if WIDE else tl.int32)
+        n, p = p // blocks_of_image, p % blocks_of_image * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = p < pixels
         y, x = p // out_width, p % out_width
-        at = grad_output + n * grad_image + (y * grad_row + x * grad_column)
-        at = pointers(at, wide_c * grad_channel, OUTPUT_RUN, CHANNELS_LAST)
+        offset = n * grad_image + y * grad_row + x * grad_column
+        at = pointers(grad_output, offset, wide_c * grad_channel, OUTPUT_RUN, CHANNELS_LAST)
         gradients = tl.load(at, both(inside, of_tile, OUTPUT_RUN, CHANNELS_LAST), 0.0).to(tl.float32)
         row = (y * stride_row - padding_row)[None, :] + (r * dilation_row)[:, None]  # [taps, pixels]
         column = (x * stride_column - padding_column)[None, :] + (s * dilation_column)[:, None]
         seen = inside[None, :] & exists[:, None] & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        at = input + n[:, None] * input_image + (row * input_row + column * input_column)
+        offset = (n * input_image)[None, :] + row * input_row + column * input_column
         if CHANNELS_LAST:
-            values = tl.load(
-                at[:, :, None] + (wide_c * input_channel)[None, None, :], seen[:, :, None] & of_tile[None, None, :], 0.0
-            )
+            offsets = offset[:, :, None] + (wide_c * input_channel)[None, None, :]
+            mask = seen[:, :, None] & of_tile[None, None, :]
         else:
-            size: tl.constexpr = input.dtype.element_ty.primitive_bitwidth // 8
-            at = at[:, None, :] + (wide_c * input_channel)[None, :, None]
-            at = tl.max_contiguous(tl.multiple_of(at, (1, 1, INPUT_RUN * size)), (1, 1, INPUT_RUN))
+            offsets = offset[:, None, :] + (wide_c * input_channel)[None, :, None]
+            offsets = tl.max_contiguous(tl.multiple_of(offsets, (1, 1, INPUT_RUN)), (1, 1, INPUT_RUN))
             mask = tl.max_constancy(seen[:, None, :] & of_tile[None, :, None], (1, 1, INPUT_RUN))
-            values = tl.load(at, mask, 0.0)
+        values = tl.load(input + offsets, mask, 0.0)
         total += values.to(tl.float32) * gradients[None, :, :]
     place = (t.to(tl.int64) * tl.num_programs(0) + split)[:, None] * channels + c[None, :]
     tl.store(parts + place, tl.sum(total, axis), exists[:, None] & of_tile[None, :])

@@ -78,12 +78,12 @@ def grad_weight_kernel(
     k = tile // tiles_in % tiles_out * BLOCK_K + tl.arange(0, BLOCK_K)
     c = tile % tiles_in * BLOCK_C + tl.arange(0, BLOCK_C)
     of_out, of_in = k < out_channels, c < channels
-    grad_output += group * out_channels * grad_channel
-    input += group * channels * input_channel
+    grad_output += tl.multiple_of(group * out_channels * grad_channel, OUTPUT_RUN)
+    input += tl.multiple_of(group * channels * input_channel, INPUT_RUN)
     if WIDE:
-        from_k, from_c = k.to(tl.int64) * grad_channel, c.to(tl.int64) * input_channel
+        wide_k, wide_c = k.to(tl.int64), c.to(tl.int64)
     else:
-        from_k, from_c = k * grad_channel, c * input_channel
+        wide_k, wide_c = k, c
 
     total = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
     for block in range(start, end):
@@ -93,12 +93,11 @@ def grad_weight_kernel(
         q = p - n * pixels
         i = divided(q, columns, columns_factor, columns_shift, WIDE)
         j = q - i * columns
-        image = n.to(tl.int64)
-        from_grad = grad_output + image * grad_image + ((y + i) * grad_row + (x + j) * grad_column)
-        from_grad = pointers(from_grad, from_k, OUTPUT_RUN, CHANNELS_LAST)
+        offset = n * grad_image + (y + i) * grad_row + (x + j) * grad_column
+        from_grad = pointers(grad_output, offset, wide_k * grad_channel, OUTPUT_RUN, CHANNELS_LAST)
         gradients = tl.load(from_grad, both(inside, of_out, OUTPUT_RUN, CHANNELS_LAST), 0.0)
-        offset = (row + i * stride_row) * input_row + (column + j * stride_column) * input_column
-        from_input = pointers(input + image * input_image + offset, from_c, INPUT_RUN, CHANNELS_LAST)
+        offset = n * input_image + (row + i * stride_row) * input_row + (column + j * stride_column) * input_column
+        from_input = pointers(input, offset, wide_c * input_channel, INPUT_RUN, CHANNELS_LAST)
         values = tl.load(from_input, both(inside, of_in, INPUT_RUN, CHANNELS_LAST), 0.0)
         if INTERPRETED:  # which knows no arithmetic of half types
             gradients, values = gradients.to(tl.float32), values.to(tl.float32)

@@ -111,8 +111,11 @@ def depthwise_kernel(
         tile, first = inner // programs_of_plane, inner % programs_of_plane
     c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     of_tile = c < channels
-    input += tl.multiple_of(n * input_image, INPUT_RUN)
-    output += tl.multiple_of(n * output_image, OUTPUT_RUN)
+    from_image, to_image = n * input_image, n * output_image
+    if not CHANNELS_LAST:
+        from_image, to_image = tl.multiple_of(from_image, INPUT_RUN), tl.multiple_of(to_image, OUTPUT_RUN)
+    input += from_image
+    output += to_image
     if residual is not None:
         residual += n * residual_image
     wide_c = c.to(tl.int64) if WIDE else c
@@ -277,3 +280,72 @@ def conv2d_grad_weight(input, grad_output, stride, padding, dilation, kernel_siz
 @lru_cache(maxsize=256)
 def _slots(taps: int, splits: int, device: torch.device) -> torch.Tensor:
     return torch.arange(0, taps * splits + 1, splits, dtype=torch.int32).to(device)
+
+
+# --- ahead-of-time cases ---
+
+
+def depthwise_aot_cases() -> list[AotCase]:
+    cases = []
+    for dtype in ("bf16", "fp32"):
+        run = 16 // (2 if dtype == "bf16" else 4)
+        for layout, most in CONFIGS:
+            cases.append(_case(dtype, layout, CONFIGS[layout, most], f"{most or 'any'}", run))
+        for layout, most in WEIGHT_CONFIGS:
+            cases.append(_weight_case(dtype, layout, WEIGHT_CONFIGS[layout, most], run))
+    return [
+        *cases,
+        _case("fp32", "planes", CONFIGS["planes", None], "unaligned", 1, residual=True, WIDE=True),
+        _case("fp32", "planes", CONFIGS["planes", None], "transposed", 1, transposed=True),
+        _case("bf16", "channels_last", CONFIGS["channels_last", None], "transposed", 1, transposed=True, residual=True),
+        _weight_case("fp32", "planes", WEIGHT_CONFIGS["planes", None], 1),
+    ]
+
+
+def _case(dtype, layout, config, what, run, transposed=False, residual=False, **constexprs) -> AotCase:
+    """A kernel of 3x3 taps at rate 4, or the transposed one of 16x16 taps at stride 8."""
+    channels_last, axis = layout == "channels_last", tuple(axis_of(True, 16, 8, 1) if transposed else axis_of(False, 3, 1, 4))
+    images = ("input", "residual", "output") if residual else ("input", "output")
+    pointers = {name: f"*{dtype}" for name in (*images, "weight", "bias")}
+    size = 16 if transposed else 3
+    constexprs = dict(
+        DOWN=axis, RIGHT=axis, R=size, S=size, UNROLL=min(axis[5] ** 2, MOST_UNROLLED), CHANNELS_LAST=channels_last,
+        INPUT_RUN=1 if channels_last else run, OUTPUT_RUN=1 if channels_last else run, RELU=True, WIDE=False,
+        BLOCK_P=config.pixels, BLOCK_C=config.channels,
+    ) | constexprs  # fmt: skip
+    constexprs |= {f"{image}_{'channel' if channels_last else 'column'}": 1 for image in images}
+    constexprs |= {"weight_channel" if channels_last else "weight_tap": 1} | ({} if residual else {"residual": None})
+    wide = 128 if channels_last or run > 1 else 0
+    return AotCase(
+        f"depthwise-{dtype}-{layout}-{what}", depthwise_kernel, pointers | _sizes(depthwise_kernel, pointers, constexprs),
+        constexprs, num_warps=config.warps, divisible=_divisible(pointers, constexprs, depthwise_kernel),
+        max_registers=192, load_bits=wide if channels_last else 0, store_bits=wide,
+    )  # fmt: skip
+
+
+def _weight_case(dtype, layout, config, run) -> AotCase:
+    channels_last, kernel = layout == "channels_last", depthwise_grad_weight_kernel
+    pointers = dict(input=f"*{dtype}", grad_output=f"*{dtype}", parts="*fp32")
+    constexprs = dict(
+        R=3, S=3, CHANNELS_LAST=channels_last, INPUT_RUN=1 if channels_last else run,
+        OUTPUT_RUN=1 if channels_last else run, WIDE=False, BLOCK_T=16, BLOCK_P=config.pixels, BLOCK_C=config.channels,
+        stride_row=1, stride_column=1,
+    )  # fmt: skip
+    constexprs |= {f"{image}_{'channel' if channels_last else 'column'}": 1 for image in ("input", "grad")}
+    return AotCase(
+        f"depthwise-weight-{dtype}-{layout}-{run}", kernel, pointers | _sizes(kernel, pointers, constexprs), constexprs,
+        num_warps=config.warps, divisible=_divisible(pointers, constexprs, kernel), max_registers=128,
+        load_bits=128 if channels_last or run > 1 else 0,
+    )  # fmt: skip
+
+
+def _sizes(kernel, pointers: dict, constexprs: dict) -> dict[str, str]:
+    return {name: "i32" for name in kernel.arg_names
+            if name.islower() and name not in pointers and name not in constexprs}  # fmt: skip
+
+
+def _divisible(pointers: dict, constexprs: dict, kernel) -> list[str]:
+    """Pointers, and in channels_last all strides of images and the weight."""
+    ends = ("_image", "_row", "_column", "_tap") if constexprs["CHANNELS_LAST"] else ()
+    names = [name for name in kernel.arg_names if name.endswith(ends) and not name.startswith(("pad", "dil", "stride"))]
+    return [*pointers, "channels", *(name for name in names if name not in constexprs)] if ends else [*pointers]

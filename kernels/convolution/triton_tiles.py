@@ -24,7 +24,7 @@ def pointers(base, pixels, channels, RUN: tl.constexpr, CHANNELS_LAST: tl.conste
     as they have 32 bits, a tile of them costs half the registers that pointers would.
     """
     if CHANNELS_LAST:
-        return base + (pixels[:, None] + channels[None, :])
+        return (base + pixels)[:, None] + channels[None, :]
     else:
         offsets = tl.max_contiguous(tl.multiple_of(pixels[None, :] + channels[:, None], (1, RUN)), (1, RUN))
         return base + offsets

@@ -21,7 +21,7 @@ from fastseg.kernels.convolution.launch import (
     weight_strides,
 )
 from fastseg.kernels.convolution.rectangles import weight_plan
-from fastseg.kernels.convolution.triton_tiles import add_parts, both, divided, parts_aot_cases, pointers
+from fastseg.kernels.convolution.triton_tiles import add_parts, both, divided, pointers
 
 
 class Config(NamedTuple):
@@ -78,8 +78,12 @@ def grad_weight_kernel(
     k = tile // tiles_in % tiles_out * BLOCK_K + tl.arange(0, BLOCK_K)
     c = tile % tiles_in * BLOCK_C + tl.arange(0, BLOCK_C)
     of_out, of_in = k < out_channels, c < channels
-    grad_output += tl.multiple_of(group * out_channels * grad_channel, OUTPUT_RUN)
-    input += tl.multiple_of(group * channels * input_channel, INPUT_RUN)
+    grad_of_group, input_of_group = group * out_channels * grad_channel, group * channels * input_channel
+    if not CHANNELS_LAST:
+        grad_of_group = tl.multiple_of(grad_of_group, OUTPUT_RUN)
+        input_of_group = tl.multiple_of(input_of_group, INPUT_RUN)
+    grad_output += grad_of_group
+    input += input_of_group
     if WIDE:
         wide_k, wide_c = k.to(tl.int64), c.to(tl.int64)
     else:
@@ -150,3 +154,37 @@ def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, ke
         )  # fmt: skip
         if not work.single:
             add_parts(to, work.slots, grad_weight)
+
+
+# --- ahead-of-time cases ---
+
+
+def weight_aot_cases() -> list[AotCase]:
+    half, planes = ("half", "channels_last", "wide"), ("half", "planes", "wide")
+    return [
+        *(_case(*key, config) for key, config in CONFIGS.items()),
+        _case(*half, CONFIGS[half], "64 bits", WIDE=True),
+        _case(*planes, CONFIGS[planes], "aligned", INPUT_RUN=4, OUTPUT_RUN=4),
+    ]
+
+
+def _case(kind, layout, outputs, config, what="", **constexprs) -> AotCase:
+    dtype, channels_last = "bf16" if kind == "half" else "fp32", layout == "channels_last"
+    pointers = dict(input=f"*{dtype}", grad_output=f"*{dtype}", to="*fp32", taps="*i32", parts="*i32")
+    constexprs = dict(
+        INPUT_RUN=1, OUTPUT_RUN=1, WIDE=False, INTERPRETED=False, CHANNELS_LAST=channels_last,
+        PRECISION="ieee" if kind == "ieee" else "tf32",
+        BLOCK_K=config.out_channels, BLOCK_C=config.channels, BLOCK_P=config.pixels, to_channel=1,
+    ) | constexprs  # fmt: skip
+    constexprs |= {f"{image}_{'channel' if channels_last else 'column'}": 1 for image in ("input", "grad")}
+    sizes = [name for name in grad_weight_kernel.arg_names
+             if name.islower() and name not in pointers and name not in constexprs]  # fmt: skip
+    images = [name for name in sizes if name.startswith(("input_", "grad_"))] if channels_last else []
+    wide = kind == "half" and channels_last  # tf32 multiplies along pixels, so that its tiles are turned as they are copied
+    return AotCase(
+        " ".join(("weight", kind, layout, outputs, what)).strip().replace(" ", "-"), grad_weight_kernel,
+        pointers | {name: "i32" for name in sizes}, constexprs, num_warps=config.warps, num_stages=config.stages,
+        divisible=(*pointers, "channels", "out_channels", "to_slot", "to_out", *images),
+        tensor_cores=kind != "ieee" and config.out_channels >= 64, store_bits=128,
+        copy_bits=128 if wide else 64 if constexprs["INPUT_RUN"] == 4 else 0,
+    )  # fmt: skip

@@ -46,7 +46,7 @@ CONFIGS = {
     ("half", "planes", "medium"): Config(128, 64, 32, 4, 4),
     ("half", "planes", "wide"): Config(128, 128, 64, 8, 3),
     ("tf32", "channels_last", "few"): Config(128, 32, 32, 4, 4),
-    ("tf32", "channels_last", "medium"): Config(128, 64, 32, 4, 3),
+    ("tf32", "channels_last", "medium"): Config(128, 64, 32, 8, 4),
     ("tf32", "channels_last", "wide"): Config(128, 128, 32, 8, 3),
     ("tf32", "planes", "few"): Config(128, 32, 32, 4, 4),
     ("tf32", "planes", "medium"): Config(128, 64, 32, 4, 4),

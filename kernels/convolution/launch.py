@@ -18,7 +18,7 @@ def is_channels_last(image: Tensor) -> bool:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How fp32 is multiplied: "tf32" where PyTorch's setting for convolutions allows it. Of no meaning for half types."""
+    """How fp32 is multiplied: "tf32" where PyTorch's setting for convolutions allows it. Without meaning for others."""
     if dtype is torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32":
         return "ieee"
     return "tf32"

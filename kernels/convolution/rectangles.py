@@ -27,7 +27,7 @@ _LEAST_BLOCKS = 8  # in a part of a weight gradient, so that writing it costs le
 
 
 class Progression(NamedTuple):
-    """Output out + i out_step, i < outputs, reads input at + i at_step + j at_tap through tap + j tap_step, j < taps."""
+    """Output out + i out_step reads input at + i at_step + j at_tap through tap + j tap_step; i < outputs, j < taps."""
 
     out: int
     out_step: int
@@ -76,7 +76,8 @@ def transposed_convolution(size: int, taps: int, stride: int, padding: int, dila
         if reaching:
             tap = reaching[0]
             at = (phase + padding - tap * dilation) // stride
-            found.append(Progression(phase, stride, outputs, at, 1, -(dilation // common), tap, step, -(-(taps - tap) // step)))
+            count = -(-(taps - tap) // step)
+            found.append(Progression(phase, stride, outputs, at, 1, -(dilation // common), tap, step, count))
         else:
             found.append(Progression(phase, stride, outputs, 0, 1, 1, 0, step, 0))
     return found
@@ -204,7 +205,7 @@ def plan(
 
 
 def magic(divisor: int) -> tuple[int, int]:
-    """(factor, shift) with n // divisor = n factor >> (31 + shift) for 0 <= n < 2^31; factor as the int32 of its bits."""
+    """(factor, shift) with n // divisor = n factor >> (31 + shift), 0 <= n < 2^31; factor as the int32 of its bits."""
     shift = (divisor - 1).bit_length()
     factor = 2 ** (31 + shift) // divisor + 1
     return (factor - 2**32 if factor >= 2**31 else factor), shift

@@ -202,8 +202,9 @@ def implicit_gemm_kernel(
     if bias is not None:
         total += spread(tl.zeros((BLOCK_P,), tl.float32), tl.load(bias + k, exists, 0.0).to(tl.float32), CHANNELS_LAST)
     if residual is not None:
-        offsets = spread(n * residual_image + y * residual_row + x * residual_column, k * residual_channel, CHANNELS_LAST)
-        total += tl.load(residual + offsets, mask, 0.0).to(tl.float32)
+        corner = n * residual_image + y * residual_row + x * residual_column
+        at = residual + spread(corner, k * residual_channel, CHANNELS_LAST)
+        total += tl.load(at, mask, 0.0).to(tl.float32)
     if RELU:
         total = tl.where(total < 0.0, 0.0, total)  # keeps NaN, as torch does
     corner = n.to(tl.int64) * output_image + y * output_row + x * output_column

@@ -90,8 +90,8 @@ def depthwise_kernel(
     bias,  # [C] or None
     residual,  # [N, C, OH, OW] of any strides, or None
     output,  # [N, C, OH, OW] of any strides
-    channels, height, width, out_width, pixels, tiles, programs_of_plane, blocks_of_program, padding_row, padding_column,
-    input_image, input_channel, input_row, input_column, weight_channel, weight_tap,
+    channels, height, width, out_width, pixels, tiles, programs_of_plane, blocks_of_program,
+    padding_row, padding_column, input_image, input_channel, input_row, input_column, weight_channel, weight_tap,
     residual_image, residual_channel, residual_row, residual_column,
     output_image, output_channel, output_row, output_column,
     DOWN: tl.constexpr, RIGHT: tl.constexpr, R: tl.constexpr, S: tl.constexpr, UNROLL: tl.constexpr,
@@ -304,7 +304,8 @@ def depthwise_aot_cases() -> list[AotCase]:
 
 def _case(dtype, layout, config, what, run, transposed=False, residual=False, **constexprs) -> AotCase:
     """A kernel of 3x3 taps at rate 4, or the transposed one of 16x16 taps at stride 8."""
-    channels_last, axis = layout == "channels_last", tuple(axis_of(True, 16, 8, 1) if transposed else axis_of(False, 3, 1, 4))
+    channels_last = layout == "channels_last"
+    axis = tuple(axis_of(True, 16, 8, 1) if transposed else axis_of(False, 3, 1, 4))
     images = ("input", "residual", "output") if residual else ("input", "output")
     pointers = {name: f"*{dtype}" for name in (*images, "weight", "bias")}
     size = 16 if transposed else 3
@@ -317,8 +318,8 @@ def _case(dtype, layout, config, what, run, transposed=False, residual=False, **
     constexprs |= {"weight_channel" if channels_last else "weight_tap": 1} | ({} if residual else {"residual": None})
     wide = 128 if channels_last or run > 1 else 0
     return AotCase(
-        f"depthwise-{dtype}-{layout}-{what}", depthwise_kernel, pointers | _sizes(depthwise_kernel, pointers, constexprs),
-        constexprs, num_warps=config.warps, divisible=_divisible(pointers, constexprs, depthwise_kernel),
+        f"depthwise-{dtype}-{layout}-{what}", depthwise_kernel,
+        pointers | _sizes(depthwise_kernel, pointers, constexprs), constexprs, num_warps=config.warps, divisible=_divisible(pointers, constexprs, depthwise_kernel),
         max_registers=192, load_bits=wide if channels_last else 0, store_bits=wide,
     )  # fmt: skip
 

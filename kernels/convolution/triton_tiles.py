@@ -76,7 +76,7 @@ BLOCK_OF_ELEMENTS, WARPS_OF_ELEMENTS = 512, 4
 
 
 def add_parts(parts, slots, grad_weight) -> None:
-    """parts [slots, K * C / groups] fp32, slots [taps + 1] -> grad_weight [K, C / groups, R, S], dense in any format."""
+    """parts [slots, K * C / groups] fp32, slots [taps + 1] -> grad_weight [K, C / groups, R, S], dense."""
     elements, channels = parts.shape[1], grad_weight.shape[1]
     blocks = triton.cdiv(elements, BLOCK_OF_ELEMENTS)
     add_parts_kernel[((len(slots) - 1) * blocks,)](

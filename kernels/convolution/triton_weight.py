@@ -180,7 +180,7 @@ def _case(kind, layout, outputs, config, what="", **constexprs) -> AotCase:
     sizes = [name for name in grad_weight_kernel.arg_names
              if name.islower() and name not in pointers and name not in constexprs]  # fmt: skip
     images = [name for name in sizes if name.startswith(("input_", "grad_"))] if channels_last else []
-    wide = kind == "half" and channels_last  # tf32 multiplies along pixels, so that its tiles are turned as they are copied
+    wide = kind == "half" and channels_last  # tf32 tiles are turned on their way, 4 bytes at a time
     return AotCase(
         " ".join(("weight", kind, layout, outputs, what)).strip().replace(" ", "-"), grad_weight_kernel,
         pointers | {name: "i32" for name in sizes}, constexprs, num_warps=config.warps, num_stages=config.stages,

@@ -5,7 +5,15 @@ import random
 import pytest
 import torch
 
-from fastseg.kernels.convolution.rectangles import Rectangle, TapReach, magic, plan, rectangles, tap_reaches, weight_plan
+from fastseg.kernels.convolution.rectangles import (
+    Rectangle,
+    TapReach,
+    magic,
+    plan,
+    rectangles,
+    tap_reaches,
+    weight_plan,
+)
 
 CPU = torch.device("cpu")
 
@@ -130,7 +138,7 @@ def test_the_outputs_that_a_tap_reaches(seed):
     if kind == "transposed":
         geometry[:2] = geometry[1::-1]
     by_output = _taps_by_definition("convolution", *geometry)
-    expected = {(tap, output, place) for output, taps in by_output.items() for tap, *place in taps for place in [tuple(place)]}
+    expected = {(tap, output, (row, column)) for output, taps in by_output.items() for tap, row, column in taps}
     _, _, kernel_size, stride, *_ = geometry
     found = set()
     for tap, reach in enumerate(tap_reaches(*geometry)):
@@ -159,8 +167,8 @@ def test_parts_of_a_weight_gradient(seed, parts):
 
 def test_division_by_multiplication():
     rng = random.Random(0)
-    divisors = [1, 2, 3, 5, 7, 64, 65, 4225, 2**16 - 1, 2**30 + 1, 2**31 - 1, *(rng.randrange(1, 2**31) for _ in range(300))]
-    for divisor in divisors:
+    some = (rng.randrange(1, 2**31) for _ in range(300))
+    for divisor in (1, 2, 3, 5, 7, 64, 65, 4225, 2**16 - 1, 2**30 + 1, 2**31 - 1, *some):
         factor, shift = magic(divisor)
         assert -(2**31) <= factor < 2**31
         factor %= 2**32

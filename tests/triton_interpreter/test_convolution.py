@@ -104,7 +104,8 @@ TRANSPOSED = {
     "depthwise x2": ((2, 5, 4, 3), (5, 1, 4, 4), dict(stride=2, padding=1, groups=5)),
     "depthwise x4": ((1, 4, 2, 3), (4, 1, 8, 8), dict(stride=4, padding=2, groups=4)),
     "depthwise rates and phases": (
-        (1, 6, 5, 4), (6, 1, 3, 5), dict(stride=(4, 6), dilation=(6, 4), padding=(3, 1), output_padding=(3, 2), groups=6)
+        (1, 6, 5, 4), (6, 1, 3, 5),
+        dict(stride=(4, 6), dilation=(6, 4), padding=(3, 1), output_padding=(3, 2), groups=6),
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tune_convolution [table ...]`: times block sizes of the Triton convolutions, rewrites the tables.
+"""`python -m benchmarks.tune_convolution [table ...]`: times block sizes of the Triton convolutions, rewrites tables.
 
 For every row of a table (dense, weight, depthwise, depthwise_weight) each candidate that fits is timed on the shapes of
 that row, and the one with the least total replaces it in the source. Needs a GPU; `--dry-run` only prints. Run

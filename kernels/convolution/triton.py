@@ -12,6 +12,7 @@ import triton.language as tl
 from fastseg import _library
 from fastseg._triton import MAX_SHARED, AotCase, on_device_of
 from fastseg.kernels.convolution.launch import (
+    LEAST_COPY,
     is_channels_last,
     is_wide,
     packed,
@@ -57,17 +58,22 @@ CONFIGS = {
     ("ieee", "planes", "wide"): Config(64, 64, 16, 4, 3),
 }
 ROOMY = 160 * 1024
-LEAST_COPY = 4  # bytes that one access must move to be asynchronous
+LEAST_CHANNELS = 16  # that one multiplication sums
 
 
 def config_of(
-    dtype: torch.dtype, multiplied: str, channels_last: bool, out_channels: int, pixels: int, has_residual: bool,
-    device: torch.device,
+    dtype: torch.dtype, multiplied: str, channels_last: bool, out_channels: int, channels: int, pixels: int,
+    has_residual: bool, device: torch.device,
 ) -> Config:  # fmt: skip
     """The largest block that the outputs fill; smaller where too few of them would leave processors without work.
 
-    out_channels: of one group; pixels: of all groups together.
+    out_channels, channels: of one group; pixels: of all groups together.
     """
+    found = _config_for_outputs(dtype, multiplied, channels_last, out_channels, pixels, has_residual, device)
+    return found._replace(channels=min(found.channels, max(LEAST_CHANNELS, triton.next_power_of_2(channels))))
+
+
+def _config_for_outputs(dtype, multiplied, channels_last, out_channels, pixels, has_residual, device) -> Config:
     kind = multiplied if dtype is torch.float32 else "half"
     layout = "channels_last" if channels_last else "planes"
     for name, more_than in (("widest", 128), ("wide", 64), ("medium", 32)):
@@ -220,7 +226,7 @@ def _launch(kind, input, weight, bias, residual, stride, padding, dilation, grou
     channels_last, multiplied = is_channels_last(input), precision(input.dtype)
     pixels = images * groups * size[0] * size[1]
     config = config_of(
-        input.dtype, multiplied, channels_last, out_channels, pixels, residual is not None, input.device
+        input.dtype, multiplied, channels_last, out_channels, channels, pixels, residual is not None, input.device
     )  # fmt: skip
     taps = packed(weight, groups, kind == "transposed", config.out_channels, config.channels)
     blocks = plan(
@@ -265,11 +271,13 @@ def aot_cases() -> list[AotCase]:
     """Every configuration once, in plain calls of aligned channels; then what calls may have besides."""
     half = "half", "channels_last", "wide"
     planes = "half", "planes", "wide"
+    few = "half", "channels_last", "few"
     cases = [
         *(_case(*key, config) for key, config in CONFIGS.items()),
         _case(*half, CONFIGS[half], "residual", residual=True),
         _case(*half, CONFIGS[half], "tested", TESTED=True, EVEN=False),
         _case(*half, CONFIGS[half], "64 bits", WIDE=True),
+        _case(*few, CONFIGS[few]._replace(channels=32), "few channels", EVEN=False),
         _case(*planes, CONFIGS[planes], "aligned", INPUT_RUN=8, OUTPUT_RUN=8, AHEAD=False),
         _case(*planes, CONFIGS[planes], "tested", residual=True, TESTED=True, EVEN=False),
     ]

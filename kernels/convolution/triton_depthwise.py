@@ -319,7 +319,8 @@ def _case(dtype, layout, config, what, run, transposed=False, residual=False, **
     wide = 128 if channels_last or run > 1 else 0
     return AotCase(
         f"depthwise-{dtype}-{layout}-{what}", depthwise_kernel,
-        pointers | _sizes(depthwise_kernel, pointers, constexprs), constexprs, num_warps=config.warps, divisible=_divisible(pointers, constexprs, depthwise_kernel),
+        pointers | _sizes(depthwise_kernel, pointers, constexprs), constexprs, num_warps=config.warps,
+        divisible=_divisible(pointers, constexprs, depthwise_kernel),
         max_registers=192, load_bits=wide if channels_last else 0, store_bits=wide,
     )  # fmt: skip
 

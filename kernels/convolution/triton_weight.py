@@ -12,6 +12,7 @@ import triton.language as tl
 from fastseg import _library
 from fastseg._triton import AotCase, on_device_of
 from fastseg.kernels.convolution.launch import (
+    LEAST_COPY,
     is_channels_last,
     is_wide,
     precision,
@@ -32,12 +33,12 @@ class Config(NamedTuple):
     stages: int
 
 
-# (multiplied as, layout, the smaller number of channels) -> Config
+# (multiplied as, layout, the smaller number of channels) -> Config; "few" for either number, see `config_of`.
 CONFIGS = {
-    ("half", "channels_last", "few"): Config(32, 128, 64, 4, 4),
+    ("half", "channels_last", "few"): Config(32, 128, 64, 4, 3),
     ("half", "channels_last", "wide"): Config(128, 128, 64, 8, 3),
-    ("half", "planes", "few"): Config(32, 128, 64, 4, 4),
-    ("half", "planes", "wide"): Config(128, 128, 64, 8, 3),
+    ("half", "planes", "few"): Config(32, 128, 32, 4, 4),
+    ("half", "planes", "wide"): Config(128, 128, 32, 8, 3),
     ("tf32", "channels_last", "few"): Config(32, 128, 32, 4, 4),
     ("tf32", "channels_last", "wide"): Config(128, 128, 32, 8, 3),
     ("tf32", "planes", "few"): Config(32, 128, 32, 4, 4),
@@ -46,6 +47,42 @@ CONFIGS = {
     ("ieee", "planes", "wide"): Config(64, 64, 16, 4, 3),
 }
 PARTS_PER_PROCESSOR = 4
+
+
+@triton.jit
+def read_reach(line, WIDE: tl.constexpr):
+    """The row of the table of taps that starts at `line`."""
+    pixels = tl.load(line + 5)
+    if WIDE:
+        pixels = pixels.to(tl.int64)
+    return (
+        tl.load(line), tl.load(line + 1), tl.load(line + 2), tl.load(line + 3), tl.load(line + 4), pixels,
+        tl.load(line + 6), tl.load(line + 7), tl.load(line + 8), tl.load(line + 9),
+    )  # fmt: skip
+
+
+@triton.jit
+def read_pixels(
+    input, grad_output, reach, block, images, k, c, of_out, of_in,
+    input_image, input_channel, input_row, input_column, grad_image, grad_channel, grad_row, grad_column,
+    stride_row, stride_column,
+    CHANNELS_LAST: tl.constexpr, INPUT_RUN: tl.constexpr, OUTPUT_RUN: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Tiles of the gradient and of the input: a block of the pixels that a tap reaches."""
+    y, x, row, column, columns, pixels, columns_factor, columns_shift, pixels_factor, pixels_shift = reach
+    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = p < images * pixels
+    n = divided(p, pixels, pixels_factor, pixels_shift, WIDE)
+    q = p - n * pixels
+    i = divided(q, columns, columns_factor, columns_shift, WIDE)
+    j = q - i * columns
+    offset = n * grad_image + (y + i) * grad_row + (x + j) * grad_column
+    at = pointers(grad_output, offset, k * grad_channel, OUTPUT_RUN, CHANNELS_LAST)
+    gradients = tl.load(at, both(inside, of_out, OUTPUT_RUN, CHANNELS_LAST), 0.0)
+    offset = n * input_image + (row + i * stride_row) * input_row + (column + j * stride_column) * input_column
+    at = pointers(input, offset, c * input_channel, INPUT_RUN, CHANNELS_LAST)
+    return gradients, tl.load(at, both(inside, of_in, INPUT_RUN, CHANNELS_LAST), 0.0)
 
 
 @triton.jit
@@ -59,21 +96,17 @@ def grad_weight_kernel(
     input_image, input_channel, input_row, input_column,
     grad_image, grad_channel, grad_row, grad_column,
     to_slot, to_out, to_channel, stride_row, stride_column,
-    CHANNELS_LAST: tl.constexpr, INPUT_RUN: tl.constexpr, OUTPUT_RUN: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INPUT_RUN: tl.constexpr, OUTPUT_RUN: tl.constexpr, AHEAD: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_K output by BLOCK_C input channels of one tap, over one part of its pixels. Grid: (parts * tiles,)."""
     program = tl.program_id(0)
     tile, part = program % tiles, parts + program // tiles * 4
     tap, start, end, slot = tl.load(part), tl.load(part + 1), tl.load(part + 2), tl.load(part + 3)
-    line = taps + tap * 10
-    y, x, row, column = tl.load(line), tl.load(line + 1), tl.load(line + 2), tl.load(line + 3)
-    columns, pixels = tl.load(line + 4), tl.load(line + 5)
-    columns_factor, columns_shift = tl.load(line + 6), tl.load(line + 7)
-    pixels_factor, pixels_shift = tl.load(line + 8), tl.load(line + 9)
+    reach = read_reach(taps + tap * 10, WIDE)
     if WIDE:
-        start, end, pixels = start.to(tl.int64), end.to(tl.int64), pixels.to(tl.int64)
+        start, end = start.to(tl.int64), end.to(tl.int64)
     group = (tile // (tiles_out * tiles_in)).to(tl.int64)
     k = tile // tiles_in % tiles_out * BLOCK_K + tl.arange(0, BLOCK_K)
     c = tile % tiles_in * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -90,19 +123,26 @@ def grad_weight_kernel(
         wide_k, wide_c = k, c
 
     total = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
+    if AHEAD:  # as in triton.py
+        next_gradients, next_values = read_pixels(
+            input, grad_output, reach, start, images, wide_k, wide_c, of_out, of_in,
+            input_image, input_channel, input_row, input_column, grad_image, grad_channel, grad_row, grad_column,
+            stride_row, stride_column, CHANNELS_LAST, INPUT_RUN, OUTPUT_RUN, WIDE, BLOCK_P,
+        )  # fmt: skip
     for block in range(start, end):
-        p = block * BLOCK_P + tl.arange(0, BLOCK_P)
-        inside = p < images * pixels
-        n = divided(p, pixels, pixels_factor, pixels_shift, WIDE)
-        q = p - n * pixels
-        i = divided(q, columns, columns_factor, columns_shift, WIDE)
-        j = q - i * columns
-        offset = n * grad_image + (y + i) * grad_row + (x + j) * grad_column
-        from_grad = pointers(grad_output, offset, wide_k * grad_channel, OUTPUT_RUN, CHANNELS_LAST)
-        gradients = tl.load(from_grad, both(inside, of_out, OUTPUT_RUN, CHANNELS_LAST), 0.0)
-        offset = n * input_image + (row + i * stride_row) * input_row + (column + j * stride_column) * input_column
-        from_input = pointers(input, offset, wide_c * input_channel, INPUT_RUN, CHANNELS_LAST)
-        values = tl.load(from_input, both(inside, of_in, INPUT_RUN, CHANNELS_LAST), 0.0)
+        if AHEAD:
+            gradients, values = next_gradients, next_values
+            next_gradients, next_values = read_pixels(
+                input, grad_output, reach, block + 1, images, wide_k, wide_c, of_out, of_in,
+                input_image, input_channel, input_row, input_column, grad_image, grad_channel, grad_row, grad_column,
+                stride_row, stride_column, CHANNELS_LAST, INPUT_RUN, OUTPUT_RUN, WIDE, BLOCK_P,
+            )  # fmt: skip
+        else:
+            gradients, values = read_pixels(
+                input, grad_output, reach, block, images, wide_k, wide_c, of_out, of_in,
+                input_image, input_channel, input_row, input_column, grad_image, grad_channel, grad_row, grad_column,
+                stride_row, stride_column, CHANNELS_LAST, INPUT_RUN, OUTPUT_RUN, WIDE, BLOCK_P,
+            )  # fmt: skip
         if INTERPRETED:  # which knows no arithmetic of half types
             gradients, values = gradients.to(tl.float32), values.to(tl.float32)
         if CHANNELS_LAST:
@@ -116,8 +156,13 @@ def grad_weight_kernel(
 def config_of(multiplied: str, channels_last: bool, out_channels: int, channels: int) -> Config:
     """out_channels, channels: of one group."""
     layout = "channels_last" if channels_last else "planes"
-    few = CONFIGS.get((multiplied, layout, "few")) if out_channels <= 32 else None
-    return few or CONFIGS[multiplied, layout, "wide"]
+    few = CONFIGS.get((multiplied, layout, "few"))
+    if few is None or min(out_channels, channels) > few.out_channels:
+        return CONFIGS[multiplied, layout, "wide"]
+    narrow, wide = few.out_channels, few.channels
+    return few._replace(
+        out_channels=narrow if out_channels <= narrow else wide, channels=narrow if channels <= narrow else wide
+    )  # fmt: skip
 
 
 def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, kernel_size, grad_weight):
@@ -143,12 +188,14 @@ def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, ke
         elements = groups * out_channels * channels
         to = input.new_empty((len(work.parts), elements), dtype=torch.float32)
         to_out, to_channel, to_slot = channels, 1, elements
+    runs = run_of(input, work.input_run), run_of(grad_output, work.output_run)
     with on_device_of(input):
         grad_weight_kernel[(len(work.parts) * tiles,)](
             input, grad_output, to, work.taps, work.parts, images, channels, out_channels, tiles, tiles_out, tiles_in,
             *strides(input), *strides(grad_output), to_slot, to_out, to_channel, *stride,
-            CHANNELS_LAST=channels_last, INPUT_RUN=run_of(input, work.input_run),
-            OUTPUT_RUN=run_of(grad_output, work.output_run), WIDE=is_wide(input, grad_output), PRECISION=multiplied,
+            CHANNELS_LAST=channels_last, INPUT_RUN=runs[0], OUTPUT_RUN=runs[1],
+            AHEAD=not channels_last and min(runs) * input.element_size() < LEAST_COPY,
+            WIDE=is_wide(input, grad_output), PRECISION=multiplied,
             BLOCK_K=config.out_channels, BLOCK_C=config.channels, BLOCK_P=config.pixels,
             INTERPRETED=_library.interpreting(), num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
@@ -160,11 +207,14 @@ def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, ke
 
 
 def weight_aot_cases() -> list[AotCase]:
-    half, planes = ("half", "channels_last", "wide"), ("half", "planes", "wide")
+    half, few, planes = (("half", *rest) for rest in (("channels_last", "wide"), ("channels_last", "few"),
+                                                      ("planes", "wide")))  # fmt: skip
     return [
         *(_case(*key, config) for key, config in CONFIGS.items()),
         _case(*half, CONFIGS[half], "64 bits", WIDE=True),
-        _case(*planes, CONFIGS[planes], "aligned", INPUT_RUN=4, OUTPUT_RUN=4),
+        _case(*few, config_of("half", True, 256, 21), "few inputs"),
+        _case(*few, config_of("half", True, 21, 21), "few of both"),
+        _case(*planes, CONFIGS[planes], "aligned", INPUT_RUN=4, OUTPUT_RUN=4, AHEAD=False),
     ]
 
 
@@ -173,7 +223,7 @@ def _case(kind, layout, outputs, config, what="", **constexprs) -> AotCase:
     pointers = dict(input=f"*{dtype}", grad_output=f"*{dtype}", to="*fp32", taps="*i32", parts="*i32")
     constexprs = dict(
         INPUT_RUN=1, OUTPUT_RUN=1, WIDE=False, INTERPRETED=False, CHANNELS_LAST=channels_last,
-        PRECISION="ieee" if kind == "ieee" else "tf32",
+        AHEAD=not channels_last and kind == "half", PRECISION="ieee" if kind == "ieee" else "tf32",
         BLOCK_K=config.out_channels, BLOCK_C=config.channels, BLOCK_P=config.pixels, to_channel=1,
     ) | constexprs  # fmt: skip
     constexprs |= {f"{image}_{'channel' if channels_last else 'column'}": 1 for image in ("input", "grad")}

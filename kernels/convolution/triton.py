@@ -24,7 +24,7 @@ from fastseg.kernels.convolution.launch import (
 )
 from fastseg.kernels.convolution.rectangles import plan
 from fastseg.kernels.convolution.triton_depthwise import depthwise_aot_cases
-from fastseg.kernels.convolution.triton_tiles import both, parts_aot_cases, pointers, spread
+from fastseg.kernels.convolution.triton_tiles import both, over_pixels, parts_aot_cases, pointers, spread
 from fastseg.kernels.convolution.triton_weight import weight_aot_cases
 
 
@@ -206,7 +206,7 @@ def implicit_gemm_kernel(
     mask = both(inside, exists, OUTPUT_RUN, CHANNELS_LAST)
     y, x = y + i * y_step, x + j * x_step
     if bias is not None:
-        total += spread(tl.zeros((BLOCK_P,), tl.float32), tl.load(bias + k, exists, 0.0).to(tl.float32), CHANNELS_LAST)
+        total += over_pixels(tl.load(bias + k, exists, 0.0).to(tl.float32), CHANNELS_LAST)
     if residual is not None:
         corner = n * residual_image + y * residual_row + x * residual_column
         at = residual + spread(corner, k * residual_channel, CHANNELS_LAST)

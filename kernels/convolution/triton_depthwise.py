@@ -14,7 +14,7 @@ import triton.language as tl
 
 from fastseg._triton import AotCase, on_device_of
 from fastseg.kernels.convolution.launch import is_channels_last, is_wide, processors, run_of, strides
-from fastseg.kernels.convolution.triton_tiles import add_parts, both, pointers, spread
+from fastseg.kernels.convolution.triton_tiles import add_parts, both, over_pixels, pointers, spread
 
 
 class Config(NamedTuple):
@@ -140,15 +140,14 @@ def depthwise_kernel(
                 factors = tl.load(weight + offsets, both(seen, of_tile, 1, CHANNELS_LAST), 0.0).to(tl.float32)
             else:
                 factors = tl.load(weight + tap * weight_tap + c * weight_channel, of_tile, 0.0).to(tl.float32)
-                factors = spread(tl.zeros((BLOCK_P,), tl.float32), factors, CHANNELS_LAST)
+                factors = over_pixels(factors, CHANNELS_LAST)
             offset = row * input_row + column * input_column
             at = pointers(input, offset, wide_c * input_channel, INPUT_RUN, CHANNELS_LAST)
             values = tl.load(at, both(seen, of_tile, INPUT_RUN, CHANNELS_LAST), 0.0).to(tl.float32)
             total += values * factors
         mask = both(inside, of_tile, OUTPUT_RUN, CHANNELS_LAST)
         if bias is not None:
-            added = tl.load(bias + c, of_tile, 0.0).to(tl.float32)
-            total += spread(tl.zeros((BLOCK_P,), tl.float32), added, CHANNELS_LAST)
+            total += over_pixels(tl.load(bias + c, of_tile, 0.0).to(tl.float32), CHANNELS_LAST)
         if residual is not None:
             offsets = spread(y * residual_row + x * residual_column, wide_c * residual_channel, CHANNELS_LAST)
             total += tl.load(residual + offsets, mask, 0.0).to(tl.float32)

@@ -17,6 +17,15 @@ def spread(pixels, channels, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
+def over_pixels(channels, CHANNELS_LAST: tl.constexpr):
+    """Values of channels as a tile that broadcasts over the pixels."""
+    if CHANNELS_LAST:
+        return channels[None, :]
+    else:
+        return channels[:, None]
+
+
+@triton.jit
 def pointers(base, pixels, channels, RUN: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """base + `spread` offsets; in NCHW runs of RUN pixels are neighbours in memory and start at multiples of that.
 

@@ -9,6 +9,7 @@ from fastseg._layout import image_format
 from fastseg._triton import MAX_SHARED
 
 MOST_BYTES = 16  # of one access
+ROOMY = 160 * 1024  # bytes of shared memory of a block, which smaller GPUs do not have
 LEAST_COPY = 4  # bytes that one access must move to be asynchronous
 MOST_OFFSETS = 2**31 - 2**16  # a block beyond the last pixel still counts in 32 bits
 

@@ -13,6 +13,7 @@ from fastseg import _library
 from fastseg._triton import MAX_SHARED, AotCase, on_device_of
 from fastseg.kernels.convolution.launch import (
     LEAST_COPY,
+    ROOMY,
     is_channels_last,
     is_wide,
     packed,
@@ -36,8 +37,8 @@ class Config(NamedTuple):
     stages: int
 
 
-# (multiplied as, layout, outputs) -> Config. "widest" takes more shared memory than smaller GPUs have: ROOMY says how
-# much. Rewritten by benchmarks/tune_convolution.py.
+# (multiplied as, layout, outputs) -> Config; "widest" on GPUs with ROOMY shared memory. Rewritten by
+# benchmarks/tune_convolution.py.
 CONFIGS = {
     ("half", "channels_last", "few"): Config(128, 32, 64, 4, 4),
     ("half", "channels_last", "medium"): Config(128, 64, 64, 4, 4),
@@ -57,7 +58,6 @@ CONFIGS = {
     ("ieee", "planes", "few"): Config(64, 32, 16, 4, 3),
     ("ieee", "planes", "wide"): Config(64, 64, 16, 4, 3),
 }
-ROOMY = 160 * 1024
 LEAST_CHANNELS = 16  # that one multiplication sums
 
 

@@ -10,14 +10,16 @@ import triton
 import triton.language as tl
 
 from fastseg import _library
-from fastseg._triton import AotCase, on_device_of
+from fastseg._triton import MAX_SHARED, AotCase, on_device_of
 from fastseg.kernels.convolution.launch import (
     LEAST_COPY,
+    ROOMY,
     is_channels_last,
     is_wide,
     precision,
     processors,
     run_of,
+    shared_memory,
     strides,
     weight_strides,
 )
@@ -33,10 +35,12 @@ class Config(NamedTuple):
     stages: int
 
 
-# (multiplied as, layout, the smaller number of channels) -> Config; "few" for either number, see `config_of`.
+# (multiplied as, layout, numbers of channels) -> Config; "few" for either number, "widest" on GPUs with ROOMY shared
+# memory, see `config_of`. Rewritten by benchmarks/tune_convolution.py.
 CONFIGS = {
     ("half", "channels_last", "few"): Config(32, 128, 64, 4, 3),
     ("half", "channels_last", "wide"): Config(128, 128, 64, 8, 3),
+    ("half", "channels_last", "widest"): Config(128, 256, 64, 8, 3),
     ("half", "planes", "few"): Config(32, 128, 32, 4, 4),
     ("half", "planes", "wide"): Config(128, 128, 32, 8, 3),
     ("tf32", "channels_last", "few"): Config(32, 128, 32, 4, 4),
@@ -153,12 +157,14 @@ def grad_weight_kernel(
     tl.store(to + place, total.to(to.dtype.element_ty), of_out[:, None] & of_in[None, :])
 
 
-def config_of(multiplied: str, channels_last: bool, out_channels: int, channels: int) -> Config:
+def config_of(multiplied: str, channels_last: bool, out_channels: int, channels: int, device: torch.device) -> Config:
     """out_channels, channels: of one group."""
     layout = "channels_last" if channels_last else "planes"
     few = CONFIGS.get((multiplied, layout, "few"))
     if few is None or min(out_channels, channels) > few.out_channels:
-        return CONFIGS[multiplied, layout, "wide"]
+        wide, widest = CONFIGS[multiplied, layout, "wide"], CONFIGS.get((multiplied, layout, "widest"))
+        fits = widest is not None and channels >= widest.channels and shared_memory(device) >= ROOMY
+        return widest if fits else wide
     narrow, wide = few.out_channels, few.channels
     return few._replace(
         out_channels=narrow if out_channels <= narrow else wide, channels=narrow if channels <= narrow else wide
@@ -173,7 +179,7 @@ def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, ke
     images, out_channels, channels = len(input), grad_output.shape[1] // groups, input.shape[1] // groups
     channels_last, multiplied = is_channels_last(input), precision(input.dtype)
     kind = multiplied if input.element_size() == 4 else "half"
-    config = config_of(kind, channels_last, out_channels, channels)
+    config = config_of(kind, channels_last, out_channels, channels, input.device)
     tiles_out, tiles_in = triton.cdiv(out_channels, config.out_channels), triton.cdiv(channels, config.channels)
     tiles = groups * tiles_out * tiles_in
     wanted = triton.cdiv(PARTS_PER_PROCESSOR * processors(input.device), tiles)
@@ -212,8 +218,8 @@ def weight_aot_cases() -> list[AotCase]:
     return [
         *(_case(*key, config) for key, config in CONFIGS.items()),
         _case(*half, CONFIGS[half], "64 bits", WIDE=True),
-        _case(*few, config_of("half", True, 256, 21), "few inputs"),
-        _case(*few, config_of("half", True, 21, 21), "few of both"),
+        _case(*few, config_of("half", True, 256, 21, torch.device("cpu")), "few inputs"),
+        _case(*few, config_of("half", True, 21, 21, torch.device("cpu")), "few of both"),
         _case(*planes, CONFIGS[planes], "aligned", INPUT_RUN=4, OUTPUT_RUN=4, AHEAD=False),
     ]
 
@@ -235,6 +241,7 @@ def _case(kind, layout, outputs, config, what="", **constexprs) -> AotCase:
         " ".join(("weight", kind, layout, outputs, what)).strip().replace(" ", "-"), grad_weight_kernel,
         pointers | {name: "i32" for name in sizes}, constexprs, num_warps=config.warps, num_stages=config.stages,
         divisible=(*pointers, "channels", "out_channels", "to_slot", "to_out", *images),
+        max_shared=ROOMY if outputs == "widest" else MAX_SHARED,
         tensor_cores=kind != "ieee" and config.out_channels >= 64, store_bits=128,
         copy_bits=128 if wide else 64 if constexprs["INPUT_RUN"] == 4 else 0,
     )  # fmt: skip

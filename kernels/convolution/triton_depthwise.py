@@ -39,9 +39,13 @@ MOST_UNROLLED = 9  # taps
 PROGRAMS_PER_PROCESSOR = 8
 
 
-def config_of(table: dict, channels_last: bool, pixels: int) -> Config:
+def config_of(table: dict, channels_last: bool, channels: int, pixels: int) -> Config:
+    """A block as large as the table says, of no more channels than there are."""
     layout = "channels_last" if channels_last else "planes"
-    return next(config for (name, most), config in table.items() if name == layout and (most is None or pixels <= most))
+    rows = ((most, config) for (name, most), config in table.items() if name == layout)
+    found = next(config for most, config in rows if most is None or pixels <= most)
+    fitting = min(found.channels, triton.next_power_of_2(channels))
+    return found._replace(channels=fitting, pixels=found.pixels * found.channels // fitting)
 
 
 class Axis(NamedTuple):
@@ -217,7 +221,7 @@ def _launch(transposed, input, weight, bias, residual, stride, padding, dilation
     taps = weight.reshape(channels, -1)
     if channels_last:
         taps = taps.t().contiguous().t()  # channels innermost, as in the images
-    config = config_of(CONFIGS, channels_last, pixels)
+    config = config_of(CONFIGS, channels_last, channels, pixels)
     tiles, blocks = triton.cdiv(channels, config.channels), triton.cdiv(pixels, config.pixels)
     # A program goes on through its planes, which stay in its processor's cache, while there are programs enough.
     spare = images * tiles * blocks // (PROGRAMS_PER_PROCESSOR * processors(input.device))
@@ -255,7 +259,7 @@ def conv2d_grad_weight(input, grad_output, stride, padding, dilation, kernel_siz
     images, channels, height, width = input.shape
     out_height, out_width = grad_output.shape[2:]
     taps, pixels, channels_last = kernel_size[0] * kernel_size[1], out_height * out_width, is_channels_last(input)
-    config = config_of(WEIGHT_CONFIGS, channels_last, pixels)
+    config = config_of(WEIGHT_CONFIGS, channels_last, channels, pixels)
     tiles, depth = triton.cdiv(channels, config.channels), min(MOST_TAPS, triton.next_power_of_2(taps))
     deep = triton.cdiv(taps, depth)
     blocks_of_image = triton.cdiv(pixels, config.pixels)
@@ -297,6 +301,7 @@ def depthwise_aot_cases() -> list[AotCase]:
         _case("fp32", "planes", CONFIGS["planes", None], "unaligned", 1, residual=True, WIDE=True),
         _case("fp32", "planes", CONFIGS["planes", None], "transposed", 1, transposed=True),
         _case("bf16", "channels_last", CONFIGS["channels_last", None], "transposed", 1, transposed=True, residual=True),
+        _case("bf16", "channels_last", config_of(CONFIGS, True, 21, 4225), "few", 1),
         _weight_case("fp32", "planes", WEIGHT_CONFIGS["planes", None], 1),
     ]
 

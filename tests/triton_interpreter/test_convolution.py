@@ -93,6 +93,7 @@ CONVOLUTIONS = {
 TRANSPOSED = {
     "bilinear x2": ((1, 21, 5, 4), (21, 21, 4, 4), dict(stride=2, padding=1)),
     "x4": ((1, 3, 2, 3), (3, 2, 8, 8), dict(stride=4, padding=2)),
+    "x8 along rows": ((1, 3, 3, 2), (3, 2, 2, 9), dict(stride=(1, 8), padding=(0, 1))),
     "up": ((1, 16, 4, 5), (16, 8, 2, 2), dict(stride=2)),
     "output padding": ((1, 6, 4, 3), (6, 5, 3, 3), dict(stride=2, output_padding=1)),
     "from one pixel": ((2, 24, 1, 1), (24, 9, 7, 7), dict()),

@@ -31,6 +31,8 @@ class AotCase:
     divisible: names of run-time arguments that are multiples of 16 (pointers from torch are; sizes often are).
     max_registers: per thread; 255 is the hardware's limit, a lower one keeps more warps resident.
     load_bits, store_bits: most global loads (stores) move at least this many bits per thread at once.
+    copy_bits: so do most asynchronous copies to shared memory.
+    tensor_cores: multiplies on them, by warp groups (wgmma) from sm_90 on.
     debug: compiled as with FASTSEG_DEBUG=1; the device-side assertion must then be in the code.
     """
 
@@ -45,6 +47,8 @@ class AotCase:
     max_shared: int = MAX_SHARED
     load_bits: int = 0
     store_bits: int = 0
+    copy_bits: int = 0
+    tensor_cores: bool = False
     debug: bool = False
 
 

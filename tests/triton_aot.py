@@ -28,13 +28,14 @@ class MachineCode:
     shared: int
     opcodes: collections.Counter
     ptx: str
+    capability: int
 
     def count(self, *names: str) -> int:
         """How many instructions have one of these names, whatever their suffixes: count("STL", "LDL")."""
         return sum(number for opcode, number in self.opcodes.items() if opcode.split(".")[0] in names)
 
     def widths(self, name: str) -> collections.Counter:
-        """Bits moved per thread -> number of instructions, for `LDG` or `STG`."""
+        """Bits moved per thread -> number of instructions, for `LDG`, `STG` or `LDGSTS`."""
         found = collections.Counter()
         for opcode, number in self.opcodes.items():
             first, *suffixes = opcode.split(".")
@@ -84,6 +85,7 @@ def compile_case(case: AotCase, capability: int) -> MachineCode:
         shared=compiled.metadata.shared,
         opcodes=opcodes,
         ptx=compiled.asm["ptx"],
+        capability=capability,
     )
 
 
@@ -103,7 +105,10 @@ def violations(case: AotCase, code: MachineCode) -> list[str]:
         found.append(f"{code.shared} bytes of shared memory; allowed {case.max_shared}")
     if case.debug != ("__assertfail" in code.ptx):
         found.append("no device-side assertion" if case.debug else "a device-side assertion without debug")
-    for name, bits in (("LDG", case.load_bits), ("STG", case.store_bits)):
+    multiply = "HGMMA" if code.capability >= 90 else "HMMA"
+    if case.tensor_cores and not code.count(multiply):
+        found.append(f"no {multiply}")
+    for name, bits in (("LDG", case.load_bits), ("STG", case.store_bits), ("LDGSTS", case.copy_bits)):
         widths = code.widths(name)
         wide = sum(number for width, number in widths.items() if width >= bits)
         if bits and 2 * wide <= sum(widths.values()):

@@ -80,9 +80,9 @@ class Backend:
     name: "cpu", "cuda", "triton" or "reference".
     run: "cpu" and "cuda" take none: they are the C++ entry point `fastseg::_<op>`, which takes the arguments and then
         the outputs to fill, as every kernel does. A "cpu" that is put together from PyTorch's ops instead is a plain
-        function of the arguments that returns the outputs. "triton": where its launcher stands, "<module>.<function>" below
-        fastseg.kernels, imported when it is first called; it fills the outputs among its parameters. "reference": a
-        plain function of the arguments that returns the outputs.
+        function of the arguments that returns the outputs. "triton": where its launcher stands, "<module>.<function>"
+        below fastseg.kernels, imported when it is first called; it fills the outputs among its parameters.
+        "reference": a plain function of the arguments that returns the outputs.
     dtypes: allowed dtypes of the op's first argument; None for any.
     refuses: gives the reason why this call cannot run here, or None.
     """

@@ -137,8 +137,8 @@ class Op:
     # --- one call ---
 
     def __call__(self, *args, backend: str = "auto", out: Tensor | None = None, **named):
-        """out: room for the only output, which a Triton kernel fills where nobody differentiates; the caller copies what
-        is returned where it is another tensor.
+        """out: room for the only output, for a Triton kernel to fill where nobody differentiates; of anything else that
+        is returned the caller makes a copy.
         """
         if named:
             args += self._in_order(len(args), named)

@@ -87,7 +87,8 @@ def _ops_of(module: str) -> list[Op]:
     found = []
     for name, loaded in list(sys.modules.items()):
         if name == module or name.startswith(f"{module}."):
-            found += [op for op in vars(loaded).values() if isinstance(op, Op)]
+            for value in vars(loaded).values():  # an op, or a family of them (fastseg.ops.convolution.maps)
+                found += [op for op in (value if isinstance(value, tuple) else (value,)) if isinstance(op, Op)]
     return [op for op in REGISTRY.values() if op in found]
 
 

@@ -67,7 +67,8 @@ class Layer:
         if self.bilinear:
             return 2 * 8.0 * prod(output)
         big, small = (output, shape) if self.transposed else (shape, output)
-        numbers = [self.numbers.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
+        defaults = {"stride": 1, "padding": 0, "dilation": 1}
+        numbers = [self.numbers.get(name, default) for name, default in defaults.items()]
         share = prod(visited_share(big[axis], small[axis], self.weight[axis], *numbers) for axis in (2, 3))
         return 3 * 2.0 * prod(self.weight[1:]) * small[0] * small[2] * small[3] * self.weight[0] * share
 
@@ -105,8 +106,8 @@ def faster(factor, on_gpu=None):
 
 
 def aspp(rate, *targets, size=65, images=1, **options):
-    return case(f"ASPP rate {rate}", (images, 2048, size, size), (256, 2048, 3, 3), *targets, padding=rate, dilation=rate,
-                quick_shape=(1, 2048, 17, 17), **options)
+    return case(f"ASPP rate {rate}", (images, 2048, size, size), (256, 2048, 3, 3), *targets, padding=rate,
+                dilation=rate, quick_shape=(1, 2048, 17, 17), **options)
 
 
 def depthwise(what, rate, *targets, size=65, channels=256, kernel=3, stride=1, **options):

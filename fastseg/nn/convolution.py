@@ -100,7 +100,8 @@ class BilinearUpsample2d(ConvTranspose2d):
     long as they are, rows and columns are interpolated one after the other and the zeros between channels are never
     multiplied. With an even ``kernel_size = 2 scale_factor`` and ``padding = scale_factor / 2`` the result is that of
     bilinear interpolation with ``align_corners=False`` but for a border of ``scale_factor / 2`` pixels, where it fades
-    to zero; with ``kernel_size = 2 scale_factor - 1`` and ``padding = scale_factor - 1`` that of ``align_corners=True``.
+    to zero; with ``kernel_size = 2 scale_factor - 1`` and ``padding = scale_factor - 1`` that of
+    ``align_corners=True``.
 
     Args:
         channels: of input and output.

@@ -83,8 +83,10 @@ class PyramidPooling(nn.Module):
         In fp32 for half types: it is little work, and interpolation needs the digits.
         """
         bins, weight = bins.to(accumulator(bins.dtype)), weight.to(accumulator(bins.dtype))
-        rows = self._interpolation(bins, bins.shape[2], extents[0], size[0], padding[0], dilation[0], weight.shape[2])
-        columns = self._interpolation(bins, bins.shape[3], extents[1], size[1], padding[1], dilation[1], weight.shape[3])
+        rows, columns = (
+            self._interpolation(bins, bins.shape[2 + i], extents[i], size[i], padding[i], dilation[i], weight.shape[2 + i])
+            for i in (0, 1)
+        )
         met = torch.einsum("ncij,kcrs->nkirjs", bins, weight)
         images, channels = met.shape[:2]
         tall = torch.einsum("nkirjs,yri->nkyjs", met, rows)

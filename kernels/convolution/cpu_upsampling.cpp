@@ -72,7 +72,8 @@ struct Epilogue {
 
   scalar_t operator()(int64_t n, int64_t c, int64_t y, int64_t x, accumulate_t sum) const {
     sum += bias[c];
-    if (residual) sum += accumulate_t(residual[n * image_stride + c * channel_stride + y * row_stride + x * column_stride]);
+    const int64_t place = n * image_stride + c * channel_stride + y * row_stride + x * column_stride;
+    if (residual) sum += accumulate_t(residual[place]);
     return scalar_t(relu && sum < 0 ? accumulate_t(0) : sum);
   }
 

@@ -39,7 +39,8 @@ struct Shape {
 constexpr int kRows = simd::kRegisterBytes == 64 ? 6 : 2;
 constexpr int kGroups = simd::kRegisterBytes == 64 ? 4 : simd::kRegisterBytes == 32 ? 2 : 1;
 
-// sums[row][group] += sum over runs and k of factors[row][k] * values[group][k], all of them vectors; steps count elements.
+// sums[row][group] += sum over runs and k of factors[row][k] * values[group][k], all of them vectors. Steps count
+// elements.
 template <typename accumulate_t>
 struct Product {
   struct Run {
@@ -90,14 +91,17 @@ __attribute__((noinline)) void multiply_tile(const Product<accumulate_t>& produc
 template <typename accumulate_t, int rows = kRows, int groups = kGroups>
 void multiply_block(const Product<accumulate_t>& product, int64_t row, int64_t row_count, int64_t group,
                     int64_t group_count) {
-  if (row_count == rows && group_count == groups) {
-    multiply_tile<accumulate_t, rows, groups>(product, row, group);
-  } else if constexpr (rows > 1) {
-    if (row_count < rows) return multiply_block<accumulate_t, rows - 1, groups>(product, row, row_count, group, group_count);
+  if constexpr (rows > 1) {
+    if (row_count < rows) {
+      return multiply_block<accumulate_t, rows - 1, groups>(product, row, row_count, group, group_count);
+    }
   }
   if constexpr (groups > 1) {
-    if (group_count < groups) multiply_block<accumulate_t, rows, groups - 1>(product, row, row_count, group, group_count);
+    if (group_count < groups) {
+      return multiply_block<accumulate_t, rows, groups - 1>(product, row, row_count, group, group_count);
+    }
   }
+  multiply_tile<accumulate_t, rows, groups>(product, row, group);
 }
 
 // The whole product, in blocks of nearly equal size: factors of some rows stay in the cache while values stream by.
@@ -212,7 +216,8 @@ void spread(const Shape& shape, const scalar_t* small, const scalar_t* weight, c
           for (int64_t r = phase, i = step; r < shape.kernel_height; r += shape.stride_height, --i) {
             if (i < 0 || i >= shape.small_height) continue;
             // Row by row, so that the factors stay in the first cache.
-            product.runs = {{lanes_of(factors, (r * parts + part) * S * taps * B), lanes_of(values, i % above * panel)}};
+            const int64_t place = (r * parts + part) * S * taps * B;
+            product.runs = {{lanes_of(factors, place), lanes_of(values, i % above * panel)}};
             multiply(product, B, groups);
           }
         }
@@ -251,7 +256,8 @@ void collect(const Shape& shape, const scalar_t* big, const scalar_t* weight, co
     product.sums = lanes_of(totals, 0);
     product.sum_row = groups * simd::kLanes, product.sum_group = simd::kLanes;
     product.factor_row = simd::kLanes, product.factor_step = S * simd::kLanes;
-    product.value_group = parts * simd::kLanes, product.value_step = std::min<int64_t>(shape.stride_width, simd::kLanes);
+    product.value_group = parts * simd::kLanes;
+    product.value_step = std::min<int64_t>(shape.stride_width, simd::kLanes);
     product.depth = taps * parts;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item / shape.small_height, i = item % shape.small_height;

@@ -1,4 +1,4 @@
-"""`fastseg.nn.Conv2d`, `ConvTranspose2d`, `BilinearUpsample2d`, and which convolutions `fastseg.accelerate` replaces."""
+"""`fastseg.nn.Conv2d`, `ConvTranspose2d`, `BilinearUpsample2d`; which convolutions `fastseg.accelerate` replaces."""
 
 import copy
 import pickle

@@ -294,7 +294,8 @@ def test_upsampling_kernels(stride, dtype):
         whole = [(extent[0] - 1) * rows + kernel[0], (extent[1] - 1) * stride + kernel[1]]
         first = [generator.randint(0, extent - 1) for extent in whole]
         size = [generator.randint(1, whole[axis] - first[axis] + (rows, stride)[axis] - 1) for axis in (0, 1)]
-        small, weight, big = tensors((2, channels[0], *extent), (*channels, *kernel), (2, channels[1], *size), dtype=dtype)
+        shapes = (2, channels[0], *extent), (*channels, *kernel), (2, channels[1], *size)
+        small, weight, big = tensors(*shapes, dtype=dtype)
         windows = [rows, stride], first, [1, 1], 1
         bias, residual = tensors((channels[1],), (2, channels[1], *size), seed=1, dtype=dtype)
         pairs = (

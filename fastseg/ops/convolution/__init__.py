@@ -3,8 +3,8 @@
     dilated_conv2d    output[y, x] = sum over taps (r, s) of weight[r, s] input[y sh - ph + r dh, x sw - pw + s dw]
     conv_transpose2d  output[y sh - ph + r dh, x sw - pw + s dw] += weight[r, s] input[y, x]
 
-Only taps that meet the image are visited. A bias, a residual and a relu can be had in the same pass. Both are one of the
-three linear maps of maps.py, where their derivatives stand.
+Only taps that meet the image are visited. A bias, a residual and a relu can be had in the same pass. Both are one of
+the three linear maps of maps.py, where their derivatives stand.
 """
 
 from collections.abc import Sequence
@@ -180,8 +180,8 @@ def _cropped_skip(skip: Tensor, offset, size: list[int], shrinks: bool) -> tuple
         height, width = torch.sym_min(height, skip.shape[-2] - top), torch.sym_min(width, skip.shape[-1] - left)
     if skip.dim() < 3 or height < 1 or width < 1 or top + height > skip.shape[-2] or left + width > skip.shape[-1]:
         raise RuntimeError(
-            f"fastseg.ops.{_TRANSPOSED}: skip has shape {tuple(skip.shape)}, skip_offset={(top, left)} for an output of "
-            f"{tuple(size)}; allowed: a skip that holds the output from there on"
+            f"fastseg.ops.{_TRANSPOSED}: skip has shape {tuple(skip.shape)}, skip_offset={(top, left)} for an output "
+            f"of {tuple(size)}; allowed: a skip that holds the output from there on"
         )
     return skip[..., top : top + height, left : left + width], [height, width]
 
@@ -207,10 +207,14 @@ def _run(op: str, name: str, map_op, image, weight, bias, residual, stride, padd
         output = map_op(image, weight, bias, residual, *numbers, backend=backend)
         return output.squeeze(0) if single else output
     shape = image.shape[0], channels, *size
-    _check.argument(op, "out", out, (image.dtype,), shape[1:] if single else shape, "as the output", like=("input", image))
+    _check.argument(op, "out", out, (image.dtype,), shape[1:] if single else shape, "as the output",
+                    like=("input", image))
     room = out.unsqueeze(0) if single else out
     output = map_op(image, weight, bias, residual, *numbers, backend=backend, out=None if room.requires_grad else room)
-    return out if output is room else out.copy_(output.squeeze(0) if single else output)
+    if output is not room:
+        return out.copy_(output.squeeze(0) if single else output)
+    torch.autograd.graph.increment_version(out)  # as any tensor that is written in place
+    return out
 
 
 def _expanded(op: str, name: str, residual: Tensor, shape: Sequence[int], single: bool) -> Tensor:

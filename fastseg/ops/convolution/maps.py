@@ -199,13 +199,16 @@ def define(
 
 
 def _table(cpu: Backend, stock: Stock, triton: str, definition: Callable) -> list[Backend | Stock]:
-    return [stock, cpu, Backend("triton", f"convolution.{triton}", dtypes=FLOATING_GPU), Backend("reference", definition)]
+    on_gpu = Backend("triton", f"convolution.{triton}", dtypes=FLOATING_GPU)
+    return [stock, cpu, on_gpu, Backend("reference", definition)]
 
 
 _GEMM = "triton.dilated_conv2d", "triton.conv_transpose2d", "triton_weight.conv2d_grad_weight"
 _GATHER = tuple(f"triton_depthwise.{name}" for name in ("dilated_conv2d", "conv_transpose2d", "conv2d_grad_weight"))
 _DEFINITIONS = reference.dilated_conv2d, reference.conv_transpose2d, reference.conv2d_grad_weight
-_ON_TORCH = [Backend("cpu", run, dtypes=FLOATING) for run in (cpu.dilated_conv2d, cpu.conv_transpose2d, cpu.conv2d_grad_weight)]
+_ON_TORCH = [
+    Backend("cpu", run, dtypes=FLOATING) for run in (cpu.dilated_conv2d, cpu.conv_transpose2d, cpu.conv2d_grad_weight)
+]
 
 
 def _native() -> list[Backend]:

@@ -64,6 +64,24 @@ def pooled(shape, *arguments):
     return values, indices
 
 
+def convolved(name: str, taps: int, across: bool, function: str = "dilated_conv2d", **numbers) -> Workload:
+    """A convolution of as many channels as come in; `across` them, or each by itself."""
+
+    def make(shape, device, dtype, layout):
+        channels = shape[1]
+        weight = torch.randn(channels, channels if across else 1, taps, taps, device=device) / channels
+        return *one_image(shape, device, dtype, layout), weight.to(dtype)
+
+    def run(convolve, image, weight, **options):
+        return convolve(image, weight, **numbers, **options, groups=1 if across else image.shape[1])
+
+    stock = F.conv2d if function == "dilated_conv2d" else F.conv_transpose2d
+    return Workload(
+        f"{function} {name}", make, partial(run, getattr(fastseg.ops, function)), partial(run, stock),
+        channels=(1, 64 if across else 256),
+    )  # fmt: skip
+
+
 def loss(module, name: str, channels=(2, 150), **options) -> Workload:
     """A loss of `benchmarks/ops`: its inputs and its stock expression."""
     ours = partial(getattr(fastseg.ops, name), **options)
@@ -107,6 +125,12 @@ WORKLOADS = [
         "upsample_bilinear2d", one_image, partial(fastseg.ops.upsample_bilinear2d, scale_factor=SCALE),
         partial(F.interpolate, scale_factor=SCALE, mode="bilinear"), channels=(1, 256),
     ),
+    convolved("3x3 rate 6", 3, True, padding=6, dilation=6),
+    convolved("depthwise 3x3", 3, False, padding=1),
+    convolved("depthwise 3x3 s2", 3, False, padding=1, stride=2),
+    convolved("depthwise 3x3 rate 6", 3, False, padding=6, dilation=6),
+    convolved("4x4 s2", 4, True, "conv_transpose2d", padding=1, stride=2),
+    convolved("depthwise 4x4 s2", 4, False, "conv_transpose2d", padding=1, stride=2),
     *(pool(name, False, **window) for name, window in POOLS.items()),
     *(pool(f"{name} indices", True, **window) for name, window in POOLS.items()),
     Workload(

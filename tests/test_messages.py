@@ -127,7 +127,7 @@ def test_an_empty_batch_has_a_gradient(function, dtype):
     assert loss.isnan() and torch.autograd.grad(loss, input)[0].shape == input.shape
 
 
-NO_LOSSES = "max_", "upsample_argmax", "upsample_bilinear2d", "confusion"
+NO_LOSSES = "max_", "upsample_argmax", "upsample_bilinear2d", "confusion", "dilated_conv2d", "conv_transpose2d"
 LOSS_CALLS = [name for name in CALLS if not name.startswith(NO_LOSSES)]
 
 
@@ -157,6 +157,8 @@ EXPLAINED = {
     "upsample_bilinear2d": (IMAGE, 16),
     "confusion_matrix": (IMAGE, LABELS),
     "max_pool2d": (IMAGE, 2),
+    "dilated_conv2d": (IMAGE, torch.ones(4, 3, 3, 3)),
+    "conv_transpose2d": (IMAGE, torch.ones(3, 4, 3, 3)),
     "max_unpool2d": (IMAGE, torch.arange(64).view(8, 8).expand(2, 3, 8, 8).contiguous(), 2),
 }
 

@@ -83,9 +83,9 @@ class PyramidPooling(nn.Module):
         In fp32 for half types: it is little work, and interpolation needs the digits.
         """
         bins, weight = bins.to(accumulator(bins.dtype)), weight.to(accumulator(bins.dtype))
+        counts, taps = bins.shape[2:], weight.shape[2:]
         rows, columns = (
-            self._interpolation(bins, bins.shape[2 + i], extents[i], size[i], padding[i], dilation[i], weight.shape[2 + i])
-            for i in (0, 1)
+            self._interpolation(bins, counts[i], extents[i], size[i], padding[i], dilation[i], taps[i]) for i in (0, 1)
         )
         met = torch.einsum("ncij,kcrs->nkirjs", bins, weight)
         images, channels = met.shape[:2]

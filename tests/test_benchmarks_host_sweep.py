@@ -25,7 +25,7 @@ def test_a_workload_and_its_stock_do_the_same(workload):
             result.backward(torch.ones_like(result))
         found.append((result.double(), leaves[0].grad))
     (ours, our_gradient), (stock, stock_gradient) = found
-    torch.testing.assert_close(ours, stock)
+    torch.testing.assert_close(ours, stock, rtol=1.3e-6, atol=1e-5)  # as of float32
     if workload.differentiable:
         torch.testing.assert_close(our_gradient, stock_gradient, rtol=1e-4, atol=1e-6)
 

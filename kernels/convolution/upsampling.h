@@ -32,6 +32,12 @@ struct Shape {
   int64_t parts() const { return std::max<int64_t>(1, stride_width / simd::kLanes); }
   int64_t columns() const { return std::max<int64_t>(1, simd::kLanes / stride_width); }  // of a group
   int64_t groups() const { return ceil_divide(small_width + taps() - 1, columns()); }    // u
+  // Of small row i: the big row of its first tap, and which of its taps lie inside of the image.
+  int64_t top_row(int64_t i) const { return i * stride_height - top; }
+  int64_t first_tap(int64_t i) const { return std::clamp<int64_t>(-top_row(i), 0, kernel_height); }
+  int64_t last_tap(int64_t i) const {
+    return std::clamp<int64_t>(big_height - top_row(i), first_tap(i), kernel_height);
+  }
   int64_t rows_above() const { return ceil_divide(kernel_height, stride_height); }       // small rows a big row meets
 };
 
@@ -164,6 +170,48 @@ auto lanes_of(std::vector<vec_t>& panel, int64_t place) {
   return reinterpret_cast<simd::lane_of<vec_t>*>(panel.data() + place);
 }
 
+// Rows of one channel of the big map, packed when they are first asked for: neighbours of the small map share rows.
+template <typename scalar_t>
+class BigRows {
+ public:
+  explicit BigRows(const Shape& shape)
+      : shape_(shape), width_(padded_width(shape)),
+        rows_(((kBlock - 1) * shape.stride_height + shape.kernel_height) * width_ / simd::kLanes) {}
+
+  static constexpr int64_t kBlock = 8;  // rows of the small map that take turns before the next channel
+
+  // From row `top` on, which may lie above the image.
+  void restart(const scalar_t* plane, int64_t top) {
+    plane_ = plane, top_ = top;
+    next_ = std::max<int64_t>(0, top);
+  }
+  // Row `row` (inside of the image) and all before it.
+  const simd::accumulate<scalar_t>* operator()(int64_t row) {
+    for (; next_ <= row; ++next_) {
+      pack_big_row(shape_, plane_ + next_ * shape_.big_width, lanes_of(rows_, 0) + (next_ - top_) * width_);
+    }
+    return lanes_of(rows_, 0) + (row - top_) * width_;
+  }
+  int64_t width() const { return width_; }
+
+ private:
+  const Shape& shape_;
+  int64_t width_, top_ = 0, next_ = 0;
+  const scalar_t* plane_ = nullptr;
+  Panel<simd::accumulate<scalar_t>> rows_;
+};
+
+// Calls body(n, first row, last row) for blocks of rows of the small map, items begin to end counting them all.
+template <typename Body>
+void in_row_blocks(const Shape& shape, int64_t begin, int64_t end, int64_t most, const Body& body) {
+  while (begin < end) {
+    const int64_t n = begin / shape.small_height, i = begin % shape.small_height;
+    const int64_t last = std::min({i + most, i + end - begin, shape.small_height});
+    body(n, i, last);
+    begin += last - i;
+  }
+}
+
 // store(n, b, row, sums): the W sums of a row of the big map.
 template <typename scalar_t, typename Store>
 void spread(const Shape& shape, const scalar_t* small, const scalar_t* weight, const Store& store) {
@@ -233,7 +281,7 @@ void collect(const Shape& shape, const scalar_t* big, const scalar_t* weight, co
   using accumulate_t = simd::accumulate<scalar_t>;
   using vec_t = simd::vec<accumulate_t>;
   const int64_t taps = shape.taps(), parts = shape.parts(), S = shape.small_channels, B = shape.big_channels;
-  const int64_t kernel = shape.kernel_height * shape.kernel_width, width = padded_width(shape);
+  const int64_t kernel = shape.kernel_height * shape.kernel_width;
   const int64_t groups = ceil_divide(shape.small_width, shape.columns());
   Panel<accumulate_t> factors(B * shape.kernel_height * taps * parts * S);  // [b][r][t][part][s]
   int64_t place = 0;
@@ -250,43 +298,40 @@ void collect(const Shape& shape, const scalar_t* big, const scalar_t* weight, co
   }
   const UnevenSlices slices(shape.images * shape.small_height);
   slices.run([&](int64_t, int64_t begin, int64_t end) {
-    Panel<accumulate_t> rows(shape.kernel_height * width / simd::kLanes);  // [r][padded columns]
-    Panel<accumulate_t> totals(S * groups);                       // [s][u]
+    BigRows<scalar_t> rows(shape);
+    Panel<accumulate_t> totals(BigRows<scalar_t>::kBlock * S * groups);  // [i][s][u]
     Product<accumulate_t> product;
-    product.sums = lanes_of(totals, 0);
     product.sum_row = groups * simd::kLanes, product.sum_group = simd::kLanes;
     product.factor_row = simd::kLanes, product.factor_step = S * simd::kLanes;
     product.value_group = parts * simd::kLanes;
     product.value_step = std::min<int64_t>(shape.stride_width, simd::kLanes);
     product.depth = taps * parts;
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t n = item / shape.small_height, i = item % shape.small_height;
-      const int64_t top = i * shape.stride_height - shape.top;
-      const int64_t r_begin = std::clamp<int64_t>(-top, 0, shape.kernel_height);
-      const int64_t r_end = std::clamp<int64_t>(shape.big_height - top, r_begin, shape.kernel_height);
+    in_row_blocks(shape, begin, end, BigRows<scalar_t>::kBlock, [&](int64_t n, int64_t first, int64_t last) {
       std::fill(totals.begin(), totals.end(), vec_t{});
       for (int64_t b = 0; b < B; ++b) {
-        for (int64_t r = r_begin; r < r_end; ++r) {
-          const scalar_t* row = big + ((n * B + b) * shape.big_height + top + r) * shape.big_width;
-          pack_big_row(shape, row, lanes_of(rows, 0) + r * width);
+        rows.restart(big + (n * B + b) * shape.big_height * shape.big_width, shape.top_row(first));
+        for (int64_t i = first; i < last; ++i) {
+          product.runs.clear();
+          for (int64_t r = shape.first_tap(i); r < shape.last_tap(i); ++r) {
+            const int64_t place = (b * shape.kernel_height + r) * taps * parts * S;
+            product.runs.push_back({lanes_of(factors, place), rows(shape.top_row(i) + r)});
+          }
+          product.sums = lanes_of(totals, (i - first) * S * groups);
+          multiply(product, S, groups);
         }
-        product.runs.clear();
-        for (int64_t r = r_begin; r < r_end; ++r) {
-          const int64_t place = (b * shape.kernel_height + r) * taps * parts * S;
-          product.runs.push_back({lanes_of(factors, place), lanes_of(rows, 0) + r * width});
-        }
-        multiply(product, S, groups);
       }
       const int64_t columns = shape.columns(), repeat = simd::kLanes / columns;
-      for (int64_t s = 0; s < S; ++s) {
-        for (int64_t column = 0; column < shape.small_width; ++column) {
-          const accumulate_t* lanes = lanes_of(totals, s * groups) + column * repeat;
-          accumulate_t sum = 0;
-          for (int64_t lane = 0; lane < repeat; ++lane) sum += lanes[lane];
-          store(n, s, i, column, sum);
+      for (int64_t i = first; i < last; ++i) {
+        for (int64_t s = 0; s < S; ++s) {
+          for (int64_t column = 0; column < shape.small_width; ++column) {
+            const accumulate_t* lanes = lanes_of(totals, ((i - first) * S + s) * groups) + column * repeat;
+            accumulate_t sum = 0;
+            for (int64_t lane = 0; lane < repeat; ++lane) sum += lanes[lane];
+            store(n, s, i, column, sum);
+          }
         }
       }
-    }
+    });
   });
 }
 
@@ -295,40 +340,43 @@ template <typename scalar_t, typename Store>
 void correlate(const Shape& shape, const scalar_t* small, const scalar_t* big, const Store& store) {
   using accumulate_t = simd::accumulate<scalar_t>;
   const int64_t taps = shape.taps(), parts = shape.parts(), S = shape.small_channels, B = shape.big_channels;
-  const int64_t groups = shape.groups(), width = padded_width(shape), kernel_height = shape.kernel_height;
+  const int64_t groups = shape.groups(), kernel_height = shape.kernel_height;
   const int64_t items = shape.images * shape.small_height, slices = slice_count(items);
   const int64_t total = S * B * taps * parts * kernel_height;
   Panel<accumulate_t> totals(slices * total);  // [slice][b][t][part][s][r]
   parallel_slices(items, slices, [&](int64_t slice, int64_t begin, int64_t end) {
-    Panel<accumulate_t> rows(kernel_height * width / simd::kLanes);  // [r][padded columns]
-    Panel<accumulate_t> values(S * taps * groups);          // [s][t][u]
+    BigRows<scalar_t> rows(shape);
+    const int64_t panel = S * taps * groups;
+    Panel<accumulate_t> values(BigRows<scalar_t>::kBlock * panel);  // [i][s][t][u]
     Product<accumulate_t> product;
     product.sum_row = kernel_height * simd::kLanes, product.sum_group = simd::kLanes;
     product.factor_row = taps * groups * simd::kLanes, product.factor_step = simd::kLanes;
-    product.value_group = width, product.value_step = parts * simd::kLanes;
+    product.value_group = rows.width(), product.value_step = parts * simd::kLanes;
     product.depth = groups;
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t n = item / shape.small_height, i = item % shape.small_height;
-      const int64_t top = i * shape.stride_height - shape.top;
-      const int64_t r_begin = std::clamp<int64_t>(-top, 0, kernel_height);
-      const int64_t r_end = std::clamp<int64_t>(shape.big_height - top, r_begin, kernel_height);
-      const scalar_t* small_row = small + (n * S * shape.small_height + i) * shape.small_width;
-      pack_small_row(shape, small_row, shape.small_height * shape.small_width, lanes_of(values, 0));
+    in_row_blocks(shape, begin, end, BigRows<scalar_t>::kBlock, [&](int64_t n, int64_t first, int64_t last) {
+      const int64_t plane = shape.small_height * shape.small_width;
+      for (int64_t i = first; i < last; ++i) {
+        pack_small_row(shape, small + n * S * plane + i * shape.small_width, plane,
+                       lanes_of(values, (i - first) * panel));
+      }
       for (int64_t b = 0; b < B; ++b) {
-        for (int64_t r = r_begin; r < r_end; ++r) {
-          const scalar_t* row = big + ((n * B + b) * shape.big_height + top + r) * shape.big_width;
-          pack_big_row(shape, row, lanes_of(rows, 0) + r * width);
-        }
-        for (int64_t t = 0; t < taps; ++t) {
-          for (int64_t part = 0; part < parts; ++part) {
-            const int64_t place = slice * total + ((b * taps + t) * parts + part) * S * kernel_height;
-            product.sums = lanes_of(totals, place + r_begin);
-            product.runs = {{lanes_of(values, t * groups), lanes_of(rows, 0) + r_begin * width + part * simd::kLanes}};
-            multiply(product, S, r_end - r_begin);
+        rows.restart(big + (n * B + b) * shape.big_height * shape.big_width, shape.top_row(first));
+        for (int64_t i = first; i < last; ++i) {
+          const int64_t r_begin = shape.first_tap(i), r_end = shape.last_tap(i);
+          if (r_begin >= r_end) continue;
+          rows(shape.top_row(i) + r_end - 1);
+          const accumulate_t* row = rows(shape.top_row(i) + r_begin);
+          for (int64_t t = 0; t < taps; ++t) {
+            for (int64_t part = 0; part < parts; ++part) {
+              const int64_t place = slice * total + ((b * taps + t) * parts + part) * S * kernel_height;
+              product.sums = lanes_of(totals, place + r_begin);
+              product.runs = {{lanes_of(values, (i - first) * panel + t * groups), row + part * simd::kLanes}};
+              multiply(product, S, r_end - r_begin);
+            }
           }
         }
       }
-    }
+    });
   });
   const int64_t phases = std::min<int64_t>(shape.stride_width, simd::kLanes);
   for (int64_t place = 0; place < total; ++place) {

@@ -228,3 +228,20 @@ def test_packed_weights(layout):
     assert taps.shape == (2, 6, 4, 3)
     assert torch.equal(taps[1, 3], weight[3:, :, 1, 1].t())
     assert launch.packed(weight, 1, False, 2, 2).data_ptr() == weight.data_ptr() or layout is LAYOUTS[0]
+
+
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+@pytest.mark.parametrize("groups", (1, 8))
+def test_out_is_written_by_the_kernel(layout, groups, monkeypatch):
+    """Some channels of a larger buffer, its neighbours left alone."""
+    image, weight = torch.randn(2, 8, 6, 5).contiguous(memory_format=layout), torch.randn(8, 8 // groups, 3, 3)
+    buffer = torch.full((2, 12, 6, 5), 7.0).contiguous(memory_format=layout)
+    part, version = buffer[:, 2:10], buffer._version
+    monkeypatch.setattr(torch.Tensor, "copy_", None)
+    returned = convolution.dilated_conv2d(
+        image, weight, padding=2, dilation=2, groups=groups, activation="relu", out=part, backend="triton"
+    )
+    monkeypatch.undo()
+    assert returned is part and buffer._version > version
+    torch.testing.assert_close(part, F.relu(F.conv2d(image, weight, padding=2, dilation=2, groups=groups)))
+    assert (buffer[:, :2] == 7).all() and (buffer[:, 10:] == 7).all()

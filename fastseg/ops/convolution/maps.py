@@ -143,7 +143,7 @@ def define(
                 last = _is_channels_last(weight)
                 found["weight"] = maps.grad_weight(*pair, *windows, weight.shape[2:], last, backend=backend)
             if needs_bias:
-                found["bias"] = grad.sum((2, 3)).sum(0)
+                found["bias"] = grad.sum((0, 2, 3))
             if needs_residual:
                 found["residual"] = grad
             return found

@@ -29,11 +29,23 @@ def _wide(convolve, input, weight, bias, residual, numbers):
     if bias is not None:
         output.add_(bias.to(dtype).view(-1, 1, 1))
     output = torch_calls.finish(output, residual, relu)
-    return output.to(input.dtype).contiguous(memory_format=layout)
+    output = output.to(input.dtype)
+    return _contiguous(output) if layout is torch.contiguous_format else output.contiguous(memory_format=layout)
+
+
+def _contiguous(image):
+    """`image.contiguous()` of a channels_last one, as matrices: torch takes two to four times as long."""
+    if image.is_contiguous():
+        return image
+    images, channels, height, width = image.shape
+    planes = image.new_empty((images, channels, height * width))
+    for to, pixels in zip(planes, image.permute(0, 2, 3, 1)):
+        to.copy_(pixels.reshape(-1, channels).t())
+    return planes.view(image.shape)
 
 
 def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, kernel_size, channels_last):
-    """One GEMM per tap and image over the rectangle of outputs that the tap reaches."""
+    """One GEMM per tap over the rectangle of outputs that it reaches, of all images."""
     dtype = input.dtype
     input, grad_output = input.to(accumulator(dtype)), grad_output.to(accumulator(dtype))
     if groups > 1:
@@ -42,30 +54,23 @@ def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, ke
     taps = input.new_zeros((*kernel_size, grad_output.shape[1], input.shape[1]))  # [R, S, K, C]
     for s in range(kernel_size[1]):
         columns, seen_columns = _reach(input.shape[3], grad_output.shape[3], stride[1], padding[1], s * dilation[1])
-        if columns.start >= columns.stop:
-            continue  # in the padding everywhere
-        for image in range(input.shape[0]):
-            # Taps below each other share a copy of their columns; their rows are a part of it.
-            seen = _dense(input[image, :, :, seen_columns])
-            grad = _dense(grad_output[image, :, :, columns])
-            for r in range(kernel_size[0]):
-                rows, seen_rows = _reach(input.shape[2], grad_output.shape[2], stride[0], padding[0], r * dilation[0])
-                if rows.start < rows.stop:
-                    torch.addmm(taps[r, s], _by_pixel(grad[:, rows]).t(), _by_pixel(seen[:, seen_rows]), out=taps[r, s])
+        seen, grad = input[..., seen_columns], grad_output[..., columns]
+        if len(input) == 1:  # taps below each other share a copy of their columns, of which their rows are a part
+            layout = image_format(input)
+            seen, grad = seen.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
+        for r in range(kernel_size[0]):
+            rows, seen_rows = _reach(input.shape[2], grad_output.shape[2], stride[0], padding[0], r * dilation[0])
+            if rows.start < rows.stop and columns.start < columns.stop:  # else it is in the padding everywhere
+                torch.mm(_by_pixel(grad[:, :, rows]).t(), _by_pixel(seen[:, :, seen_rows]), out=taps[r, s])
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return taps.permute(2, 3, 0, 1).to(dtype).contiguous(memory_format=layout)
 
 
-def _dense(image):
-    """(C, H, W) without gaps, its channels innermost or outermost as they were."""
-    if image.stride(0) == 1:
-        return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    return image.contiguous()
-
-
 def _by_pixel(image):
-    """(C, H, W) as a matrix of pixels by channels."""
-    return image.permute(1, 2, 0).reshape(-1, image.shape[0]) if image.stride(0) == 1 else image.flatten(1).t()
+    """(N, C, H, W) as a matrix of pixels by channels; a copy but for whole rows of one image."""
+    if image.stride(1) == 1:
+        return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
+    return image.permute(1, 0, 2, 3).reshape(image.shape[1], -1).t()
 
 
 def _reach(extent, out_extent, stride, padding, offset):

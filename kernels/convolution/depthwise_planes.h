@@ -24,15 +24,12 @@ struct FlatTap {
   uint16_t inside[kGroupVectors];  // a bit for each lane
 };
 
-struct Group {
-  int full, end;  // taps [end of the group before, full) are inside for all lanes, [full, end) for some
-};
 
 // One phase of the outputs.
 struct FlatPhase {
   int64_t pixels;
-  std::vector<FlatTap> taps;  // of one group after the other
-  std::vector<Group> groups;
+  std::vector<FlatTap> taps;  // of one group after the other: those that are inside for any lane
+  std::vector<int> ends;      // of each group's
 };
 
 struct Flat {
@@ -84,17 +81,13 @@ struct Flat {
       }
     }
     for (int64_t word = 0; word * kGroup < phase.pixels; ++word) {
-      Group group{0, 0};
-      for (const bool full : {true, false}) {
-        for (size_t tap = 0; tap < all.size(); ++tap) {
-          const uint64_t inside = bits[tap][word];
-          if (inside == 0 || (inside == ~uint64_t{0}) != full) continue;
-          phase.taps.push_back(all[tap]);
-          for (int v = 0; v < kGroupVectors; ++v) phase.taps.back().inside[v] = inside >> (v * kLanes) & 0xffff;
-        }
-        (full ? group.full : group.end) = static_cast<int>(phase.taps.size());
+      for (size_t tap = 0; tap < all.size(); ++tap) {
+        const uint64_t inside = bits[tap][word];
+        if (inside == 0) continue;
+        phase.taps.push_back(all[tap]);
+        for (int v = 0; v < kGroupVectors; ++v) phase.taps.back().inside[v] = inside >> (v * kLanes) & 0xffff;
       }
-      phase.groups.push_back(group);
+      phase.ends.push_back(static_cast<int>(phase.taps.size()));
     }
     phases.push_back(std::move(phase));
   }
@@ -155,8 +148,9 @@ class FlatSource {
 
   // What is stored beyond the ends of rows, the next rows overwrite.
   void split(const scalar_t* from, int64_t readable, accumulate_t* even, accumulate_t* odd) const {
+    constexpr int64_t kFew = 4;
     int64_t x = 0;
-    for (; x < width_ && x + 2 * kLanes <= readable; x += 2 * kLanes) {
+    for (; x + kFew < width_ && x + 2 * kLanes <= readable; x += 2 * kLanes) {
       const auto low = simd::load(from + x), high = simd::load(from + x + kLanes);
       simd::store(even + x / 2, simd::every_second<0>(low, high));
       simd::store(odd + x / 2, simd::every_second<1>(low, high));
@@ -176,20 +170,13 @@ FASTSEG_INLINE void sum_flat(const FlatPhase& phase, const accumulate_t* source,
                              accumulate_t bias, const Body& body) {
   using vector_t = simd::vec<accumulate_t>;
   int begin = 0;
-  for (size_t index = 0; index < phase.groups.size(); ++index) {
-    const Group& group = phase.groups[index];
+  for (size_t index = 0; index < phase.ends.size(); ++index) {
     for (int first = 0; first < kGroupVectors; first += kTogether) {
       const int64_t pixel = static_cast<int64_t>(index) * kGroup + first * kLanes;
       vector_t sums[kTogether];
       FASTSEG_UNROLL
       for (int v = 0; v < kTogether; ++v) sums[v] = vector_t{} + bias;
-      for (int t = begin; t < group.full; ++t) {
-        const accumulate_t* from = source + pixel + phase.taps[t].shift;
-        const accumulate_t weight = weights[phase.taps[t].index];
-        FASTSEG_UNROLL
-        for (int v = 0; v < kTogether; ++v) sums[v] += simd::load(from + v * kLanes) * weight;
-      }
-      for (int t = group.full; t < group.end; ++t) {
+      for (int t = begin; t < phase.ends[index]; ++t) {
         const FlatTap& tap = phase.taps[t];
         const accumulate_t* from = source + pixel + tap.shift;
         const accumulate_t weight = weights[tap.index];
@@ -204,7 +191,7 @@ FASTSEG_INLINE void sum_flat(const FlatPhase& phase, const accumulate_t* source,
         if (pixel + v * kLanes < phase.pixels) body(pixel + v * kLanes, sums[v]);
       }
     }
-    begin = group.end;
+    begin = phase.ends[index];
   }
 }
 
@@ -217,9 +204,15 @@ struct PlaneEnd {
   scalar_t* to;
   int64_t pixels;
   bool spills;
+  int64_t plain;  // vectors that start before this pixel are only stored, whole
+
+  PlaneEnd(const Epilogue<scalar_t>& epilogue, const scalar_t* residual, scalar_t* to, int64_t pixels, bool spills)
+      : epilogue(epilogue), residual(residual), to(to), pixels(pixels), spills(spills),
+        plain(residual || epilogue.relu ? 0 : spills ? pixels : pixels - kLanes + 1) {}
 
   template <typename vector_t>
   FASTSEG_INLINE void operator()(int64_t pixel, vector_t sums) const {
+    if (pixel < plain) return simd::store(to + pixel, sums);
     const int count = static_cast<int>(std::min<int64_t>(kLanes, pixels - pixel));
     if (residual) {
       const int64_t step = epilogue.residual.column;
@@ -270,8 +263,8 @@ void map_planes(const Map& map, const scalar_t* input, const std::vector<simd::a
       const int64_t image = plane / map.channels, channel = plane % map.channels;
       const accumulate_t* own = weights.data() + channel * map.taps();
       const accumulate_t bias = epilogue.bias_of(channel);
-      const PlaneEnd<scalar_t> finish{epilogue, residual.data ? residual.at(image, channel, 0, 0) : nullptr,
-                                      output + plane * pixels, pixels, plane + 1 < end && pixels >= kLanes};
+      const PlaneEnd<scalar_t> finish(epilogue, residual.data ? residual.at(image, channel, 0, 0) : nullptr,
+                                      output + plane * pixels, pixels, plane + 1 < end && pixels >= kLanes);
       if (!parts) {
         sum_flat(flat.phases[0], source, own, bias, finish);
         continue;
@@ -291,21 +284,13 @@ template <typename scalar_t, typename vector_t>
 void add_flat_products(const FlatPhase& phase, const simd::accumulate<scalar_t>* source, const scalar_t* grad,
                        vector_t* lanes) {
   int begin = 0;
-  for (size_t index = 0; index < phase.groups.size(); ++index) {
-    const Group& group = phase.groups[index];
+  for (size_t index = 0; index < phase.ends.size(); ++index) {
     for (int first = 0; first < kGroupVectors; first += kTogether) {
       const int64_t pixel = static_cast<int64_t>(index) * kGroup + first * kLanes;
       vector_t values[kTogether];
       FASTSEG_UNROLL
       for (int v = 0; v < kTogether; ++v) values[v] = simd::load(grad + pixel + v * kLanes);
-      for (int t = begin; t < group.full; ++t) {
-        const auto* from = source + pixel + phase.taps[t].shift;
-        vector_t sum{};
-        FASTSEG_UNROLL
-        for (int v = 0; v < kTogether; ++v) sum += values[v] * simd::load(from + v * kLanes);
-        lanes[phase.taps[t].index] += sum;
-      }
-      for (int t = group.full; t < group.end; ++t) {
+      for (int t = begin; t < phase.ends[index]; ++t) {
         const FlatTap& tap = phase.taps[t];
         const auto* from = source + pixel + tap.shift;
         vector_t sum{};
@@ -317,7 +302,7 @@ void add_flat_products(const FlatPhase& phase, const simd::accumulate<scalar_t>*
         lanes[tap.index] += sum;
       }
     }
-    begin = group.end;
+    begin = phase.ends[index];
   }
 }
 

@@ -67,13 +67,13 @@ class RowPairs {
                                const PixelRow<scalar_t>& upper, const PixelRow<scalar_t>& lower, int64_t x,
                                int64_t channel) const {
     using vector_t = simd::vec<simd::accumulate<scalar_t>>;
-    const int64_t stride = upper.weight_stride;
+    const int64_t stride = upper.weight_stride, kernel = map_.columns.kernel;
     vector_t weight[3][3], sums[2][kPixels];
     FASTSEG_UNROLL
     for (int r = 0; r < 3; ++r) {
       FASTSEG_UNROLL
       for (int c = 0; c < 3; ++c) {
-        weight[r][c] = simd::load(weights + (rows_[r].index * map_.columns.kernel + columns_[c].index) * stride + channel);
+        weight[r][c] = simd::load(weights + (rows_[r].index * kernel + columns_[c].index) * stride + channel);
       }
     }
     FASTSEG_UNROLL

@@ -1,7 +1,7 @@
-// Depthwise convolutions of NCHW images with rows of up to 128 elements, of stride 1 or 2: lanes are 16 neighbours of
-// a plane, whatever rows they lie in.
+// Depthwise convolutions of NCHW images with rows of up to 128 elements and strides of up to 4: lanes are 16
+// neighbours of a plane, whatever rows they lie in.
 //
-// Where rows are as long in source and outputs a tap is a shift of the whole plane. A stride of 2 is taken apart: a
+// Where rows are as long in source and outputs a tap is a shift of the whole plane. A stride is taken apart: of 2, a
 // plane of the source, or of the outputs, is four planes of half the extents, every second row and column, whose rows
 // are as long as those of the other side. Rows end anywhere in a vector: which lanes have a tap inside is the same in
 // all planes, and found once.
@@ -40,17 +40,17 @@ struct Flat {
 
   static bool fits(const Map& map) {
     constexpr int64_t kWidest = 128;  // whole vectors fill longer rows well
+    constexpr int64_t kMostStep = 4;
     const Axis &rows = map.rows, &columns = map.columns;
     if (rows.source_step != columns.source_step || rows.output_step != columns.output_step) return false;
     if (map.images * map.channels < std::max<int64_t>(8, 2 * slice_count(INT64_MAX))) return false;
-    const bool splits = columns.source_step == 2, joins = columns.output_step == 2;
-    if (!splits && !joins) {
-      return columns.source_step * columns.output_step == 1 && columns.source == columns.output &&
-             columns.output <= kWidest;
-    }
-    if (splits) return columns.elements(0) <= columns.output && columns.output <= kWidest;
-    return columns.phases[0].outputs <= columns.source && columns.source <= kWidest &&
-           rows.phases.size() == 2 && columns.phases.size() == 2;
+    const int64_t step = columns.source_step * columns.output_step;  // one of them is 1
+    const int64_t pitch = columns.output_step == 1 ? columns.output : columns.source;
+    if (step > kMostStep || pitch > kWidest) return false;
+    if (step == 1) return columns.source == columns.output;
+    if (columns.output_step == 1) return columns.elements(0) <= pitch;
+    const auto phases = static_cast<size_t>(step);
+    return columns.phases[0].outputs <= pitch && rows.phases.size() == phases && columns.phases.size() == phases;
   }
 
   explicit Flat(const Map& map)
@@ -110,7 +110,7 @@ class FlatSource {
   FlatSource(const Map& map, const Flat& flat, const scalar_t* data)
       : flat_(flat), data_(data), height_(map.rows.source), width_(map.columns.source),
         elements_(map.images * map.channels * height_ * width_) {
-    if (kWidens || flat.source_step == 2) {
+    if (kWidens || flat.source_step > 1) {
       copy_.emplace(2 * kGroup + flat.source_step * flat.source_step * flat.source_room);
     }
   }
@@ -140,15 +140,23 @@ class FlatSource {
       return to;
     }
     for (int64_t y = 0; y < height_; ++y, from += width_) {
-      accumulate_t* even = to + y % 2 * 2 * flat_.source_room + y / 2 * flat_.pitch;
-      split(from, elements_ - (from - data_), even, even + flat_.source_room);
+      const int64_t step = flat_.source_step;
+      split(from, elements_ - (from - data_), to + y % step * step * flat_.source_room + y / step * flat_.pitch);
     }
     return to;
   }
 
-  // What is stored beyond the ends of rows, the next rows overwrite.
-  void split(const scalar_t* from, int64_t readable, accumulate_t* even, accumulate_t* odd) const {
+  // A row. What is stored beyond the ends of those of the phases, the next row overwrites.
+  void split(const scalar_t* from, int64_t readable, accumulate_t* to) const {
+    const int64_t step = flat_.source_step;
+    if (step > 2) {
+      for (int64_t phase = 0; phase < step; ++phase, to += flat_.source_room) {
+        for (int64_t x = phase, k = 0; x < width_; x += step, ++k) to[k] = static_cast<accumulate_t>(from[x]);
+      }
+      return;
+    }
     constexpr int64_t kFew = 4;
+    accumulate_t *const even = to, *const odd = to + flat_.source_room;
     int64_t x = 0;
     for (; x + kFew < width_ && x + 2 * kLanes <= readable; x += 2 * kLanes) {
       const auto low = simd::load(from + x), high = simd::load(from + x + kLanes);
@@ -222,18 +230,22 @@ struct PlaneEnd {
   }
 };
 
-// A plane of outputs from its four phases [room], every second row and column.
+// A plane of outputs from its phases [room]; `row` is room for one.
 template <typename scalar_t>
 void join_phases(const Map& map, const Flat& flat, const simd::accumulate<scalar_t>* parts,
-                 const PlaneEnd<scalar_t>& finish) {
-  const int64_t width = map.columns.output;
+                 simd::accumulate<scalar_t>* row, const PlaneEnd<scalar_t>& finish) {
+  const int64_t width = map.columns.output, step = flat.output_step;
   for (int64_t y = 0; y < map.rows.output; ++y) {
-    const auto* even = parts + y % 2 * 2 * flat.output_room + y / 2 * flat.pitch;
-    const auto* odd = even + flat.output_room;
+    const auto* first = parts + y % step * step * flat.output_room + y / step * flat.pitch;
+    if (step > 2) {
+      detail::transpose(first, flat.output_room, row, step, step, flat.pitch);
+      for (int64_t x = 0; x < width; x += kLanes) finish(y * width + x, simd::load(row + x));
+      continue;
+    }
     for (int64_t x = 0; x < width; x += 2 * kLanes) {
-      const auto low = simd::load(even + x / 2), high = simd::load(odd + x / 2);
-      finish(y * width + x, simd::interleave_low(low, high));
-      if (x + kLanes < width) finish(y * width + x + kLanes, simd::interleave_high(low, high));
+      const auto even = simd::load(first + x / 2), odd = simd::load(first + flat.output_room + x / 2);
+      finish(y * width + x, simd::interleave_low(even, odd));
+      if (x + kLanes < width) finish(y * width + x + kLanes, simd::interleave_high(even, odd));
     }
   }
 }
@@ -252,8 +264,9 @@ void map_planes(const Map& map, const scalar_t* input, const std::vector<simd::a
   slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
     RowMap<scalar_t> rows(map, columns, input, weights, epilogue, output);
     FlatSource<scalar_t> sources(map, flat, input);
-    std::optional<Scratch<accumulate_t>> parts;
-    if (flat.output_step == 2) parts.emplace(4 * flat.output_room);
+    const int64_t phases = flat.output_step * flat.output_step;
+    std::optional<Scratch<accumulate_t>> parts;  // and a row
+    if (phases > 1) parts.emplace(phases * flat.output_room + flat.output_step * flat.pitch + kLanes);
     for (int64_t plane = begin; plane < end; ++plane) {
       const accumulate_t* source = sources.plane(plane);
       if (source == nullptr) {
@@ -269,12 +282,12 @@ void map_planes(const Map& map, const scalar_t* input, const std::vector<simd::a
         sum_flat(flat.phases[0], source, own, bias, finish);
         continue;
       }
-      for (int phase = 0; phase < 4; ++phase) {
+      for (int64_t phase = 0; phase < phases; ++phase) {
         accumulate_t* part = parts->get() + phase * flat.output_room;
         sum_flat(flat.phases[phase], source, own, bias,
                  [&](int64_t pixel, auto sums) FASTSEG_ALWAYS_INLINE { simd::store(part + pixel, sums); });
       }
-      join_phases(map, flat, parts->get(), finish);
+      join_phases(map, flat, parts->get(), parts->get() + phases * flat.output_room, finish);
     }
   });
 }

@@ -9,7 +9,7 @@
 
 #include <type_traits>
 
-#include "convolution/depthwise_rows.h"
+#include "convolution/depthwise_wide.h"
 
 namespace fastseg::depthwise {
 
@@ -256,6 +256,7 @@ void map_planes(const Map& map, const scalar_t* input, const std::vector<simd::a
   using accumulate_t = simd::accumulate<scalar_t>;
   const ImageView<scalar_t>& residual = epilogue.residual;
   const bool even = residual.data == nullptr || residual.row == residual.column * map.columns.output;
+  if (Wide::fits(map)) return map_wide(map, input, weights, epilogue, output);
   if (!even || !Flat::fits(map)) return map_rows(map, input, weights, epilogue, output);
   const Flat flat(map);
   const Columns columns(map.columns, /*each_once=*/false, kRun);
@@ -322,8 +323,9 @@ void add_flat_products(const FlatPhase& phase, const simd::accumulate<scalar_t>*
 template <typename scalar_t>
 std::vector<double> sum_weights_of_planes(const Map& map, const scalar_t* input, const scalar_t* grad_output) {
   using vector_t = simd::vec<simd::accumulate<scalar_t>>;
+  if (Wide::fits(map)) return sum_weights_of_rows<WideProducts>(map, input, grad_output);
   if (!Flat::fits(map) || map.channels < 2 * slice_count(INT64_MAX)) {
-    return sum_weights_of_rows(map, input, grad_output);
+    return sum_weights_of_rows<RowProducts>(map, input, grad_output);
   }
   const Flat flat(map);
   const Columns columns(map.columns, /*each_once=*/true, INT64_MAX);
@@ -346,7 +348,7 @@ std::vector<double> sum_weights_of_planes(const Map& map, const scalar_t* input,
         } else {
           for (int64_t y = 0; y < height; ++y) rows.add(plane, y, lanes.get());
         }
-        flush(lanes.get(), taps, sums.data() + channel * taps);
+        rows.flush(lanes.get(), taps, sums.data() + channel * taps);
       }
     }
   });

@@ -86,12 +86,14 @@ def transposed_on_gpu(input, weight, stride, padding, dilation, size):
     return not _skips(size, input.shape[2:], weight.shape[1], weight.shape[2:], stride, padding, dilation)
 
 
-_NARROW = "depthwise, NCHW, fp32, strided, rows of less than 16, from 16K elements on"
+_NARROW = "depthwise, NCHW, fp32, strided, rows too short for lanes, from 16K elements on"
 _FORWARD = "depthwise, channels_last, fp32, without dilation, not differentiated, from 64K elements on"
 
 
-def _is_strided_narrow(input, stride) -> bool:
-    is_narrow = max(stride) > 1 and input.shape[3] < 16 and input.dtype == torch.float32
+def _is_strided_narrow(input, stride, scale: int) -> bool:
+    """scale: elements of the input's rows for one on the side without stride."""
+    least = 7 * scale if max(stride) <= 4 else 16  # the kernels of strides above 4 go row by row
+    is_narrow = max(stride) > 1 and input.shape[3] < least and input.dtype == torch.float32
     return is_narrow and image_format(input) is torch.contiguous_format
 
 
@@ -104,7 +106,7 @@ def class_of_depthwise(input, weight, stride, dilation):
     elements = input.numel()
     if elements < 1 << 14:
         return None
-    if _is_strided_narrow(input, stride):
+    if _is_strided_narrow(input, stride, stride[1]):
         return _NARROW
     if elements < 1 << 16 or input.dtype != torch.float32 or max(dilation) > 1:
         return None
@@ -113,7 +115,7 @@ def class_of_depthwise(input, weight, stride, dilation):
 
 
 def class_of_depthwise_transposed(input, stride):
-    return _NARROW if input.numel() >= 1 << 14 and _is_strided_narrow(input, stride) else None
+    return _NARROW if input.numel() >= 1 << 14 and _is_strided_narrow(input, stride, 1) else None
 
 
 DENSE = (

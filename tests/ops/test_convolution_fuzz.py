@@ -59,8 +59,8 @@ def test_any_geometry(seed, transposed):
         image = image.contiguous(memory_format=layout)
         grad = torch.randn(stock(image, weight, bias, **numbers).shape, generator=generator, dtype=torch.float64)
         grad = grad.to(dtype)[..., :1] if draw.random() < 0.2 else grad.to(dtype)  # some of stride 0
-        # The bias apart: torch's own gradient of one crashes in channels_last with, among others, stride (1, 8), padding
-        # (1, 3), dilation (5, 12) and a kernel of 2x1.
+        # The bias apart: with one torch crashes in channels_last with, among others, stride (1, 8), padding (1, 3),
+        # dilation (5, 12) and a kernel of 2x1.
         apart = lambda image, weight, bias: stock(image, weight, None, **numbers) + bias.view(-1, 1, 1)  # noqa: E731
         exact = results(apart, image.double(), weight.double(), bias.double(), grad.double(), {})
         # bf16 and fp16 by stock in fp32: what it makes of them differs from processor to processor

@@ -109,17 +109,14 @@ class FlatSource {
 
   FlatSource(const Map& map, const Flat& flat, const scalar_t* data)
       : flat_(flat), data_(data), height_(map.rows.source), width_(map.columns.source),
-        elements_(map.images * map.channels * height_ * width_) {
-    if (kWidens || flat.source_step > 1) {
-      copy_.emplace(2 * kGroup + flat.source_step * flat.source_step * flat.source_room);
-    }
-  }
+        elements_(map.images * map.channels * height_ * width_), copies_(kWidens || flat.source_step > 1),
+        copy_(copies_ ? 2 * kGroup + flat.source_step * flat.source_step * flat.source_room : 0) {}
 
   // Pixel 0 of a plane, any group of which may be read with any shift that has a lane inside; null if there is no
   // memory for that. Valid until the next call.
   const accumulate_t* plane(int64_t index) {
     const int64_t first = index * height_ * width_, end = first + height_ * width_;
-    if (copy_) return copy(first);
+    if (copies_) return copy(first);
     if constexpr (!kWidens) {
       if (first >= kGroup && end + kGroup <= elements_) return data_ + first;
     }
@@ -130,7 +127,7 @@ class FlatSource {
   static constexpr bool kWidens = !std::is_same_v<scalar_t, accumulate_t>;  // once, not for every tap
 
   const accumulate_t* copy(int64_t first) {
-    accumulate_t* const to = copy_->get() + kGroup;
+    accumulate_t* const to = copy_.get() + kGroup;
     const scalar_t* from = data_ + first;
     if (flat_.source_step == 1) {
       const int64_t count = height_ * width_;
@@ -169,7 +166,8 @@ class FlatSource {
   const Flat& flat_;
   const scalar_t* data_;
   int64_t height_, width_, elements_;
-  std::optional<Scratch<accumulate_t>> copy_;
+  bool copies_;
+  Scratch<accumulate_t> copy_;
 };
 
 // body(first pixel, sums) for every vector of a phase; `bias` is part of the sums.

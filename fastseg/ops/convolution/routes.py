@@ -92,7 +92,7 @@ _FORWARD = "depthwise, channels_last, fp32, without dilation, not differentiated
 
 def _is_strided_narrow(input, stride, scale: int) -> bool:
     """scale: elements of the input's rows for one on the side without stride."""
-    least = 7 * scale if max(stride) <= 4 else 16  # the kernels of strides above 4 go row by row
+    least = 7 * scale if max(stride) <= 4 and stride[0] == stride[1] else 16  # others go row by row
     is_narrow = max(stride) > 1 and input.shape[3] < least and input.dtype == torch.float32
     return is_narrow and image_format(input) is torch.contiguous_format
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import fastseg
 from fastseg.testing import assert_within_policy
+from tests.models.verification import together
 
 
 def image(*shape, seed=0):
@@ -42,9 +43,8 @@ def check(ours, stock, *arguments):
         output = module(input, *arguments)
         outputs.append(output)
         gradients.append(torch.autograd.grad(output.square().sum(), (input, *module.parameters())))
-    assert_within_policy(*outputs)
-    for triple in zip(*gradients):
-        assert_within_policy(*triple)
+    # Together: torch sums in another order in another layout, and the rounding of a few numbers is a matter of luck.
+    assert_within_policy(*together([outputs, *zip(*gradients)]))
 
 
 @pytest.mark.parametrize("arguments", CONVOLUTIONS)

@@ -50,7 +50,6 @@ class ASPP(nn.Module):
     def forward(self, input):
         *branches, pooling = self.convs
         convolution, *rest = self.project
-        *_, height, width = input.shape
         channels = convolution.in_channels - convolution.out_channels
         weight, of_pooled = convolution.weight.split([channels, convolution.out_channels], 1)
         per_image = F.conv2d(pooling(input), of_pooled)  # (N, out_channels, 1, 1)

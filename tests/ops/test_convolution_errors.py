@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastseg import ops
+from fastseg._bilinear import bilinear_kernel
 
 IMAGE, WEIGHT, ACROSS = torch.ones(1, 4, 6, 6), torch.ones(8, 4, 3, 3), torch.ones(4, 8, 3, 3)
 
@@ -92,6 +93,16 @@ def test_other_kinds(message):
 @pytest.mark.parametrize("message", TRANSPOSED)
 def test_transposed(message):
     check(ops.conv_transpose2d, RuntimeError, message, dict(input=IMAGE, weight=ACROSS) | TRANSPOSED[message])
+
+
+def test_a_skip_or_weight_of_another_dtype_is_refused_on_the_separable_way_too():
+    weight = torch.zeros(4, 4, 4, 4)
+    weight[range(4), range(4)] = bilinear_kernel(4)
+    for arguments, message in (
+        (dict(weight=weight, skip=torch.ones(1, 4, 14, 14).double()), "skip has dtype float64; allowed: float32"),
+        (dict(weight=weight.double()), "weight has dtype float64; allowed: float32"),
+    ):
+        check(ops.conv_transpose2d, RuntimeError, message, dict(input=IMAGE, stride=2) | arguments)
 
 
 def test_padding_by_name_is_none_of_a_transposed_convolution():

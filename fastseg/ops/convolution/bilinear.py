@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fastseg import _check
 from fastseg import _private_api as private
 from fastseg._bilinear import bilinear_taps
 from fastseg._layout import image_format
@@ -28,7 +29,9 @@ def is_bilinear(image: Tensor, weight: Tensor, bias: Tensor | None, stride, dila
         return False
     if channels != image.shape[1] or per_group * groups != channels or groups not in (1, channels):
         return False
-    if weight.device != image.device or weight.is_meta or torch.compiler.is_compiling():
+    if weight.dtype != image.dtype or weight.device != image.device or weight.is_meta:
+        return False
+    if torch.compiler.is_compiling():
         return False
     if private.is_watched((image, weight)):
         return False
@@ -55,6 +58,8 @@ def _bilinear_weight(channels: int, groups: int, rows: int, columns: int, dtype:
 
 def separable(image, weight, bias, residual, stride, padding, dilation, groups, size, relu, *, backend, out=None):
     """As the op conv_transpose2d, for weights that are bilinear, without a bias."""
+    if residual is not None:
+        _check.dtype("conv_transpose2d", "skip", residual, (image.dtype,))
     channels_last = image_format(image) is torch.channels_last
     output = bilinear_conv_transpose2d(
         image, weight.shape[2:], stride, padding, size, channels_last, backend=backend

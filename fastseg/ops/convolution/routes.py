@@ -1,11 +1,10 @@
 """Where `auto` leaves a convolution to stock PyTorch: the `Stock` rows of the three maps.
 
-On the CPU (measured, kernels/convolution/README.md) torch's dense convolution is at the peak of the machine unless
+On the CPU torch's dense convolution is at the peak of the machine unless
 
 * many taps lie in the padding: torch's weight gradient multiplies them, and its forward is slow in NCHW;
-* numbers are of a half type that the processor does not multiply: torch takes 5 (bf16) to 100 times (fp16) as long as
-  for fp32;
-* a transposed convolution has few channels and a large stride: torch does not reach a tenth of the peak.
+* numbers are of a half type that the processor does not multiply: torch takes many times as long as for fp32;
+* a transposed convolution has few channels and a large stride.
 
 On a GPU (predicted, not measured): the same first reason, and all transposed convolutions of a large stride.
 """
@@ -87,7 +86,7 @@ def transposed_on_gpu(input, weight, stride, padding, dilation, size):
 
 
 _NARROW = "depthwise, NCHW, fp32, strided, rows of less than 16, from 16K elements on"
-_FORWARD = "depthwise, fp32, without dilation, strided or channels_last, from 64K elements on"
+_UNDILATED = "depthwise, fp32, without dilation, strided or channels_last, from 64K elements on"
 
 
 def _is_strided_narrow(input, stride) -> bool:
@@ -96,7 +95,7 @@ def _is_strided_narrow(input, stride) -> bool:
 
 
 def class_of_depthwise(input, stride, dilation):
-    """Small calls are ours everywhere: one of stock's costs 45 to 70 us, one of ours 20.
+    """Small calls are ours everywhere: one of stock's costs more.
 
     On large ones stock is faster where our rows do not fill a vector, and, without dilation, in channels_last and with
     a stride.
@@ -108,7 +107,7 @@ def class_of_depthwise(input, stride, dilation):
         return _NARROW
     if elements < 1 << 16 or input.dtype != torch.float32 or max(dilation) > 1:
         return None
-    return _FORWARD if max(stride) > 1 or image_format(input) is torch.channels_last else None
+    return _UNDILATED if max(stride) > 1 or image_format(input) is torch.channels_last else None
 
 
 def class_of_depthwise_transposed(input, stride):
@@ -121,7 +120,7 @@ DENSE = (
     Stock(torch_calls.conv2d_grad_weight, below=_limits(), which=class_of_grad_weight),
 )
 DEPTHWISE = (
-    Stock(torch_calls.dilated_conv2d, below=dict.fromkeys((_NARROW, _FORWARD), _ALWAYS), which=class_of_depthwise),
+    Stock(torch_calls.dilated_conv2d, below=dict.fromkeys((_NARROW, _UNDILATED), _ALWAYS), which=class_of_depthwise),
     Stock(torch_calls.conv_transpose2d, below={_NARROW: _ALWAYS}, which=class_of_depthwise_transposed),
     Stock(torch_calls.conv2d_grad_weight, below={"depthwise": 0}),
 )

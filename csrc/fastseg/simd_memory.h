@@ -330,6 +330,23 @@ FASTSEG_INLINE uint32_t mask_bits(mask_t mask) {
   }
 }
 
+// The other way round: `chosen` in the lanes whose bits are set, `other` in those where they are not.
+template <typename vector_t>
+FASTSEG_INLINE vector_t select_bits(uint16_t bits, vector_t chosen, vector_t other) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<vector_t, f32x16>) {
+    return bit_cast<f32x16>(_mm512_mask_mov_ps(bit_cast<__m512>(other), bits, bit_cast<__m512>(chosen)));
+  }
+#endif
+  using bits_t = mask_of<vector_t>;
+  using lane_t = lane_of<bits_t>;
+  alignas(64) static constexpr lane_t kBit[kLanes] = {1 << 0,  1 << 1,  1 << 2,  1 << 3, 1 << 4,  1 << 5,
+                                                      1 << 6,  1 << 7,  1 << 8,  1 << 9, 1 << 10, 1 << 11,
+                                                      1 << 12, 1 << 13, 1 << 14, 1 << 15};
+  const bits_t own = bits_t{} + static_cast<lane_t>(bits);
+  return select((own & load(kBit)) != bits_t{}, chosen, other);
+}
+
 // True if any lane of a comparison's result is set.
 template <typename mask_t>
 FASTSEG_INLINE bool any(mask_t mask) {

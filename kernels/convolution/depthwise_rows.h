@@ -296,6 +296,8 @@ class RowProducts {
  public:
   using vector_t = simd::vec<simd::accumulate<scalar_t>>;
 
+  static int64_t vectors(const Map& map) { return map.taps(); }
+
   RowProducts(const Map& map, const Columns& columns, const scalar_t* input, const scalar_t* grad_output)
       : map_(map), columns_(columns), grad_output_(grad_output),
         source_(input, map.images * map.channels, map.rows, columns), met_(map.rows.kernel),
@@ -316,6 +318,12 @@ class RowProducts {
     add_row_products(columns_.phases[0], grad, met_.data(), met_sums_.data(), count);
   }
 
+  // own[tap] += the sum of lanes[tap], which becomes 0.
+  static void flush(vector_t* lanes, int64_t taps, double* own) {
+    for (int64_t tap = 0; tap < taps; ++tap) own[tap] += simd::reduce_add(lanes[tap]);
+    std::fill_n(lanes, taps, vector_t{});
+  }
+
  private:
   const Map& map_;
   const Columns& columns_;
@@ -325,15 +333,9 @@ class RowProducts {
   std::vector<vector_t*> met_sums_;
 };
 
-// own[tap] += the sum of lanes[tap], which becomes 0: sums are in fp32 over one plane, in fp64 over all of them.
-template <typename vector_t>
-void flush(vector_t* lanes, int64_t taps, double* own) {
-  for (int64_t tap = 0; tap < taps; ++tap) own[tap] += simd::reduce_add(lanes[tap]);
-  std::fill_n(lanes, taps, vector_t{});
-}
-
-// [C][R S] sums of the products of input and grad_output [N, C, OH, OW] that a tap brings together.
-template <typename scalar_t>
+// [C][R S] sums of the products of input and grad_output [N, C, OH, OW] that a tap brings together: in fp32 over one
+// plane, in fp64 over all of them.
+template <template <typename> class Products, typename scalar_t>
 std::vector<double> sum_weights_of_rows(const Map& map, const scalar_t* input, const scalar_t* grad_output) {
   using vector_t = simd::vec<simd::accumulate<scalar_t>>;
   const Columns columns(map.columns, /*each_once=*/true, INT64_MAX);
@@ -344,15 +346,15 @@ std::vector<double> sum_weights_of_rows(const Map& map, const scalar_t* input, c
   std::vector<double> sums(map.channels * parts * taps);
   const UnevenSlices slices(map.channels * parts, ceil_divide(slice * parts, std::max<int64_t>(1, rows)));
   slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
-    RowProducts<scalar_t> products(map, columns, input, grad_output);
-    const Scratch<vector_t> lanes(taps);
-    std::fill_n(lanes.get(), taps, vector_t{});
+    Products<scalar_t> products(map, columns, input, grad_output);
+    const Scratch<vector_t> lanes(products.vectors(map));
+    std::fill_n(lanes.get(), products.vectors(map), vector_t{});
     for (int64_t item = begin; item < end; ++item) {
       const int64_t channel = item / parts, part = item % parts;
       const int64_t first = rows * part / parts, last = rows * (part + 1) / parts;
       for (int64_t row = first; row < last; ++row) {
         products.add(row / height * map.channels + channel, row % height, lanes.get());
-        if (row % height == height - 1 || row == last - 1) flush(lanes.get(), taps, sums.data() + item * taps);
+        if (row % height == height - 1 || row == last - 1) products.flush(lanes.get(), taps, sums.data() + item * taps);
       }
     }
   });

@@ -65,12 +65,7 @@ __attribute__((noinline)) void multiply_tile(const Product<accumulate_t>& produc
   using vec_t = simd::vec<accumulate_t>;
   const auto& p = product;
   accumulate_t* const at = p.sums + row * p.sum_row + group * p.sum_group;
-  vec_t sums[rows][groups];
-  FASTSEG_UNROLL
-  for (int c = 0; c < rows; ++c) {
-    FASTSEG_UNROLL
-    for (int g = 0; g < groups; ++g) sums[c][g] = simd::load(at + c * p.sum_row + g * p.sum_group);
-  }
+  vec_t sums[rows][groups] = {};  // of these runs only: short chains of additions round less
   for (const auto& run : p.runs) {
     const accumulate_t* factors = run.factors + row * p.factor_row;
     const accumulate_t* values = run.values + group * p.value_group;
@@ -89,7 +84,10 @@ __attribute__((noinline)) void multiply_tile(const Product<accumulate_t>& produc
   FASTSEG_UNROLL
   for (int c = 0; c < rows; ++c) {
     FASTSEG_UNROLL
-    for (int g = 0; g < groups; ++g) simd::store(at + c * p.sum_row + g * p.sum_group, sums[c][g]);
+    for (int g = 0; g < groups; ++g) {
+      accumulate_t* const sum = at + c * p.sum_row + g * p.sum_group;
+      simd::store(sum, simd::load(sum) + sums[c][g]);
+    }
   }
 }
 

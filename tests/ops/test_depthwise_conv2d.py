@@ -293,6 +293,23 @@ def test_one_large_transposed_convolution(layout):
     check("transposed", image, weight, stride=8, padding=4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("width", [16, 40, 200])
+@pytest.mark.parametrize("stride", [2, 3, 4, (8, 8), (5, 11)])
+def test_strided_planes_with_an_epilogue(stride, width, dtype):
+    """Planes that are split into phases, and rows of 16 taps."""
+    image, bias = values(dtype, 2, 9, 19, width), values(dtype, 9)
+    for kernel_size, padding in (((3, 3), 1), ((4, 16), 7), ((16, 16), 4), ((16, 16), 15)):
+        if min(19 + 2 * padding - kernel_size[0], width + 2 * padding - kernel_size[1]) < 0:
+            continue
+        window, weight = dict(stride=stride, padding=padding), values(dtype, 9, 1, *kernel_size)
+        output = stock("convolution", image, weight, None, None, False, **window)
+        residual, grad_output = values(dtype, *output.shape), values(dtype, *output.shape)
+        check("convolution", image, weight, bias, residual, True, grad_output, **window)
+        output = stock("transposed", image, weight, None, None, False, **window)
+        check("transposed", image, weight, bias, grad_output=values(dtype, *output.shape), **window)
+
+
 def test_planes_in_a_row_longer_than_the_cache_of_rows():
     """Rows of a strided image that are far apart are split again for every output row."""
     check("convolution", torch.randn(1, 2, 300, 220), torch.randn(2, 1, 3, 3), stride=2, dilation=100, padding=30)

@@ -85,33 +85,36 @@ def transposed_on_gpu(input, weight, stride, padding, dilation, size):
     return not _skips(size, input.shape[2:], weight.shape[1], weight.shape[2:], stride, padding, dilation)
 
 
-_NARROW = "depthwise, NCHW, fp32, strided, rows of less than 16, from 16K elements on"
-_UNDILATED = "depthwise, fp32, without dilation, strided or channels_last, from 64K elements on"
+_NARROW = "depthwise, NCHW, fp32, strided, rows too short for lanes, from 16K elements on"
+_FORWARD = "depthwise, channels_last, fp32, without dilation, not differentiated, from 64K elements on"
 
 
-def _is_strided_narrow(input, stride) -> bool:
-    is_narrow = max(stride) > 1 and input.shape[3] < 16 and input.dtype == torch.float32
+def _is_strided_narrow(input, stride, scale: int) -> bool:
+    """scale: elements of the input's rows for one on the side without stride."""
+    least = 7 * scale if max(stride) <= 4 and stride[0] == stride[1] else 16  # others go row by row
+    is_narrow = max(stride) > 1 and input.shape[3] < least and input.dtype == torch.float32
     return is_narrow and image_format(input) is torch.contiguous_format
 
 
-def class_of_depthwise(input, stride, dilation):
+def class_of_depthwise(input, weight, stride, dilation):
     """Small calls are ours everywhere: one of stock's costs more.
 
-    On large ones stock is faster where our rows do not fill a vector, and, without dilation, in channels_last and with
-    a stride.
+    On large ones stock is faster where our rows do not fill a vector, and where oneDNN's forward in channels_last is as
+    fast as memory.
     """
     elements = input.numel()
     if elements < 1 << 14:
         return None
-    if _is_strided_narrow(input, stride):
+    if _is_strided_narrow(input, stride, stride[1]):
         return _NARROW
     if elements < 1 << 16 or input.dtype != torch.float32 or max(dilation) > 1:
         return None
-    return _UNDILATED if max(stride) > 1 or image_format(input) is torch.channels_last else None
+    differentiated = (input.requires_grad or weight.requires_grad) and torch.is_grad_enabled()
+    return None if differentiated or image_format(input) is torch.contiguous_format else _FORWARD
 
 
 def class_of_depthwise_transposed(input, stride):
-    return _NARROW if input.numel() >= 1 << 14 and _is_strided_narrow(input, stride) else None
+    return _NARROW if input.numel() >= 1 << 14 and _is_strided_narrow(input, stride, 1) else None
 
 
 DENSE = (
@@ -120,7 +123,7 @@ DENSE = (
     Stock(torch_calls.conv2d_grad_weight, below=_limits(), which=class_of_grad_weight),
 )
 DEPTHWISE = (
-    Stock(torch_calls.dilated_conv2d, below=dict.fromkeys((_NARROW, _UNDILATED), _ALWAYS), which=class_of_depthwise),
+    Stock(torch_calls.dilated_conv2d, below=dict.fromkeys((_NARROW, _FORWARD), _ALWAYS), which=class_of_depthwise),
     Stock(torch_calls.conv_transpose2d, below={_NARROW: _ALWAYS}, which=class_of_depthwise_transposed),
     Stock(torch_calls.conv2d_grad_weight, below={"depthwise": 0}),
 )

@@ -2,7 +2,7 @@
 // measurements: README.md.
 #include <torch/csrc/stable/library.h>
 
-#include "convolution/depthwise_pairs.h"
+#include "convolution/depthwise_pixels.h"
 #include "convolution/depthwise_planes.h"
 #include "fastseg/huge_pages.h"
 

@@ -153,6 +153,40 @@ void sum_interval(const Axis& axis, int64_t phase, const Interval& interval, con
   }
 }
 
+template <typename scalar_t>
+void map_pixels(const Map& map, const scalar_t* input, const std::vector<simd::accumulate<scalar_t>>& weights,
+                const Epilogue<scalar_t>& epilogue, scalar_t* output) {
+  const auto intervals = intervals_of(map.columns);
+  const int64_t height = map.rows.output, channels = map.channels, weight_stride = padded(channels);
+  const int64_t source_row = map.columns.source * channels, output_row = map.columns.output * channels;
+  const int few = static_cast<int>(std::min<int64_t>(kLanes, channels));
+  const UnevenSlices slices(map.images * height, map.smallest_slice(channels));
+  slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
+    std::vector<PixelTap<scalar_t>> met(map.rows.kernel);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t image = row / height, y = row % height;
+      int64_t count = 0;
+      bool careful = false;
+      map.rows.for_each_tap(y, [&](const Tap& tap, int64_t source_y) {
+        const int64_t number = image * map.rows.source + source_y;
+        met[count++] = {input + number * source_row, weights.data() + tap.index * map.columns.kernel * weight_stride};
+        careful = careful || ends_memory(number, map.images * map.rows.source, source_row);
+      });
+      PixelRow<scalar_t> to{epilogue, channels, weight_stride, output + row * output_row, nullptr};
+      if (epilogue.residual.data) to.residual = epilogue.residual.at(image, 0, y, 0);
+      for (size_t phase = 0; phase < intervals.size(); ++phase) {
+        for (const Interval& interval : intervals[phase]) {
+          if (few < kLanes && careful) {
+            sum_interval<true>(map.columns, phase, interval, met.data(), count, to, few);
+          } else {
+            sum_interval<false>(map.columns, phase, interval, met.data(), count, to, few);
+          }
+        }
+      }
+    }
+  });
+}
+
 // Pixels of the source that a tap brings together with those of the gradient, and 16 sums of products for every 16
 // channels.
 template <typename scalar_t>

@@ -86,7 +86,7 @@ def transposed_on_gpu(input, weight, stride, padding, dilation, size):
 
 
 _NARROW = "depthwise, NCHW, fp32, strided, rows too short for lanes, from 16K elements on"
-_FORWARD = "depthwise, channels_last, fp32, without dilation, not differentiated, from 64K elements on"
+_UNDILATED = "depthwise, channels_last, fp32, without dilation, from 64K elements on"
 
 
 def _is_strided_narrow(input, stride, scale: int) -> bool:
@@ -96,11 +96,10 @@ def _is_strided_narrow(input, stride, scale: int) -> bool:
     return is_narrow and image_format(input) is torch.contiguous_format
 
 
-def class_of_depthwise(input, weight, stride, dilation):
+def class_of_depthwise(input, stride, dilation):
     """Small calls are ours everywhere: one of stock's costs more.
 
-    On large ones stock is faster where our rows do not fill a vector, and where oneDNN's forward in channels_last is as
-    fast as memory.
+    On large ones stock is faster where our rows do not fill a vector, and, without dilation, in channels_last.
     """
     elements = input.numel()
     if elements < 1 << 14:
@@ -109,8 +108,7 @@ def class_of_depthwise(input, weight, stride, dilation):
         return _NARROW
     if elements < 1 << 16 or input.dtype != torch.float32 or max(dilation) > 1:
         return None
-    differentiated = (input.requires_grad or weight.requires_grad) and torch.is_grad_enabled()
-    return None if differentiated or image_format(input) is torch.contiguous_format else _FORWARD
+    return _UNDILATED if image_format(input) is torch.channels_last else None
 
 
 def class_of_depthwise_transposed(input, stride):
@@ -123,7 +121,7 @@ DENSE = (
     Stock(torch_calls.conv2d_grad_weight, below=_limits(), which=class_of_grad_weight),
 )
 DEPTHWISE = (
-    Stock(torch_calls.dilated_conv2d, below=dict.fromkeys((_NARROW, _FORWARD), _ALWAYS), which=class_of_depthwise),
+    Stock(torch_calls.dilated_conv2d, below=dict.fromkeys((_NARROW, _UNDILATED), _ALWAYS), which=class_of_depthwise),
     Stock(torch_calls.conv_transpose2d, below={_NARROW: _ALWAYS}, which=class_of_depthwise_transposed),
     Stock(torch_calls.conv2d_grad_weight, below={"depthwise": 0}),
 )

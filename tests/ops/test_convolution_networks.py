@@ -121,3 +121,18 @@ def test_an_odd_bilinear_kernel_is_interpolation_with_aligned_corners(factor, ba
     crop = factor - 1, factor - 1, *size
     found = ops.conv_transpose2d(image, diagonal(3, 2 * factor - 1), stride=factor, crop=crop, backend=backend)
     torch.testing.assert_close(found, F.interpolate(image, size, mode="bilinear", align_corners=True))
+
+
+def test_many_channels_round_as_stock_does():
+    """torch's channels_last algorithm adds all channels in one chain, too coarse for NCHW by our policy."""
+    generator = torch.Generator().manual_seed(0)
+    image, weight, grad = (
+        torch.randn(shape, generator=generator) for shape in ((1, 512, 33, 33), (256, 512, 3, 3), (1, 256, 33, 33))
+    )
+    found = []
+    for function, dtype in ((ops.dilated_conv2d, None), (F.conv2d, None), (F.conv2d, torch.float64)):
+        leaf = image.to(dtype or image.dtype).requires_grad_()
+        output = function(leaf, weight.to(leaf.dtype), padding=18, dilation=18)
+        found.append((output.detach(), *torch.autograd.grad(output, leaf, grad.to(leaf.dtype))))
+    for values in zip(*found):
+        assert_within_policy(*values)

@@ -32,9 +32,11 @@ def test_dense_convolutions():
     assert chosen(ops.dilated_conv2d, wide, weight, padding=2, dilation=2) == "dilated_conv2d: stock"
     assert chosen(ops.dilated_conv2d, wide, weight, padding=1) == "dilated_conv2d: stock"
     assert chosen(ops.dilated_conv2d, image(4, 65), weight[:, :4], padding=36, dilation=36) == "dilated_conv2d: stock"
-    # at rate 12 the share of taps in the padding pays where there are many channels
+    # at rate 12 the share of taps in the padding pays where there are many channels, in channels_last
     assert chosen(ops.dilated_conv2d, wide, weight, padding=12, dilation=12) == "dilated_conv2d: stock"
     very_wide = image(1024, 65), torch.zeros(8, 1024, 3, 3)
+    assert chosen(ops.dilated_conv2d, *very_wide, padding=12, dilation=12) == "dilated_conv2d: stock"
+    very_wide = very_wide[0].to(memory_format=torch.channels_last), very_wide[1]
     assert chosen(ops.dilated_conv2d, *very_wide, padding=12, dilation=12) == "dilated_conv2d: cpu"
 
 

@@ -20,7 +20,7 @@ from fastseg._layout import image_format
 from fastseg.kernels.convolution import torch_calls
 
 MOST_VISITED = 0.7  # the share of taps inside of the image up to which skipping the others pays
-MOST_VISITED_WIDE = 0.8  # the same from WIDE input channels on
+MOST_VISITED_WIDE = 0.8  # the same from WIDE input channels on; not of NCHW on the CPU, where sums are made in parts
 WIDE = 1024
 _ALWAYS = 1 << 62
 
@@ -37,7 +37,7 @@ def visited_share(extent: int, out_extent: int, taps: int, stride: int, padding:
     return inside / (taps * out_extent)
 
 
-def _skips(big, small, channels: int, kernel_size, stride, padding, dilation) -> bool:
+def _skips(input, big, small, channels: int, kernel_size, stride, padding, dilation) -> bool:
     """True if enough taps of a convolution from a map of size `big` to one of `small` lie in the padding."""
     if 2 * padding[0] < kernel_size[0] and 2 * padding[1] < kernel_size[1]:
         return False  # few can
@@ -45,7 +45,8 @@ def _skips(big, small, channels: int, kernel_size, stride, padding, dilation) ->
     for axis in (0, 1):
         numbers = kernel_size[axis], stride[axis], padding[axis], dilation[axis]
         share *= visited_share(big[axis], small[axis], *numbers)
-    return share <= (MOST_VISITED_WIDE if channels >= WIDE else MOST_VISITED)
+    wide = channels >= WIDE and not (input.is_cpu and image_format(input) is torch.contiguous_format)
+    return share <= (MOST_VISITED_WIDE if wide else MOST_VISITED)
 
 
 def _half_in_software(dtype: torch.dtype) -> bool:
@@ -59,16 +60,18 @@ def _class(input, skips: bool) -> str:
 
 
 def class_of_convolution(input, weight, stride, padding, dilation, size):
-    return _class(input, _skips(input.shape[2:], size, weight.shape[1], weight.shape[2:], stride, padding, dilation))
+    sizes = input.shape[2:], size
+    return _class(input, _skips(input, *sizes, weight.shape[1], weight.shape[2:], stride, padding, dilation))
 
 
 def class_of_transposed(input, weight, stride, padding, dilation, size):
-    return _class(input, _skips(size, input.shape[2:], weight.shape[1], weight.shape[2:], stride, padding, dilation))
+    sizes = size, input.shape[2:]
+    return _class(input, _skips(input, *sizes, weight.shape[1], weight.shape[2:], stride, padding, dilation))
 
 
 def class_of_grad_weight(input, grad_output, stride, padding, dilation, kernel_size):
     sizes = input.shape[2:], grad_output.shape[2:]
-    return _class(input, _skips(*sizes, input.shape[1], kernel_size, stride, padding, dilation))
+    return _class(input, _skips(input, *sizes, input.shape[1], kernel_size, stride, padding, dilation))
 
 
 def _limits():
@@ -76,13 +79,13 @@ def _limits():
 
 
 def convolution_on_gpu(input, weight, stride, padding, dilation, size):
-    return not _skips(input.shape[2:], size, weight.shape[1], weight.shape[2:], stride, padding, dilation)
+    return not _skips(input, input.shape[2:], size, weight.shape[1], weight.shape[2:], stride, padding, dilation)
 
 
 def transposed_on_gpu(input, weight, stride, padding, dilation, size):
     if min(stride) >= 4:
         return False
-    return not _skips(size, input.shape[2:], weight.shape[1], weight.shape[2:], stride, padding, dilation)
+    return not _skips(input, size, input.shape[2:], weight.shape[1], weight.shape[2:], stride, padding, dilation)
 
 
 _NARROW = "depthwise, NCHW, fp32, strided, rows too short for lanes, from 16K elements on"

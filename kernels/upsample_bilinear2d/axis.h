@@ -42,8 +42,12 @@ inline Axis interpolating_axis(int64_t source, int64_t output, bool align_corner
       continue;
     }
     const double coordinate = std::max(step * (static_cast<double>(o) + half) - half, 0.0);
-    const int64_t low = static_cast<int64_t>(std::min(coordinate, static_cast<double>(source - 1)));
-    axis.set(o, low, std::min(low + 1, source - 1), std::min(coordinate - static_cast<double>(low), 1.0));
+    if (coordinate > static_cast<double>(source - 1)) {
+      axis.set(o, source - 1, source - 1, 0.5);  // between the last element and itself: half of it twice rounds nothing
+      continue;
+    }
+    const int64_t low = static_cast<int64_t>(coordinate);
+    axis.set(o, low, std::min(low + 1, source - 1), coordinate - static_cast<double>(low));
   }
   return axis;
 }

@@ -109,8 +109,17 @@ def test_large(shape, arguments, dtype, layout):
     layout=st.sampled_from(LAYOUTS),
 )
 def test_any_size(channels, source, size, align_corners, dtype, layout):
+    torch.manual_seed(0)  # so that what hypothesis reports can be run again
     input = torch.randn(2, channels, *source).to(dtype).contiguous(memory_format=layout)
     check(input, size=size, align_corners=align_corners)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_constant_stays_the_same_number(align_corners):
+    """Where both neighbours are the same pixel, the last one: of a source of one pixel, everywhere."""
+    input = torch.randn(50, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    output = upsample_bilinear2d(input, size=(48, 101), align_corners=align_corners)
+    assert torch.equal(output, input.expand_as(output))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -77,8 +77,10 @@ CALLS = {
     "unpack_masks": (lambda x, y: ops.unpack_masks(ops.pack_masks(x.flatten(0, 1), 0), torch.float32), 1, None),
     "masks_to_boxes": (lambda x, y: ops.masks_to_boxes(x.flatten(0, 1)), 1, None),
     "mask_iou": (lambda x, y: ops.mask_iou(x.flatten(0, 1) > 0), 1, None),
-    "mask_nms": (lambda x, y: ops.mask_nms(x.flatten(0, 1) > 0, x.mean((2, 3)).flatten(), 0.3, max_output=5)[0], 1, None),
-    "matrix_nms": (lambda x, y: ops.matrix_nms(x.flatten(0, 1) > 0, x.mean((2, 3)).flatten(), max_output=5)[1], 1, None),
+    "mask_nms": (
+        lambda x, y: ops.mask_nms(x.flatten(0, 1) > 0, x.mean((2, 3)).flatten(), 0.3, max_output=5)[0], 1, None),
+    "matrix_nms": (
+        lambda x, y: ops.matrix_nms(x.flatten(0, 1) > 0, x.mean((2, 3)).flatten(), max_output=5)[1], 1, None),
     "max_pool2d": (lambda x, y: ops.max_pool2d(x, 3, 2, 1), 1, lambda x, y: F.max_pool2d(x, 3, 2, 1)),
     "max_pool2d, one image": (lambda x, y: ops.max_pool2d(x[0], 2), 1, lambda x, y: F.max_pool2d(x[0], 2)),
     "max_pool2d, indices": (lambda x, y: ops.max_pool2d(x, 2, return_indices=True)[1], 1, None),

@@ -64,7 +64,8 @@ def test_booleans_are_booleans(name):
     for argument in BOOLEANS[name]:
         for value in (1, "bilinear", None):
             with pytest.raises(TypeError, match=f"fastseg.ops.{name}: {argument}=.*; allowed: True or False"):
-                getattr(ops, name)(IMAGE, SECOND.get(name, LABELS), **{argument: value})
+                arguments = (MASKS,) if "mask" in name else (IMAGE, SECOND.get(name, LABELS))
+                getattr(ops, name)(*arguments, **{argument: value})
 
 
 def test_a_mode_is_no_align_corners():

@@ -54,7 +54,7 @@ def test_thresholds(dtype, threshold):
     equal(packed(values, threshold), pack_reference.pack_masks(values, threshold))
 
 
-@pytest.mark.parametrize("threshold", [None, -1.5, -1, 0, 0.5, 254.5, 255, 1e300])
+@pytest.mark.parametrize("threshold", [None, -1.5, -1.0, 0.0, 0.5, 254.5, 255.0, 1e300])
 def test_bytes(threshold):
     values = torch.arange(256, dtype=torch.uint8).view(1, 4, 64)
     equal(packed(values, threshold), pack_reference.pack_masks(values, threshold))

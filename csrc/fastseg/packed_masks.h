@@ -155,6 +155,12 @@ inline int64_t count_common(const uint32_t* a, const uint32_t* b, int64_t rows, 
 }
 
 #if defined(__AVX512F__)
+inline int64_t sum_of_lanes(__m512i lanes) {
+  alignas(64) int64_t numbers[8];
+  _mm512_store_si512(numbers, lanes);
+  return ((numbers[0] + numbers[1]) + (numbers[2] + numbers[3])) + ((numbers[4] + numbers[5]) + (numbers[6] + numbers[7]));
+}
+
 // AVX-512 machines since 2019 count bits in vectors, which x86-64-v4 does not promise.
 __attribute__((target("avx512vpopcntdq"))) inline int64_t count_common_vectors(const uint32_t* a, const uint32_t* b,
                                                                                int64_t rows, int64_t words,
@@ -172,23 +178,7 @@ __attribute__((target("avx512vpopcntdq"))) inline int64_t count_common_vectors(c
         _mm512_and_si512(_mm512_maskz_loadu_epi32(tail, a + whole), _mm512_maskz_loadu_epi32(tail, b + whole));
     count = _mm512_add_epi64(count, _mm512_popcnt_epi64(both));
   }
-  return _mm512_reduce_add_epi64(count);
-}
-
-// The same of words in one run, with four masks b at a time: a is loaded once for all of them.
-__attribute__((target("avx512vpopcntdq"))) inline void count_common_of_four(const uint32_t* a, const uint32_t* const* b,
-                                                                            int64_t words, int64_t* counts) {
-  constexpr int64_t kLanes = 16;
-  __m512i count[4]{};
-  for (int64_t w = 0; w < words; w += kLanes) {
-    const auto inside = static_cast<__mmask16>(words - w < kLanes ? (1u << (words - w)) - 1 : 0xffffu);
-    const __m512i own = _mm512_maskz_loadu_epi32(inside, a + w);
-    for (int k = 0; k < 4; ++k) {
-      const __m512i both = _mm512_and_si512(own, _mm512_maskz_loadu_epi32(inside, b[k] + w));
-      count[k] = _mm512_add_epi64(count[k], _mm512_popcnt_epi64(both));
-    }
-  }
-  for (int k = 0; k < 4; ++k) counts[k] = _mm512_reduce_add_epi64(count[k]);
+  return sum_of_lanes(count);
 }
 #endif
 
@@ -203,37 +193,14 @@ inline CountCommon fastest_count_common() {
 
 }  // namespace detail
 
-// Outside of the overlap one of the two is 0: where a row is most of a line of the image, lines are counted whole.
-inline bool spans_lines(const Overlap& at, int64_t pitch) { return at.words * 2 > pitch && at.words > 8; }
-
 // The number of pixels that two masks of one size share.
 inline int64_t intersection(const uint32_t* a, const uint32_t* b, const Overlap& at, int64_t pitch) {
   static const detail::CountCommon count = detail::fastest_count_common();
   if (at.rows == 0) return 0;
   const int64_t first = at.first_row * pitch;
-  if (spans_lines(at, pitch)) return count(a + first, b + first, 1, at.rows * pitch, pitch);
+  // Outside of the overlap one of the two is 0: where a row is most of a line of the image, lines are counted whole.
+  if (at.words * 2 > pitch && at.words > 8) return count(a + first, b + first, 1, at.rows * pitch, pitch);
   return count(a + first + at.first_word, b + first + at.first_word, at.rows, at.words, pitch);
-}
-
-// Of a mask with the four masks from b on, [4, height, pitch], all of whose overlaps span lines. False, and nothing is
-// counted, where one of them does not, or the machine has no way that is faster than one after the other.
-inline bool intersections(const uint32_t* a, const uint32_t* b, const Overlap* at, int64_t height, int64_t pitch,
-                          int64_t* counts) {
-#if defined(__AVX512F__)
-  static const bool in_vectors = __builtin_cpu_supports("avx512vpopcntdq");
-  int64_t first = height, end = 0;
-  for (int k = 0; k < 4; ++k) {
-    if (!in_vectors || !spans_lines(at[k], pitch)) return false;
-    first = std::min(first, at[k].first_row);
-    end = std::max(end, at[k].first_row + at[k].rows);
-  }
-  const uint32_t* rows[4];
-  for (int k = 0; k < 4; ++k) rows[k] = b + (k * height + first) * pitch;
-  detail::count_common_of_four(a + first * pitch, rows, (end - first) * pitch, counts);
-  return true;
-#else
-  return false;
-#endif
 }
 
 // 0 / 0 is 0.

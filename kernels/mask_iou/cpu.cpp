@@ -23,21 +23,10 @@ struct Problem {
   const bool* crowd;  // [M] or null
   int64_t denominator;
 
-  fastseg::Overlap overlap(int64_t i, int64_t j) const { return {a.boxes[i], b.boxes[j]}; }
-
-  int64_t intersection(int64_t i, int64_t j) const {
-    return fastseg::intersection(a.mask(i), b.mask(j), overlap(i, j), a.pitch);
-  }
-
-  // Of i with j, ..., j + 3.
-  void intersections(int64_t i, int64_t j, int64_t* common) const {
-    const fastseg::Overlap at[] = {overlap(i, j), overlap(i, j + 1), overlap(i, j + 2), overlap(i, j + 3)};
-    if (fastseg::intersections(a.mask(i), b.mask(j), at, a.height, a.pitch, common)) return;
-    for (int k = 0; k < 4; ++k) common[k] = fastseg::intersection(a.mask(i), b.mask(j + k), at[k], a.pitch);
-  }
-
-  float iou(int64_t i, int64_t j, int64_t common) const {
+  float iou(int64_t i, int64_t j) const {
     const int64_t area_a = a.areas[i], area_b = b.areas[j];
+    const fastseg::Overlap at(a.boxes[i], b.boxes[j]);
+    const int64_t common = fastseg::intersection(a.mask(i), b.mask(j), at, a.pitch);
     int64_t whole = denominator == kSmaller ? std::min(area_a, area_b) : area_a + area_b - common;
     if (crowd != nullptr && crowd[j]) whole = area_a;
     return static_cast<float>(fastseg::ratio(common, whole));
@@ -48,7 +37,7 @@ struct Problem {
 void in_pairs(const Problem& problem, float* iou) {
   const fastseg::UnevenSlices slices(problem.a.count, kTile);
   slices.run([&](int64_t, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) iou[i] = problem.iou(i, i, problem.intersection(i, i));
+    for (int64_t i = begin; i < end; ++i) iou[i] = problem.iou(i, i);
   });
 }
 
@@ -63,17 +52,11 @@ void all_with_all(const Problem& problem, bool symmetric, float* iou) {
     for (int64_t tile = take(); tile >= 0; tile = take()) {
       const auto [first_row, first_column] = tiles[tile];
       for (int64_t i = first_row; i < std::min(rows, first_row + kTile); ++i) {
-        const int64_t end = std::min(columns, first_column + kTile);
-        int64_t common[4];
-        for (int64_t j = symmetric ? std::max(i, first_column) : first_column; j < end;) {
-          const int64_t number = j + 4 <= end ? 4 : 1;
-          if (number == 4) problem.intersections(i, j, common);
-          else common[0] = problem.intersection(i, j);
-          for (int64_t k = 0; k < number; ++k, ++j) {
-            const float value = problem.iou(i, j, common[k]);
-            iou[i * columns + j] = value;
-            if (symmetric) iou[j * columns + i] = value;
-          }
+        for (int64_t j = first_column; j < std::min(columns, first_column + kTile); ++j) {
+          if (symmetric && j < i) continue;
+          const float value = problem.iou(i, j);
+          iou[i * columns + j] = value;
+          if (symmetric) iou[j * columns + i] = value;
         }
       }
     }

@@ -158,7 +158,9 @@ inline int64_t count_common(const uint32_t* a, const uint32_t* b, int64_t rows, 
 inline int64_t sum_of_lanes(__m512i lanes) {
   alignas(64) int64_t numbers[8];
   _mm512_store_si512(numbers, lanes);
-  return ((numbers[0] + numbers[1]) + (numbers[2] + numbers[3])) + ((numbers[4] + numbers[5]) + (numbers[6] + numbers[7]));
+  int64_t sum = 0;
+  for (const int64_t number : numbers) sum += number;
+  return sum;
 }
 
 // AVX-512 machines since 2019 count bits in vectors, which x86-64-v4 does not promise.

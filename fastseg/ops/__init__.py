@@ -4,16 +4,19 @@ from fastseg.ops.confusion_matrix import confusion_matrix
 from fastseg.ops.convolution import conv_transpose2d, dilated_conv2d
 from fastseg.ops.cross_entropy import cross_entropy, focal_loss
 from fastseg.ops.cross_entropy_dice import cross_entropy_dice, dice_loss
+from fastseg.ops.nms import batched_nms, nms
 from fastseg.ops.pooling.indices import PoolIndices
 from fastseg.ops.pooling.max_pool2d import max_pool2d
 from fastseg.ops.pooling.max_unpool2d import max_unpool2d
 from fastseg.ops.sigmoid_focal_loss import sigmoid_focal_loss
+from fastseg.ops.soft_nms import soft_nms
 from fastseg.ops.upsample_argmax import upsample_argmax
 from fastseg.ops.upsample_bilinear2d import upsample_bilinear2d
 from fastseg.ops.upsample_cross_entropy import upsample_cross_entropy, upsample_cross_entropy_dice
 
 __all__ = [
     "PoolIndices",
+    "batched_nms",
     "binary_cross_entropy_dice",
     "confusion_matrix",
     "conv_transpose2d",
@@ -24,7 +27,9 @@ __all__ = [
     "focal_loss",
     "max_pool2d",
     "max_unpool2d",
+    "nms",
     "sigmoid_focal_loss",
+    "soft_nms",
     "upsample_argmax",
     "upsample_bilinear2d",
     "upsample_cross_entropy",

@@ -8,7 +8,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "fastseg/arguments.h"
-#include "fastseg/parallel.h"
 #include "nms/arguments.h"
 #include "nms/math.h"
 #include "nms/order.h"
@@ -39,20 +38,17 @@ template <typename real_t>
 std::vector<char> sweep(const real_t* boxes, const std::vector<int32_t>& order, const Groups& groups, double iou_threshold,
                         int64_t most) {
   const real_t threshold = fastseg::nms::rounded_down<real_t>(iou_threshold);
-  const int64_t classes = static_cast<int64_t>(groups.begin.size()) - 1;
   std::vector<char> is_kept(order.size(), 0);
-  Boxes<real_t> kept(static_cast<int64_t>(order.size()) + kLanes * classes);  // each class in whole blocks of its own
-  fastseg::share_slices(classes, [&](const auto& take) {
-    for (int64_t group = take(); group >= 0; group = take()) {
-      const int64_t first = groups.begin[group] + kLanes * group;
-      int64_t count = 0;
-      for (int32_t i = groups.begin[group]; i < groups.begin[group + 1] && count < most; ++i) {
-        const int32_t rank = groups.members[i];
-        const Box<real_t> box(boxes + 4 * int64_t{order[rank]});
-        if (is_suppressed(kept, first, count, box, threshold)) continue;
-        kept.set(first + count++, box);
-        is_kept[rank] = 1;
-      }
+  Boxes<real_t> kept(static_cast<int64_t>(order.size()) + kLanes * groups.count());  // each group in blocks of its own
+  groups.for_each([&](int64_t group) {
+    const int64_t first = groups.begin[group] + kLanes * group;
+    int64_t count = 0;
+    for (int32_t i = groups.begin[group]; i < groups.begin[group + 1] && count < most; ++i) {
+      const int32_t rank = groups.members[i];
+      const Box<real_t> box(boxes + 4 * int64_t{order[rank]});
+      if (is_suppressed(kept, first, count, box, threshold)) continue;
+      kept.set(first + count++, box);
+      is_kept[rank] = 1;
     }
   });
   return is_kept;

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "fastseg/parallel.h"
+
 namespace fastseg::nms {
 
 // The positions of `keys` in ascending, stable order: a radix sort that skips the digits that all keys share.
@@ -32,6 +34,26 @@ std::vector<int32_t> stable_order(const std::vector<key_t>& keys) {
 struct Groups {
   std::vector<int32_t> members;  // ranks, i.e. places in the order of scores
   std::vector<int32_t> begin;    // of every group in `members`, and the end
+
+  int64_t count() const { return static_cast<int64_t>(begin.size()) - 1; }
+
+  // Calls body(group) for every group, on several threads if that pays. `body` must not throw.
+  template <typename Body>
+  void for_each(const Body& body) const {
+    constexpr int64_t kFewestPairs = 1 << 22;
+    int64_t pairs = 0;
+    for (int64_t group = 0; group < count(); ++group) {
+      const int64_t size = begin[group + 1] - begin[group];
+      pairs += size * size / 2;
+    }
+    if (pairs < kFewestPairs) {
+      for (int64_t group = 0; group < count(); ++group) body(group);
+      return;
+    }
+    share_slices(count(), [&](const auto& take) {
+      for (int64_t group = take(); group >= 0; group = take()) body(group);
+    });
+  }
 };
 
 // order: the boxes by score. classes: of every box, or null for a single class.

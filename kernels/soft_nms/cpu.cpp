@@ -9,7 +9,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "fastseg/arguments.h"
-#include "fastseg/parallel.h"
 #include "nms/arguments.h"
 #include "nms/order.h"
 #include "nms/overlap.h"
@@ -60,38 +59,35 @@ real_t decay(const Boxes<real_t>& picked, int64_t first, int64_t begin, int64_t 
 template <typename real_t>
 std::vector<char> pick(const real_t* boxes, std::vector<real_t>& scores, const Groups& groups,
                        const std::vector<int32_t>& order, const Decay<real_t>& by, double min_score, int64_t most) {
-  const int64_t classes = static_cast<int64_t>(groups.begin.size()) - 1;
   std::vector<char> is_picked(scores.size(), 0);
   std::vector<Waiting<real_t>> all(scores.size());
-  Boxes<real_t> picked(static_cast<int64_t>(scores.size()) + kLanes * classes);  // each class in whole blocks of its own
-  fastseg::share_slices(classes, [&](const auto& take) {
-    for (int64_t group = take(); group >= 0; group = take()) {
-      const auto heap = all.begin() + groups.begin[group];
-      auto end = heap;
-      for (int32_t i = groups.begin[group]; i < groups.begin[group + 1]; ++i) {
-        const int32_t index = order[groups.members[i]];
-        if (!(scores[index] < min_score)) *end++ = {score_key(scores[index]), index, 0};
-      }
-      std::make_heap(heap, end);
-      const int64_t first = groups.begin[group] + kLanes * group;
-      for (int32_t picks = 0; end != heap && picks < most;) {
-        std::pop_heap(heap, end);
-        Waiting<real_t>& best = *(end - 1);
-        const Box<real_t> box(boxes + 4 * int64_t{best.index});
-        real_t& score = scores[best.index];
-        score = decay(picked, first, first + best.seen, first + picks, box, score, by);
-        const auto key = score_key(score);
-        if (score < min_score) {
-          --end;
-        } else if (key == best.key) {
-          picked.set(first + picks++, box);
-          is_picked[best.index] = 1;
-          --end;
-        } else {
-          best.key = key;
-          best.seen = picks;
-          std::push_heap(heap, end);
-        }
+  Boxes<real_t> picked(static_cast<int64_t>(scores.size()) + kLanes * groups.count());  // each group in blocks of its own
+  groups.for_each([&](int64_t group) {
+    const auto heap = all.begin() + groups.begin[group];
+    auto end = heap;
+    for (int32_t i = groups.begin[group]; i < groups.begin[group + 1]; ++i) {
+      const int32_t index = order[groups.members[i]];
+      if (!(scores[index] < min_score)) *end++ = {score_key(scores[index]), index, 0};
+    }
+    std::make_heap(heap, end);
+    const int64_t first = groups.begin[group] + kLanes * group;
+    for (int32_t picks = 0; end != heap && picks < most;) {
+      std::pop_heap(heap, end);
+      Waiting<real_t>& best = *(end - 1);
+      const Box<real_t> box(boxes + 4 * int64_t{best.index});
+      real_t& score = scores[best.index];
+      score = decay(picked, first, first + best.seen, first + picks, box, score, by);
+      const auto key = score_key(score);
+      if (score < min_score) {
+        --end;
+      } else if (key == best.key) {
+        picked.set(first + picks++, box);
+        is_picked[best.index] = 1;
+        --end;
+      } else {
+        best.key = key;
+        best.seen = picks;
+        std::push_heap(heap, end);
       }
     }
   });

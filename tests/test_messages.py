@@ -171,6 +171,11 @@ EXPLAINED = {
     "matrix_nms": (PACKED, torch.zeros(2)),
     "masks_to_rle": (PACKED,),
     "rle_to_masks": ({"size": [8, 8], "counts": [64]},),
+    "paste_masks": (torch.zeros(2, 3, 3), torch.zeros(2, 4), (8, 8)),
+    "upsample_masks": (torch.zeros(2, 3, 3), (8, 8)),
+    "nms": (torch.zeros(2, 4), torch.zeros(2), 0.5),
+    "batched_nms": (torch.zeros(2, 4), torch.zeros(2), torch.zeros(2, dtype=torch.int64), 0.5),
+    "soft_nms": (torch.zeros(2, 4), torch.zeros(2)),
     "max_unpool2d": (IMAGE, torch.arange(64).view(8, 8).expand(2, 3, 8, 8).contiguous(), 2),
 }
 

@@ -2,9 +2,9 @@
 
     box j is kept  <=>  no kept box i of a higher score (and of j's class) has IoU(i, j) > iou_threshold
 
-IoU is intersection / (area + area - intersection) of continuous boxes (no + 1), each operation rounded to fp32 (fp64 for
-fp64): the same decisions on every device, and those of torchvision.ops.nms. The static form, max_output=M, has results of
-fixed shape and waits for nothing.
+IoU is intersection / (area + area - intersection) of continuous boxes (no + 1), each operation rounded to fp32 (fp64
+for fp64): the same decisions on every device, and those of torchvision.ops.nms. The static form, max_output=M, has
+results of fixed shape and waits for nothing.
 """
 
 import torch
@@ -38,7 +38,7 @@ def size_of_output(op: str, max_output: int | None, boxes: Tensor) -> int:
     return size
 
 
-def check(boxes, scores, idxs, iou_threshold, most):
+def check(boxes, scores, idxs, iou_threshold):
     check_boxes(_NAME, boxes, scores, idxs)
     _check.in_range(_NAME, "iou_threshold", iou_threshold, 0, 1)
 
@@ -83,8 +83,8 @@ def nms(
     Returns:
         int64 indices of the kept boxes, by descending score: of unknown number, so that on a GPU the host waits for it.
         With `max_output`: (indices (M,), padded with -1, and count, int64 of no dimension). Their shapes depend on no
-        data: nothing waits, and torch.compile(fullgraph=True), torch.export and CUDA graphs take it. Not differentiable;
-        the same on every device and run.
+        data: nothing waits, and torch.compile(fullgraph=True), torch.export and CUDA graphs take it. Not
+        differentiable; the same on every device and run.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit.

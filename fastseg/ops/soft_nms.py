@@ -24,7 +24,7 @@ _NAME = "soft_nms"
 METHODS = ("linear", "gaussian")
 
 
-def check(boxes, scores, idxs, iou_threshold, sigma, min_score, most):
+def check(boxes, scores, idxs, iou_threshold, sigma, min_score):
     check_boxes(_NAME, boxes, scores, idxs)
     _check.in_range(_NAME, "iou_threshold", iou_threshold, 0, 1)
     _check.in_range(_NAME, "min_score", min_score, 0, math.inf)
@@ -34,17 +34,18 @@ def check(boxes, scores, idxs, iou_threshold, sigma, min_score, most):
 
 def outputs(boxes, most):
     return (
-        boxes.new_empty((most,), dtype=torch.int64),
         boxes.new_empty((most,), dtype=accumulator(boxes.dtype)),
+        boxes.new_empty((most,), dtype=torch.int64),
         boxes.new_empty((), dtype=torch.int64),
     )
 
 
 soft_nms_op = Op(
     "soft_nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, bool gaussian, float sigma,"
-    " float min_score, SymInt most) -> (Tensor indices, Tensor picked_scores, Tensor count)",
+    " float min_score, SymInt most) -> (Tensor picked_scores, Tensor indices, Tensor count)",
     check=check,
     outputs=outputs,
+    internal=True,
     recorded=True,
     contiguous=("idxs",),
     accumulated=("boxes", "scores"),
@@ -90,13 +91,13 @@ def soft_nms(
         ValueError: numbers that are NaN or not allowed; another method; max_output < 0.
         TypeError: arguments of other types.
     """
-    check_boxes(_NAME, boxes, scores, idxs)
-    _check.one_of(_NAME, "method", method, METHODS)
     iou_threshold, sigma, min_score = _check.numbers(
         _NAME, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score
     )
+    check(boxes, scores, idxs, iou_threshold, sigma, min_score)
+    _check.one_of(_NAME, "method", method, METHODS)
     most = size_of_output(_NAME, max_output, boxes)
-    indices, picked_scores, count = soft_nms_op(
+    picked_scores, indices, count = soft_nms_op(
         *as_kernels_take_them(boxes, scores, idxs),
         iou_threshold, method == "gaussian", sigma, min_score, most, backend=backend,
     )

@@ -126,7 +126,7 @@ void soft_nms(const Tensor& boxes, const Tensor& given, const std::optional<Tens
 }
 
 void run(Tensor boxes, Tensor scores, std::optional<Tensor> idxs, double iou_threshold, bool gaussian, double sigma,
-         double min_score, int64_t most, Tensor indices, Tensor picked_scores, Tensor count) {
+         double min_score, int64_t most, Tensor picked_scores, Tensor indices, Tensor count) {
   fastseg::nms::check_arguments("soft_nms", scores, idxs, most, indices, count);
   int64_t* picks = indices.mutable_data_ptr<int64_t>();
   int64_t* found = count.mutable_data_ptr<int64_t>();

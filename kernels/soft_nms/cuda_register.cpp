@@ -10,7 +10,7 @@ namespace {
 constexpr const char* op = "_soft_nms";
 
 void forward(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs, double iou_threshold, bool gaussian,
-             double sigma, double min_score, int64_t most, Tensor indices, Tensor picked_scores, Tensor found) {
+             double sigma, double min_score, int64_t most, Tensor picked_scores, Tensor indices, Tensor found) {
   const int64_t count = check_boxes(op, boxes, scores, idxs);
   check_integers(op, "indices", indices, most, boxes);
   check_reals(op, "picked_scores", picked_scores, most, boxes);

@@ -17,7 +17,7 @@ def soft_nms(
     min_score: float,
     most: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the boxes picked, padded to (most,) with -1, their decayed scores, padded with 0, and their number."""
+    """Decayed scores of the boxes picked, padded to (most,) with 0, their indices, padded with -1, and their number."""
     dtype = accumulator(boxes.dtype)
     scores = scores.to(dtype)
     weights = _weights(boxes.to(dtype), idxs, iou_threshold, gaussian, sigma)
@@ -33,7 +33,7 @@ def soft_nms(
         waiting[best] = False
         scores = torch.where(weights[best] == 0, 0, scores * weights[best])  # of an infinite score, too
         waiting &= ~(scores.double() < min_score)
-    return indices, picked_scores, (indices >= 0).sum()
+    return picked_scores, indices, (indices >= 0).sum()
 
 
 def _weights(boxes: Tensor, idxs: Tensor | None, iou_threshold: float, gaussian: bool, sigma: float) -> Tensor:

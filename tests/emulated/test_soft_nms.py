@@ -10,7 +10,7 @@ from tests.ops.test_nms import SPECIAL, random_boxes
 def compare(boxes, scores, idxs=None, gaussian=False, threshold=0.3, min_score=0.001, most=None):
     most = len(scores) if most is None else most
     options = idxs, threshold, gaussian, 0.5, min_score, most
-    results = torch.full((most,), -7), torch.full((most,), -7, dtype=boxes.dtype), torch.full((), -7)
+    results = torch.full((most,), -7, dtype=boxes.dtype), torch.full((most,), -7), torch.full((), -7)
     torch.ops.fastseg_emulator._soft_nms(boxes, scores, *options, *results)
     for one, two in zip(results, soft_nms_op(boxes, scores, *options, backend="cpu")):
         assert torch.equal(one.view(torch.uint8) if one.dim() else one, two.view(torch.uint8) if two.dim() else two)

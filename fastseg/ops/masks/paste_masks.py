@@ -1,11 +1,10 @@
 """paste_masks, upsample_masks: the soft masks of a network at the size of the image, as bits at once.
 
 A network gives a small soft mask for each object: of its box (Mask R-CNN, 28 x 28) or of the whole image (Segment
-Anything, SOLO, YOLACT, a quarter of its size). What is wanted is mostly where the interpolated mask exceeds a threshold:
-a bit for each pixel (`PackedMasks`), 1/32 of the (N, H, W) floats that are never made here.
+Anything, SOLO, YOLACT, a quarter of its size). What is wanted is mostly where the interpolated mask exceeds a
+threshold: a bit for each pixel (`PackedMasks`), 1/32 of the (N, H, W) floats, which are never made here.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +26,8 @@ _MOST = 2**31 - 65  # rows or columns
 def check_masks(op: str, name: str, masks) -> None:
     _check.argument(op, name, masks, FLOATING, ("N", "h", "w"))
     if masks.shape[1] == 0 or masks.shape[2] == 0:
-        raise RuntimeError(f"fastseg.ops.{op}: {name} has shape {tuple(masks.shape)}; allowed: (N, h, w), h and w not 0")
+        shape = tuple(masks.shape)
+        raise RuntimeError(f"fastseg.ops.{op}: {name} has shape {shape}; allowed: (N, h, w), h and w not 0")
 
 
 def written(like: Tensor, height, width, form: int) -> Tensor:
@@ -95,7 +95,7 @@ def paste_masks(
 ) -> PackedMasks | Tensor:
     """Pastes soft masks of boxes into an image, as detectron2.layers.mask_ops.paste_masks_in_image or torchvision's.
 
-    Bilinear, align_corners=False, with zeros around each mask. A mask reaches half of its cells beyond its box; where its
+    Bilinear, align_corners=False, with zeros around each mask. A mask reaches half a cell beyond its box; where its
     values are 1 at most and the threshold is 0.5 or more, no pixel outside of the box belongs to it.
 
     Args:
@@ -106,8 +106,8 @@ def paste_masks(
         image_shape: (H, W).
         threshold: 0 to 1.
         convention: "detectron2": pixel centres p + 0.5 sample the mask in the box as it is; a pixel belongs to the mask
-            if its value is >= threshold. "torchvision" (and Detectron): the mask with a border of zeros in the box grown
-            by as much and cut to integers; > threshold.
+            if its value is >= threshold. "torchvision" (and Detectron): the mask with a border of zeros in the box
+            grown by as much and cut to integers; > threshold.
         output: "packed", "bool" or "soft".
         backend: "auto", "cpu", "cuda" or "reference".
 
@@ -172,7 +172,8 @@ def upsample_masks(
 
     Raises:
         RuntimeError: a shape or dtype that does not fit; masks of size 0.
-        ValueError: sizes that are not positive, an input_size above padded_size; a threshold that is NaN; another output.
+        ValueError: sizes that are not positive, an input_size above padded_size; a threshold that is NaN; another
+            output.
         TypeError: arguments of other types.
     """
     logits = _planes(_UPSAMPLE, "logits", logits)
@@ -181,7 +182,7 @@ def upsample_masks(
     padded = [*logits.shape[1:]] if padded_size is None else _size(_UPSAMPLE, "padded_size", padded_size)
     shown = padded if input_size is None else _size(_UPSAMPLE, "input_size", input_size)
     threshold = _check.number(_UPSAMPLE, "threshold", threshold)
-    if math.isnan(threshold):
+    if threshold != threshold:
         raise ValueError(f"fastseg.ops.{_UPSAMPLE}: threshold=nan; allowed: a number that is not NaN")
     _check.one_of(_UPSAMPLE, "output", output, OUTPUTS)
     result = upsample_masks_op(

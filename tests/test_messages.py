@@ -64,7 +64,8 @@ def test_booleans_are_booleans(name):
     for argument in BOOLEANS[name]:
         for value in (1, "bilinear", None):
             with pytest.raises(TypeError, match=f"fastseg.ops.{name}: {argument}=.*; allowed: True or False"):
-                getattr(ops, name)(IMAGE, SECOND.get(name, LABELS), **{argument: value})
+                arguments = (MASKS,) if "mask" in name else (IMAGE, SECOND.get(name, LABELS))
+                getattr(ops, name)(*arguments, **{argument: value})
 
 
 def test_a_mode_is_no_align_corners():
@@ -131,7 +132,10 @@ def test_an_empty_batch_has_a_gradient(function, dtype):
     assert loss.isnan() and torch.autograd.grad(loss, input)[0].shape == input.shape
 
 
-NO_LOSSES = "max_", "mask", "matrix_nms", "pack_", "unpack_", "upsample_argmax", "upsample_bilinear2d", "confusion", "dilated_conv2d", "conv_transpose2d"
+NO_LOSSES = (
+    "max_", "mask", "matrix_nms", "pack_", "unpack_", "paste_", "upsample_masks", "nms", "batched_nms", "soft_nms",
+    "upsample_argmax", "upsample_bilinear2d", "confusion", "dilated_conv2d", "conv_transpose2d",
+)  # fmt: skip
 LOSS_CALLS = [name for name in CALLS if not name.startswith(NO_LOSSES)]
 
 

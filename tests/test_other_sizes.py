@@ -15,6 +15,11 @@ def positive(image):
     return (image > 0).to(image.dtype)
 
 
+def wide(image):
+    """Rows of several words, when they are packed: one word to a row, a size of 1, makes a program of its own."""
+    return image.flatten(0, 1).repeat_interleave(12, 2)
+
+
 DENSE = torch.randn(3, 3, 3, 3, generator=torch.Generator().manual_seed(0))
 WIDE = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -84,12 +89,14 @@ CALLS = {
                                           skip_offset=1, crop=(0, 0, *x.shape[2:])), 1,
         lambda x, y: F.conv_transpose2d(x, DENSE, stride=2)[..., : x.shape[2], : x.shape[3]]
         + torch.cat([x, x, x], 2).repeat(1, 1, 1, 3)[..., 1 : 1 + x.shape[2], 1 : 1 + x.shape[3]]),
-    "pack_masks": (lambda x, y: ops.pack_masks(x.flatten(0, 1), 0).area, 1, None),
-    "unpack_masks": (lambda x, y: ops.unpack_masks(ops.pack_masks(x.flatten(0, 1), 0), torch.float32), 1, None),
-    "masks_to_boxes": (lambda x, y: ops.masks_to_boxes(x.flatten(0, 1)), 1, None),
-    "mask_iou": (lambda x, y: ops.mask_iou(x.flatten(0, 1) > 0), 1, None),
-    "mask_nms": (lambda x, y: ops.mask_nms(x.flatten(0, 1) > 0, x.mean((2, 3)).flatten(), 0.3, max_output=5)[0], 1, None),
-    "matrix_nms": (lambda x, y: ops.matrix_nms(x.flatten(0, 1) > 0, x.mean((2, 3)).flatten(), max_output=5)[1], 1, None),
+    "pack_masks": (lambda x, y: ops.pack_masks(wide(x), 0).area, 1, None),
+    "unpack_masks": (lambda x, y: ops.unpack_masks(ops.pack_masks(wide(x), 0), torch.float32), 1, None),
+    "masks_to_boxes": (lambda x, y: ops.masks_to_boxes(wide(x)), 1, None),
+    "mask_iou": (lambda x, y: ops.mask_iou(wide(x) > 0), 1, None),
+    "mask_nms": (
+        lambda x, y: ops.mask_nms(wide(x) > 0, x.mean((2, 3)).flatten(), 0.3, max_output=5)[0], 1, None),
+    "matrix_nms": (
+        lambda x, y: ops.matrix_nms(wide(x) > 0, x.mean((2, 3)).flatten(), max_output=5)[1], 1, None),
     "nms": (lambda x, y: ops.nms(boxes_of(x), x[1, 0, 0], 0.3, max_output=9)[0], 1, None),
     "batched_nms": (lambda x, y: ops.batched_nms(boxes_of(x), x[1, 0, 0], y[0, 0], 0.3, max_output=9)[0], 1, None),
     "soft_nms": (lambda x, y: ops.soft_nms(boxes_of(x), x[1, 0, 0], max_output=9)[1], 1, None),

@@ -29,8 +29,8 @@ def verify(case, inputs):
 
 def case(shape, make=make, name="", targets=()):
     peers = {"matmul": Peer(masks.matmul_iou), "pycocotools": masks.coco_peer(masks.coco_iou)}
-    return Case("mask_iou", shape, make, fastseg.ops.mask_iou, peers, minimal_bytes, verify, name=name, dtype=torch.bool,
-                targets=targets, backward=False, quick_shape=(5, 24, 64))  # fmt: skip
+    return Case("mask_iou", shape, make, fastseg.ops.mask_iou, peers, minimal_bytes, verify, name=name,
+                dtype=torch.bool, targets=targets, backward=False, quick_shape=(5, 24, 64))  # fmt: skip
 
 
 CASES = [

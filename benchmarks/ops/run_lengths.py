@@ -48,8 +48,9 @@ def verify(case, inputs):
 
 
 def case(name, ours, peer, shape, targets=()):
-    return Case("run_lengths", shape, make, ours, {"pycocotools": masks.coco_peer(peer)}, minimal_bytes, verify, name=name,
-                dtype=torch.bool, targets=targets, backward=False, quick_shape=(5, 24, 64))  # fmt: skip
+    peers = {"pycocotools": masks.coco_peer(peer)}
+    return Case("run_lengths", shape, make, ours, peers, minimal_bytes, verify, name=name, dtype=torch.bool,
+                targets=targets, backward=False, quick_shape=(5, 24, 64))  # fmt: skip
 
 
 CASES = [

@@ -9,7 +9,8 @@ UNION, SMALLER = range(2)  # what the intersection is divided by: `denominator`
 
 
 def mask_iou(
-    words_a: Tensor, area_a: Tensor, words_b: Tensor, area_b: Tensor, crowd: Tensor | None, denominator: int, pairs: bool
+    words_a: Tensor, area_a: Tensor, words_b: Tensor, area_b: Tensor, crowd: Tensor | None, denominator: int,
+    pairs: bool,
 ) -> Tensor:
     """words: int32 [N, H, words] and [M, H, words], area: int64 [N] and [M]. Gives float32 [N, M], or [N] of pairs."""
     a, b = (unpack_masks(words, words.shape[2] * 32, torch.float64).flatten(1) for words in (words_a, words_b))

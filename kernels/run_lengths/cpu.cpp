@@ -134,7 +134,7 @@ void run_lengths(const Tensor& words, const Tensor& boxes, int64_t width, const 
 
 // ---- from counts to masks ----
 
-// Marks in words [height, pitch], 0 at first, where pixels of a column differ from the one above (above the first is 0):
+// Marks in words [height, pitch], 0 at first, where pixels of a column differ from the one above (0 above the first):
 // runs then fill themselves downwards. False if the counts do not add up to the mask.
 bool mark_runs(const int64_t* counts, int64_t number, int64_t height, int64_t width, int64_t pitch, uint32_t* words) {
   const int64_t pixels = height * width;

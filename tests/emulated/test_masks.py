@@ -22,9 +22,10 @@ def filled(*shape, dtype=torch.int64):
 
 def packed(masks, threshold=None):
     count, height, width = masks.shape
-    parts = filled(count, height, -(-width // 32), dtype=torch.int32), filled(count), filled(count, 4, dtype=torch.int32)
-    ops._pack_masks(masks, threshold, *parts)
-    return parts
+    words, boxes = filled(count, height, -(-width // 32), dtype=torch.int32), filled(count, 4, dtype=torch.int32)
+    area = filled(count)
+    ops._pack_masks(masks, threshold, words, area, boxes)
+    return words, area, boxes
 
 
 def equal(ours, expected):
@@ -48,11 +49,12 @@ def test_pack_and_unpack(make, width):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("threshold", [0.1, 0.3, float("inf"), -1e300])
 def test_thresholds(dtype, threshold):
-    values = torch.tensor([float("nan"), 0.1, 0.3, -0.0, float("inf"), 0.2, -float("inf")]).repeat(10).to(dtype).view(1, 2, 35)
+    special = [float("nan"), 0.1, 0.3, -0.0, float("inf"), 0.2, -float("inf")]
+    values = torch.tensor(special).repeat(10).to(dtype).view(1, 2, 35)
     equal(packed(values, threshold), pack_reference.pack_masks(values, threshold))
 
 
-@pytest.mark.parametrize("threshold", [None, -1.5, -1, 0, 0.5, 254.5, 255, 1e300])
+@pytest.mark.parametrize("threshold", [None, -1.5, -1.0, 0.0, 0.5, 254.5, 255.0, 1e300])
 def test_bytes(threshold):
     values = torch.arange(256, dtype=torch.uint8).view(1, 4, 64)
     equal(packed(values, threshold), pack_reference.pack_masks(values, threshold))
@@ -89,9 +91,9 @@ def iou_of(a, b, crowd=None, denominator=0, pairs=False):
 def test_iou(make, width):
     a, b = packed(make(9, 12, width, seed=1)), packed(make(37, 12, width, seed=2))
     crowd = torch.arange(37) % 3 == 0
-    for one, other, flags, denominator, pairs in ((a, b, None, 0, False), (a, b, None, 1, False), (b, b, None, 0, False),
-                                                  (a, b, crowd, 0, False), (b, b, crowd, 0, False),
-                                                  (b, b, None, 1, True)):  # fmt: skip
+    calls = [(a, b, None, 0, False), (a, b, None, 1, False), (b, b, None, 0, False), (a, b, crowd, 0, False),
+             (b, b, crowd, 0, False), (b, b, None, 1, True)]  # fmt: skip
+    for one, other, flags, denominator, pairs in calls:
         expected = iou_reference.mask_iou(one[0], one[1], other[0], other[1], flags, denominator, pairs)
         assert torch.equal(iou_of(one, other, flags, denominator, pairs), expected)
 
@@ -119,7 +121,8 @@ def test_more_masks_than_the_sweep_has_threads_for():
     equal(nms(parts, order, None, 0.5), nms_reference.mask_nms(parts[0], parts[1], order, None, 0.5, None))
 
 
-@pytest.mark.parametrize("box", [[-(2**31), -(2**31), 2**31 - 1, 2**31 - 1], [0, 0, 999, 999], [50, 50, 0, 0], [-9, -9, -1, -1]])
+@pytest.mark.parametrize("box", [[-(2**31), -(2**31), 2**31 - 1, 2**31 - 1], [0, 0, 999, 999], [50, 50, 0, 0],
+                                 [-9, -9, -1, -1]])  # fmt: skip
 def test_hostile_boxes_and_indices_stay_inside(box):
     words, area, boxes = packed(ellipses(5, 12, 40))
     boxes = torch.tensor([box] * 5, dtype=torch.int32)

@@ -141,4 +141,5 @@ def test_boxes_outside_of_the_masks_are_refused():
     for box in ([0, 0, 33, 5], [-1, 0, 5, 5], [0, 0, 5, 21], [0, -(2**31), 5, 5]):
         boxes = torch.tensor([box, box], dtype=torch.int32)
         with pytest.raises(RuntimeError, match="a box lies outside of the masks"):
-            torch.ops.fastseg.mask_iou(packed.words, packed.area, boxes, packed.words, packed.area, boxes, None, 0, False)
+            known = packed.words, packed.area, boxes
+            torch.ops.fastseg.mask_iou(*known, *known, None, 0, False)

@@ -25,11 +25,12 @@ def packed_parts(masks, threshold, backend="auto"):
 
 def brute_force(masks, threshold):
     """One mask after the other, in NumPy."""
-    pixels = (masks > threshold).detach().cpu().numpy().reshape(-1, *masks.shape[-2:])
-    count, height, width = pixels.shape
+    height, width = masks.shape[-2:]
+    count = masks.shape[0] if masks.dim() > 2 else 1
+    pixels = (masks > threshold).detach().cpu().numpy().reshape(count, height, width)
     padded = numpy.zeros((count, height, -(-width // 32) * 32), dtype=bool)
     padded[..., :width] = pixels
-    words = numpy.packbits(padded, axis=-1, bitorder="little").view("<i4").reshape(count, height, -1)
+    words = numpy.packbits(padded, axis=-1, bitorder="little").view("<i4")
     boxes = numpy.zeros((count, 4), dtype=numpy.int32)
     for box, mask in zip(boxes, pixels):
         y, x = mask.nonzero()
@@ -257,7 +258,7 @@ PACKED = pack_masks(MASKS)
         (lambda: PACKED & MASKS, TypeError, "unsupported operand"),
         (lambda: PackedMasks.cat([]), TypeError, r"cat: masks is \[\]; allowed: a list of one PackedMasks or more"),
         (lambda: PackedMasks.cat([PACKED, MASKS]), TypeError, r"masks is \[PackedMasks, Tensor\]"),
-        (lambda: PackedMasks.cat([PACKED, pack_masks(MASKS[..., 1:])]), RuntimeError, "masks of 4 x 39; allowed: 4 x 40"),
+        (lambda: PackedMasks.cat([PACKED, pack_masks(MASKS[..., 1:])]), RuntimeError, "of 4 x 39; allowed: 4 x 40"),
         (lambda: PACKED.crop(0, 0, 41, 4), ValueError, r"crop: window=\(0, 0, 41, 4\); allowed: 0 <= x1 <= x2 <= 40"),
         (lambda: PACKED.crop(3, 0, 2, 4), ValueError, r"window=\(3, 0, 2, 4\)"),
         (lambda: PACKED.crop(0.5, 0, 2, 4), TypeError, "window=.*; allowed: four ints"),

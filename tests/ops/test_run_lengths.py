@@ -163,7 +163,7 @@ SIZE = [3, 4]
     "rles, error, message",
     [
         ([{"size": SIZE, "counts": b"32102O"}, {"size": SIZE, "counts": b"3210"}], ValueError,
-         r"rles\[1\]\['counts'\] add up to 6; allowed: 12, 3 x 4"),
+         r"rles\[1\]\['counts'\] add up to 8; allowed: 12, 3 x 4"),
         ([{"size": SIZE, "counts": b"32102OO"}], ValueError, r"rles\[0\]\['counts'\].* out of range|add up to"),
         ([{"size": SIZE, "counts": b"32102o"}], ValueError, r"counts'\]=b'32102o' ends within a count"),
         ([{"size": SIZE, "counts": b"32 02O"}], ValueError, "holds a character that is none of the encoding"),
@@ -190,7 +190,7 @@ SIZE = [3, 4]
         ([{"size": [3.0, 4], "counts": [12]}], TypeError, r"rles\[0\]\['size'\]=.*; allowed: two ints"),
         ([{"size": SIZE, "counts": [12]}, {"size": [4, 3], "counts": [12]}], ValueError,
          r"rles\[1\]\['size'\]=\[4, 3\]; allowed: \[3, 4\], as before"),
-        ([{"size": [2**16, 2**16], "counts": [2**32]}], ValueError, "masks of 65536 x 65536; allowed: at most 2147483647"),
+        ([{"size": [2**16, 2**16], "counts": [2**32]}], ValueError, "masks of 65536 x 65536; allowed: at most"),
     ],
 )  # fmt: skip
 def test_malformed_input_is_named(rles, error, message, backend):
@@ -208,7 +208,7 @@ def test_a_size_that_masks_do_not_have():
     [
         (lambda: masks_to_rle([1]), TypeError, "masks is list; allowed: PackedMasks"),
         (lambda: masks_to_rle(torch.zeros(1, 2, 2)), RuntimeError, "masks has dtype float32"),
-        (lambda: masks_to_rle(pack_masks(GOLDEN[0][0]), "utf8"), TypeError, "compressed='utf8'; allowed: True or False"),
+        (lambda: masks_to_rle(GOLDEN[0][0][None], "utf8"), TypeError, "compressed='utf8'; allowed: True or False"),
         (lambda: masks_to_rle(PackedMasks(torch.zeros(0, 2**20, 2**11, dtype=torch.int32), 2**16)), ValueError,
          "masks of 1048576 x 65536; allowed: at most 2147483647 pixels"),
     ],

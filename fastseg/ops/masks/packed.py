@@ -52,7 +52,8 @@ class PackedMasks:
         tail = width % WORD
         if tail and _check.may_look_at(words) and not torch.compiler.is_compiling():
             if (words[..., -1] & ~_low_bits(tail)).any():
-                raise RuntimeError(f"fastseg.ops.{_NAME}: words has bits set past pixel {width - 1} of a row; allowed: 0")
+                where = f"past pixel {width - 1} of a row"
+                raise RuntimeError(f"fastseg.ops.{_NAME}: words has bits set {where}; allowed: none")
         self.words, self.width = words, width
         self._area: Tensor | None = None
         self._boxes: Tensor | None = None

@@ -198,9 +198,8 @@ def _counts_of(name: str, given: list, size: tuple[int, int], backend: str) -> t
     pixels = size[0] * size[1]
     if (covered != pixels).any():
         i = int((covered != pixels).nonzero()[0])
-        raise ValueError(
-            f"fastseg.ops.{name}: rles[{i}]['counts'] add up to {int(covered[i])}; allowed: {pixels}, {size[0]} x {size[1]}"
-        )
+        allowed = f"{pixels}, {size[0]} x {size[1]}"
+        raise ValueError(f"fastseg.ops.{name}: rles[{i}]['counts'] add up to {int(covered[i])}; allowed: {allowed}")
     return counts, begins, lasts
 
 

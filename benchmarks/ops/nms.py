@@ -1,5 +1,5 @@
-"""nms of boxes as a detector's first stage gives them: 20 around each of some objects on an image of 800 x 1333. The shape
-of a case is (N, 4).
+"""nms of boxes as a detector's first stage gives them: 20 around each of some objects on an image of 800 x 1333. The
+shape of a case is (N, 4).
 """
 
 import torch

@@ -1,5 +1,5 @@
-"""paste_masks of Mask R-CNN's 28 x 28 masks, and upsample_masks of masks a quarter of the image's size, to bits. The shape
-of a case is (N, H, W), the size of the image.
+"""paste_masks of Mask R-CNN's 28 x 28 masks, and upsample_masks of masks a quarter of the image's size, to bits. The
+shape of a case is (N, H, W), the size of the image.
 """
 
 import torch

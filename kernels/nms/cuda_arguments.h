@@ -1,4 +1,5 @@
-// From the arguments of the native ops nms and soft_nms to those of their launchers: what memory safety needs is checked.
+// From the arguments of the native ops nms and soft_nms to those of their launchers: what memory safety needs is
+// checked.
 #pragma once
 
 #include <algorithm>
@@ -22,8 +23,8 @@ inline void check_reals(const char* op, const char* name, const Tensor& tensor, 
   check_device(tensor, op, name);
   FASTSEG_CHECK(tensor.get_device_index() == boxes.get_device_index() && tensor.is_contiguous() &&
                     tensor.scalar_type() == boxes.scalar_type() && tensor.numel() == count,
-                "fastseg::", op, ": ", name, " must be of the dtype of boxes, contiguous, on their device, with ", count,
-                " elements");
+                "fastseg::", op, ": ", name, " must be of the dtype of boxes, contiguous, on their device, with ",
+                count, " elements");
 }
 
 // Their number.

@@ -31,7 +31,9 @@ void forward(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> id
   const int64_t words = nms_words(count);
   const Tensor bits = torch::stable::new_empty(boxes, {std::min(count, nms_strip), words}, ScalarType::Long);
   const Tensor removed = torch::stable::new_empty(boxes, {words}, ScalarType::Long);
-  const auto words_of = [](const Tensor& tensor) { return static_cast<unsigned long long*>(tensor.mutable_data_ptr()); };
+  const auto words_of = [](const Tensor& tensor) {
+    return static_cast<unsigned long long*>(tensor.mutable_data_ptr());
+  };
   const cudaError_t error = with_real_type(boxes, [&](auto zero) {
     using real_t = decltype(zero);
     return launch_nms(boxes.const_data_ptr<real_t>(), order.const_data_ptr<int64_t>(),

@@ -11,7 +11,8 @@
 
 namespace fastseg::nms {
 
-// The largest real_t that is not above `threshold`: a real_t is greater than the one where it is greater than the other.
+// The largest real_t that is not above `threshold`: numbers of that type are above the one where they are above the
+// other.
 template <typename real_t>
 real_t rounded_down(double threshold) {
   const real_t rounded = static_cast<real_t>(threshold);

@@ -1,5 +1,5 @@
-// Soft masks at the size of an image, on the CPU: into boxes, or all over the image. A row of pixels is a mix of rows of
-// the mask, each pixel of it a mix of elements of that, 32 of them a word of bits. See README.md.
+// Soft masks at the size of an image, on the CPU: into boxes, or all over the image. A row of pixels is a mix of rows
+// of the mask, each pixel of it a mix of elements of that, 32 of them a word of bits. See README.md.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -190,7 +190,7 @@ void fill_row(const float* mixed, const Columns<count>& columns, float limit, co
   columns.is_narrow() ? fill_row<true>(mixed, columns, limit, to) : fill_row<false>(mixed, columns, limit, to);
 }
 
-// A thread's share of the rows of all images, the last of them included.
+// Of a thread's share of the rows of all images.
 constexpr int64_t kFewestPixels = 1 << 15;
 
 // Calls body(image, first row, end) for parts of images that are contiguous slices of all rows; `make` gives each slice

@@ -65,8 +65,12 @@ struct ResizeSampling {
     }
   };
 
-  __device__ Axis across(int64_t, const Problem& problem) const { return {columns, 0, static_cast<int>(problem.width)}; }
-  __device__ Axis down(int64_t, const Problem& problem) const { return {rows, 0, static_cast<int>(problem.height)}; }
+  __device__ Axis across(int64_t, const Problem& problem) const {
+    return {columns, 0, static_cast<int>(problem.width)};
+  }
+  __device__ Axis down(int64_t, const Problem& problem) const {
+    return {rows, 0, static_cast<int>(problem.height)};
+  }
 };
 
 template <int border, typename scalar_t>

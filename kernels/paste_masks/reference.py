@@ -26,10 +26,10 @@ def paste_masks(
 
 
 def _taps(low: Tensor, high: Tensor, cells: int, size: int, torchvision: bool) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Of every pixel along an axis, (N, size): the lower of two neighbours in the mask with a zero on each side, and the
-    share of the other one; and whether the mask reaches there.
+    """Of every pixel along an axis, (N, size): the lower of two neighbours in the mask with a zero on each side, the
+    share of the other one, and whether the mask reaches there.
     """
-    if torchvision:  # the padded mask in the box grown by as much, whose ends are cut to integers, the last one included
+    if torchvision:  # the padded mask in the box grown by as much, its ends cut to integers, the last one included
         centre, half = (high + low) * 0.5, (high - low) * 0.5 * ((cells + 2) / cells)
         begin, last = (centre - half).double().trunc(), (centre + half).double().trunc()
         extent, scale, shift = (last - begin + 1).clamp(min=1), cells + 2, 1.5

@@ -53,7 +53,7 @@ struct BoxAxis {
     if (convention == Convention::detectron2) {
       return {low, static_cast<double>(high) - low, static_cast<double>(cells), 0.5, cells};
     }
-    // A zero on each side, the box grown by as much about its centre, and its ends cut to integers, the last one included.
+    // A zero on each side, the box grown by as much about its centre, its ends cut to integers, the last one included.
     const float grown = static_cast<float>((cells + 2.0) / cells);
     const float centre = multiply(high + low, 0.5f), half = multiply(multiply(high - low, 0.5f), grown);
     const double first = ::trunc(static_cast<double>(centre - half));
@@ -84,14 +84,15 @@ struct BoxAxis {
     first = end = 0;
     if (!is_valid()) return;
     const double slack = 2 + 1e-12 * (::fabs(begin) + extent);  // for roundings
-    const double low = begin + extent * (shift - 1) / scale - slack, high = begin + extent * (cells + shift) / scale + slack;
+    const double low = begin + extent * (shift - 1) / scale - slack;
+    const double high = begin + extent * (cells + shift) / scale + slack;
     first = static_cast<int>(::fmin(::fmax(low, 0.0), static_cast<double>(size)));
     end = static_cast<int>(::fmin(::fmax(high, 0.0), static_cast<double>(size)));
   }
 };
 
-// Two interpolations in a row, both by the rule of torch.nn.functional.interpolate(mode="bilinear"): `source` elements to
-// `padded`, of which the first `input` are interpolated to `output`.
+// Two interpolations in a row, both by the rule of torch.nn.functional.interpolate(mode="bilinear"): `source` elements
+// to `padded`, of which the first `input` are interpolated to `output`.
 struct ResizeAxis {
   int source, padded, input, output;
   double step = static_cast<double>(source) / padded, last_step = static_cast<double>(input) / output;

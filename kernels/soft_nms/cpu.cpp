@@ -1,5 +1,5 @@
-// Soft-NMS on the CPU. A score learns of the boxes picked before it only when it is the highest that waits: scores never
-// rise, so that the highest one that knows of all picks is the next pick. See README.md.
+// Soft-NMS on the CPU. A score learns of the boxes picked before it only when it is the highest that waits: scores
+// never rise, so that the highest one that knows of all picks is the next pick. See README.md.
 #include <algorithm>
 #include <numeric>
 #include <optional>
@@ -38,7 +38,7 @@ struct Waiting {
   bool operator<(const Waiting& other) const { return key != other.key ? key > other.key : index > other.index; }
 };
 
-// `score` after the decay by the boxes at places [begin, end), one after the other. `first`: of a block, not above begin.
+// `score` after the decay by the boxes at places [begin, end), one after the other. Blocks begin at `first`.
 template <typename real_t>
 real_t decay(const Boxes<real_t>& picked, int64_t first, int64_t begin, int64_t end, const Box<real_t>& box,
              real_t score, const Decay<real_t>& by) {
@@ -61,7 +61,8 @@ std::vector<char> pick(const real_t* boxes, std::vector<real_t>& scores, const G
                        const std::vector<int32_t>& order, const Decay<real_t>& by, double min_score, int64_t most) {
   std::vector<char> is_picked(scores.size(), 0);
   std::vector<Waiting<real_t>> all(scores.size());
-  Boxes<real_t> picked(static_cast<int64_t>(scores.size()) + kLanes * groups.count());  // each group in blocks of its own
+  // Each group in whole blocks of its own.
+  Boxes<real_t> picked(static_cast<int64_t>(scores.size()) + kLanes * groups.count());
   groups.for_each([&](int64_t group) {
     const auto heap = all.begin() + groups.begin[group];
     auto end = heap;

@@ -1,4 +1,4 @@
-"""The CUDA kernel of soft_nms, run on the CPU: the same picks as those of the C++ kernel, and scores of the same bits."""
+"""The CUDA kernel of soft_nms, run on the CPU: the same picks as the C++ kernel's, and scores of the same bits."""
 
 import pytest
 import torch

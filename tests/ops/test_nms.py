@@ -122,7 +122,7 @@ def test_random_boxes(count, threshold, backend, device):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_thresholds_that_boxes_hit_exactly(dtype, device):
-    """IoU of small integer boxes is a fraction; the threshold is that fraction as a Python float, an ulp more or less."""
+    """IoU of small integer boxes is a fraction; the threshold is that one as a Python float, an ulp more or less."""
     generator = torch.Generator().manual_seed(0)
     corners = torch.randint(0, 4, (60, 2), generator=generator)
     boxes = torch.cat([corners, corners + torch.randint(1, 5, (60, 2), generator=generator)], 1).to(device, dtype)
@@ -224,7 +224,8 @@ def test_scores_may_be_of_another_dtype(device):
     close = 1 + torch.arange(100, dtype=torch.float64).flip(0) * 1e-12  # equal in fp32
     assert torch.equal(nms(boxes.to(device), scores.double().to(device), 0.4).cpu(), expected)
     assert nms(boxes.to(device), close.to(device), 1.0).tolist() == list(range(100))
-    assert torch.equal(nms(boxes.half().to(device), scores.to(device), 0.4).cpu(), brute_force(boxes.half(), scores, 0.4))
+    half = boxes.half()
+    assert torch.equal(nms(half.to(device), scores.to(device), 0.4).cpu(), brute_force(half, scores, 0.4))
 
 
 # --- static results ---

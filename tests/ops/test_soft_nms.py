@@ -1,4 +1,4 @@
-"""soft_nms: golden values, a brute force in NumPy that decays every score at every pick, hostile numbers, static results."""
+"""soft_nms: golden values, a brute force in NumPy that decays every score at every pick, hostile numbers."""
 
 import numpy
 import pytest
@@ -18,7 +18,8 @@ GOLDEN = {
 
 
 def brute_force(
-    boxes, scores, iou_threshold=0.3, method="linear", sigma=0.5, min_score=0.001, idxs=None, max_output=None, dtype=None
+    boxes, scores, iou_threshold=0.3, method="linear", sigma=0.5, min_score=0.001, idxs=None, max_output=None,
+    dtype=None,
 ):
     """Every score falls at every pick, in the arithmetic of `dtype`."""
     dtype = dtype or (numpy.float64 if torch.float64 in (boxes.dtype, scores.dtype) else numpy.float32)
@@ -105,7 +106,9 @@ def test_golden(method, dtype, backend, device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("method, sigma", [("linear", 0.5), ("gaussian", 0.5), ("gaussian", 0.001), ("gaussian", 1e-300)])
+@pytest.mark.parametrize(
+    "method, sigma", [("linear", 0.5), ("gaussian", 0.5), ("gaussian", 0.001), ("gaussian", 1e-300)]
+)
 @pytest.mark.parametrize("count", [15, 16, 17, 33, 250])
 def test_random_boxes(count, method, sigma, dtype, backend, device):
     boxes, scores = random_boxes(count, seed=count, dtype=dtype)

@@ -28,7 +28,7 @@ constexpr int kWord = word_pixels;
 template <int count>
 class Columns {
  public:
-  explicit Columns(int64_t width) : base_(ceil_divide(width, kWord) * kWord / kLanes) {
+  explicit Columns(int64_t width) : base_(ceil_divide(width, kWord) * (kWord / kLanes)) {
     for (int k = 0; k < count; ++k) {
       index_[k].resize(base_.size() * kLanes);
       weight_[k].resize(base_.size() * kLanes);
@@ -47,7 +47,8 @@ class Columns {
   // To be called when the pixels [first, end) are set: turns indices into distances from the lowest one of their block.
   void finish() {
     is_narrow_ = true;
-    for (int block = first / kLanes; block < ceil_divide(end, kWord) * kWord / kLanes; ++block) {
+    constexpr int kBlocks = kWord / kLanes;
+    for (int block = first / kWord * kBlocks; block < ceil_divide(end, kWord) * kBlocks; ++block) {
       const int begin = std::max(first, block * kLanes), last = std::min(end, (block + 1) * kLanes);
       int low = INT32_MAX, high = 0;
       for (int k = 0; k < count; ++k) {

@@ -87,7 +87,8 @@ __global__ void __launch_bounds__(sweep_threads, 1)
   FASTSEG_SHARED(int, kept_count, [1]);
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t end = min(first + nms_strip, count);
-  int64_t place = *found;
+  const int64_t place_before = *found;
+  int64_t place = place_before;
   for (int64_t begin = first; begin < end && place < most; begin += nms_tile) {
     const int64_t word = begin / nms_tile;
     const int size = static_cast<int>(min(static_cast<int64_t>(nms_tile), end - begin));
@@ -117,7 +118,8 @@ __global__ void __launch_bounds__(sweep_threads, 1)
     place += number;
     __syncthreads();  // `removed` is written, `kept` is read
   }
-  if (thread == 0) *found = place;
+  // Only after a barrier, that is: where others may not have read it yet, nothing is written.
+  if (thread == 0 && place != place_before) *found = place;
 }
 
 }  // namespace

@@ -60,30 +60,42 @@ struct MaskStatistics {
   }
 };
 
-// Of `rows` rows, the first of which is row `first` of its mask. columns [pitch]: scratch.
-inline MaskStatistics statistics_of_rows(const uint32_t* words, int64_t first, int64_t rows, int64_t pitch,
-                                         uint32_t* columns) {
-  MaskStatistics found;
-  std::fill_n(columns, pitch, 0u);
-  for (int64_t y = first; y < first + rows; ++y, words += pitch) {
+// Finds them row by row.
+class RowStatistics {
+ public:
+  explicit RowStatistics(int64_t pitch) : columns_(pitch) {}
+
+  // row: the words [pitch] of row y
+  void add(const uint32_t* row, int64_t y) {
+    const int64_t pitch = static_cast<int64_t>(columns_.size());
+    uint32_t* columns = columns_.data();
     uint32_t any = 0;
     for (int64_t w = 0; w < pitch; ++w) {
-      columns[w] |= words[w];
-      any |= words[w];
+      columns[w] |= row[w];
+      any |= row[w];
     }
-    if (any == 0) continue;
-    for (int64_t w = 0; w < pitch; w += 2) found.area += __builtin_popcountll(load_words(words + w, pitch - w));
-    found.box.y1 = std::min(found.box.y1, static_cast<int32_t>(y));
-    found.box.y2 = static_cast<int32_t>(y) + 1;
+    if (any == 0) return;
+    for (int64_t w = 0; w < pitch; w += 2) found_.area += __builtin_popcountll(load_words(row + w, pitch - w));
+    found_.box.y1 = std::min(found_.box.y1, static_cast<int32_t>(y));
+    found_.box.y2 = static_cast<int32_t>(y) + 1;
   }
-  for (int64_t w = 0; w < pitch; ++w) {
-    if (columns[w] == 0) continue;
-    const int32_t x = static_cast<int32_t>(w * kWord);
-    found.box.x1 = std::min(found.box.x1, x + __builtin_ctz(columns[w]));
-    found.box.x2 = x + kWord - __builtin_clz(columns[w]);
+
+  // Of the rows so far.
+  MaskStatistics found() const {
+    MaskStatistics found = found_;
+    for (size_t w = 0; w < columns_.size(); ++w) {
+      if (columns_[w] == 0) continue;
+      const int32_t x = static_cast<int32_t>(w) * kWord;
+      found.box.x1 = std::min(found.box.x1, x + __builtin_ctz(columns_[w]));
+      found.box.x2 = x + kWord - __builtin_clz(columns_[w]);
+    }
+    return found;
   }
-  return found;
-}
+
+ private:
+  MaskStatistics found_;
+  std::vector<uint32_t> columns_;  // [pitch], the OR of all rows: where a mask has pixels is then looked for once
+};
 
 // Calls find(mask, first_row, rows) -> MaskStatistics for strips of rows, in parallel, and writes down what comes out
 // for every mask. Few masks are cut into several strips each.
@@ -143,6 +155,14 @@ inline int64_t count_common(const uint32_t* a, const uint32_t* b, int64_t rows, 
 }
 
 #if defined(__AVX512F__)
+inline int64_t sum_of_lanes(__m512i lanes) {
+  alignas(64) int64_t numbers[8];
+  _mm512_store_si512(numbers, lanes);
+  int64_t sum = 0;
+  for (const int64_t number : numbers) sum += number;
+  return sum;
+}
+
 // AVX-512 machines since 2019 count bits in vectors, which x86-64-v4 does not promise.
 __attribute__((target("avx512vpopcntdq"))) inline int64_t count_common_vectors(const uint32_t* a, const uint32_t* b,
                                                                                int64_t rows, int64_t words,
@@ -160,7 +180,7 @@ __attribute__((target("avx512vpopcntdq"))) inline int64_t count_common_vectors(c
         _mm512_and_si512(_mm512_maskz_loadu_epi32(tail, a + whole), _mm512_maskz_loadu_epi32(tail, b + whole));
     count = _mm512_add_epi64(count, _mm512_popcnt_epi64(both));
   }
-  return _mm512_reduce_add_epi64(count);
+  return sum_of_lanes(count);
 }
 #endif
 

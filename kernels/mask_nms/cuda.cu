@@ -49,46 +49,42 @@ __global__ void __launch_bounds__(sweep_threads)
     sweep_kernel(const unsigned* __restrict__ suppressed, const long long* __restrict__ order, long long masks,
                  long long room, unsigned* removed, long long* __restrict__ keep, long long* __restrict__ count) {
   FASTSEG_SHARED(unsigned, kept_of_tile, [1]);
-  FASTSEG_SHARED(long long, number, [1]);
   const int lane = static_cast<int>(threadIdx.x) % warpSize;
   const long long tiles = (masks + warpSize - 1) / warpSize;
   for (long long tile = threadIdx.x; tile < tiles; tile += blockDim.x) removed[tile] = 0;
-  if (threadIdx.x == 0) number[0] = 0;
   __syncthreads();
-  for (long long tile = 0; tile < tiles && number[0] < room; ++tile) {
+  long long number = 0;  // of masks kept so far, the same for all threads
+  for (long long tile = 0; tile < tiles && number < room; ++tile) {
     const long long first = tile * warpSize;
     if (threadIdx.x < warpSize) {
       const bool inside = first + lane < masks;
       const unsigned own = inside ? suppressed[(first + lane) * tiles + tile] : 0;
       const unsigned members = __ballot_sync(all_lanes, inside);
       unsigned gone = removed[tile], kept = 0;
-      const long long before = number[0];
       for (int b = 0; b < warpSize; ++b) {
         const unsigned row = __shfl_sync(all_lanes, own, b);
-        if ((members & ~gone) >> b & 1 && before + __popc(kept) < room) {
+        if ((members & ~gone) >> b & 1 && number + __popc(kept) < room) {
           kept |= 1u << b;
           gone |= row;
         }
       }
-      if (kept >> lane & 1) keep[before + __popc(kept & ((1u << lane) - 1))] = order[first + lane];
-      __syncwarp();
-      if (lane == 0) {
-        kept_of_tile[0] = kept;
-        number[0] = before + __popc(kept);
-      }
+      if (kept >> lane & 1) keep[number + __popc(kept & ((1u << lane) - 1))] = order[first + lane];
+      if (lane == 0) kept_of_tile[0] = kept;
     }
     __syncthreads();
+    const unsigned kept = kept_of_tile[0];
+    number += __popc(kept);
     for (long long later = tile + 1 + threadIdx.x; later < tiles; later += blockDim.x) {
       unsigned gone = removed[later];
-      for (unsigned left = kept_of_tile[0]; left != 0; left &= left - 1) {
+      for (unsigned left = kept; left != 0; left &= left - 1) {
         gone |= suppressed[(first + __ffs(static_cast<int>(left)) - 1) * tiles + later];
       }
       removed[later] = gone;
     }
-    __syncthreads();
+    __syncthreads();  // kept_of_tile and removed have been read
   }
-  for (long long place = number[0] + threadIdx.x; place < room; place += blockDim.x) keep[place] = -1;
-  if (threadIdx.x == 0) count[0] = number[0];
+  for (long long place = number + threadIdx.x; place < room; place += blockDim.x) keep[place] = -1;
+  if (threadIdx.x == 0) count[0] = number;
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include "fastseg/packed_masks.h"
-#include "fastseg/pixel_tile.h"
 
 namespace {
 
@@ -16,8 +15,9 @@ void statistics(const Tensor& words, const Tensor& area, const Tensor& boxes) {
   auto* found = reinterpret_cast<fastseg::Box*>(boxes.mutable_data_ptr<int32_t>());
   fastseg::collect_statistics(masks, area.mutable_data_ptr<int64_t>(), found,
                               [&](int64_t mask, int64_t first, int64_t rows) {
-    const fastseg::Scratch<uint32_t> columns(masks.pitch);
-    return fastseg::statistics_of_rows(masks.mask(mask) + first * masks.pitch, first, rows, masks.pitch, columns.get());
+    fastseg::RowStatistics statistics(masks.pitch);
+    for (int64_t y = first; y < first + rows; ++y) statistics.add(masks.mask(mask) + y * masks.pitch, y);
+    return statistics.found();
   });
 }
 

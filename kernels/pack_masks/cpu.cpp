@@ -20,6 +20,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int kGroup = 64;  // pixels
+constexpr int64_t kAhead = 4096;  // bytes: pages are too short for the hardware to run far ahead
 
 // ---- which pixels of a group belong to the mask, as bits ----
 
@@ -86,6 +87,9 @@ template <typename Test, typename pixel_t = typename Test::pixel_t>
 void pack_row(const pixel_t* from, int64_t width, const Test& test, uint32_t* to) {
   int64_t x = 0;
   for (; x + kGroup <= width; x += kGroup, to += 2) {
+    for (size_t byte = 0; byte < kGroup * sizeof(pixel_t); byte += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(from + x) + kAhead + byte);
+    }
     const uint64_t bits = test(from + x);
     std::memcpy(to, &bits, sizeof bits);
   }
@@ -102,13 +106,13 @@ template <typename Test>
 void pack(const Pixels<typename Test::pixel_t>& pixels, const Test& test, uint32_t* words, const PackedMasks& masks,
           int64_t* areas, Box* boxes) {
   fastseg::collect_statistics(masks, areas, boxes, [&](int64_t mask, int64_t first, int64_t rows) {
-    uint32_t* strip = words + (mask * masks.height + first) * masks.pitch;
-    for (int64_t row = 0; row < rows; ++row) {
-      const auto* from = pixels.data + mask * pixels.mask_stride + (first + row) * pixels.row_stride;
-      pack_row(from, pixels.width, test, strip + row * masks.pitch);
+    fastseg::RowStatistics statistics(masks.pitch);
+    for (int64_t y = first; y < first + rows; ++y) {
+      uint32_t* to = words + (mask * masks.height + y) * masks.pitch;
+      pack_row(pixels.data + mask * pixels.mask_stride + y * pixels.row_stride, pixels.width, test, to);
+      statistics.add(to, y);
     }
-    const fastseg::Scratch<uint32_t> columns(masks.pitch);
-    return fastseg::statistics_of_rows(strip, first, rows, masks.pitch, columns.get());  // they are in the cache
+    return statistics.found();
   });
 }
 

@@ -23,7 +23,7 @@ struct Part {
     first_word = max(box.x1, 0) / mask_word;
     words = empty ? 0 : max(0, min(box.x2 / mask_word + 1, pitch) - first_word);  // with the pixel after the box
     first_row = max(box.y1, 1);
-    end_row = min(box.y2 + 1, height);
+    end_row = min(box.y2, height - 1) + 1;
   }
 
   // The pixels of word w in row y that differ from the one above, in row 0 from the last one of the column to the left.

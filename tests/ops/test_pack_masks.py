@@ -221,6 +221,16 @@ def test_compiles_with_packed_masks_inside_and_across():
     assert torch.equal(torch.compile(across, fullgraph=True)(packed).words, across(packed).words)
 
 
+def test_exports_with_packed_masks_across():
+    class Join(torch.nn.Module):
+        def forward(self, packed):
+            return packed & packed[:1], packed.area
+
+    packed = pack_masks(ellipses(6, 40, 50))
+    joined, area = torch.export.export(Join(), (packed,)).module()(packed)
+    assert torch.equal(joined.words, (packed & packed[0]).words) and torch.equal(area, packed.area)
+
+
 # --- errors ---
 
 MASKS = torch.zeros(2, 4, 40, dtype=torch.bool)

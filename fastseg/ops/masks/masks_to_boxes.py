@@ -9,7 +9,7 @@ from torch import Tensor
 from fastseg import _check
 from fastseg.ops.masks.pack_masks import UNPACKED, pack_masks
 from fastseg.ops.masks.packed import PackedMasks
-from fastseg.ops.masks.statistics import mask_statistics_op  # noqa: F401  the op of this module, through PackedMasks
+from fastseg.ops.masks.statistics import mask_statistics_op
 
 _NAME = "masks_to_boxes"
 

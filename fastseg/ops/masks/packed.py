@@ -221,4 +221,15 @@ def _from_parts(parts, _) -> PackedMasks:
     return PackedMasks._of(words, width, area, boxes)
 
 
-pytree.register_pytree_node(PackedMasks, _parts, _from_parts, serialized_type_name="fastseg.ops.PackedMasks")
+def _named_parts(masks: PackedMasks):
+    parts, _ = _parts(masks)
+    return [*zip(map(pytree.GetAttrKey, ("words", "_area", "_boxes", "width")), parts)], None
+
+
+pytree.register_pytree_node(  # what enters and leaves a program of torch.export
+    PackedMasks,
+    _parts,
+    _from_parts,
+    serialized_type_name="fastseg.ops.PackedMasks",
+    flatten_with_keys_fn=_named_parts,
+)

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(sweep_threads, 1)
     place += number;
     __syncthreads();  // `removed` is written, `kept` is read
   }
-  // Only after a barrier, that is: where others may not have read it yet, nothing is written.
+  // If nothing was found there may have been no barrier, and others may still have to read the number.
   if (thread == 0 && place != place_before) *found = place;
 }
 

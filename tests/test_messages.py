@@ -132,8 +132,10 @@ def test_an_empty_batch_has_a_gradient(function, dtype):
     assert loss.isnan() and torch.autograd.grad(loss, input)[0].shape == input.shape
 
 
-NO_LOSSES = ("max_", "mask", "matrix_nms", "pack_", "unpack_", "upsample_argmax", "upsample_bilinear2d", "confusion",
-             "dilated_conv2d", "conv_transpose2d")  # fmt: skip
+NO_LOSSES = (
+    "max_", "mask", "matrix_nms", "pack_", "unpack_", "paste_", "upsample_masks", "nms", "batched_nms", "soft_nms",
+    "upsample_argmax", "upsample_bilinear2d", "confusion", "dilated_conv2d", "conv_transpose2d",
+)  # fmt: skip
 LOSS_CALLS = [name for name in CALLS if not name.startswith(NO_LOSSES)]
 
 
@@ -173,6 +175,11 @@ EXPLAINED = {
     "matrix_nms": (PACKED, torch.zeros(2)),
     "masks_to_rle": (PACKED,),
     "rle_to_masks": ({"size": [8, 8], "counts": [64]},),
+    "paste_masks": (torch.zeros(2, 3, 3), torch.zeros(2, 4), (8, 8)),
+    "upsample_masks": (torch.zeros(2, 3, 3), (8, 8)),
+    "nms": (torch.zeros(2, 4), torch.zeros(2), 0.5),
+    "batched_nms": (torch.zeros(2, 4), torch.zeros(2), torch.zeros(2, dtype=torch.int64), 0.5),
+    "soft_nms": (torch.zeros(2, 4), torch.zeros(2)),
     "max_unpool2d": (IMAGE, torch.arange(64).view(8, 8).expand(2, 3, 8, 8).contiguous(), 2),
 }
 

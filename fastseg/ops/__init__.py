@@ -10,11 +10,14 @@ from fastseg.ops.masks.masks_to_boxes import masks_to_boxes
 from fastseg.ops.masks.matrix_nms import matrix_nms
 from fastseg.ops.masks.pack_masks import pack_masks, unpack_masks
 from fastseg.ops.masks.packed import PackedMasks
+from fastseg.ops.masks.paste_masks import paste_masks, upsample_masks
 from fastseg.ops.masks.run_lengths import masks_to_rle, rle_to_masks
+from fastseg.ops.nms import batched_nms, nms
 from fastseg.ops.pooling.indices import PoolIndices
 from fastseg.ops.pooling.max_pool2d import max_pool2d
 from fastseg.ops.pooling.max_unpool2d import max_unpool2d
 from fastseg.ops.sigmoid_focal_loss import sigmoid_focal_loss
+from fastseg.ops.soft_nms import soft_nms
 from fastseg.ops.upsample_argmax import upsample_argmax
 from fastseg.ops.upsample_bilinear2d import upsample_bilinear2d
 from fastseg.ops.upsample_cross_entropy import upsample_cross_entropy, upsample_cross_entropy_dice
@@ -22,6 +25,7 @@ from fastseg.ops.upsample_cross_entropy import upsample_cross_entropy, upsample_
 __all__ = [
     "PackedMasks",
     "PoolIndices",
+    "batched_nms",
     "binary_cross_entropy_dice",
     "confusion_matrix",
     "conv_transpose2d",
@@ -37,12 +41,16 @@ __all__ = [
     "matrix_nms",
     "max_pool2d",
     "max_unpool2d",
+    "nms",
     "pack_masks",
+    "paste_masks",
     "rle_to_masks",
     "sigmoid_focal_loss",
+    "soft_nms",
     "unpack_masks",
     "upsample_argmax",
     "upsample_bilinear2d",
     "upsample_cross_entropy",
     "upsample_cross_entropy_dice",
+    "upsample_masks",
 ]

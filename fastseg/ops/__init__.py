@@ -7,6 +7,8 @@ from fastseg.ops.cross_entropy_dice import cross_entropy_dice, dice_loss
 from fastseg.ops.pooling.indices import PoolIndices
 from fastseg.ops.pooling.max_pool2d import max_pool2d
 from fastseg.ops.pooling.max_unpool2d import max_unpool2d
+from fastseg.ops.roi_align import multiscale_roi_align, roi_align
+from fastseg.ops.roi_pool import roi_pool
 from fastseg.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from fastseg.ops.upsample_argmax import upsample_argmax
 from fastseg.ops.upsample_bilinear2d import upsample_bilinear2d
@@ -24,6 +26,9 @@ __all__ = [
     "focal_loss",
     "max_pool2d",
     "max_unpool2d",
+    "multiscale_roi_align",
+    "roi_align",
+    "roi_pool",
     "sigmoid_focal_loss",
     "upsample_argmax",
     "upsample_bilinear2d",

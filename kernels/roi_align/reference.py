@@ -47,7 +47,7 @@ def _mean_of_samples(start, bin, samples, bins: int, sampling_ratio: int, size: 
         sample = torch.arange(sampling_ratio, device=start.device, dtype=start.dtype)
     else:  # those near the cell
         nearest = ((cell - 1 - origin) * (samples / bin)).floor() - 2
-        sample = nearest + torch.arange(_NEAR, device=start.device, dtype=start.dtype)
+        sample = torch.where(bin > 1, nearest, 0.0) + torch.arange(_NEAR, device=start.device, dtype=start.dtype)
     at = origin + (sample + 0.5) * bin / samples
     counts = (sample >= 0) & (sample < samples) & (at >= -1) & (at <= size)
     share = 1 - (at.clamp(0, size - 1) - cell).abs()

@@ -50,8 +50,12 @@ BOOLEANS = {
     "upsample_cross_entropy_dice": ["align_corners", "include_background", "squared", "per_image", "zero_if_empty"],
     "upsample_argmax": ["align_corners", "return_probability"],
     "max_pool2d": ["ceil_mode", "return_indices"],
+    "roi_align": ["aligned"],
+    "multiscale_roi_align": ["aligned"],
 }
 SECOND = {"upsample_argmax": 8, "max_pool2d": 2, "binary_cross_entropy_dice": torch.zeros(2, 3, 8, 8)}
+BOXES = torch.zeros(1, 5)
+CALLED_WITH = {"roi_align": (IMAGE, BOXES, 2), "multiscale_roi_align": ([IMAGE], BOXES, 2, [1.0])}
 LOSSES = [name for name in ops.__all__ if name.endswith(("cross_entropy", "dice", "_loss"))]
 
 
@@ -60,7 +64,7 @@ def test_booleans_are_booleans(name):
     for argument in BOOLEANS[name]:
         for value in (1, "bilinear", None):
             with pytest.raises(TypeError, match=f"fastseg.ops.{name}: {argument}=.*; allowed: True or False"):
-                getattr(ops, name)(IMAGE, SECOND.get(name, LABELS), **{argument: value})
+                getattr(ops, name)(*CALLED_WITH.get(name, (IMAGE, SECOND.get(name, LABELS))), **{argument: value})
 
 
 def test_a_mode_is_no_align_corners():

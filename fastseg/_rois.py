@@ -48,10 +48,15 @@ def as_rows(op: str, boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
-def invalid_index(op: str, boxes: Tensor, images: int) -> Tensor:
-    """Which boxes name an image that there is not; on CPU none may."""
+def without_image(boxes: Tensor, images: int) -> Tensor:
+    """Which boxes name an image that there is not."""
     index = boxes[:, 0]
-    invalid = ~((index > -1) & (index < images))
+    return ~((index > -1) & (index < images))
+
+
+def invalid_index(op: str, boxes: Tensor, images: int) -> Tensor:
+    """The same; on CPU there may be none."""
+    index, invalid = boxes[:, 0], without_image(boxes, images)
     if _check.may_look_at(boxes) and invalid.any():
         first = int(invalid.nonzero()[0])
         allowed = f"0 to {images - 1}" if images else "no box, input is an empty batch"

@@ -131,7 +131,7 @@ def test_an_empty_batch_has_a_gradient(function, dtype):
     assert loss.isnan() and torch.autograd.grad(loss, input)[0].shape == input.shape
 
 
-NO_LOSSES = "max_", "upsample_argmax", "upsample_bilinear2d", "confusion", "dilated_conv2d", "conv_transpose2d"
+NO_LOSSES = "max_", "roi_", "multiscale_", "upsample_argmax", "upsample_bilinear2d", "confusion", "dilated_conv2d", "conv_transpose2d"
 LOSS_CALLS = [name for name in CALLS if not name.startswith(NO_LOSSES)]
 
 
@@ -164,13 +164,16 @@ EXPLAINED = {
     "dilated_conv2d": (IMAGE, torch.ones(4, 3, 3, 3)),
     "conv_transpose2d": (IMAGE, torch.ones(3, 4, 3, 3)),
     "max_unpool2d": (IMAGE, torch.arange(64).view(8, 8).expand(2, 3, 8, 8).contiguous(), 2),
+    "roi_align": (IMAGE, BOXES, 2),
+    "roi_pool": (IMAGE, BOXES, 2),
+    "multiscale_roi_align": ([IMAGE], BOXES, 2, [1.0]),
 }
 
 
 @pytest.mark.parametrize("name", [name for name in ops.__all__ if name != "PoolIndices"])
 def test_explain_every_public_op(name):
     arguments = [value.clone() if isinstance(value, torch.Tensor) else value for value in EXPLAINED[name]]
-    if name not in ("upsample_argmax", "confusion_matrix"):
+    if name not in ("upsample_argmax", "confusion_matrix", "multiscale_roi_align"):
         arguments[0].requires_grad_()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         text = explain(name, *arguments)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastseg._dtypes import accumulator
-from fastseg._rois import invalid_index, memory_format
+from fastseg._rois import invalid_index, memory_format, without_image
 
 _NAME = "roi_pool"
 _FAR = 2.0**30  # cells: boxes end there
@@ -64,7 +64,7 @@ def roi_pool_backward(
     """Each gradient added at the index of its maximum, in the plane of the image of its box."""
     images, height, width = size
     channels, dtype = grad_output.shape[1], accumulator(grad_output.dtype)
-    invalid = invalid_index(_NAME, boxes, images)
+    invalid = without_image(boxes, images)  # the forward has refused it
     image = torch.where(invalid, 0.0, boxes[:, 0]).long()
     counts = (argmax >= 0) & (argmax < height * width) & ~invalid.view(-1, 1, 1, 1)
     plane = image[:, None] * channels + torch.arange(channels, device=boxes.device)

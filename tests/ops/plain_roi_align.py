@@ -21,6 +21,8 @@ def _samples(start, length, bins, count, size):
 
 
 def plain_roi_align(input, boxes, output_size, spatial_scale=1.0, sampling_ratio=-1, aligned=False):
+    if not isinstance(boxes, torch.Tensor) and not boxes:
+        boxes = input.new_zeros(0, 5)
     if not isinstance(boxes, torch.Tensor):
         boxes = torch.cat([torch.cat([torch.full_like(own[:, :1], i), own], 1) for i, own in enumerate(boxes)])
     bin_rows, bin_columns = (output_size, output_size) if isinstance(output_size, int) else output_size

@@ -71,7 +71,7 @@ constexpr int bin_chunk = 32;  // bins along an axis whose weights are at hand a
 // Packed: a lane takes `width` of 32 * width channels and the 8 cells of its warp's row. Else it takes one of 32 cells
 // of that row, in `width` channels.
 template <typename scalar_t, int width, bool packed>
-__global__ void __launch_bounds__(tile_threads)
+__global__ void __launch_bounds__(tile_threads, 2)  // without the 2, ptxas spills to stay below 80 registers
     roi_align_backward_kernel(MapView<const scalar_t> grad_output, const float* __restrict__ boxes,
                               Pyramid<scalar_t> grad_input, BoxSampling sampling, int64_t tiles) {
   constexpr int tile_columns = packed ? 8 : 32, cells = packed ? tile_columns : 1;

@@ -320,7 +320,8 @@ class Op:
         places = {name: place for place, name in enumerate(arguments)}
 
         def constants_and_shapes(values: tuple) -> tuple:
-            return (*pick_constants(values), *[tensor if tensor is None else tensor.shape for tensor in pick_shaped(values)])
+            found = [None if tensor is None else tensor.shape for tensor in pick_shaped(values)]
+            return (*pick_constants(values), *found)
 
         constants_of = constants_and_shapes if shapes else pick_constants
 

@@ -1,5 +1,6 @@
-"""roi_align of 512 boxes of one image's finest pyramid level, forward, and backward for a gradient that is there. The shape of a case is that of the
-feature map, its name the number of bins along each side.
+"""roi_align of 512 boxes of one image's finest pyramid level, forward, and backward for a gradient that is there.
+
+The shape of a case is that of the feature map, its name the number of bins along each side.
 """
 
 import torch
@@ -86,8 +87,8 @@ TORCHVISION = Peer(torchvision_roi_align, missing=peers.missing("torchvision"))
 
 def case(bins, layout="contiguous", targets=(), **options):
     return Case(
-        "roi_align", (1, 256, 200, 336), make(bins), ours, {"grid_sample": Peer(grid_sample), "torchvision": TORCHVISION},
-        minimal_bytes(bins), verifier(grid_sample), name=f"{bins}x{bins}", layout=layout,
+        "roi_align", (1, 256, 200, 336), make(bins), ours,
+        {"grid_sample": Peer(grid_sample), "torchvision": TORCHVISION}, minimal_bytes(bins), verifier(grid_sample), name=f"{bins}x{bins}", layout=layout,
         targets=targets, quick_shape=(1, 16, 25, 42), **options,
     )  # fmt: skip
 

@@ -49,8 +49,8 @@ class MultiScaleRoIAlign(nn.Module):
         canonical_scale, canonical_level: as `fastseg.ops.multiscale_roi_align` takes them.
 
     ``forward(x, boxes, image_shapes)`` takes the feature maps by name, fine to coarse, a list of boxes (L, 4) for each
-    image, and the (height, width) of each image. As in torchvision, the scale of each map is the power of two nearest to
-    its height over that of the tallest image, found in the first call and then kept in ``scales``; set it to None to
+    image, and the (height, width) of each image. As in torchvision, the scale of each map is the power of two nearest
+    to its height over that of the tallest image, found in the first call and then kept in ``scales``; set it to None to
     have it found once more.
     """
 

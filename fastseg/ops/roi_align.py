@@ -44,8 +44,8 @@ def check(input, input1, input2, input3, input4, boxes, output_size, spatial_sca
     check_output_size(_NAME, output_size)
     if len(spatial_scales) != levels or len(level_areas) != levels - 1:
         raise RuntimeError(
-            f"fastseg.ops.{_NAME}: {len(spatial_scales)} spatial_scales and {len(level_areas)} level_areas; allowed for "
-            f"{levels} inputs: {levels} and {levels - 1}"
+            f"fastseg.ops.{_NAME}: {len(spatial_scales)} spatial_scales and {len(level_areas)} level_areas; "
+            f"allowed for {levels} inputs: {levels} and {levels - 1}"
         )
 
 

@@ -1,5 +1,5 @@
-// From the tensors of the native RoI ops to the launchers' views. What memory safety needs is checked here, the rest was
-// checked in Python. Shared by the registrations of roi_align and roi_pool.
+// From the tensors of the native RoI ops to the launchers' views. What memory safety needs is checked here, the rest
+// was checked in Python. Shared by the registrations of roi_align and roi_pool.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -37,7 +37,8 @@ MapView<element_t> view_of(const Expected& expected, const Tensor& tensor, const
   FASTSEG_CHECK(tensor.get_device_index() == expected.lead.get_device_index(), "fastseg::", expected.op, ": ", name,
                 " is on another device");
   FASTSEG_CHECK(tensor.dim() == 4 && tensor.size(0) == expected.images && tensor.size(1) == expected.channels,
-                "fastseg::", expected.op, ": ", name, " must be (", expected.images, ", ", expected.channels, ", H, W)");
+                "fastseg::", expected.op, ": ", name, " must be (", expected.images, ", ", expected.channels,
+                ", H, W)");
   FASTSEG_CHECK(tensor.scalar_type() == expected.type, "fastseg::", expected.op, ": ", name, " has another dtype");
   FASTSEG_CHECK(tensor.size(2) <= most && tensor.size(3) <= most && tensor.size(1) <= most, "fastseg::", expected.op,
                 ": ", name, " has sizes beyond 2^30");

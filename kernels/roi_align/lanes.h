@@ -105,8 +105,8 @@ void for_runs(const Map<scalar_t>& map, const Window& window, const Body& body) 
   }
 }
 
-// The pixels of a window as a kernel reads them. Channels of interleaved maps, and single ones, are read where they lie;
-// those of planes are copied to `buffer`, side by side.
+// The pixels of a window as a kernel reads them. Channels of interleaved maps, and single ones, are read where they
+// lie; those of planes are copied to `buffer`, side by side.
 template <typename Lanes, typename scalar_t>
 Block<const scalar_t> read_block(const Map<const scalar_t>& map, const Lanes& lanes, int64_t image, int64_t channel,
                                  const Window& window, std::vector<scalar_t>& buffer) {

@@ -1,6 +1,7 @@
 """roi_align and its gradient in plain PyTorch: the definition of the op.
 
-Along each axis a box is a matrix, [bins, cells]: what each bin takes from each cell. Everything else is sums of products.
+Along each axis a box is a matrix, [bins, cells]: what each bin takes from each cell. Everything else is sums of
+products.
 """
 
 from collections.abc import Sequence

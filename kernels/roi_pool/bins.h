@@ -33,7 +33,9 @@ struct Bins {
   }
 
  private:
-  FASTSEG_HOST_DEVICE int inside(T cell) const { return !(cell > 0) ? 0 : cell >= size ? size : static_cast<int>(cell); }
+  FASTSEG_HOST_DEVICE int inside(T cell) const {
+    return !(cell > 0) ? 0 : cell >= size ? size : static_cast<int>(cell);
+  }
 };
 
 template <typename T>

@@ -7,8 +7,8 @@ from fastseg.ops import roi_pool
 from tests.contract import Case, Contract
 
 BACKENDS = ("cpu", "reference")
-BOXES = [[0, 1, 1, 8, 7], [1, 0.3, 2.2, 5.7, 6.1], [0, 4, 3, 4.5, 3.2], [1, -7, -3, 4, 5], [0, 6, 5, 40, 30], [1, 8, 8, 3, 2],
-         [0, -90, -90, -50, -50]]  # fmt: skip
+BOXES = [[0, 1, 1, 8, 7], [1, 0.3, 2.2, 5.7, 6.1], [0, 4, 3, 4.5, 3.2], [1, -7, -3, 4, 5], [0, 6, 5, 40, 30],
+         [1, 8, 8, 3, 2], [0, -90, -90, -50, -50]]  # fmt: skip
 
 
 def _half_away(value):
@@ -44,11 +44,9 @@ def plain_roi_pool(input, boxes, output_size, spatial_scale=1.0):
     return torch.stack(found)
 
 
-def case(name, shape, boxes, small=True, as_list=False, **options):
+def case(name, shape, boxes, small=True, **options):
     def arguments(make):
         rows = torch.tensor(boxes, dtype=torch.float32, device=make.device).view(-1, 5)
-        if as_list:
-            rows = [rows[rows[:, 0] == image, 1:] for image in range(shape[0])]
         return dict(input=make.floating(*shape), boxes=rows, **{"output_size": (2, 3), **options})
 
     return Case(name, arguments, small)
@@ -61,7 +59,6 @@ CONTRACTS = [
         cases=[
             case("rectangles", (2, 3, 9, 11), BOXES),
             case("scaled", (2, 2, 5, 6), BOXES, spatial_scale=0.5),
-            case("list", (2, 2, 9, 11), BOXES, as_list=True, output_size=2),
             case("no box", (2, 3, 9, 11), []),
             case("empty batch", (0, 3, 9, 11), []),
             case("many channels", (2, 37, 9, 11), BOXES, small=False),
@@ -107,6 +104,12 @@ def test_places_of_maxima(backend):
     output, argmax = torch.ops.fastseg.roi_pool(input, boxes, [1, 1], 1.0, False, backend)
     assert argmax.flatten(1)[:, :3].tolist() == [[9, 0, 0], [-1, -1, -1]]
     assert output[0, 0].isnan() and output[0, 1] == -float("inf") and not output[1].any()
+
+
+def test_a_list_of_boxes():
+    input, rows = torch.randn(2, 9, 9, 11), torch.tensor(sorted(BOXES))
+    boxes = [rows[rows[:, 0] == image, 1:] for image in range(2)]
+    assert torch.equal(roi_pool(input, boxes, 2), roi_pool(input, rows, 2))
 
 
 NAN, INF = float("nan"), float("inf")

@@ -88,7 +88,8 @@ TORCHVISION = Peer(torchvision_roi_align, missing=peers.missing("torchvision"))
 def case(bins, layout="contiguous", targets=(), **options):
     return Case(
         "roi_align", (1, 256, 200, 336), make(bins), ours,
-        {"grid_sample": Peer(grid_sample), "torchvision": TORCHVISION}, minimal_bytes(bins), verifier(grid_sample), name=f"{bins}x{bins}", layout=layout,
+        {"grid_sample": Peer(grid_sample), "torchvision": TORCHVISION}, minimal_bytes(bins),
+        verifier(grid_sample), name=f"{bins}x{bins}", layout=layout,
         targets=targets, quick_shape=(1, 16, 25, 42), **options,
     )  # fmt: skip
 

@@ -10,7 +10,8 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAN, INF = float("nan"), float("inf")
 STRANGE = [[-1, 1, 1, 4, 4], [2, 1, 1, 4, 4], [NAN, 1, 1, 4, 4], [0, NAN, 1, 4, 4], [0, 1, 1, INF, 4],
-           [1, -INF, 1, 4, 4], [0, -1e9, -1e9, 1e9, 1e9], [1, 3e38, 3e38, -3e38, -3e38], [0, 1e20, 1, 1e20, 4]]  # fmt: skip
+           [1, -INF, 1, 4, 4], [0, -1e9, -1e9, 1e9, 1e9], [1, 3e38, 3e38, -3e38, -3e38],
+           [0, 1e20, 1, 1e20, 4]]  # fmt: skip
 
 
 def some_boxes(count, images=2):

@@ -209,7 +209,7 @@ class Op:
                 if value is not args[position] or not value.is_contiguous():
                     args = (*args[:position], value.contiguous(), *args[position + 1:])
         for position in self._images:
-            if not args[position].is_contiguous():
+            if args[position] is not None and not args[position].is_contiguous():
                 args = in_format_of_first(args, self._images)
                 break
         outputs = self._outputs
@@ -322,7 +322,8 @@ class Op:
         places = {name: place for place, name in enumerate(arguments)}
 
         def constants_and_shapes(values: tuple) -> tuple:
-            return (*pick_constants(values), *[tensor.shape for tensor in pick_shaped(values)])
+            found = [None if tensor is None else tensor.shape for tensor in pick_shaped(values)]
+            return (*pick_constants(values), *found)
 
         constants_of = constants_and_shapes if shapes else pick_constants
 

@@ -54,8 +54,12 @@ BOOLEANS = {
     "max_pool2d": ["ceil_mode", "return_indices"],
     "mask_iou": ["pairs"],
     "masks_to_rle": ["compressed"],
+    "roi_align": ["aligned"],
+    "multiscale_roi_align": ["aligned"],
 }
 SECOND = {"upsample_argmax": 8, "max_pool2d": 2, "binary_cross_entropy_dice": torch.zeros(2, 3, 8, 8)}
+BOXES = torch.zeros(1, 5)
+CALLED_WITH = {"roi_align": (IMAGE, BOXES, 2), "multiscale_roi_align": ([IMAGE], BOXES, 2, [1.0])}
 LOSSES = [name for name in ops.__all__ if name.endswith(("cross_entropy", "dice", "_loss"))]
 
 
@@ -64,7 +68,7 @@ def test_booleans_are_booleans(name):
     for argument in BOOLEANS[name]:
         for value in (1, "bilinear", None):
             with pytest.raises(TypeError, match=f"fastseg.ops.{name}: {argument}=.*; allowed: True or False"):
-                arguments = (MASKS,) if "mask" in name else (IMAGE, SECOND.get(name, LABELS))
+                arguments = (MASKS,) if "mask" in name else CALLED_WITH.get(name, (IMAGE, SECOND.get(name, LABELS)))
                 getattr(ops, name)(*arguments, **{argument: value})
 
 
@@ -134,7 +138,7 @@ def test_an_empty_batch_has_a_gradient(function, dtype):
 
 NO_LOSSES = (
     "max_", "mask", "matrix_nms", "pack_", "unpack_", "paste_", "upsample_masks", "nms", "batched_nms", "soft_nms",
-    "upsample_argmax", "upsample_bilinear2d", "confusion", "dilated_conv2d", "conv_transpose2d",
+    "roi_", "multiscale_", "upsample_argmax", "upsample_bilinear2d", "confusion", "dilated_conv2d", "conv_transpose2d",
 )  # fmt: skip
 LOSS_CALLS = [name for name in CALLS if not name.startswith(NO_LOSSES)]
 
@@ -181,13 +185,17 @@ EXPLAINED = {
     "batched_nms": (torch.zeros(2, 4), torch.zeros(2), torch.zeros(2, dtype=torch.int64), 0.5),
     "soft_nms": (torch.zeros(2, 4), torch.zeros(2)),
     "max_unpool2d": (IMAGE, torch.arange(64).view(8, 8).expand(2, 3, 8, 8).contiguous(), 2),
+    "roi_align": (IMAGE, BOXES, 2),
+    "roi_pool": (IMAGE, BOXES, 2),
+    "multiscale_roi_align": ([IMAGE], BOXES, 2, [1.0]),
 }
 
 
 @pytest.mark.parametrize("name", [name for name in ops.__all__ if not isinstance(getattr(ops, name), type)])
 def test_explain_every_public_op(name):
     arguments = [value.clone() if isinstance(value, torch.Tensor) else value for value in EXPLAINED[name]]
-    if name not in ("upsample_argmax", "confusion_matrix") and "mask" not in name and name != "matrix_nms":
+    constant = "upsample_argmax", "confusion_matrix", "multiscale_roi_align", "matrix_nms"
+    if name not in constant and "mask" not in name:
         arguments[0].requires_grad_()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         text = explain(name, *arguments)

@@ -33,6 +33,7 @@ def boxes_of(image):
 
 
 RECORDED = ("nms", "batched_nms", "soft_nms")  # by torch.jit.trace, as ops of ours: they loop over their boxes
+ROIS = torch.tensor([[0, 1, 1, 5.3, 4.2], [1, 0, 2, 7.1, 9], [1, 2, 2, 4, 3]])
 
 # function of images and labels, how many times larger the labels are, the function in stock PyTorch if there is one
 CALLS = {
@@ -108,6 +109,12 @@ CALLS = {
     "max_unpool2d": (lambda x, y: ops.max_unpool2d(*ops.max_pool2d(x, 2, return_indices=True), 2), 1, None),
     "max_unpool2d, compact": (
         lambda x, y: ops.max_unpool2d(*ops.max_pool2d(x, 2, return_indices=True, index_format="compact")), 1, None),
+    "roi_align": (lambda x, y: ops.roi_align(x, ROIS, 3, 0.5, 2), 1, None),
+    "roi_align, adaptive": (lambda x, y: ops.roi_align(x, ROIS, (2, 3), aligned=True), 1, None),
+    "multiscale_roi_align": (
+        lambda x, y: ops.multiscale_roi_align([x, x[..., ::2, ::2]], ROIS, 2, [1.0, 0.5], canonical_scale=8,
+                                              canonical_level=1), 1, None),
+    "roi_pool": (lambda x, y: ops.roi_pool(x, ROIS, 2), 1, None),
 }  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from fastseg.ops.nms import batched_nms, nms
 from fastseg.ops.pooling.indices import PoolIndices
 from fastseg.ops.pooling.max_pool2d import max_pool2d
 from fastseg.ops.pooling.max_unpool2d import max_unpool2d
+from fastseg.ops.roi_align import multiscale_roi_align, roi_align
+from fastseg.ops.roi_pool import roi_pool
 from fastseg.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from fastseg.ops.soft_nms import soft_nms
 from fastseg.ops.upsample_argmax import upsample_argmax
@@ -41,10 +43,13 @@ __all__ = [
     "matrix_nms",
     "max_pool2d",
     "max_unpool2d",
+    "multiscale_roi_align",
     "nms",
     "pack_masks",
     "paste_masks",
     "rle_to_masks",
+    "roi_align",
+    "roi_pool",
     "sigmoid_focal_loss",
     "soft_nms",
     "unpack_masks",

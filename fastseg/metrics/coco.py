@@ -1,11 +1,12 @@
 """COCO's detection metrics: average precision and recall of boxes or masks, equal to pycocotools' to rounding.
 
-    AP    mean over IoU thresholds 0.5, 0.55, ..., 0.95, categories and 101 recalls of the precision at that recall, which
+    AP    mean over IoU thresholds 0.5, 0.55, ..., 0.95, categories and 101 recalls of the precision at that recall,
+          which
           is the largest at that recall or more
     AR@n  mean over thresholds and categories of the recall of the n best detections per image
 
-Two deviations: an annotation id of 0 counts as any other (pycocotools takes its match for none), and AP is that of the last
-of `max_detections` (pycocotools' is that of 100, and -1 where 100 is not among them).
+Two deviations: an annotation id of 0 counts as any other (pycocotools takes its match for none), and AP is that of the
+last of `max_detections` (pycocotools' is that of 100, and -1 where 100 is not among them).
 """
 
 import warnings
@@ -25,8 +26,8 @@ IOU_TYPES = ("bbox", "segm")
 
 @dataclass(frozen=True)
 class CocoResult(Mapping):
-    """The figures of a data set by name, in pycocotools' order: AP, AP50, AP75, APs, APm, APl, AR@1, AR@10, AR@100, ARs,
-    ARm, ARl (those of small, medium and large areas); -1 where there is no truth to count.
+    """The figures of a data set by name, in pycocotools' order: AP, AP50, AP75, APs, APm, APl, AR@1, AR@10, AR@100,
+    ARs, ARm, ARl (those of small, medium and large areas); -1 where there is no truth to count.
 
     per_class: the same of every category by its id. curves: precision and recall themselves.
     """
@@ -62,8 +63,8 @@ def coco_evaluate(
     Equals pycocotools' `COCOeval` with its default parameters, but for the two deviations above.
 
     Args:
-        annotations: {"images": [{"id"}], "annotations": [{"image_id", "category_id", "area", "bbox" (x, y, width, height)
-            or "segmentation", "iscrowd" (0 by default)}], "categories": [{"id"}]}, as json.load gives it.
+        annotations: {"images": [{"id"}], "annotations": [{"image_id", "category_id", "area", "bbox" (x, y, width,
+            height) or "segmentation", "iscrowd" (0 by default)}], "categories": [{"id"}]}, as json.load gives it.
         detections: [{"image_id", "category_id", "score", "bbox" or "segmentation"}]. Those of categories that the
             annotations do not know are left out, with a warning.
         iou_type: "bbox" for boxes, "segm" for masks (polygons, or run lengths, compressed or not).
@@ -72,7 +73,8 @@ def coco_evaluate(
         progress: show how far it has come.
 
     Raises:
-        ValueError: structures that lack a field, ids that are not in "images", scores that are NaN, and other values that
+        ValueError: structures that lack a field, ids that are not in "images", scores that are NaN, and other values
+            that
             do not fit, by name.
     """
     limits = check_limits(max_detections)
@@ -127,8 +129,8 @@ def table_of_json(annotations, detections, iou_type, most, use_categories=True, 
     known = _column(detections, "category_id", "detections")
     unknown = ~numpy.isin(known, categories) if use_categories else numpy.zeros(len(known), bool)
     if unknown.any():
-        warnings.warn(f"fastseg.metrics: {unknown.sum()} detections have a category_id that the annotations do not know, "
-                      f"such as {known[unknown][0]}; they are left out", stacklevel=3)
+        warnings.warn(f"fastseg.metrics: {unknown.sum()} detections have a category_id that the annotations do not "
+                      f"know, such as {known[unknown][0]}; they are left out", stacklevel=3)
         detections = [detection for detection, out in zip(detections, unknown) if not out]
     if not use_categories:  # of equal scores and IoUs the order decides, which pycocotools has by category
         detections = [detections[i] for i in numpy.argsort(known, kind="stable")]

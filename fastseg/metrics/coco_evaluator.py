@@ -11,8 +11,8 @@ from fastseg.metrics.detection_table import Instances, Table, box_ious, group
 
 
 class CocoEvaluator:
-    """Takes detections and truths batch by batch and keeps, of each image, scores, areas and the IoU of each pair: no mask
-    outlives its batch.
+    """Takes detections and truths batch by batch and keeps, of each image, scores, areas and the IoU of each pair: no
+    mask outlives its batch.
 
         evaluator = CocoEvaluator("segm")
         for images, truths in loader:
@@ -57,9 +57,10 @@ class CocoEvaluator:
         Args:
             detections: of each image, scores [n], labels [n] of ints, and boxes [n, 4] (x1, y1, x2, y2) or, for "segm",
                 masks, n `fastseg.ops.PackedMasks` or dense masks [n, H, W] of bool or uint8.
-            truths: of each image, labels [m], boxes or masks, and optionally iscrowd [m] and area [m] (else that of the box
-                or mask).
-            image_ids: ints. With them an image that several ranks saw (a sampler that pads its last batch) counts once, and
+            truths: of each image, labels [m], boxes or masks, and optionally iscrowd [m] and area [m] (else that of
+                the box or mask).
+            image_ids: ints. With them an image that several ranks saw (a sampler that pads its last batch) counts
+                once, and
                 detections of equal score are sorted by image; without them images are numbered as they come.
 
         Raises:
@@ -70,7 +71,8 @@ class CocoEvaluator:
             raise ValueError(f"fastseg.metrics.CocoEvaluator: detections of {len(detections)} images, truths of "
                              f"{len(truths)}, image_ids of {len(ids)}; allowed: as many of each")
         if self._numbered not in (None, image_ids is None):
-            raise ValueError("fastseg.metrics.CocoEvaluator: image_ids were given for some batches; allowed: all or none")
+            raise ValueError("fastseg.metrics.CocoEvaluator: image_ids were given for some batches; allowed: all, "
+                             "or none")
         given = [image for place, image in enumerate(ids) if image in self._tables or image in ids[:place]]
         if given:
             raise ValueError(f"fastseg.metrics.CocoEvaluator: image {given[0]} was given before; allowed: each once")
@@ -81,8 +83,8 @@ class CocoEvaluator:
     def all_gather(self, process_group: torch.distributed.ProcessGroup | None = None) -> "CocoEvaluator":
         """The images of all ranks together, as a new object: this one keeps those of its own.
 
-        Every rank of the group must call it, also one that saw no image. Without an initialised process group there is one
-        rank.
+        Every rank of the group must call it, also one that saw no image. Without an initialised process group there is
+        one rank.
         """
         total = CocoEvaluator(
             self.iou_type, max_detections=self.max_detections, use_categories=self.use_categories
@@ -148,7 +150,9 @@ class CocoEvaluator:
             areas = shapes.area.cpu().double().numpy()
         count = len(shapes)
         labels = column("labels", numpy.int64)
-        instances = Instances(numpy.full(count, image), labels if self.use_categories else numpy.zeros_like(labels), areas)
+        if not self.use_categories:
+            labels = numpy.zeros_like(labels)
+        instances = Instances(numpy.full(count, image), labels, areas)
         if score is None:
             instances.area = column("area", numpy.float64, areas)
             instances.crowd = column("iscrowd", bool, numpy.zeros(count, bool))

@@ -1,5 +1,5 @@
-"""The two steps of COCO's evaluation, as ops: which detection is matched with which truth, and what that makes of precision
-and recall.
+"""The two steps of COCO's evaluation, as ops: which detection is matched with which truth, and what that makes of
+precision and recall.
 
 A group is one category in one image, its detections by falling score. For every range of areas and IoU threshold, each
 detection in turn takes the free truth of the largest IoU that reaches the threshold, of equal ones the last; a truth
@@ -58,8 +58,8 @@ def check_curves(states, ranks, order, categories, positives, max_detections, re
 def outputs_of_curves(states, positives, max_detections, recall_thresholds):
     ranges, thresholds, _ = states.shape
     kinds, limits = positives.shape[0], max_detections.shape[0]
-    like = recall_thresholds.new_empty
-    return like((thresholds, recall_thresholds.shape[0], kinds, ranges, limits)), like((thresholds, kinds, ranges, limits))
+    recalls, new = recall_thresholds.shape[0], recall_thresholds.new_empty
+    return new((thresholds, recalls, kinds, ranges, limits)), new((thresholds, kinds, ranges, limits))
 
 
 # ranks [detections] of each in its group; order [detections] by category, then by falling score; categories where each

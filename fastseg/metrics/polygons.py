@@ -23,9 +23,12 @@ def check(points, ends, objects, count, height, width):
 
 # ends [polygons]: where the points of each end; objects [polygons]: the mask that each is part of, rising
 fill_polygons = Op(
-    "fill_polygons(Tensor points, Tensor ends, Tensor objects, SymInt count, SymInt height, SymInt width) -> Tensor words",
+    "fill_polygons(Tensor points, Tensor ends, Tensor objects, SymInt count, SymInt height, SymInt width)"
+    " -> Tensor words",
     check=check,
-    outputs=lambda points, count, height, width: points.new_empty((count, height, (width + 31) // 32), dtype=torch.int32),
+    outputs=lambda points, count, height, width: points.new_empty(
+        (count, height, (width + 31) // 32), dtype=torch.int32
+    ),
     contiguous=("points", "ends", "objects"),
     backends=rows(reference.fill_polygons, cpu=(torch.float64,)),
 )
@@ -35,15 +38,16 @@ def polygons_to_masks(polygons: Sequence[Sequence[Sequence[float]]], size: tuple
     """Rasterises polygons as pycocotools does: equal to `decode(merge(frPyObjects(polygons, H, W)))` for each object.
 
     Args:
-        polygons: for each of N objects its polygons, whose union it is; a polygon is x1, y1, x2, y2, ... in pixels, three
-            points or more. It is filled by the even-odd rule.
+        polygons: for each of N objects its polygons, whose union it is; a polygon is x1, y1, x2, y2, ... in pixels,
+            three points or more. It is filled by the even-odd rule.
         size: (H, W) of the image; what lies beyond is cut off.
 
     Returns:
         N masks, on the CPU.
 
     Raises:
-        ValueError: an odd number of coordinates, fewer than three points, coordinates that are NaN or farther away than 1e8.
+        ValueError: an odd number of coordinates, fewer than three points, coordinates that are NaN or farther away
+        than 1e8.
     """
     height, width = size
     lengths, objects, values = [], [], []

@@ -19,9 +19,11 @@ def proposal_recall(
     counts: Sequence[int] = (10, 100, 1000),
     progress: bool = False,
 ) -> dict[str, float]:
-    """Average recall of the n best proposals per image, and its area under the curve, as DeepMask and SharpMask report it.
+    """Average recall of the n best proposals per image, and its area under the curve, as DeepMask and SharpMask report
+    it.
 
-        AR@n  mean over IoU thresholds 0.5, 0.55, ..., 0.95 of the recall of the n best proposals per image, crowds ignored
+        AR@n  mean over IoU thresholds 0.5, 0.55, ..., 0.95 of the recall of the n best proposals per image, crowds
+              ignored
         AUC   1/3 of the integral of AR@n over log10 n from 1 to 1000, by trapezoids between all n
 
     Args:
@@ -29,8 +31,8 @@ def proposal_recall(
         counts: the n to report, rising.
 
     Returns:
-        {"AR@10", "AR@100", "AR@1000", "AUC", "AUCs", "AUCm", "AUCl"}: the last three of truths of small, medium and large
-        area (COCO's); -1 where there are none.
+        {"AR@10", "AR@100", "AR@1000", "AUC", "AUCs", "AUCm", "AUCl"}: the last three of truths of small, medium and
+        large area (COCO's); -1 where there are none.
 
     Raises:
         ValueError: as `coco_evaluate`.
@@ -48,8 +50,8 @@ def proposal_recall(
 
 
 def recall_curve(states: numpy.ndarray, ranks: numpy.ndarray, positives: int, most: int) -> numpy.ndarray:
-    """AR@1 to AR@most [most] of states [thresholds, detections]; -1 without a truth. Matching in order of the score does not
-    depend on how many follow, so one pass gives them all.
+    """AR@1 to AR@most [most] of states [thresholds, detections]; -1 without a truth. Matching in order of the score
+    does not depend on how many follow, so one pass gives them all.
     """
     if positives == 0:
         return numpy.full(most, -1.0)

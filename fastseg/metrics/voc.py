@@ -16,7 +16,8 @@ def average_precision(hits: Sequence[bool], positives: int, method: str = "area"
         positives: how many truths there are to be found.
         method: "area" under the precision, made falling from right to left (VOC 2010 and later); "11point", the mean at
             recalls 0, 0.1, ..., 1 (VOC 2007); "101point", at 0, 0.01, ..., 1 (COCO).
-        strict: take the 11 recalls as `numpy.arange(0, 1.1, 0.1)` has them, as the VOC 2007 code does, whose rounding can
+        strict: take the 11 recalls as `numpy.arange(0, 1.1, 0.1)` has them, as the VOC 2007 code does, whose rounding
+            can
             miss a point (0.3 is 0.30000000000000004 there).
 
     Returns:
@@ -47,9 +48,9 @@ def voc_evaluate(
     method: str = "area",
     strict: bool = False,
 ) -> dict:
-    """Mean average precision by VOC's rules: a detection belongs to the truth of its class and image that it overlaps most; it is
-    right if their IoU, of boxes with + 1, is above the threshold and no better one had that truth; it is not counted where
-    the truth is difficult.
+    """Mean average precision by VOC's rules: a detection belongs to the truth of its class and image that it overlaps
+    most; it is right if their IoU, of boxes with + 1, is above the threshold and no better one had that truth; it is
+    not counted where the truth is difficult.
 
     Args:
         detections: of each image, boxes [n, 4] (x1, y1, x2, y2: first and last pixel), labels [n], scores [n].
@@ -63,15 +64,16 @@ def voc_evaluate(
         ValueError: as many images as truths are wanted, and lengths that fit; scores that are NaN.
     """
     if len(detections) != len(truths):
-        raise ValueError(f"fastseg.metrics.voc_evaluate: detections of {len(detections)} images; allowed: {len(truths)}, "
-                         "as many as truths")
+        given = f"detections of {len(detections)} images"
+        raise ValueError(f"fastseg.metrics.voc_evaluate: {given}; allowed: {len(truths)}, as many as truths")
     outcomes = {}  # by label: scores, hits and whether it counts, of each image
     positives: dict[int, int] = {}
     for image, (found, real) in enumerate(zip(detections, truths)):
         found = _arrays(found, ("boxes", "labels", "scores"), f"detections[{image}]")
         real = _arrays(real, ("boxes", "labels", "difficult"), f"truths[{image}]")
         if numpy.isnan(found["scores"]).any():
-            raise ValueError(f"fastseg.metrics.voc_evaluate: detections[{image}] has a score that is NaN; allowed: numbers")
+            given = f"detections[{image}] has a score that is NaN"
+            raise ValueError(f"fastseg.metrics.voc_evaluate: {given}; allowed: numbers")
         for label in numpy.union1d(found["labels"], real["labels"]).tolist():
             own, other = found["labels"] == label, real["labels"] == label
             difficult = real["difficult"][other].astype(bool)

@@ -1,4 +1,4 @@
-"""COCO's matching of detections with truths, and its precision and recall, in plain Python: the definition of the ops."""
+"""COCO's matching of detections with truths, and its precision and recall, in plain Python: what defines them."""
 
 import torch
 from torch import Tensor

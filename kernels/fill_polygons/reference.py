@@ -1,7 +1,7 @@
 """Polygons as masks by COCO's rule, in plain Python: the definition of the op.
 
-The boundary is walked in steps of a fifth of a pixel. Where it passes the centre line of a column of pixels, the pixels of
-that column from there down change between outside and inside.
+The boundary is walked in steps of a fifth of a pixel. Where it passes the centre line of a column of pixels, the
+pixels of that column from there down change between outside and inside.
 """
 
 import math
@@ -49,5 +49,8 @@ def _line(x, y, end_x, end_y):
         x, y, end_x, end_y = end_x, end_y, x, y
     length = end_x - x if wide else end_y - y
     slope = ((end_y - y if wide else end_x - x) / length) if length else 0.0
-    steps = [(x + t, int(y + slope * t + 0.5)) if wide else (int(x + slope * t + 0.5), y + t) for t in range(length + 1)]
+    if wide:
+        steps = [(x + t, int(y + slope * t + 0.5)) for t in range(length + 1)]
+    else:
+        steps = [(int(x + slope * t + 0.5), y + t) for t in range(length + 1)]
     return steps[::-1] if flipped else steps

@@ -73,14 +73,14 @@ class Layer:
         return 3 * 2.0 * prod(self.weight[1:]) * small[0] * small[2] * small[3] * self.weight[0] * share
 
     def verify(self, case: Case, inputs: Inputs) -> str | None:
-        """Output and gradients within the policy. Stock's own error is that of its worse layout: each has an algorithm of
-        its own, which sums in another order, and ours runs the one of channels_last for NCHW images, too.
+        """Output and gradients within the policy. Stock's own error is that of its worse layout: each has an algorithm
+        of its own, which sums in another order, and ours runs the one of channels_last for NCHW images, too.
         """
         ours, exact = self.results(self.ours, inputs), self.results(self.stock, in_double(inputs))
         stock = [self.results(self.stock, in_format(inputs, layout)) for layout in MEMORY_FORMATS.values()]
         try:
-            for what, mine, true, *theirs in zip(("output", "gradient of the input", "gradient of the weight"), ours, exact,
-                                                 *stock):
+            names = "output", "gradient of the input", "gradient of the weight"
+            for what, mine, true, *theirs in zip(names, ours, exact, *stock):
                 assert_within_policy(mine, max(theirs, key=lambda value: allowed_error(value, true)), true, what)
         except AssertionError as error:
             return str(error)

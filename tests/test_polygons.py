@@ -46,6 +46,16 @@ def test_the_kernel_equals_the_definition(seed):
     assert torch.equal(fill_polygons(*arguments), fill_polygons(*arguments, backend="reference"))
 
 
+def test_sums_are_rounded_as_they_are_written():
+    """A line that passes within a rounding of a pixel: with fused multiply-adds it falls on the other side."""
+    corners = [[-12.925944423124758, -2.495651866452672], [37.46155095202, 67.2621007908112],
+               [43.31197299250983, 23.30087311715937], [-17.36919370996114, 48.78570734040517],
+               [23.744403858486898, 84.1388102074069], [-18.367155776805028, -5.431666611095922],
+               [1.2155699424779058, -5.592878957846455], [63.85941195781962, 81.43606309995332]]
+    arguments = torch.tensor(corners, dtype=torch.float64), torch.tensor([8]), torch.tensor([0]), 1, 53, 38
+    assert torch.equal(fill_polygons(*arguments), fill_polygons(*arguments, backend="reference"))
+
+
 def test_corners_far_away_take_no_time():
     random = numpy.random.default_rng(0)
     polygons = [[random.choice(HOSTILE, 8).tolist()] for _ in range(200)]

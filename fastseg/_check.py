@@ -187,3 +187,11 @@ def in_range(op: str, name: str, value: float, low: float, high: float) -> None:
         value = number(op, name, value)
     if not low <= value <= high:
         raise ValueError(f"fastseg.ops.{op}: {name}={value!r}; allowed: {low} to {high}")
+
+
+def positive(op: str, name: str, value) -> float:
+    """`value` as a float that is finite and above 0."""
+    found = number(op, name, value)
+    if not 0 < found < float("inf"):
+        raise ValueError(f"fastseg.ops.{op}: {name}={value!r}; allowed: a positive number")
+    return found

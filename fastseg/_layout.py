@@ -84,7 +84,7 @@ def in_format_of_first(args: tuple, images: list[int]) -> tuple:
     """`args` with the tensors at the positions `images` all dense in the memory format of the first of them."""
     layout = image_format(args[images[0]])
     for position in images:
-        if not args[position].is_contiguous(memory_format=layout):
+        if args[position] is not None and not args[position].is_contiguous(memory_format=layout):
             image = args[position].contiguous(memory_format=layout)
             args = (*args[:position], image, *args[position + 1 :])
     return args

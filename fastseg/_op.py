@@ -73,6 +73,7 @@ class Op:
         THROUGH_REFERENCE, for ops that are a backward themselves: the op differentiates through its own reference
         with respect to all its floating tensor arguments.
     saved_if: {output: argument} for outputs that the backward needs only where that boolean argument is true.
+    recorded: torch.jit.trace records the op itself: as PyTorch's own ops, it would fit inputs of this size only.
     early: of an op whose last argument says whether to make the gradient in the forward, already. Callers give False;
         for a plain eager call that is to be differentiated the answer of `early` stands in its place.
     """
@@ -88,6 +89,7 @@ class Op:
         saved_if: Mapping[str, str] = {},
         early: Callable[..., bool] | None = None,
         internal: bool = False,
+        recorded: bool = False,
         contiguous: Sequence[str] = (),
         accumulated: Sequence[str] = (),
         image_layout: Sequence[str] = (),
@@ -98,7 +100,7 @@ class Op:
         self.native_name = f"_{self.name}"
         self.stock = next((backend for backend in backends if backend.name == "stock"), None)
         self.backends = tuple(backend for backend in backends if backend.name != "stock")
-        self._trusts, self._is_backward = internal, backward is THROUGH_REFERENCE
+        self._trusts, self._recorded, self._is_backward = internal, recorded, backward is THROUGH_REFERENCE
         self._check = Named(check or (lambda: None), self.arguments, f"{self.name}.check")
         self._outputs = Named(outputs, self.arguments, f"{self.name}.outputs")
         self._single = len(self.results) == 1
@@ -180,7 +182,7 @@ class Op:
             if value is not None and not isinstance(value, Tensor):
                 self._check(args)
                 _check.tensor(self.name, name, value)
-        if private.is_traced():
+        if private.is_traced() and not self._recorded:
             return self._run_traced(args)
         transformed = private.in_functional_transform()
         if private.has_tangent(args) or (transformed and private.differentiates_twice(self._pick_tensors(args))):
@@ -207,7 +209,7 @@ class Op:
                 if value is not args[position] or not value.is_contiguous():
                     args = (*args[:position], value.contiguous(), *args[position + 1:])
         for position in self._images:
-            if not args[position].is_contiguous():
+            if args[position] is not None and not args[position].is_contiguous():
                 args = in_format_of_first(args, self._images)
                 break
         outputs = self._outputs
@@ -320,7 +322,8 @@ class Op:
         places = {name: place for place, name in enumerate(arguments)}
 
         def constants_and_shapes(values: tuple) -> tuple:
-            return (*pick_constants(values), *[tensor.shape for tensor in pick_shaped(values)])
+            found = [None if tensor is None else tensor.shape for tensor in pick_shaped(values)]
+            return (*pick_constants(values), *found)
 
         constants_of = constants_and_shapes if shapes else pick_constants
 

@@ -242,7 +242,9 @@ MOST_CALLS = 20
 MORE_CALLS = {  # two ops, two gradients, or one more tensor to check
     "binary_cross_entropy_dice": 35, "cross_entropy_dice": 30, "dice_loss": 30, "probabilities": 25,
     "conv_transpose2d": 39, "dilated_conv2d": 38,  # 14 of them in kernels/convolution/cpu.py
+    "roi_align": 34, "roi_pool": 32,  # two tensors, checked numbers
     "cross_entropy_pixel_weight": 22, "probabilities_pixel_weight": 32, "upsample_cross_entropy_dice": 22,
+    "batched_nms_static": 22, "soft_nms": 22, "soft_nms_static": 24, "paste_masks": 25, "upsample_masks": 24,
 }  # fmt: skip
 
 

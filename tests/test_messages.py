@@ -11,6 +11,8 @@ from tests.test_other_sizes import CALLS, LANDSCAPE, data
 
 IMAGE, LABELS = torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.int64)
 MAP = torch.zeros(2, 1, 8, 8)
+MASKS = torch.zeros(2, 8, 8, dtype=torch.bool)
+PACKED = ops.pack_masks(MASKS)
 
 
 def _hostile(kind, shape, dtype):
@@ -19,7 +21,7 @@ def _hostile(kind, shape, dtype):
         return torch.zeros(shape, dtype=dtype)
     if kind.startswith(("int[]", "float[]")):
         return [2, 2]
-    return {"int": 1, "bool": False, "float": 1.0, "float?": None, "ScalarType": torch.int32}[kind]
+    return {"int": 1, "int?": None, "bool": False, "float": 1.0, "float?": None, "ScalarType": torch.int32}[kind]
 
 
 @pytest.mark.parametrize("schema", NATIVE_SCHEMAS, ids=lambda schema: schema.partition("(")[0])
@@ -50,8 +52,14 @@ BOOLEANS = {
     "upsample_cross_entropy_dice": ["align_corners", "include_background", "squared", "per_image", "zero_if_empty"],
     "upsample_argmax": ["align_corners", "return_probability"],
     "max_pool2d": ["ceil_mode", "return_indices"],
+    "mask_iou": ["pairs"],
+    "masks_to_rle": ["compressed"],
+    "roi_align": ["aligned"],
+    "multiscale_roi_align": ["aligned"],
 }
 SECOND = {"upsample_argmax": 8, "max_pool2d": 2, "binary_cross_entropy_dice": torch.zeros(2, 3, 8, 8)}
+BOXES = torch.zeros(1, 5)
+CALLED_WITH = {"roi_align": (IMAGE, BOXES, 2), "multiscale_roi_align": ([IMAGE], BOXES, 2, [1.0])}
 LOSSES = [name for name in ops.__all__ if name.endswith(("cross_entropy", "dice", "_loss"))]
 
 
@@ -60,7 +68,8 @@ def test_booleans_are_booleans(name):
     for argument in BOOLEANS[name]:
         for value in (1, "bilinear", None):
             with pytest.raises(TypeError, match=f"fastseg.ops.{name}: {argument}=.*; allowed: True or False"):
-                getattr(ops, name)(IMAGE, SECOND.get(name, LABELS), **{argument: value})
+                arguments = (MASKS,) if "mask" in name else CALLED_WITH.get(name, (IMAGE, SECOND.get(name, LABELS)))
+                getattr(ops, name)(*arguments, **{argument: value})
 
 
 def test_a_mode_is_no_align_corners():
@@ -127,7 +136,10 @@ def test_an_empty_batch_has_a_gradient(function, dtype):
     assert loss.isnan() and torch.autograd.grad(loss, input)[0].shape == input.shape
 
 
-NO_LOSSES = "max_", "upsample_argmax", "upsample_bilinear2d", "confusion", "dilated_conv2d", "conv_transpose2d"
+NO_LOSSES = (
+    "max_", "mask", "matrix_nms", "pack_", "unpack_", "paste_", "upsample_masks", "nms", "batched_nms", "soft_nms",
+    "roi_", "multiscale_", "upsample_argmax", "upsample_bilinear2d", "confusion", "dilated_conv2d", "conv_transpose2d",
+)  # fmt: skip
 LOSS_CALLS = [name for name in CALLS if not name.startswith(NO_LOSSES)]
 
 
@@ -159,14 +171,31 @@ EXPLAINED = {
     "max_pool2d": (IMAGE, 2),
     "dilated_conv2d": (IMAGE, torch.ones(4, 3, 3, 3)),
     "conv_transpose2d": (IMAGE, torch.ones(3, 4, 3, 3)),
+    "pack_masks": (MASKS,),
+    "unpack_masks": (PACKED,),
+    "masks_to_boxes": (MASKS,),
+    "mask_iou": (PACKED,),
+    "mask_nms": (PACKED, torch.zeros(2), 0.5),
+    "matrix_nms": (PACKED, torch.zeros(2)),
+    "masks_to_rle": (PACKED,),
+    "rle_to_masks": ({"size": [8, 8], "counts": [64]},),
+    "paste_masks": (torch.zeros(2, 3, 3), torch.zeros(2, 4), (8, 8)),
+    "upsample_masks": (torch.zeros(2, 3, 3), (8, 8)),
+    "nms": (torch.zeros(2, 4), torch.zeros(2), 0.5),
+    "batched_nms": (torch.zeros(2, 4), torch.zeros(2), torch.zeros(2, dtype=torch.int64), 0.5),
+    "soft_nms": (torch.zeros(2, 4), torch.zeros(2)),
     "max_unpool2d": (IMAGE, torch.arange(64).view(8, 8).expand(2, 3, 8, 8).contiguous(), 2),
+    "roi_align": (IMAGE, BOXES, 2),
+    "roi_pool": (IMAGE, BOXES, 2),
+    "multiscale_roi_align": ([IMAGE], BOXES, 2, [1.0]),
 }
 
 
-@pytest.mark.parametrize("name", [name for name in ops.__all__ if name != "PoolIndices"])
+@pytest.mark.parametrize("name", [name for name in ops.__all__ if not isinstance(getattr(ops, name), type)])
 def test_explain_every_public_op(name):
     arguments = [value.clone() if isinstance(value, torch.Tensor) else value for value in EXPLAINED[name]]
-    if name not in ("upsample_argmax", "confusion_matrix"):
+    constant = "upsample_argmax", "confusion_matrix", "multiscale_roi_align", "matrix_nms"
+    if name not in constant and "mask" not in name:
         arguments[0].requires_grad_()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         text = explain(name, *arguments)

@@ -8,6 +8,7 @@ from fastseg.nn.cross_entropy_dice import CrossEntropyDiceLoss, DiceLoss
 from fastseg.nn.focal_loss import FocalLoss
 from fastseg.nn.max_pool import MaxPool2d, MaxUnpool2d
 from fastseg.nn.pyramid_pooling import PyramidPooling
+from fastseg.nn.roi_align import MultiScaleRoIAlign, RoIAlign, RoIPool
 from fastseg.nn.upsample import Upsample, UpsamplingBilinear2d
 from fastseg.nn.upsample_cross_entropy import UpsampleCrossEntropyLoss
 
@@ -23,7 +24,10 @@ __all__ = [
     "FocalLoss",
     "MaxPool2d",
     "MaxUnpool2d",
+    "MultiScaleRoIAlign",
     "PyramidPooling",
+    "RoIAlign",
+    "RoIPool",
     "Upsample",
     "UpsampleCrossEntropyLoss",
     "UpsamplingBilinear2d",

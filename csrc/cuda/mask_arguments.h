@@ -1,0 +1,50 @@
+// From the tensors of packed masks to what packed_masks.h calls them. Only what memory safety needs is checked, and
+// never data: kernels keep to the masks whatever boxes and indices say.
+#pragma once
+
+#include <initializer_list>
+#include <utility>
+
+#include "cuda/host.h"
+#include "cuda/packed_masks.h"
+
+namespace fastseg::cuda {
+
+// `tensor` lies contiguous on the device of `lead`, holds `type` and has `count` elements.
+inline void check_list(const char* op, const Tensor& lead, const Tensor& tensor, const char* name, ScalarType type,
+                       int64_t count) {
+  check_device(tensor, op, name);
+  FASTSEG_CHECK(tensor.get_device_index() == lead.get_device_index() && tensor.is_contiguous() &&
+                    tensor.scalar_type() == type && tensor.numel() == count,
+                "fastseg::", op, ": ", name, " must be contiguous, on the device of the first argument, with ", count,
+                " elements of its dtype");
+}
+
+inline void check_words(const char* op, const Tensor& words) {
+  check_device(words, op, "words");
+  FASTSEG_CHECK(words.dim() == 3 && words.is_contiguous() && words.scalar_type() == ScalarType::Int, "fastseg::", op,
+                ": words must be contiguous int32 [N, H, words]");
+  FASTSEG_CHECK(words.size(1) * words.size(2) < int64_t{1} << 27, "fastseg::", op, ": masks of 2^32 pixels or more");
+}
+
+inline const unsigned* words_of(const Tensor& words) {
+  return reinterpret_cast<const unsigned*>(words.const_data_ptr<int32_t>());
+}
+
+inline KnownMasks known_masks(const char* op, const Tensor& words, const Tensor& area, const Tensor& boxes) {
+  check_words(op, words);
+  const int64_t count = words.size(0);
+  check_list(op, words, area, "area", ScalarType::Long, count);
+  check_list(op, words, boxes, "boxes", ScalarType::Int, 4 * count);
+  return {words_of(words), reinterpret_cast<const long long*>(area.const_data_ptr<int64_t>()),
+          reinterpret_cast<const Box*>(boxes.const_data_ptr<int32_t>()), count, words.size(1), words.size(2)};
+}
+
+inline long long* long_output(const Tensor& tensor) {
+  return reinterpret_cast<long long*>(tensor.mutable_data_ptr<int64_t>());
+}
+inline const long long* longs_of(const Tensor& tensor) {
+  return reinterpret_cast<const long long*>(tensor.const_data_ptr<int64_t>());
+}
+
+}  // namespace fastseg::cuda

@@ -1,0 +1,78 @@
+// Packed masks on CUDA: what a warp finds out about them. words [N, height, pitch] as in csrc/fastseg/packed_masks.h.
+#pragma once
+
+#include "cuda/cuda_compat.h"
+
+namespace fastseg::cuda {
+
+constexpr int mask_word = 32;  // pixels in a word
+constexpr unsigned all_lanes = ~0u;
+constexpr int mask_threads = 256;  // of a block
+
+// A row of the tensor of boxes: the ends lie outside, an empty mask has zeros.
+struct Box {
+  int x1, y1, x2, y2;
+};
+
+// Packed masks with what is known of them.
+struct KnownMasks {
+  const unsigned* words;           // [count, height, pitch]
+  const long long* areas;          // [count]
+  const Box* boxes;                // [count]
+  long long count, height, pitch;  // less than 2^32 pixels a mask
+
+  __device__ const unsigned* mask(long long n) const { return words + n * height * pitch; }
+};
+
+// The rows and words that two boxes have in common, and how many pixels that is at most. Never outside of the masks.
+struct Overlap {
+  int first_row, rows, first_word, words;
+  long long pixels;
+
+  __device__ Overlap(const Box& a, const Box& b, const KnownMasks& masks) {
+    const int x1 = max(max(a.x1, b.x1), 0), y1 = max(max(a.y1, b.y1), 0);
+    const int x2 = min(min(a.x2, b.x2), static_cast<int>(masks.pitch * mask_word));
+    const int y2 = min(min(a.y2, b.y2), static_cast<int>(masks.height));
+    const bool disjoint = x1 >= x2 || y1 >= y2;
+    pixels = disjoint ? 0 : static_cast<long long>(x2 - x1) * (y2 - y1);
+    first_row = y1;
+    rows = disjoint ? 0 : y2 - y1;
+    first_word = x1 / mask_word;
+    words = disjoint ? 0 : (x2 - 1) / mask_word + 1 - first_word;
+  }
+};
+
+// The number of pixels that two masks share, for all lanes of a warp that calls it together: as many lanes beside each
+// other as a row of the overlap has words, the others take rows of their own.
+__device__ inline unsigned intersection(const unsigned* __restrict__ a, const unsigned* __restrict__ b,
+                                        const Overlap& at, long long pitch) {
+  const int lane = static_cast<int>(threadIdx.x) % warpSize;
+  int width_log2 = 0;
+  while (width_log2 < 5 && 1 << width_log2 < at.words) ++width_log2;
+  const int column = lane & ((1 << width_log2) - 1);
+  unsigned count = 0;
+  for (int row = lane >> width_log2; row < at.rows; row += warpSize >> width_log2) {
+    const long long first = (at.first_row + row) * pitch + at.first_word;
+    for (int w = column; w < at.words; w += warpSize) count += __popc(a[first + w] & b[first + w]);
+  }
+  return __reduce_add_sync(all_lanes, count);
+}
+
+// 0 / 0 is 0. The same number as on the CPU.
+__device__ inline double ratio(long long part, long long whole) {
+  return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0.0;
+}
+
+// Blocks for `warps` warps of work, which go round if there is more.
+inline int blocks_for_warps(long long warps) {
+  const long long blocks = (warps + mask_threads / 32 - 1) / (mask_threads / 32);
+  return static_cast<int>(blocks < (1 << 20) ? blocks : 1 << 20);
+}
+
+// This warp's number in the grid, and how many there are.
+__device__ inline long long warp_of_grid() {
+  return (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) / warpSize;
+}
+__device__ inline long long warps_of_grid() { return static_cast<long long>(gridDim.x) * (blockDim.x / warpSize); }
+
+}  // namespace fastseg::cuda

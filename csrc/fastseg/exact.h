@@ -1,0 +1,31 @@
+// For arithmetic that gives the same bits on the CPU and on the GPU.
+//
+// Sums, differences and quotients do by themselves. Products go through multiply(), lest nvcc fuses them with a sum; of
+// CPU sources that include this CMakeLists.txt forbids the fusing.
+#pragma once
+
+#if defined(__CUDACC__)
+#define FASTSEG_HOST_DEVICE __host__ __device__
+#else
+#define FASTSEG_HOST_DEVICE
+#endif
+
+namespace fastseg {
+
+FASTSEG_HOST_DEVICE inline float multiply(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+FASTSEG_HOST_DEVICE inline double multiply(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+}  // namespace fastseg

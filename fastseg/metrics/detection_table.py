@@ -1,0 +1,179 @@
+"""Detections and truths of many images in flat arrays, with the IoU of every pair that could be matched.
+
+One `Table` holds instances sorted by group (a category in an image), detections by falling score; tables of different
+images can be joined, so that a data set is taken in image by image and rank by rank.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy
+import torch
+
+from fastseg.metrics.matching import match_detections, precision_recall
+
+Array = numpy.ndarray
+_PAIRS_AT_A_TIME = 1 << 22
+
+
+@dataclass
+class Instances:
+    """[n] each: image and category of an instance, area in pixels, and score (detections) or crowd (truths)."""
+
+    image: Array
+    category: Array
+    area: Array
+    score: Array | None = None
+    crowd: Array | None = None
+
+    def __getitem__(self, index) -> "Instances":
+        return Instances(*[None if value is None else value[index] for value in self._values()])
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def _values(self):
+        return [getattr(self, entry.name) for entry in fields(self)]
+
+    @staticmethod
+    def join(parts: Sequence["Instances"]) -> "Instances":
+        columns = zip(*[part._values() for part in parts])
+        return Instances(*[None if column[0] is None else numpy.concatenate(column) for column in columns])
+
+
+@dataclass
+class Table:
+    """detections and truths, sorted by group; where each group begins in them, [groups + 1]; IoUs, [pairs]: those of a
+    group by detection, then by truth; ranks [detections]: the place of each in its group.
+    """
+
+    detections: Instances
+    truths: Instances
+    first_detection: Array
+    first_truth: Array
+    ranks: Array
+    ious: Array
+
+    @staticmethod
+    def join(tables: Sequence["Table"]) -> "Table":
+        def shifted(name, counts):
+            ends = numpy.cumsum([0, *counts])
+            parts = [getattr(table, name)[:-1] + end for table, end in zip(tables, ends)]
+            return numpy.concatenate([*parts, ends[-1:]])
+
+        detections = Instances.join([table.detections for table in tables])
+        truths = Instances.join([table.truths for table in tables])
+        return Table(
+            detections,
+            truths,
+            shifted("first_detection", [len(table.detections) for table in tables]),
+            shifted("first_truth", [len(table.truths) for table in tables]),
+            numpy.concatenate([table.ranks for table in tables]),
+            numpy.concatenate([table.ious for table in tables]),
+        )
+
+
+def group(
+    detections: Instances,
+    truths: Instances,
+    most: int,
+    ious: Callable[[Array, Array], Array],
+) -> Table:
+    """The table of these instances: of each group the `most` detections of the highest scores, of equal ones the first.
+
+    ious: of pairs, given by the numbers [pairs] of a detection and of a truth.
+    """
+    images, image = numpy.unique(numpy.concatenate([detections.image, truths.image]), return_inverse=True)
+    _, category = numpy.unique(numpy.concatenate([detections.category, truths.category]), return_inverse=True)
+    keys = category.astype(numpy.int64) * max(1, len(images)) + image
+    of_detections, of_truths = keys[:len(detections)], keys[len(detections):]
+
+    number = numpy.lexsort((-detections.score, of_detections))
+    of_detections = of_detections[number]
+    ranks = numpy.arange(len(number)) - numpy.searchsorted(of_detections, of_detections)
+    kept = ranks < most
+    number, of_detections, ranks = number[kept], of_detections[kept], ranks[kept]
+    truth_number = numpy.argsort(of_truths, kind="stable")
+    of_truths = of_truths[truth_number]
+
+    groups = numpy.unique(keys)
+    first_detection = numpy.append(numpy.searchsorted(of_detections, groups), len(of_detections))
+    first_truth = numpy.append(numpy.searchsorted(of_truths, groups), len(of_truths))
+    begin = numpy.searchsorted(of_truths, of_detections)  # of a detection: the truths of its group, and how many
+    partners = numpy.searchsorted(of_truths, of_detections, side="right") - begin
+    ends = numpy.cumsum(partners)
+    found = numpy.empty(ends[-1] if len(ends) else 0)
+    row = 0
+    while row < len(number):  # a part of the detections at a time, as all pairs of a large data set are many
+        done = ends[row] - partners[row]
+        last = max(row + 1, int(numpy.searchsorted(ends, done + _PAIRS_AT_A_TIME)))
+        detection = numpy.repeat(numpy.arange(row, last), partners[row:last])
+        pair = numpy.arange(done, ends[last - 1])
+        truth = begin[detection] + pair - (ends - partners)[detection]
+        found[done:ends[last - 1]] = ious(number[detection], truth_number[truth])
+        row = last
+    return Table(detections[number], truths[truth_number], first_detection, first_truth, ranks, found)
+
+
+def box_ious(detections: Array, truths: Array, crowd: Array) -> Callable[[Array, Array], Array]:
+    """`ious` of boxes (x, y, width, height) [n, 4]: without + 1; over the detection's area alone where the truth is a
+    crowd; 0 where they do not meet.
+    """
+
+    def ious(detection, truth):
+        a, b = detections[detection].T, truths[truth].T
+        width = numpy.minimum(a[0] + a[2], b[0] + b[2]) - numpy.maximum(a[0], b[0])
+        height = numpy.minimum(a[1] + a[3], b[1] + b[3]) - numpy.maximum(a[1], b[1])
+        inside = (width > 0) & (height > 0)
+        shared = numpy.where(inside, width * height, 0.0)
+        area = a[2] * a[3]
+        union = numpy.where(crowd[truth], area, area + b[2] * b[3] - shared)
+        return numpy.divide(shared, union, out=numpy.zeros_like(shared), where=inside & (union > 0))
+
+    return ious
+
+
+@dataclass(frozen=True)
+class Curves:
+    """precision [thresholds, recalls, categories, ranges, limits] and recall [thresholds, categories, ranges, limits],
+    -1 where a category has no truth that counts.
+    """
+
+    categories: list
+    precision: Array
+    recall: Array
+
+
+def states_of(table: Table, thresholds: Array, ranges: Sequence[tuple[float, float]]) -> tuple[Array, Array]:
+    """States [ranges, thresholds, detections] of `match_detections`, and which truths count [ranges, truths]."""
+
+    def beyond(area):
+        return numpy.stack([(area < low) | (area > high) for low, high in ranges])
+
+    ignored = beyond(table.truths.area) | table.truths.crowd
+    arrays = (table.ious, table.first_detection, table.first_truth, ignored, table.truths.crowd,
+              beyond(table.detections.area), thresholds)
+    states = match_detections(*[torch.from_numpy(numpy.ascontiguousarray(array)) for array in arrays])
+    return states.numpy(), ~ignored
+
+
+def curves_of(
+    table: Table,
+    categories: Sequence,
+    thresholds: Array,
+    recalls: Array,
+    ranges: Sequence[tuple[float, float]],
+    limits: Sequence[int],
+) -> Curves:
+    """COCO's precision and recall of the `categories`, sorted."""
+    states, counts = states_of(table, thresholds, ranges)
+    known, detections = numpy.asarray(categories), table.detections
+    positives = numpy.stack([
+        numpy.bincount(numpy.searchsorted(known, table.truths.category[own]), minlength=len(known)) for own in counts
+    ], 1)
+    kind = numpy.searchsorted(known, detections.category)
+    order = numpy.lexsort((table.ranks, detections.image, -detections.score, kind))
+    first = numpy.searchsorted(kind[order], numpy.arange(len(known) + 1))
+    arrays = (states, table.ranks, order, first, positives, numpy.asarray(limits, numpy.int64), recalls)
+    precision, recall = precision_recall(*[torch.from_numpy(numpy.ascontiguousarray(array)) for array in arrays])
+    return Curves(list(categories), precision.numpy(), recall.numpy())

@@ -1,0 +1,67 @@
+"""Polygons as packed masks, by COCO's rule."""
+
+from collections.abc import Sequence
+
+import numpy
+import torch
+
+from fastseg import _check
+from fastseg._backend import rows
+from fastseg._op import Op
+from fastseg.kernels.fill_polygons import reference
+from fastseg.ops import PackedMasks
+
+_NAME = "fastseg.metrics.polygons_to_masks"
+_FARTHEST = 1e8  # pixels: what COCO's own code can still scale
+
+
+def check(points, ends, objects, count, height, width):
+    _check.argument("fill_polygons", "points", points, (torch.float64,), ("points", 2))
+    _check.argument("fill_polygons", "ends", ends, (torch.int64,), ("polygons",))
+    _check.argument("fill_polygons", "objects", objects, (torch.int64,), ends.shape)
+
+
+# ends [polygons]: where the points of each end; objects [polygons]: the mask that each is part of, rising
+fill_polygons = Op(
+    "fill_polygons(Tensor points, Tensor ends, Tensor objects, SymInt count, SymInt height, SymInt width)"
+    " -> Tensor words",
+    check=check,
+    outputs=lambda points, count, height, width: points.new_empty(
+        (count, height, (width + 31) // 32), dtype=torch.int32
+    ),
+    contiguous=("points", "ends", "objects"),
+    backends=rows(reference.fill_polygons, cpu=(torch.float64,)),
+)
+
+
+def polygons_to_masks(polygons: Sequence[Sequence[Sequence[float]]], size: tuple[int, int]) -> PackedMasks:
+    """Rasterises polygons as pycocotools does: equal to `decode(merge(frPyObjects(polygons, H, W)))` for each object.
+
+    Args:
+        polygons: for each of N objects its polygons, whose union it is; a polygon is x1, y1, x2, y2, ... in pixels,
+            three points or more. It is filled by the even-odd rule.
+        size: (H, W) of the image; what lies beyond is cut off.
+
+    Returns:
+        N masks, on the CPU.
+
+    Raises:
+        ValueError: an odd number of coordinates, fewer than three points, coordinates that are NaN or farther away
+        than 1e8.
+    """
+    height, width = size
+    lengths, objects, values = [], [], []
+    for number, parts in enumerate(polygons):
+        for polygon in parts:
+            if len(polygon) < 6 or len(polygon) % 2:
+                given = f"a polygon of object {number} has {len(polygon)} coordinates"
+                raise ValueError(f"{_NAME}: {given}; allowed: an even number, 6 or more")
+            lengths.append(len(polygon) // 2)
+            objects.append(number)
+            values.append(numpy.asarray(polygon, numpy.float64))
+    points = numpy.concatenate(values).reshape(-1, 2) if values else numpy.zeros((0, 2))
+    far = ~(numpy.abs(points) <= _FARTHEST)
+    if far.any():
+        raise ValueError(f"{_NAME}: a polygon has the coordinate {points[far][0]}; allowed: at most {_FARTHEST:.0e}")
+    numbers = [torch.tensor(values, dtype=torch.int64) for values in (numpy.cumsum(lengths), objects)]
+    return PackedMasks(fill_polygons(torch.from_numpy(points), *numbers, len(polygons), height, width), width)

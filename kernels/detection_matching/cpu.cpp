@@ -1,0 +1,185 @@
+// COCO's matching of detections with truths, and its precision and recall. reference.py is the definition.
+#include <torch/csrc/stable/library.h>
+
+#include <vector>
+
+#include "fastseg/arguments.h"
+#include "fastseg/parallel.h"
+
+namespace fastseg {
+namespace {
+
+enum State : uint8_t { kFalse = 0, kTrue = 1, kIgnored = 2 };
+
+template <typename value_t>
+constexpr ScalarType kType = ScalarType::Double;
+template <>
+constexpr ScalarType kType<int64_t> = ScalarType::Long;
+template <>
+constexpr ScalarType kType<uint8_t> = ScalarType::Byte;
+template <>
+constexpr ScalarType kType<bool> = ScalarType::Bool;
+
+template <typename value_t>
+const value_t* values_of(const Tensor& tensor, int64_t count, const char* name) {
+  FASTSEG_CHECK(tensor.is_cpu() && tensor.scalar_type() == kType<value_t> && tensor.is_contiguous() &&
+                    tensor.numel() == count,
+                name, " must be a contiguous CPU tensor of its dtype with ", count, " elements");
+  return tensor.const_data_ptr<value_t>();
+}
+
+// offsets [groups + 1] begin with 0, do not fall, and end with `count`.
+void check_offsets(const int64_t* offsets, int64_t groups, int64_t count, const char* name) {
+  bool rising = groups >= 0 && offsets[0] == 0 && offsets[groups] == count;
+  for (int64_t group = 0; rising && group < groups; ++group) rising = offsets[group] <= offsets[group + 1];
+  FASTSEG_CHECK(rising, name, " must rise from 0 to ", count);
+}
+
+// One image and category: its detections by falling score, its truths, and the IoU of each with each.
+struct Group {
+  int64_t detections, truths;
+  const double* ious;      // [detections, truths]
+  const bool* crowd;       // [truths]
+  const bool* ignored;     // [truths], of one range of areas
+  const bool* outside;     // [detections]
+};
+
+// states [detections] at one threshold; `taken` is room for [truths].
+void match(const Group& group, double threshold, std::vector<char>& taken, uint8_t* states) {
+  std::fill_n(taken.begin(), group.truths, 0);
+  for (int64_t d = 0; d < group.detections; ++d) {
+    const double* row = group.ious + d * group.truths;
+    int64_t best = -1;
+    for (const bool ignores : {false, true}) {  // a truth that is ignored only where no other can be had
+      double least = threshold;
+      for (int64_t g = 0; g < group.truths; ++g) {
+        if (group.ignored[g] != ignores || !(row[g] >= least) || (taken[g] && !group.crowd[g])) continue;
+        best = g, least = row[g];  // of equal ones the last
+      }
+      if (best >= 0) break;
+    }
+    if (best >= 0) {
+      taken[best] = 1;
+      states[d] = group.ignored[best] ? kIgnored : kTrue;
+    } else {
+      states[d] = group.outside[d] ? kIgnored : kFalse;
+    }
+  }
+}
+
+void match_detections(const Tensor& ious, const Tensor& detections, const Tensor& truths, const Tensor& ignored,
+                      const Tensor& crowd, const Tensor& outside, const Tensor& thresholds, const Tensor& states) {
+  FASTSEG_CHECK(ignored.dim() == 2 && outside.dim() == 2 && detections.numel() >= 1,
+                "ignored and outside must be matrices, detections must have an element");
+  const int64_t ranges = ignored.size(0), truth_count = ignored.size(1), count = outside.size(1);
+  const int64_t groups = detections.numel() - 1, levels = thresholds.numel();
+  const int64_t* first_detection = values_of<int64_t>(detections, groups + 1, "detections");
+  const int64_t* first_truth = values_of<int64_t>(truths, groups + 1, "truths");
+  check_offsets(first_detection, groups, count, "detections");
+  check_offsets(first_truth, groups, truth_count, "truths");
+  std::vector<int64_t> first_iou(groups + 1);
+  int64_t most_truths = 0;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t own = first_truth[group + 1] - first_truth[group];
+    first_iou[group + 1] = first_iou[group] + own * (first_detection[group + 1] - first_detection[group]);
+    most_truths = std::max(most_truths, own);
+  }
+  const double* iou = values_of<double>(ious, first_iou[groups], "ious");
+  const double* threshold = values_of<double>(thresholds, levels, "thresholds");
+  const bool* is_ignored = values_of<bool>(ignored, ranges * truth_count, "ignored");
+  const bool* is_crowd = values_of<bool>(crowd, truth_count, "crowd");
+  const bool* is_outside = values_of<bool>(outside, ranges * count, "outside");
+  values_of<uint8_t>(states, ranges * levels * count, "states");
+  uint8_t* to = states.mutable_data_ptr<uint8_t>();
+
+  constexpr int64_t kFew = 64;  // groups of a thread
+  const UnevenSlices slices(groups, kFew);
+  slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
+    std::vector<char> taken(most_truths);
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t d = first_detection[index], g = first_truth[index];
+      for (int64_t range = 0; range < ranges; ++range) {
+        const Group group{first_detection[index + 1] - d,       first_truth[index + 1] - g,
+                          iou + first_iou[index],               is_crowd + g,
+                          is_ignored + range * truth_count + g, is_outside + range * count + d};
+        for (int64_t level = 0; level < levels; ++level) {
+          match(group, std::min(threshold[level], 1 - 1e-10), taken, to + (range * levels + level) * count + d);
+        }
+      }
+    }
+  });
+}
+
+// Of one category, range of areas, threshold and number of detections per image.
+struct Curve {
+  int64_t positives;
+  std::vector<double> precision;  // at the detection that is the n-th hit; then the largest from there on
+
+  // precision[r * step] for all recall thresholds; gives the recall at the end.
+  double write(const double* recall_thresholds, int64_t count, int64_t step, double* to) {
+    const int64_t hits = static_cast<int64_t>(precision.size());
+    for (int64_t n = hits - 1; n > 0; --n) precision[n - 1] = std::max(precision[n - 1], precision[n]);
+    for (int64_t r = 0; r < count; ++r) {
+      int64_t n = std::max<int64_t>(0, static_cast<int64_t>(recall_thresholds[r] * positives) - 2);  // a hit too early
+      while (n < hits && static_cast<double>(n + 1) / positives < recall_thresholds[r]) ++n;
+      to[r * step] = n < hits ? precision[n] : 0.0;
+    }
+    return static_cast<double>(hits) / positives;
+  }
+};
+
+void precision_recall(const Tensor& states, const Tensor& ranks, const Tensor& order, const Tensor& categories,
+                      const Tensor& positives, const Tensor& max_detections, const Tensor& recall_thresholds,
+                      const Tensor& precision, const Tensor& recall) {
+  FASTSEG_CHECK(states.dim() == 3 && categories.numel() >= 1, "states must be [ranges, thresholds, detections]");
+  const int64_t ranges = states.size(0), levels = states.size(1), count = states.size(2);
+  const int64_t kinds = categories.numel() - 1, limits = max_detections.numel(), recalls = recall_thresholds.numel();
+  const uint8_t* state = values_of<uint8_t>(states, ranges * levels * count, "states");
+  const int64_t* rank = values_of<int64_t>(ranks, count, "ranks");
+  const int64_t* by_score = values_of<int64_t>(order, count, "order");
+  const int64_t* first = values_of<int64_t>(categories, kinds + 1, "categories");
+  const int64_t* positive = values_of<int64_t>(positives, kinds * ranges, "positives");
+  const int64_t* limit = values_of<int64_t>(max_detections, limits, "max_detections");
+  const double* at = values_of<double>(recall_thresholds, recalls, "recall_thresholds");
+  check_offsets(first, kinds, count, "categories");
+  for (int64_t i = 0; i < count; ++i) {
+    FASTSEG_CHECK(by_score[i] >= 0 && by_score[i] < count, "order must hold numbers of detections");
+  }
+  values_of<double>(precision, levels * recalls * kinds * ranges * limits, "precision");
+  values_of<double>(recall, levels * kinds * ranges * limits, "recall");
+  double* precisions = precision.mutable_data_ptr<double>();  // [levels, recalls, kinds, ranges, limits]
+  double* last_recall = recall.mutable_data_ptr<double>();    // [levels, kinds, ranges, limits]
+  std::fill_n(precisions, precision.numel(), -1.0);
+  std::fill_n(last_recall, recall.numel(), -1.0);
+
+  const int64_t step = kinds * ranges * limits;
+  const UnevenSlices slices(step * levels);
+  slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {  // [kinds, ranges, limits, levels]
+      const int64_t level = item % levels, place = item / levels, m = place % limits, range = place / limits % ranges;
+      const int64_t kind = place / limits / ranges;
+      Curve curve{positive[kind * ranges + range], {}};
+      if (curve.positives <= 0) continue;
+      const uint8_t* own = state + (range * levels + level) * count;
+      int64_t hits = 0, misses = 0;
+      for (int64_t i = first[kind]; i < first[kind + 1]; ++i) {
+        const int64_t d = by_score[i];
+        if (rank[d] >= limit[m]) continue;
+        misses += own[d] == kFalse;
+        if (own[d] != kTrue) continue;
+        ++hits;
+        curve.precision.push_back(hits / (static_cast<double>(hits + misses) + 0x1p-52));
+      }
+      double* to = precisions + level * recalls * step + place;
+      last_recall[level * step + place] = curve.write(at, recalls, step, to);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace fastseg
+
+STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) {
+  m.impl("_match_detections", TORCH_BOX(&fastseg::match_detections));
+  m.impl("_precision_recall", TORCH_BOX(&fastseg::precision_recall));
+}

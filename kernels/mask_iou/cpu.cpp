@@ -1,0 +1,94 @@
+// IoU of packed masks: the words of two masks are compared where their boxes overlap. See README.md.
+#include <algorithm>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+
+#include "fastseg/packed_masks.h"
+
+namespace {
+
+using fastseg::KnownMasks;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kTile = 16;  // masks: two tiles of them, packed, stay in the second-level cache
+
+enum Denominator : int64_t { kUnion, kSmaller };
+
+struct Problem {
+  KnownMasks a, b;
+  const bool* crowd;  // [M] or null
+  int64_t denominator;
+
+  float iou(int64_t i, int64_t j) const {
+    const int64_t area_a = a.areas[i], area_b = b.areas[j];
+    const fastseg::Overlap at(a.boxes[i], b.boxes[j]);
+    const int64_t common = fastseg::intersection(a.mask(i), b.mask(j), at, a.pitch);
+    int64_t whole = denominator == kSmaller ? std::min(area_a, area_b) : area_a + area_b - common;
+    if (crowd != nullptr && crowd[j]) whole = area_a;
+    return static_cast<float>(fastseg::ratio(common, whole));
+  }
+};
+
+// iou: [N]
+void in_pairs(const Problem& problem, float* iou) {
+  const fastseg::UnevenSlices slices(problem.a.count, kTile);
+  slices.run([&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) iou[i] = problem.iou(i, i);
+  });
+}
+
+// iou: [N, M]; symmetric: a is b, and pairs need to be looked at once.
+void all_with_all(const Problem& problem, bool symmetric, float* iou) {
+  const int64_t rows = problem.a.count, columns = problem.b.count;
+  std::vector<std::pair<int64_t, int64_t>> tiles;
+  for (int64_t i = 0; i < rows; i += kTile) {
+    for (int64_t j = symmetric ? i : 0; j < columns; j += kTile) tiles.push_back({i, j});
+  }
+  fastseg::share_slices(static_cast<int64_t>(tiles.size()), [&](const auto& take) {
+    for (int64_t tile = take(); tile >= 0; tile = take()) {
+      const auto [first_row, first_column] = tiles[tile];
+      for (int64_t i = first_row; i < std::min(rows, first_row + kTile); ++i) {
+        for (int64_t j = first_column; j < std::min(columns, first_column + kTile); ++j) {
+          if (symmetric && j < i) continue;
+          const float value = problem.iou(i, j);
+          iou[i * columns + j] = value;
+          if (symmetric) iou[j * columns + i] = value;
+        }
+      }
+    }
+  });
+}
+
+void forward(const Tensor& words_a, const Tensor& area_a, const Tensor& boxes_a, const Tensor& words_b,
+             const Tensor& area_b, const Tensor& boxes_b, std::optional<Tensor> crowd, int64_t denominator, bool pairs,
+             const Tensor& iou) {
+  constexpr const char* op = "_mask_iou";
+  Problem problem{fastseg::known_masks(words_a, area_a, boxes_a, op),
+                  fastseg::known_masks(words_b, area_b, boxes_b, op), nullptr, denominator};
+  const int64_t rows = problem.a.count, columns = problem.b.count;
+  FASTSEG_CHECK(problem.a.height == problem.b.height && problem.a.pitch == problem.b.pitch &&
+                    (!pairs || rows == columns),
+                "fastseg::_mask_iou: the masks of a and b differ in size or number");
+  if (crowd) {
+    FASTSEG_CHECK(crowd->is_cpu() && crowd->is_contiguous() && crowd->scalar_type() == ScalarType::Bool &&
+                      crowd->numel() == columns,
+                  "fastseg::_mask_iou: crowd must be bool [M] on the CPU");
+    problem.crowd = crowd->const_data_ptr<bool>();
+  }
+  FASTSEG_CHECK(iou.is_cpu() && iou.is_contiguous() && iou.scalar_type() == ScalarType::Float &&
+                    iou.numel() == (pairs ? rows : rows * columns),
+                "fastseg::_mask_iou: iou must be float32 [N, M], or [N] of pairs, on the CPU");
+  float* to = iou.mutable_data_ptr<float>();
+  if (pairs) return in_pairs(problem, to);
+  const bool same = problem.a.words == problem.b.words && problem.a.areas == problem.b.areas &&
+                    problem.a.boxes == problem.b.boxes && rows == columns;
+  all_with_all(problem, same && problem.crowd == nullptr, to);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastseg, CPU, m) { m.impl("_mask_iou", TORCH_BOX(&forward)); }

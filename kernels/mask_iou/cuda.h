@@ -1,0 +1,23 @@
+// Launcher of cuda.cu, free of torch.
+#pragma once
+
+#include "cuda/packed_masks.h"
+
+namespace fastseg::cuda {
+
+struct IouOptions {
+  const bool* crowd;  // [b.count] or null: divide by the area of the mask of a
+  bool over_smaller;  // divide by the smaller area, not by that of the union
+  bool symmetric;     // a is b: pairs need to be looked at once
+};
+
+cudaError_t launch_mask_iou(const KnownMasks& a, const KnownMasks& b, const IouOptions& options,
+                            float* iou,  // [a.count, b.count]
+                            cudaStream_t stream);
+
+// Of mask i of a and mask i of b.
+cudaError_t launch_mask_iou_of_pairs(const KnownMasks& a, const KnownMasks& b, const IouOptions& options,
+                                     float* iou,  // [a.count]
+                                     cudaStream_t stream);
+
+}  // namespace fastseg::cuda

@@ -1,0 +1,114 @@
+"""fastseg.metrics.coco: golden values of spec 4.3, hand-made cases, C++ against the definition, what errors say."""
+
+import numpy
+import pytest
+import torch
+
+from fastseg.metrics import coco_evaluate
+from fastseg.metrics.coco import AREAS, IOU_THRESHOLDS, RECALLS, table_of_json
+from fastseg.metrics.detection_table import states_of
+from fastseg.metrics.matching import match_detections, precision_recall
+from tests.coco_data import (
+    GOLDEN,
+    GOLDEN_DETECTIONS,
+    annotation,
+    data_set,
+    detection,
+    random_data_set,
+)
+
+GOLDEN_FIGURES = {
+    "AP": 0.594884, "AP50": 0.915842, "AP75": 0.5, "APs": 0.4, "APm": 0.710726, "APl": -1.0,
+    "AR@1": 0.3, "AR@10": 0.7, "AR@100": 0.7, "ARs": 0.4, "ARm": 0.85, "ARl": -1.0,
+}
+
+
+def test_golden_figures():
+    result = coco_evaluate(GOLDEN, GOLDEN_DETECTIONS, "bbox")
+    assert list(result) == list(GOLDEN_FIGURES)
+    assert dict(result) == pytest.approx(GOLDEN_FIGURES, abs=6e-7)
+    assert result.per_class[1] == pytest.approx(GOLDEN_FIGURES, abs=6e-7)
+    assert "AP50  0.916" in str(result)
+
+
+def test_golden_recall_of_proposals():
+    """Spec 4.4."""
+    moved = [entry | {"category_id": 7} for entry in GOLDEN_DETECTIONS]
+    result = coco_evaluate(GOLDEN, moved, max_detections=(1, 2, 3), use_categories=False)
+    assert [result[f"AR@{n}"] for n in (1, 2, 3)] == pytest.approx([0.3, 2 / 3, 0.7])
+
+
+def test_the_last_of_equal_truths_is_taken():
+    """A later truth of the same IoU wins; the first is then left for the second detection, which it misses."""
+    truths = data_set([annotation(1, 1, (0, 0, 10, 10)), annotation(2, 1, (20, 0, 10, 10))], [1])
+    both = [detection(1, (10, 0, 10, 10), 0.9), detection(1, (20, 0, 10, 10), 0.8)]
+    assert coco_evaluate(truths, both)["AR@100"] == 0.5
+    twins = data_set([annotation(1, 1, (0, 0, 10, 10), area=50), annotation(2, 1, (0, 0, 10, 10), area=2000)], [1])
+    result = coco_evaluate(twins, [detection(1, (0, 0, 10, 10), 0.9)])
+    assert result["ARm"] == 1.0 and result["ARs"] == 1.0 and result["AR@1"] == 0.5
+
+
+def test_an_annotation_id_of_zero_counts():
+    truths = data_set([annotation(0, 1, (0, 0, 10, 10))], [1])
+    assert coco_evaluate(truths, [detection(1, (0, 0, 10, 10), 0.5)])["AP"] == pytest.approx(1.0)
+
+
+def test_average_precision_is_that_of_the_last_limit():
+    result = coco_evaluate(GOLDEN, GOLDEN_DETECTIONS, max_detections=(1, 3))
+    assert list(result)[6:8] == ["AR@1", "AR@3"] and result["AP"] == pytest.approx(GOLDEN_FIGURES["AP"], abs=6e-7)
+
+
+def test_nothing_found_and_nothing_true():
+    assert coco_evaluate(GOLDEN, [])["AP"] == 0.0
+    assert set(coco_evaluate(data_set([], [1, 2]), GOLDEN_DETECTIONS).figures.values()) == {-1.0}
+    assert set(coco_evaluate(data_set([], [1]), []).figures.values()) == {-1.0}
+
+
+def test_crowds_take_any_number_and_cost_nothing():
+    truths = data_set([annotation(1, 1, (0, 0, 50, 50)), annotation(2, 1, (100, 0, 100, 100), crowd=1)], [1])
+    found = [detection(1, (0, 0, 50, 50), 0.5)]
+    crowd = [detection(1, (100 + 10 * i, 10, 10, 10), 0.9) for i in range(5)]
+    assert coco_evaluate(truths, found + crowd)["AP"] == pytest.approx(coco_evaluate(truths, found)["AP"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_kernels_equal_the_definition(seed):
+    truths, found = random_data_set(seed, images=6)
+    table, categories = table_of_json(truths, found, "bbox", most=7)
+    states, counts = states_of(table, IOU_THRESHOLDS, list(AREAS.values()))
+    tensors = [torch.from_numpy(numpy.ascontiguousarray(array)) for array in (
+        table.ious, table.first_detection, table.first_truth, ~counts, table.truths.crowd,
+        torch.rand(4, len(table.detections), generator=torch.Generator().manual_seed(seed)).numpy() < 0.5,
+        IOU_THRESHOLDS,
+    )]
+    expected = match_detections(*tensors, backend="reference")
+    assert torch.equal(match_detections(*tensors), expected) and len(expected.unique()) == 3
+    kind = numpy.searchsorted(categories, table.detections.category)
+    order = numpy.lexsort((-table.detections.score, kind))
+    curves = (expected, torch.from_numpy(table.ranks), torch.from_numpy(order),
+              torch.from_numpy(numpy.searchsorted(kind[order], numpy.arange(len(categories) + 1))),
+              torch.from_numpy(numpy.random.default_rng(seed).integers(0, 30, (len(categories), 4))),
+              torch.tensor([1, 3, 7]), torch.from_numpy(RECALLS))
+    for ours, definition in zip(precision_recall(*curves), precision_recall(*curves, backend="reference")):
+        torch.testing.assert_close(ours, definition, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(annotations=5), "annotations have no 'images'"),
+    (dict(detections=[{"image_id": 1, "category_id": 1, "score": 0.5}]), r"detections\[0\] has no 'bbox'"),
+    (dict(detections=[detection(9, (0, 0, 1, 1), 0.5)]), "image_id 9; allowed: the ids in 'images'"),
+    (dict(detections=[detection(1, (0, 0, 1, 1), float("nan"))]), "score that is NaN"),
+    (dict(detections=[detection(1, (0, 0, 1), 0.5)]), r"allowed: \[x, y, width, height\]"),
+    (dict(iou_type="keypoints"), "iou_type='keypoints'; allowed: bbox, segm"),
+    (dict(max_detections=(10, 1)), "max_detections=.*rising"),
+    (dict(max_detections=()), "max_detections=.*rising"),
+])
+def test_errors(change, message):
+    with pytest.raises(ValueError, match=message):
+        coco_evaluate(**dict(annotations=GOLDEN, detections=GOLDEN_DETECTIONS) | change)
+
+
+def test_unknown_categories_are_named():
+    with pytest.warns(UserWarning, match="1 detections have a category_id .* such as 5"):
+        result = coco_evaluate(GOLDEN, [*GOLDEN_DETECTIONS, detection(1, (10, 10, 40, 40), 0.99, category=5)])
+    assert dict(result) == pytest.approx(GOLDEN_FIGURES, abs=6e-7)

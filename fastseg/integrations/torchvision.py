@@ -18,15 +18,16 @@ What is replaced, in torchvision's names:
 Results keep torchvision's shapes, dtypes and conventions. They differ where ours are better: gradients are the same on
 every run; half types are summed in fp32, and bfloat16 is taken on CPU; channels_last stays; boxes that are not finite
 and batch indices without an image read no foreign memory; `batched_nms` compares classes instead of moving them apart,
-which rounds, and does so at any size; a box that is on the limit between two levels up to a rounding may go to the
-other one.
+which rounds, and of equal scores takes the first; a box that is on the limit between two levels up to a rounding may go
+to the other one.
 
 A call that ours cannot take, or has no kernel for on its device (fp64 on a GPU; mps), goes to torchvision's own
 function, with what it returns or raises: quantized tensors, thresholds outside of [0, 1], more than 1024 samples
 along a bin, paddings other than 1, non-square masks, masks to paste that are differentiated. So does what is written
-down as a program of torchvision's ops: torch.jit.script, torch.jit.trace, torch.fx, torch.onnx.export. Programs of
-torch.compile and torch.export hold our ops; torch.ops.torchvision is left alone. Where torchvision's own compiled ops
-are absent, as in a build for another PyTorch, ours run, and say what is wrong with a call that they cannot take.
+down as a program of torchvision's ops: torch.jit.script, torch.jit.trace, torch.onnx.export. Programs of torch.compile
+and torch.export hold our ops; torch.ops.torchvision is left alone. Where torchvision's own compiled ops
+are absent, as in a build for another PyTorch, ours run, and say what is wrong with a call that they cannot take;
+`import torchvision` then works once `install` has run, which imports it itself.
 """
 
 import functools
@@ -201,6 +202,7 @@ _FUNCTIONS = (
 
 _lock = threading.Lock()
 _installed: list[tuple[Callable, Callable]] = []  # torchvision's functions and what stands in their place
+_fragments: list[torch.library.Library] = []  # schemas of torchvision's ops where torchvision has none
 
 
 class Installation:
@@ -250,15 +252,7 @@ def install(*packages: str) -> Installation:
             raise TypeError(f"fastseg.integrations.torchvision.install: packages holds {name!r}; allowed: str")
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             raise ImportError(f"fastseg.integrations.torchvision.install: there is no package {name!r}")
-    try:
-        importlib.import_module("torchvision")
-    except ModuleNotFoundError as error:
-        if error.name != "torchvision":
-            raise
-        raise ImportError(
-            "fastseg.integrations.torchvision.install: torchvision is not installed: `pip install torchvision`, "
-            f"of the version made for torch {torch.__version__}"
-        ) from error
+    _import_torchvision()
     extension = importlib.import_module("torchvision.extension")
     with _lock:
         first = not _installed
@@ -278,6 +272,26 @@ def uninstall() -> None:
     with _lock:
         _rebind([(ours, stock) for stock, ours in _installed], _loaded())
         _installed.clear()
+
+
+def _import_torchvision() -> None:
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        if error.name != "torchvision":
+            raise
+        raise ImportError(
+            "fastseg.integrations.torchvision.install: torchvision is not installed: `pip install torchvision`, "
+            f"of the version made for torch {torch.__version__}"
+        ) from error
+    except RuntimeError as error:
+        if _fragments or "operator torchvision::nms does not exist" not in str(error):
+            raise
+        # Without its compiled ops torchvision stops at these two, to which it gives fakes: their schemas are enough.
+        _fragments.append(torch.library.Library("torchvision", "FRAGMENT"))
+        for name in ("nms", "qnms"):
+            _fragments[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _import_torchvision()
 
 
 def _in_place_of(stock: Callable, runs: Callable | None, ours: Callable) -> Callable:

@@ -1,9 +1,16 @@
-"""A package of the name torchvision whose modules look functions up as torchvision's do; each says that it was called."""
+"""A package named torchvision whose modules look functions up as torchvision's do; each says that it was called."""
 
 from pathlib import Path
 
 MODULES = {
-    "__init__": "from torchvision import extension, ops, models",
+    "__init__": """
+        import torch
+
+        from torchvision import extension, ops, models
+
+        if not (HAS_OPS or hasattr(torch.ops.torchvision, "nms")):
+            raise RuntimeError("operator torchvision::nms does not exist")
+    """,
     "extension": """
         def _has_ops():
             return HAS_OPS

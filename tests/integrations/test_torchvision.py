@@ -1,5 +1,4 @@
-"""fastseg.integrations.torchvision on a package that looks functions up as torchvision does; the real one: tests/interop.
-"""
+"""fastseg.integrations.torchvision on a fake that looks functions up as torchvision does; the real one: tests/interop."""
 
 import importlib
 import inspect
@@ -48,8 +47,11 @@ def imported(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(tmp_path)
         return importlib.import_module("torchvision")
 
+    monkeypatch.setattr(integrations.torchvision, "_fragments", fragments := [])
     yield start
     uninstall()
+    for fragment in fragments:
+        fragment._destroy()
     for name in [name for name in sys.modules if in_package(name)]:
         del sys.modules[name]
     sys.modules.update(real)
@@ -297,12 +299,13 @@ def test_programs_hold_torchvisions_own_functions(torchvision):
     assert seen[:2] == ["stock nms"] * 2 and isinstance(seen[2], torch.Tensor)
 
 
+@pytest.mark.skipif(hasattr(torch.ops.torchvision, "nms"), reason="torchvision is loaded, compiled ops and all")
 def test_without_torchvisions_compiled_ops(imported):
-    vision = imported(has_ops=False).ops
-    boxes, scores = some_boxes(), torch.rand(6)
-    with pytest.raises(AssertionError):
-        vision.nms(boxes, scores, 0.5)
+    with pytest.raises(RuntimeError, match="operator torchvision::nms does not exist"):
+        imported(has_ops=False)
     install()
+    vision = importlib.import_module("torchvision").ops
+    boxes, scores = some_boxes(), torch.rand(6)
     assert torch.equal(vision.nms(boxes, scores, 0.5), ops.nms(boxes, scores, 0.5))
     image, rois = torch.randn(2, 3, 10, 12), some_rois()
     assert torch.equal(vision.RoIAlign()(image, rois), ops.roi_align(image, rois, 2, 0.5, 2, True))
@@ -312,6 +315,19 @@ def test_without_torchvisions_compiled_ops(imported):
     traced = torch.jit.trace(lambda boxes, scores: vision.nms(boxes, scores, 0.5), (boxes, scores))
     assert torch.equal(traced(boxes, scores), ops.nms(boxes, scores, 0.5))
     assert vision.masks_to_boxes(torch.ones(0, 2, 2)) == "stock masks_to_boxes"
+    uninstall()
+    with pytest.raises(AssertionError):  # as before
+        vision.nms(boxes, scores, 0.5)
+
+
+def test_errors_of_an_import_stay(tmp_path, imported, monkeypatch):
+    (tmp_path / "torchvision").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    for error, text in ((RuntimeError, "raise RuntimeError('mine')"), (ImportError, "import no_such_module")):
+        (tmp_path / "torchvision" / "__init__.py").write_text(text)
+        importlib.invalidate_caches()
+        with pytest.raises(error, match="mine|No module named 'no_such_module'"):
+            install()
 
 
 def test_without_torchvision(imported):

@@ -2,6 +2,8 @@
 // of those pairs whose boxes overlap are then compared by all lanes together. See README.md.
 #include "mask_iou/cuda.h"
 
+#include "cuda/packed_masks.h"
+
 namespace fastseg::cuda {
 namespace {
 

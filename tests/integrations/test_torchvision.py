@@ -1,4 +1,4 @@
-"""fastseg.integrations.torchvision on a fake that looks functions up as torchvision does; the real one: tests/interop."""
+"""fastseg.integrations.torchvision on a fake that looks up what torchvision does; the real one: tests/interop."""
 
 import importlib
 import inspect

@@ -38,8 +38,8 @@ $(TORCH_VENV)/.packages:
 	$(TORCH_VENV)/bin/python -m pip install --quiet torch==$(VERSION) $(TEST_PACKAGES)
 	touch $@
 
-# With torchvision, pycocotools and faster-coco-eval themselves, which are 6 GB to install: by hand or at night, not in
-# CI, where these tests skip. The library that `build` made for another torch serves: it uses the stable ABI only.
+# With torchvision, pycocotools and faster-coco-eval themselves, which are 5.5 GB to install: `make test` skips these tests.
+# The library that `build` made for another torch serves: it uses the stable ABI only.
 test-interop: build $(INTEROP_VENV)/.packages
 	OMP_NUM_THREADS=1 $(INTEROP_VENV)/bin/python -m pytest tests/interop --nothing-skipped -q -n 2 --dist worksteal $(ARGS)
 

@@ -1,4 +1,4 @@
-"""torchvision's detectors with and without fastseg.integrations.torchvision: losses, gradients, detections, programs."""
+"""torchvision's detectors with fastseg.integrations.torchvision and without it: values, gradients, programs."""
 
 import copy
 import importlib

@@ -3,17 +3,16 @@
     with fastseg.integrations.torchvision.install():
         losses = torchvision.models.detection.maskrcnn_resnet50_fpn()(images, targets)
 
-What is replaced, in torchvision's names:
+What is replaced, in torchvision's names, and what by:
 
-| function                                                         | by                                       |
-|------------------------------------------------------------------|------------------------------------------|
-| ops.roi_align, and with it the module RoIAlign                   | fastseg.ops.roi_align                    |
-| ops.roi_pool, RoIPool                                            | fastseg.ops.roi_pool                     |
-| ops.poolers._multiscale_roi_align, the loop of MultiScaleRoIAlign | fastseg.ops.multiscale_roi_align        |
-| ops.nms                                                          | fastseg.ops.nms                          |
-| ops.batched_nms                                                  | fastseg.ops.batched_nms                  |
-| ops.masks_to_boxes                                               | fastseg.ops.masks_to_boxes               |
-| models.detection.roi_heads.paste_masks_in_image                  | fastseg.ops.paste_masks, soft, (N, 1, H, W) |
+    ops.roi_align, and so the module RoIAlign            fastseg.ops.roi_align
+    ops.roi_pool, RoIPool                                fastseg.ops.roi_pool
+    ops.poolers._multiscale_roi_align,
+      the loop of MultiScaleRoIAlign                     fastseg.ops.multiscale_roi_align
+    ops.nms                                              fastseg.ops.nms
+    ops.batched_nms                                      fastseg.ops.batched_nms
+    ops.masks_to_boxes                                   fastseg.ops.masks_to_boxes
+    models.detection.roi_heads.paste_masks_in_image      fastseg.ops.paste_masks, soft masks of (N, 1, H, W)
 
 Results keep torchvision's shapes, dtypes and conventions. They differ where ours are better: gradients are the same on
 every run; half types are summed in fp32, and bfloat16 is taken on CPU; channels_last stays; boxes that are not finite
@@ -21,13 +20,15 @@ and batch indices without an image read no foreign memory; `batched_nms` compare
 which rounds, and of equal scores takes the first; a box that is on the limit between two levels up to a rounding may go
 to the other one.
 
-A call that ours cannot take, or has no kernel for on its device (fp64 on a GPU; mps), goes to torchvision's own
-function, with what it returns or raises: quantized tensors, thresholds outside of [0, 1], more than 1024 samples
-along a bin, paddings other than 1, non-square masks, masks to paste that are differentiated. So does what is written
-down as a program of torchvision's ops: torch.jit.script, torch.jit.trace, torch.onnx.export. Programs of torch.compile
-and torch.export hold our ops; torch.ops.torchvision is left alone. Where torchvision's own compiled ops
-are absent, as in a build for another PyTorch, ours run, and say what is wrong with a call that they cannot take;
-`import torchvision` then works once `install` has run, which imports it itself.
+A call that ours cannot take, or has no kernel for on its device (RoI align of float64 on a GPU; mps), goes to
+torchvision's own function, with what it returns or raises: quantized tensors, thresholds outside of [0, 1], more than
+1024 samples along a bin, paddings other than 1, masks to paste that are not square, of float64 or to be differentiated.
+So does what is written down as a program of torchvision's ops: torch.jit.script, torch.jit.trace, torch.onnx.export.
+Programs of torch.compile and torch.export hold our ops; torch.ops.torchvision is left alone.
+
+Where torchvision's own compiled ops are absent, as in a build for another PyTorch, ours run, and say what is wrong with
+a call that they cannot take. `import torchvision`, which otherwise fails there with "operator torchvision::nms does not
+exist", works once `install` has run.
 """
 
 import functools
@@ -56,8 +57,7 @@ from fastseg.ops.roi_align import MOST_LEVELS, MOST_SAMPLES
 
 
 def _roi_align(stock, input, boxes, output_size, spatial_scale=1.0, sampling_ratio=-1, aligned=False):
-    takes = _takes_rois("roi_align", input, boxes, output_size, spatial_scale) and sampling_ratio <= MOST_SAMPLES
-    if stock and not takes:
+    if stock and not _takes_rois("roi_align", input, boxes, output_size, spatial_scale, sampling_ratio):
         return stock(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
     return ops.roi_align(input, _rois(boxes, input), output_size, spatial_scale, sampling_ratio, aligned)
 
@@ -75,9 +75,11 @@ def _multiscale_roi_align(stock, x_filtered, boxes, output_size, sampling_ratio,
         and mapper.eps == 1e-6
         and mapper.k_max - mapper.k_min + 1 == len(scales) == len(x_filtered) <= MOST_LEVELS
         and all(_fit_each_other(x_filtered[0], level) for level in x_filtered)
-        and all(_takes_rois("roi_align", level, boxes, output_size, scale) for level, scale in zip(x_filtered, scales))
+        and all(
+            _takes_rois("roi_align", level, boxes, output_size, scale, sampling_ratio)
+            for level, scale in zip(x_filtered, scales)
+        )
         and len(boxes) == x_filtered[0].shape[0]
-        and sampling_ratio <= MOST_SAMPLES
     )
     if not takes:
         return stock(x_filtered, boxes, output_size, sampling_ratio, scales, mapper)
@@ -88,7 +90,7 @@ def _multiscale_roi_align(stock, x_filtered, boxes, output_size, sampling_ratio,
 
 
 def _nms(stock, boxes, scores, iou_threshold):
-    if stock and not (_has_kernel("nms", boxes) and 0 <= iou_threshold <= 1):
+    if stock and not (_has_kernel("nms", boxes) and _is_share(iou_threshold)):
         return stock(boxes, scores, iou_threshold)
     return ops.nms(boxes, scores, iou_threshold)
 
@@ -101,7 +103,7 @@ def _batched_nms(stock, boxes, scores, idxs, iou_threshold):
         and boxes.dim() == 2
         and idxs.shape == scores.shape  # torchvision broadcasts one class to all boxes
         and idxs.device == boxes.device
-        and 0 <= iou_threshold <= 1
+        and _is_share(iou_threshold)
     )
     if stock and not takes:
         return stock(boxes, scores, idxs, iou_threshold)
@@ -136,13 +138,14 @@ def _paste_masks_in_image(stock, masks, boxes, img_shape, padding=1):
 
 # --- what ours take ---
 
+_KEYS = {"cpu": "CPU", "cuda": "CUDA"}  # of PyTorch's dispatcher
 _KERNELS = {
-    op.name: {
+    name: {
         backend.name: backend.dtypes
-        for backend, key in ((row, {"cpu": "CPU", "cuda": "CUDA"}.get(row.name)) for row in op.backends)
-        if key and has_kernel(op.native_name, key)
+        for backend in REGISTRY[name].backends
+        if backend.is_native() and has_kernel(REGISTRY[name].native_name, _KEYS[backend.name])
     }
-    for op in (REGISTRY[name] for name in ("roi_align", "roi_pool", "nms", "pack_masks", "paste_masks"))
+    for name in ("roi_align", "roi_pool", "nms", "pack_masks", "paste_masks")
 }
 
 
@@ -151,7 +154,7 @@ def _has_kernel(op: str, lead) -> bool:
     return isinstance(lead, Tensor) and not lead.is_quantized and lead.dtype in _KERNELS[op].get(lead.device.type, ())
 
 
-def _takes_rois(op: str, input, boxes, output_size, spatial_scale) -> bool:
+def _takes_rois(op: str, input, boxes, output_size, spatial_scale, sampling_ratio=0) -> bool:
     listed = [boxes] if isinstance(boxes, Tensor) else boxes
     sizes = [output_size] if isinstance(output_size, int) else output_size
     return (
@@ -160,9 +163,17 @@ def _takes_rois(op: str, input, boxes, output_size, spatial_scale) -> bool:
         and input.shape[1:].numel() > 0
         and isinstance(listed, (list, tuple))
         and all(isinstance(own, Tensor) and own.dtype in FLOATING for own in listed)
+        and isinstance(sizes, (list, tuple))
         and all(isinstance(size, int) and size >= 1 for size in sizes)
+        and isinstance(spatial_scale, (float, int))
         and 0 < spatial_scale < math.inf
+        and isinstance(sampling_ratio, int)
+        and sampling_ratio <= MOST_SAMPLES
     )
+
+
+def _is_share(threshold) -> bool:
+    return isinstance(threshold, (float, int)) and 0 <= threshold <= 1
 
 
 def _fit_each_other(first: Tensor, level: Tensor) -> bool:

@@ -38,7 +38,7 @@ class Contract:
     smallest: the least height and width that the network takes.
     parameters: (arguments, number) at full size. keys: those of a state dict at full size.
     uncounted: beginnings of keys that the published number leaves out.
-    deviation: of the initial weights of a layer, by its key; 0 for zeros, None if it is something else. He's by default.
+    deviation: of the initial weights of a layer, by its key; 0 for zeros, None if it is something else; else He's.
     norm_shift: initial shift of the batch normalisations.
     bad_arguments: (arguments, what the error says) besides those of every network.
     """

@@ -5,7 +5,7 @@ VENV := .venv
 SYSTEM_PYTHON ?= python3
 PYTHON ?= $(VENV)/bin/python
 PACKAGES := torch triton numpy setuptools wheel cmake ninja pytest pytest-benchmark pytest-xdist hypothesis \
-	scikit-learn scikit-image pillow tqdm
+	scikit-learn scikit-image pillow tqdm matplotlib
 
 # what `make demo` trains: fcn or segnet_basic
 NET := fcn

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.harness import OURS
-from benchmarks.run import Job, plan, run_worker
+from benchmarks.jobs import Job, plan, run_worker
 
 ROUNDS = 3
 

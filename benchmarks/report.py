@@ -1,23 +1,34 @@
-"""`python -m benchmarks.report`: write the committed results into the Markdown files, between their markers.
+"""`python -m benchmarks.report`: write the committed results into README.md and docs/benchmarks.md, and draw them.
 
-`<!-- benchmarks:cpu -->` ... `<!-- /benchmarks:cpu -->` is filled with one row for each case that has a
-target; `<!-- benchmarks:cpu:all -->` with every case, allocator and peer; `:host` and `:sweep` with the results of
-those commands; machine by machine. `--check` writes nothing and fails if a file differs from what would be written. A
-plot is drawn beside each machine's results (`benchmarks/results/<device>/<machine>/speedup.svg`).
+Between `<!-- benchmarks:cpu:KIND -->` and `<!-- /benchmarks:cpu:KIND -->` (or `cuda`) stand: `headline`, some cases for
+the README, each as measured last; `all`, every case, allocator and peer, machine by machine; `targets`, what the
+project wants of some of them; `host` and `sweep`, the results of those commands. Charts go to `docs/images`: drawing
+them takes matplotlib, but not finding out whether they are up to date. `--check` writes nothing and fails if a file
+differs from what would be written.
 """
 
 import argparse
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import host, plot, results, sweep, table
+from benchmarks import charts, host, results, sweep, table
 from benchmarks.harness import OURS
 
-FILES = ("README.md", "benchmarks/README.md")
+FILES = ("README.md", "docs/benchmarks.md")
+IMAGES = results.ROOT / "docs" / "images"
 DEVICES = ("cpu", "cuda")
+HEADLINES = (
+    "cross_entropy 2x19x512x1024 float32",
+    "upsample_cross_entropy_dice x8 2x150x512x512 float32",
+    "max_unpool2d 4x64x360x480 float32",
+    "convolution ASPP rate 36 1x2048x65x65 float32 channels_last",
+    "roi_align 7x7 1x256x200x336 float32",
+    "mask_nms 1000x480x640 bool",
+)
 MARKER = re.compile(
-    r"(?P<open><!-- benchmarks:(?P<name>(?P<device>cpu|cuda)(?::(?P<kind>all|host|sweep))?) -->\n).*?"
+    r"(?P<open><!-- benchmarks:(?P<name>(?P<device>cpu|cuda):(?P<kind>headline|all|targets|host|sweep)) -->\n).*?"
     r"(?P<close><!-- /benchmarks:(?P=name) -->)",
     re.DOTALL,
 )
@@ -72,23 +83,57 @@ def target_cell(record: dict) -> str:
     return "; ".join(cells)
 
 
-def summary_row(group: dict[str, dict]) -> list[str]:
-    default, tuned = group.get("default"), group.get("tuned")
-    record = tuned or default
-    best = results.best_peer(record, "median_ms")
-    smallest = results.best_peer(default or record, "extra_bytes")
-    memory = (default or record)["contestants"]
-    return [
-        workload(record),
-        " / ".join(time_of(each, OURS) for each in (default, tuned) if each),
-        " / ".join(time_of(each, "eager") for each in (default, tuned) if each),
-        f"{time_of(record, best)} {best}" if best else "–",
-        speedup(record, best),
-        f"{results.share_of_copy_bandwidth(record):.0%}",
-        table.megabytes(memory[OURS]["extra_bytes"]),
-        table.megabytes(memory[smallest]["extra_bytes"]) if smallest else "–",
-        "; ".join(cell for cell in map(target_cell, group.values()) if cell),
-    ]
+def latest(device: str) -> dict[str, tuple[dict, dict[str, dict]]]:
+    """By title: meta and records (by allocator) of every case, of the machine that measured it last."""
+    found: dict[str, tuple[dict, dict[str, dict]]] = {}
+    for machine in results.machines(device):
+        for meta, records in results.load(machine):
+            for record in records:
+                title = f"{record['op']} {record['case']}"
+                known, group = found.get(title, (meta, {}))
+                if meta["date"] > known["date"]:
+                    known, group = meta, {}
+                if meta["date"] == known["date"]:
+                    found[title] = known, group | {record["allocator"]: record}
+    return found
+
+
+def headline_rows(device: str) -> Iterator[list[str]]:
+    known = latest(device)
+    for title in HEADLINES:
+        if title not in known:
+            continue
+        meta, group = known[title]
+        record, first = charts.of_one_allocator(group), group.get("default", group.get("tuned"))
+        best, smallest = results.best_peer(record, "median_ms"), results.best_peer(first, "extra_bytes")
+        yield [
+            workload(record), meta["device_name"], time_of(record, OURS), f"{time_of(record, best)} ({best})",
+            speedup(record, best),
+            f"{table.megabytes(first['contestants'][OURS]['extra_bytes'])} / "
+            f"{table.megabytes(first['contestants'][smallest]['extra_bytes'])}",
+        ]  # fmt: skip
+
+
+def losses(device: str) -> str:
+    """One sentence on the cases that a peer wins."""
+    lost = {}
+    known = latest(device)
+    for title, (_, group) in known.items():
+        record = charts.of_one_allocator(group)
+        best = results.best_peer(record, "median_ms")
+        if best is not None and record["contestants"][best]["ratio"] < 1:
+            lost[title] = record["contestants"][best]["ratio"]
+    worst = ", ".join(f"`{title}` ({lost[title]:.2f}x)" for title in sorted(lost, key=lost.get)[:3])
+    words = f"Slower than the fastest peer in {len(lost)} of {len(known)} cases"
+    return f"{words}, most so in {worst}." if lost else f"{words}."
+
+
+def headline(device: str) -> str:
+    rows = list(headline_rows(device))
+    if not rows:
+        return ""
+    header = ["workload", "device", "fastseg ms", "best stock ms", "speedup", "extra memory, ours / least of stock"]
+    return f"{markdown(header, rows)}\n\n{losses(device)}\n"
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -96,14 +141,12 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def summary(machine: Path) -> str:
-    groups = [group for group in pairs(machine) if any(record["targets"] for record in group.values())]
-    allocators = " default / tuned" if machine.parent.name == "cpu" else ""
-    header = [
-        "workload", f"fastseg ms{allocators}", f"eager ms{allocators}", "best stock ms", "speedup over best",
-        "of copy bandwidth", "extra memory", "least extra of stock", "targets",
+def target_table(machine: Path) -> str:
+    rows = [
+        [workload(record), record["allocator"], target_cell(record)]
+        for group in pairs(machine) for record in group.values() if results.judged(record)
     ]
-    return f"{caption(machine)}\n\n{markdown(header, [summary_row(group) for group in groups])}\n"
+    return f"{caption(machine)}\n\n{markdown(['workload', 'allocator', 'targets'], rows)}\n" if rows else ""
 
 
 def peer_cells(record: dict) -> str:
@@ -139,8 +182,8 @@ def of_command(machine: Path, command: str) -> str:
     """What `benchmarks.run host` or `sweep` found."""
     module = {"host": host, "sweep": sweep}[command]
     ((_, records),) = results.load(machine, command)
-    tables = [markdown(header, rows) for header, rows in module.tables(records)]
-    return "\n\n".join([caption(machine, command), *tables, module.verdict(records)]) + "\n"
+    tables = [markdown(header, rows) for header, rows in module.tables(records, targets=True)]
+    return "\n\n".join([caption(machine, command), *tables, module.verdict(records, targets=True)]) + "\n"
 
 
 def filled(text: str) -> str:
@@ -148,24 +191,34 @@ def filled(text: str) -> str:
 
     def replacement(match: re.Match) -> str:
         device, kind = match["device"], match["kind"]
-        if kind in results.COMMANDS:
+        if kind == "headline":
+            tables = [headline(device)]
+        elif kind in results.COMMANDS:
             tables = [of_command(machine, kind) for machine in results.machines(device, kind)]
         else:
-            tables = [(full if kind == "all" else summary)(machine) for machine in results.machines(device)]
-        return match["open"] + ("\n".join(tables) or "Not yet measured.\n") + match["close"]
+            tables = [{"all": full, "targets": target_table}[kind](machine) for machine in results.machines(device)]
+        return match["open"] + ("\n".join(filter(None, tables)) or "Not yet measured.\n") + match["close"]
 
     return MARKER.sub(replacement, text)
 
 
-def outdated(root: Path = results.ROOT) -> dict[Path, str]:
-    """Every file that differs from what the committed results say, with its right contents."""
-    wanted = {}
-    for path in (root / name for name in FILES):
-        if path.exists():
-            wanted[path] = filled(path.read_text())
-    for machine in (machine for device in DEVICES for machine in results.machines(device)):
-        wanted[machine / "speedup.svg"] = plot.speedups(pairs(machine))
-    return {path: text for path, text in wanted.items() if not path.exists() or path.read_text() != text}
+def drawings() -> dict[Path, charts.Chart]:
+    """Every chart by its file: one of the newest results of each op, and three of each machine."""
+    found = {}
+    for device in DEVICES:
+        groups = [group for _, group in latest(device).values()]
+        if groups:
+            found[IMAGES / f"{device}-speedup.svg"] = charts.speedups(charts.first_of_each_op(groups))
+        for machine in results.machines(device):
+            for name, draw in charts.OF_A_MACHINE.items():
+                found[IMAGES / f"{device}-{machine.name}-{name}.svg"] = draw(pairs(machine))
+    return found
+
+
+def outdated(root: Path = results.ROOT) -> list[Path]:
+    """Every text and chart that differs from what the committed results say."""
+    texts = [path for path in (root / name for name in FILES) if path.read_text() != filled(path.read_text())]
+    return texts + [path for path, chart in drawings().items() if not chart.is_drawn_in(path)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -173,10 +226,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, fail if something is outdated")
     options = parser.parse_args(arguments)
     files = outdated()
-    for path, text in files.items():
-        print(f"{'out of date' if options.check else 'wrote'}: {path.relative_to(results.ROOT)}")
-        if not options.check:
-            path.write_text(text)
+    for path in files:
+        print(f"{'out of date' if options.check else 'writing'}: {path.relative_to(results.ROOT)}")
+        if options.check:
+            continue
+        if path.suffix == ".svg":
+            drawings()[path].draw(path)
+        else:
+            path.write_text(filled(path.read_text()))
     return 1 if options.check and files else 0
 
 

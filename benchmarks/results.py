@@ -21,6 +21,7 @@ from benchmarks.harness import OURS
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
+UNCOMMITTED = ROOT / "build" / "benchmarks"
 COMMANDS = ("host", "sweep")
 PACKAGES = ("torch", "triton", "numpy", "liger-kernel", "torchvision", "pycocotools", "fastseg")
 
@@ -81,23 +82,27 @@ def save(path: Path, meta: dict, records: list[dict]) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Where the records of a command go."""
-    parser.add_argument("--json", metavar="FILE", help="write the records there, not into benchmarks/results")
-    parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results alone")
+    """Where the records of a command go, and what is said of them."""
+    parser.add_argument("--targets", action="store_true", help="also say which of the project's targets are reached")
+    parser.add_argument("--save", action="store_true", help="write into benchmarks/results, to be committed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all records into this file")
 
 
-def keep(options: argparse.Namespace, command: str, meta: dict, records: list[dict]) -> None:
-    """Save the records of a command as its options say."""
-    if options.json:
-        save(Path(options.json), meta, records)
-    elif not options.no_save:
-        save(folder(meta) / f"{command}.json", meta, records)
+def place(options: argparse.Namespace, meta: dict) -> Path:
+    """The file or folder of the records of a command, as its options say."""
+    return options.json or folder(meta, RESULTS if options.save else UNCOMMITTED)
 
 
-def folder(meta: dict) -> Path:
+def keep(options: argparse.Namespace, name: str, meta: dict, records: list[dict]) -> None:
+    """Saves the records of a command or of an op file."""
+    where = place(options, meta)
+    save(where if options.json else where / f"{name}.json", meta, records)
+
+
+def folder(meta: dict, root: Path | None = None) -> Path:
     """Where results of that machine lie: those of "Intel(R) Xeon(R) Processor" in `cpu/intel-xeon`."""
     words = re.findall("[a-z0-9]+", re.sub(r"\((r|tm)\)|processor", " ", meta["device_name"].lower()))
-    return RESULTS / meta["device"] / "-".join(words)
+    return (root or RESULTS) / meta["device"] / "-".join(words)
 
 
 def machines(device: str, command: str | None = None) -> list[Path]:

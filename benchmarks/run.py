@@ -1,8 +1,9 @@
 """`python -m benchmarks.run [op ...]`: check every case, time it against its peers, print and save.
 
 A case whose check is red is refused and not timed. On the CPU each case runs twice, with the default
-allocator and with `fastseg.tune_allocator()`, the peers under the same one. Exit status: 0 if every case was
-measured (a missed target is a result, not a failure), 1 if one was refused, crashed or ran out of time.
+allocator and with `fastseg.tune_allocator()`, the peers under the same one. The records go to `build/benchmarks`, with
+`--save` to `benchmarks/results`, where they are committed. Exit status: 0 if every case was measured, 1 if one was
+refused, crashed or ran out of time.
 
 `python -m benchmarks.run host` and `sweep` measure small calls and calls of any size; each has a `--help` of its own.
 """
@@ -10,88 +11,14 @@ measured (a missed target is a result, not a failure), 1 if one was refused, cra
 import argparse
 import concurrent.futures
 import importlib
-import json
 import math
-import os
-import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from benchmarks import harness, results, table
-
-WORKER_LIMIT = 600  # seconds
-ALLOCATORS = ("default", "tuned")
-
-
-@dataclass(frozen=True)
-class Job:
-    """Cases of one op, for one worker process."""
-
-    op: str
-    titles: tuple[str, ...]
-    allocator: str
-
-
-def essential(cases: list[harness.Case], device: str) -> set[str]:
-    """Titles of the cases that have a target on the device, and of the first case of every op."""
-    first = {case.op: case.title for case in reversed(cases)}
-    wanted = {case.title for case in cases for target in case.targets if target.device == device}
-    return wanted | set(first.values())
-
-
-def plan(ops: list[str], device: str, match: str) -> list[list[Job]]:
-    """The jobs in two passes: the essential cases first, so that a time limit costs the others.
-
-    CPU: one job per case and allocator. CUDA: one per op (starting CUDA costs more than most cases).
-    """
-    passes: list[list[Job]] = [[], []]
-    for op in ops:
-        cases = [case for case in harness.cases_of(op) if device in case.devices]
-        first = essential(cases, device)
-        cases = [case for case in cases if match in case.title]
-        for jobs, among_first in zip(passes, (True, False)):
-            titles = tuple(case.title for case in cases if (case.title in first) == among_first)
-            if device == "cpu":
-                jobs += [Job(op, (title,), allocator) for title in titles for allocator in ALLOCATORS]
-            elif titles:
-                jobs.append(Job(op, titles, "default"))
-    return passes
-
-
-def run_worker(
-    job: Job,
-    options: argparse.Namespace,
-    *extra: str,
-    limit: float = WORKER_LIMIT,
-    path: list[str] | None = None,
-) -> tuple[list[dict], str | None]:
-    """The records a worker wrote, and None or why it did not write all of them.
-
-    `path`: directories to import `fastseg` and `benchmarks` from, instead of the current directory.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "records"
-        command = [sys.executable, *(["-P"] if path else []), "-m", "benchmarks.worker", job.op, *job.titles]
-        command += ["--device", options.device, "--allocator", job.allocator, "--output", str(output)]
-        command += ["--threads", str(options.threads), *(["--quick"] if options.quick else []), *extra]
-        environment = os.environ | ({"PYTHONPATH": os.pathsep.join(path)} if path else {})
-        try:
-            done = subprocess.run(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit,
-                env=environment,
-            )
-        except subprocess.TimeoutExpired:
-            failure = f"ran longer than {limit:.0f} s"
-        else:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            failure = None if done.returncode == 0 else f"exit status {done.returncode}: {last}"
-        lines = output.read_text().splitlines() if output.exists() else []
-    return [json.loads(line) for line in lines], failure
+from benchmarks import against, harness, results, table
+from benchmarks.jobs import WORKER_LIMIT, Job, plan, run_worker
 
 
 class Session:
@@ -159,7 +86,7 @@ class Session:
         extra = ["--no-verify"] if known else []
         records, failure = run_worker(job, self.options, *extra, limit=self.remaining())
         for record in self.note(job, records, failure):
-            print("\n" + table.text(record), flush=True)
+            print("\n" + table.text(record, self.options.targets), flush=True)
             self.records.setdefault(job.op, []).append(record)
         self.save()
         if failure:
@@ -169,12 +96,13 @@ class Session:
         return [record for records in self.records.values() for record in records]
 
     def save(self) -> None:
+        """After every job: what a run that is stopped has measured so far is kept."""
         if self.options.json:
             lost = {"failures": self.failures, "left_out": self.left_out}
-            results.save(Path(self.options.json), self.meta | lost, self.all_records())
-        elif not (self.options.quick or self.options.no_save or self.options.match):
+            results.save(self.options.json, self.meta | lost, self.all_records())
+        elif not self.options.quick:
             for op, records in self.records.items():
-                results.save(results.folder(self.meta) / f"{op}.json", self.meta, records)
+                results.keep(self.options, op, self.meta, records)
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -185,7 +113,10 @@ def measure(options: argparse.Namespace) -> int:
             session.prepare(jobs)
         for job in jobs:
             session.run(job)
-    print("\n" + table.targets(session.all_records()))
+    if options.targets:
+        print("\n" + table.targets(session.all_records()))
+    elif session.records and not options.quick:
+        print(f"\nRecords: {results.place(options, session.meta)}")
     if session.left_out:
         print("\nLeft out for lack of time:\n  " + "\n  ".join(session.left_out))
     if session.failures:
@@ -199,10 +130,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("ops", nargs="*", metavar="op", help=f"files of benchmarks/ops: {', '.join(names)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--against", metavar="REV", help="compare with another git revision, not with peers")
-    parser.add_argument("--json", metavar="FILE", help="write the records there, not into benchmarks/results")
-    parser.add_argument("--quick", action="store_true", help="small sizes, short timings, nothing saved")
-    parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results alone")
-    parser.add_argument("--match", default="", metavar="TEXT", help="only cases so titled; not saved")
+    results.add_options(parser)
+    parser.add_argument("--quick", action="store_true", help="small sizes, short timings, no records")
+    parser.add_argument("--match", default="", metavar="TEXT", help="only cases so titled")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: as PyTorch chooses)")
     parser.add_argument("--jobs", type=int, default=0, help="processes to check and compile in (CUDA: 12)")
     parser.add_argument("--time-limit", type=float, default=math.inf, metavar="S", help="seconds in all")
@@ -210,6 +140,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     unknown = sorted(set(options.ops) - set(names))
     if unknown:
         parser.error(f"no such op: {', '.join(unknown)}; there are: {', '.join(names)}")
+    if options.save and (options.quick or options.match):
+        parser.error("--save: allowed for whole files only, without --quick and --match")
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device")
@@ -224,8 +156,6 @@ def main(arguments: list[str] | None = None) -> int:
         return importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
     options = parse(arguments)
     if options.against:
-        from benchmarks import against
-
         return against.compare(options)
     return measure(options)
 

@@ -32,8 +32,8 @@ def report(tables: list[tuple[list[str], list[list[str]]]], verdict: str) -> str
     return "\n\n".join([*(columns(header, rows) for header, rows in tables), verdict])
 
 
-def text(record: dict) -> str:
-    """A block of lines: ours, every peer, every target."""
+def text(record: dict, targets: bool) -> str:
+    """A block of lines: ours, every peer, and every target if they are asked for."""
     ours = record["contestants"][OURS]
     passes = "forward + backward" if record["backward"] else "forward"
     lines = [f"{record['op']} {record['case']}, {passes}, {record['allocator']} allocator"]
@@ -57,7 +57,8 @@ def text(record: dict) -> str:
     best = results.best_peer(record, "median_ms")
     if best is not None and record["contestants"][best]["median_ms"] < ours["median_ms"]:
         lines.append(f"  LOST to {best}")
-    lines += [f"  target {line}" for line in target_lines(record)]
+    if targets:
+        lines += [f"  target {line}" for line in target_lines(record)]
     return "\n".join(lines)
 
 

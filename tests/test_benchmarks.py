@@ -7,7 +7,21 @@ import pytest
 import torch
 
 import fastseg.ops
-from benchmarks import against, checks, harness, measure, memory, peers, plot, report, results, run, table, worker
+from benchmarks import (
+    against,
+    charts,
+    checks,
+    harness,
+    jobs,
+    measure,
+    memory,
+    peers,
+    report,
+    results,
+    run,
+    table,
+    worker,
+)
 
 SHAPE = (2, 3, 16, 16)
 ALL_CASES = [case for op in harness.op_names() for case in harness.cases_of(op)]
@@ -60,7 +74,7 @@ def test_a_record_holds_every_contestant():
     assert list(record["contestants"]) == ["fastseg", "eager"]
     assert record["contestants"]["fastseg"]["ratio"] == 1
     assert record["contestants"]["eager"]["median_ms"] > 0
-    assert "reached" in table.text(record)
+    assert "reached" in table.text(record, targets=True)
 
 
 WRONG = {"value": lambda input: (input * 0.51).sum(), "shape": lambda input: halved_sum(input).view(1)}
@@ -190,17 +204,31 @@ def test_targets_are_judged(kind, value, peer, expected):
 def test_losses_and_missed_targets_are_said():
     slow = RECORD | {"contestants": RECORD["contestants"] | {"compile": figures(0.5, 0.5, 0)}}
     slow["targets"] = [dataclasses.asdict(harness.Target("speedup", 2.0))]
-    assert "LOST to compile" in table.text(slow)
-    assert "MISSED" in table.text(slow)
+    assert "LOST to compile" in table.text(slow, targets=False) and "MISSED" not in table.text(slow, targets=False)
+    assert "MISSED" in table.text(slow, targets=True)
     assert "0 reached, 1 missed" in table.targets([slow])
-    assert "**missed**" in report.summary_row({"tuned": slow})[-1]
+    assert "**missed**" in report.target_cell(slow)
     assert "**lost**" in report.full_row(slow)[-1]
-    assert 'fill="#c33"' in plot.speedups([{"tuned": slow}])
+
+
+def test_charts_know_what_they_show(tmp_path):
+    pytest.importorskip("matplotlib")
+    groups = [{"tuned": RECORD, "default": RECORD}]
+    for name, chart in charts.OF_A_MACHINE.items():
+        path = tmp_path / "images" / f"{name}.svg"
+        assert not chart(groups).is_drawn_in(path)
+        chart(groups).draw(path)
+        assert chart(groups).is_drawn_in(path) and path.read_text().startswith("<?xml")
+        other = {"contestants": RECORD["contestants"] | {"fastseg": figures(1.0, 1.0, 1, ours=True)}}
+        assert name == "speedup" or not chart([{"tuned": RECORD | other | {"minimal_bytes": 1}}]).is_drawn_in(path)
+    assert charts.speedups(groups).data == [["example 1x2", "compile", 2.0]]
+    assert charts.memory(groups).data == [["example 1x2", "compile", 10.0, 40.0]]
+    assert charts.roofline(groups).data == [["example", 0.8, 1.0]]
 
 
 def test_figures_of_the_reference_say_so():
     record = RECORD | {"backends": {"example": "reference"}}
-    assert "plain-PyTorch reference" in table.text(record)
+    assert "plain-PyTorch reference" in table.text(record, targets=False)
     assert "plain-PyTorch reference" in report.full_row(record)[0]
 
 
@@ -219,11 +247,11 @@ def test_essential_cases_run_first_under_both_allocators(monkeypatch):
         example(op="other", name="sibling", targets=()),
     ]
     monkeypatch.setattr(harness, "cases_of", lambda op: cases)
-    essential, others = run.plan(["example"], "cpu", "")
+    essential, others = jobs.plan(["example"], "cpu", "")
     named = [(job.titles[0].split()[1], job.allocator) for job in essential]
     assert named == [(name, each) for name in ("first", "wanted", "sibling") for each in ("default", "tuned")]
     assert [job.titles[0].split()[1] for job in others] == ["plain", "plain"]
-    (on_cuda,), (rest,) = run.plan(["example"], "cuda", "")
+    (on_cuda,), (rest,) = jobs.plan(["example"], "cuda", "")
     assert [title.split()[1] for title in on_cuda.titles] == ["first", "sibling"]
     assert [title.split()[1] for title in rest.titles] == ["plain", "wanted"]
 
@@ -231,10 +259,10 @@ def test_essential_cases_run_first_under_both_allocators(monkeypatch):
 def test_a_crash_costs_one_case(monkeypatch, capsys, tmp_path):
     cases = [example(name=name, targets=()) for name in ("sound", "crashing", "after")]
     monkeypatch.setattr(harness, "cases_of", lambda op: cases)
-    jobs = []
+    asked = []
 
     def run_worker(job, *rest, **options):
-        jobs.append(job.titles)
+        asked.append(job.titles)
         done = [title for title in job.titles[:1] if "crashing" not in title]
         return [RECORD | {"case": title, "refused": None} for title in done], (
             "exit status -11: no message" if len(job.titles) > 1 or not done else None
@@ -243,8 +271,8 @@ def test_a_crash_costs_one_case(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(run, "run_worker", run_worker)
     options = run.parse(["cross_entropy", "--device", "cpu", "--json", str(tmp_path / "results.json")])
     session = run.Session(options)
-    session.run(run.Job("example", tuple(case.title for case in cases), "default"))
-    assert [len(titles) for titles in jobs] == [3, 1]
+    session.run(jobs.Job("example", tuple(case.title for case in cases), "default"))
+    assert [len(titles) for titles in asked] == [3, 1]
     assert [record["case"].split()[1] for record in session.all_records()] == ["sound", "after"]
     assert len(session.failures) == 1 and "crashing" in session.failures[0]
 
@@ -285,11 +313,14 @@ def test_markers_are_filled_and_filling_is_stable(monkeypatch, tmp_path):
     assert [machine.name for machine in results.machines("cpu")] == ["another", "example-cpu"]
     text = "".join(
         f"a\n<!-- benchmarks:{name} -->\nold\n<!-- /benchmarks:{name} -->\n"
-        for name in ("cpu", "cpu:all", "cuda")
+        for name in ("cpu:headline", "cpu:all", "cpu:targets", "cuda:all")
     )
+    monkeypatch.setattr(report, "HEADLINES", ("example 1x2",))
     filled = report.filled(text)
     assert "old" not in filled
     assert filled.count("Example(R) CPU, 2 threads, torch 2, 2026-01-01 (commit abc with local changes)") == 2
+    assert "| `example` 1x2 | Another(TM) Processor | 1 | 2 (compile) | 2.0x | 10.0 MB / 40.0 MB |" in filled
+    assert "Slower than the fastest peer in 0 of 1 cases." in filled
     assert filled.count("Another(TM) Processor, 2 threads") == 2
     assert "Not yet measured." in filled
     assert report.filled(filled) == filled
@@ -301,7 +332,20 @@ def test_committed_tables_and_plots_are_what_the_results_say():
 
 
 def test_the_readme_shows_the_cpu_results():
-    assert "<!-- benchmarks:cpu -->" in (results.ROOT / "README.md").read_text()
+    readme = (results.ROOT / "README.md").read_text()
+    assert "<!-- benchmarks:cpu:headline -->" in readme and "images/cpu-speedup.svg" in readme
+
+
+def test_a_run_leaves_committed_results_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "committed")
+    monkeypatch.setattr(results, "UNCOMMITTED", tmp_path / "build")
+    meta = {"device": "cpu", "device_name": "Example CPU"}
+    for arguments, where in (([], "build"), (["--save"], "committed")):
+        results.keep(run.parse(["cross_entropy", "--device", "cpu", *arguments]), "cross_entropy", meta, [])
+        assert (tmp_path / where / "cpu" / "example-cpu" / "cross_entropy.json").exists()
+        assert len(list(tmp_path.rglob("*.json"))) == len(arguments) + 1
+    with pytest.raises(SystemExit):
+        run.parse(["cross_entropy", "--save", "--match", "19"])
 
 
 def test_revisions_are_compared_pair_by_pair(monkeypatch, capsys):

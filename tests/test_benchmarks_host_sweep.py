@@ -69,8 +69,9 @@ def test_missed_targets_of_small_calls_are_said():
         "case": "some call", "fastseg_us": 12.0, "stock_us": 2.0, "ratio": 6.0, "ratio_quartiles": [5.9, 6.1],
         "python_calls": 20, "turns": 9, "targets": {"ratio": 5, "python_calls": 20},
     }  # fmt: skip
-    assert host.row(record)[-1] == "**missed** <= 5x stock; <= 20 Python calls"
-    assert host.verdict([record]) == "Targets: 1 reached, 1 missed"
+    assert host.target_cell(record) == "**missed** <= 5x stock; <= 20 Python calls"
+    assert host.tables([record], targets=True)[0][1][0] == [*host.row(record), host.target_cell(record)]
+    assert host.verdict([record], targets=True).endswith("targets: 1 reached, 1 missed")
 
 
 @pytest.mark.parametrize("channels", [(1, 1), (2, 150), (1, 256)])
@@ -118,7 +119,7 @@ def test_the_sweep_changes_the_allocator_halfway_and_saves(monkeypatch, capsys, 
     assert run.main(["sweep", "--calls", "3", "--seed", "1", "--json", str(output)]) == 0
     records = json.loads(output.read_text())["records"]
     assert [record["allocator"] for record in records] == ["default", "tuned", "tuned"] and tuned == [True]
-    assert "of the calls lost" in capsys.readouterr().out
+    assert "of the calls\n" in capsys.readouterr().out
 
 
 def sweep_record(**changes):
@@ -135,12 +136,11 @@ def test_results_of_commands_are_not_those_of_ops(monkeypatch, tmp_path):
         "device": "cpu", "device_name": "Example CPU", "threads": 1, "versions": {}, "commit": "abc", "dirty": False,
         "date": "2026-01-01T00:00:00",
     }  # fmt: skip
-    options = argparse.Namespace(json=None, no_save=False)
+    options = argparse.Namespace(json=None, save=True)
     lost = sweep_record(ratio=2.0, lost=True)
     results.keep(options, "sweep", meta, [lost, sweep_record(ratio=0.5, lost=False)])
-    results.keep(argparse.Namespace(json=None, no_save=True), "host", meta, [])
     assert results.machines("cpu") == [] and results.machines("cpu", "host") == []
     filled = report.filled("<!-- benchmarks:cpu:sweep -->\n<!-- /benchmarks:cpu:sweep -->")
-    assert "at most 5% of the calls lost: 50.0%, missed" in filled
+    assert "Lost: 50.0% of the calls; target, at most 5%: missed" in filled
     assert "max_pool2d 2x2 1x2x4x4 float32 contiguous, forward, default allocator | 32 | 20 | 10 | 2.00" in filled
     assert report.filled(filled) == filled

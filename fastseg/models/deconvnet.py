@@ -5,16 +5,17 @@ proposals, resized to 224 x 224, whose scores are pasted back and merged by thei
 those of the Caffe release (there the last layer is called ``seg-score-voc``).
 """
 
-from torch import nn
+from torch import Tensor, nn
 
-from fastseg.models.unpooling import VGG16UnpoolingNetwork, initialise_he_
-from fastseg.models.vgg import BLOCKS, FULLY_CONNECTED_CHANNELS
+from fastseg.models.blocks.convolution import initialise_he_, layer_block, scaled_width
+from fastseg.models.blocks.unpooling import UnpoolingNetwork
+from fastseg.models.blocks.vgg16 import FULLY_CONNECTED_CHANNELS, STAGES, numbered, torchvision_sources, vgg16_stages
 from fastseg.nn import ConvTranspose2d
 
 DECODER_DEVIATION = 0.01  # of the initial weights
 
 
-class DeconvNet(VGG16UnpoolingNetwork):
+class DeconvNet(UnpoolingNetwork):
     """DeconvNet: called on ``(N, in_channels, H, W)`` it returns class scores ``(N, num_classes, H, W)``.
 
     The 7x7 convolution ``fc6`` turns the 7 x 7 map of a 224 x 224 image into one pixel, ``fc6-deconv`` turns
@@ -43,40 +44,72 @@ class DeconvNet(VGG16UnpoolingNetwork):
 
     smallest_image = 193
 
-    def __init__(self, num_classes=21, in_channels=3, *, width_multiplier=1.0, batch_norm_eps=1e-5):
-        super().__init__(num_classes, in_channels, width_multiplier, 0.0, batch_norm_eps)
-        self._build_fully_connected()
-        # each stage ends as wide as the encoder stage above it; the first one keeps its width
-        ends_with = [self._width(channels) for _, _, channels in (BLOCKS[0], *BLOCKS[:-1])]
-        for block, layers, block_channels in reversed(BLOCKS):
-            channels = self._width(block_channels)
-            for index in range(1, layers + 1):
-                out_channels = ends_with[block - 1] if index == layers else channels
-                layer = ConvTranspose2d(channels, out_channels, 3, padding=1)
-                initialise_decoder_(layer)
-                self._add_layer(
-                    self._decoder[block], f"deconv{block}_{index}", layer, f"debn{block}_{index}"
-                )
-        score = nn.Conv2d(self._width(BLOCKS[0][2]), num_classes, 1)
-        initialise_decoder_(score)
-        self._add_layer(self._decoder[1], "seg-score", score, relu=False)
+    def __init__(
+        self,
+        num_classes: int = 21,
+        in_channels: int = 3,
+        *,
+        width_multiplier: float = 1.0,
+        batch_norm_eps: float = 1e-5,
+    ):
+        super().__init__(num_classes, in_channels, width_multiplier, batch_norm_eps)
+        widths = [scaled_width(width, width_multiplier) for _, width in STAGES]
+        hidden = scaled_width(FULLY_CONNECTED_CHANNELS, width_multiplier)
+        bottom = [
+            initialise_he_(nn.Conv2d(widths[-1], hidden, 7)),
+            initialise_he_(nn.Conv2d(hidden, hidden, 1)),
+            initialise_decoder_(ConvTranspose2d(hidden, widths[-1], 7)),
+        ]
+        decoder = [  # each stage ends as wide as the encoder's stage above it, the finest as wide as it is
+            self._decoder_stage(layers, width, above)
+            for (layers, _), width, above in zip(STAGES, widths, [widths[0], *widths])
+        ]
+        self.build(
+            vgg16_stages(in_channels, width_multiplier, norm=self.batch_norm),
+            decoder[::-1],
+            bottom=nn.Sequential(*map(self._normalised, bottom)),
+        )
+        self.score = initialise_decoder_(nn.Conv2d(widths[0], num_classes, 1))
 
-    def _build_fully_connected(self):
-        channels, hidden = self._width(BLOCKS[-1][2]), self._width(FULLY_CONNECTED_CHANNELS)
-        for name, layer in (
-            ("fc6", nn.Conv2d(channels, hidden, 7)),
-            ("fc7", nn.Conv2d(hidden, hidden, 1)),
-        ):
-            initialise_he_(layer)
-            self._add_layer(self._bottom, name, layer, f"bn{name}")
-        layer = ConvTranspose2d(hidden, channels, 7)
-        initialise_decoder_(layer)
-        self._add_layer(self._bottom, "fc6-deconv", layer, "fc6-deconv-bn")
+    def _normalised(self, layer: nn.Module) -> nn.Sequential:
+        return layer_block(layer, norm=self.batch_norm(layer.out_channels))
 
-    def _encoder_norm(self, block, index):
-        return f"bn{block}_{index}"
+    def _decoder_stage(self, layers: int, width: int, last_width: int) -> nn.Sequential:
+        widths = [width] * (layers - 1) + [last_width]
+        return nn.Sequential(*[
+            self._normalised(initialise_decoder_(ConvTranspose2d(width, channels, 3, padding=1))) for channels in widths
+        ])  # fmt: skip
+
+    def release_names(self) -> dict[str, str]:
+        names = {"score": "seg-score"}
+        for stage, layer in numbered():
+            for place, prefix in ((f"encoder.{stage - 1}", ""), (f"decoder.{len(STAGES) - stage}", "de")):
+                path, number = f"{place}.layers.{layer - 1}", f"{stage}_{layer}"
+                names |= {f"{path}.layer": f"{prefix}conv{number}", f"{path}.norm": f"{prefix}bn{number}"}
+        for place, (layer, norm) in enumerate((("fc6", "bnfc6"), ("fc7", "bnfc7"), ("fc6-deconv", "fc6-deconv-bn"))):
+            names |= {f"bottom.{place}.layer": layer, f"bottom.{place}.norm": norm}
+        return names
+
+    def load_vgg16(self, state_dict: dict[str, Tensor]) -> "DeconvNet":
+        """Copies the weights of torchvision's ``vgg16`` or ``vgg16_bn`` into the encoder, ``fc6`` and ``fc7``.
+
+        `vgg16` has no batch normalisation: that of this network then stays as it is. The output of ImageNet,
+        ``classifier.6``, is ignored. torchvision's weights expect RGB images in [0, 1], normalised by the ImageNet mean
+        and deviation.
+
+        Raises:
+            RuntimeError: a key is missing or a tensor has the wrong shape; nothing is copied then.
+        """
+        layers = {f"conv{stage}_{layer}": f"bn{stage}_{layer}" for stage, layer in numbered()}
+        sources = torchvision_sources(state_dict, layers | {"fc6": None, "fc7": None})
+        self.copy_tensors("load_vgg16", state_dict, sources)
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.score(super().forward(image))
 
 
-def initialise_decoder_(layer):
+def initialise_decoder_(layer: nn.Module) -> nn.Module:
     nn.init.normal_(layer.weight, std=DECODER_DEVIATION)
     nn.init.zeros_(layer.bias)
+    return layer

@@ -6,16 +6,17 @@ pixels by bilinear upsampling. The skip versions add the scores of pool4 (16s) a
 before the last upsampling. Parameter names are those of the Caffe release and of pytorch-fcn.
 """
 
-from torch import nn
+from torch import Tensor, nn
 
-from fastseg.models.upsampling import MODES, upsampling_layer
-from fastseg.models.vgg import VGG16Trunk
+from fastseg.models.blocks.upsampling import MODES, upsampling_layer
+from fastseg.models.blocks.vgg16 import FullyConvolutionalVGG16, numbered, torchvision_sources
+from fastseg.models.network import Network
 from fastseg.nn import BilinearUpsample2d
 
 PADDINGS = ("pad100", "same")
 
 
-class FCN(VGG16Trunk):
+class FCN(Network):
     """What `FCN32s`, `FCN16s`, `FCN8s` and `FCN8sAtOnce` share: arguments, initialisation and errors.
 
     Called on an image ``(N, in_channels, H, W)`` a network returns class scores ``(N, num_classes, H, W)``.
@@ -45,27 +46,51 @@ class FCN(VGG16Trunk):
 
     def __init__(
         self,
-        num_classes=21,
-        in_channels=3,
+        num_classes: int = 21,
+        in_channels: int = 3,
         *,
-        padding="pad100",
-        upsampling="fixed",
-        width_multiplier=1.0,
-        dropout=0.5,
+        padding: str = "pad100",
+        upsampling: str = "fixed",
+        width_multiplier: float = 1.0,
+        dropout: float = 0.5,
     ):
-        if num_classes < 1:
-            raise ValueError(f"{self._name}: num_classes is {num_classes}; allowed: 1 or more")
-        if padding not in PADDINGS:
-            raise ValueError(f"{self._name}: padding is {padding!r}; allowed: {', '.join(PADDINGS)}")
-        if upsampling not in MODES:
-            raise ValueError(f"{self._name}: upsampling is {upsampling!r}; allowed: {', '.join(MODES)}")
+        super().__init__(num_classes, in_channels)
+        self.check_positive(width_multiplier=width_multiplier)
+        self.check_one_of(PADDINGS, padding=padding)
+        self.check_one_of(MODES, upsampling=upsampling)
+        self.padding, self.upsampling = padding, upsampling
         first_padding, fc6_padding = (100, 0) if padding == "pad100" else (1, 3)
-        super().__init__(in_channels, width_multiplier, first_padding, fc6_padding, dropout)
-        self.num_classes = num_classes
-        self.padding = padding
-        self.upsampling = upsampling
-        self.score_fr = self._score_layer(self.fc7_channels)
+        self.trunk = FullyConvolutionalVGG16(
+            in_channels, width_multiplier, first_padding=first_padding, fc6_padding=fc6_padding, dropout=dropout
+        )
+        self.pool3_channels, self.pool4_channels, fc7_channels = self.trunk.channels
+        self.score_fr = self._score_layer(fc7_channels)
         self._build_skips()
+
+    def release_names(self) -> dict[str, str]:
+        names = {
+            f"trunk.stages.{stage - 1}.{layer - 1}.layer": f"conv{stage}_{layer}" for stage, layer in numbered()
+        }
+        return names | {"trunk.fc6": "fc6", "trunk.fc7": "fc7"}
+
+    def load_vgg16(self, state_dict: dict[str, Tensor]) -> "FCN":
+        """Copies the weights of torchvision's ``vgg16`` (``features.N`` and ``classifier.N``) into the trunk.
+
+        The fully connected layers become convolutions; the output of ImageNet, ``classifier.6``, is ignored.
+        torchvision's weights expect RGB images in [0, 1], normalised by the ImageNet mean and deviation.
+
+        Raises:
+            RuntimeError: a key is missing or a tensor has the wrong shape; nothing is copied then.
+        """
+        layers = [*(f"conv{stage}_{layer}" for stage, layer in numbered()), "fc6", "fc7"]
+        sources = torchvision_sources(state_dict, dict.fromkeys(layers))
+        self.copy_tensors("load_vgg16", state_dict, sources)
+        return self
+
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The maps of ``pool3`` (stride 8), ``pool4`` (16) and ``fc7`` (32)."""
+        self.check_image(image)
+        return self.trunk(image)
 
     def _build_skips(self):
         raise NotImplementedError("use FCN32s, FCN16s, FCN8s or FCN8sAtOnce")

@@ -10,10 +10,11 @@ The release trains with `fastseg.nn.ClassBalancedCrossEntropyLoss` and tests wit
 whole training set: ``torch.optim.swa_utils.update_bn(training_images, network)`` computes these.
 """
 
-from torch import nn
+from torch import Tensor, nn
 
-from fastseg.models.unpooling import UnpoolingNetwork, VGG16UnpoolingNetwork, initialise_he_
-from fastseg.models.vgg import BLOCKS, check_image
+from fastseg.models.blocks.convolution import initialise_he_, layer_block, scaled_width
+from fastseg.models.blocks.unpooling import UnpoolingNetwork
+from fastseg.models.blocks.vgg16 import STAGES, numbered, torchvision_sources, vgg16_stages
 
 # CamVid's classes and their published weights; label 11 (void) is ignored
 CAMVID_CLASSES = (
@@ -22,9 +23,10 @@ CAMVID_CLASSES = (
 CAMVID_CLASS_WEIGHTS = (
     0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826, 9.6446, 1.8418, 0.6823, 6.2478, 7.3614,
 )  # fmt: skip
+CHANNELS = 64  # of every layer of SegNet-Basic at width 1
 
 
-class SegNet(VGG16UnpoolingNetwork):
+class SegNet(UnpoolingNetwork):
     """SegNet: the 13 convolutions of VGG16 and their mirror image.
 
     Called on an image ``(N, in_channels, H, W)`` of any size it returns class scores
@@ -47,22 +49,55 @@ class SegNet(VGG16UnpoolingNetwork):
     """
 
     def __init__(
-        self, num_classes=11, in_channels=3, *, width_multiplier=1.0, dropout=0.0, batch_norm_eps=1e-5
+        self,
+        num_classes: int = 11,
+        in_channels: int = 3,
+        *,
+        width_multiplier: float = 1.0,
+        dropout: float = 0.0,
+        batch_norm_eps: float = 1e-5,
     ):
-        super().__init__(num_classes, in_channels, width_multiplier, dropout, batch_norm_eps)
-        # each stage ends as wide as the encoder stage above it, the first one with the scores
-        ends_with = [num_classes, *(self._width(channels) for _, _, channels in BLOCKS[:-1])]
-        for block, layers, block_channels in reversed(BLOCKS):
-            channels = self._width(block_channels)
-            for index in range(layers, 0, -1):
-                name, is_score = f"conv{block}_{index}_D", (block, index) == (1, 1)
-                layer = nn.Conv2d(channels, ends_with[block - 1] if index == 1 else channels, 3, padding=1)
-                initialise_he_(layer)
-                norm = None if is_score else f"{name}_bn"
-                self._add_layer(self._decoder[block], name, layer, norm, relu=not is_score)
+        super().__init__(num_classes, in_channels, width_multiplier, batch_norm_eps)
+        widths = [scaled_width(width, width_multiplier) for _, width in STAGES]
+        decoder = [  # each stage ends as wide as the encoder's stage above it, the finest with the scores
+            self._decoder_stage(layers, width, above, scores=stage == 0)
+            for stage, ((layers, _), width, above) in enumerate(zip(STAGES, widths, [num_classes, *widths]))
+        ]
+        encoder = vgg16_stages(in_channels, width_multiplier, norm=self.batch_norm)
+        self.build(encoder, decoder[::-1], dropout=dropout)
 
-    def _encoder_norm(self, block, index):
-        return f"conv{block}_{index}_bn"
+    def _decoder_stage(self, layers: int, width: int, last_width: int, scores: bool) -> nn.Sequential:
+        stage = nn.Sequential()
+        for number in range(layers, 0, -1):
+            last = number == 1
+            layer = initialise_he_(nn.Conv2d(width, last_width if last else width, 3, padding=1))
+            ends = scores and last
+            stage.append(layer_block(layer, norm=None if ends else self.batch_norm(layer.out_channels), relu=not ends))
+        return stage
+
+    def release_names(self) -> dict[str, str]:
+        names = {}
+        for stage, layer in numbered():
+            place = STAGES[stage - 1][0] - layer  # the decoder runs the other way
+            for path, name in (
+                (f"encoder.{stage - 1}.layers.{layer - 1}", f"conv{stage}_{layer}"),
+                (f"decoder.{len(STAGES) - stage}.layers.{place}", f"conv{stage}_{layer}_D"),
+            ):
+                names |= {f"{path}.layer": name, f"{path}.norm": f"{name}_bn"}
+        return names
+
+    def load_vgg16(self, state_dict: dict[str, Tensor]) -> "SegNet":
+        """Copies the weights of torchvision's ``vgg16`` or ``vgg16_bn`` into the encoder.
+
+        `vgg16` has no batch normalisation: that of this network then stays as it is. ``classifier`` is ignored.
+        torchvision's weights expect RGB images in [0, 1], normalised by the ImageNet mean and deviation.
+
+        Raises:
+            RuntimeError: a key is missing or a tensor has the wrong shape; nothing is copied then.
+        """
+        layers = {f"conv{stage}_{layer}": f"conv{stage}_{layer}_bn" for stage, layer in numbered()}
+        self.copy_tensors("load_vgg16", state_dict, torchvision_sources(state_dict, layers))
+        return self
 
 
 class SegNetBasic(UnpoolingNetwork):
@@ -83,26 +118,37 @@ class SegNetBasic(UnpoolingNetwork):
     Initialisation and errors: as `SegNet`.
     """
 
-    stages, channels = 4, 64
-
     def __init__(
-        self, num_classes=11, in_channels=3, *, width_multiplier=1.0, dropout=0.0, batch_norm_eps=1e-5
+        self,
+        num_classes: int = 11,
+        in_channels: int = 3,
+        *,
+        width_multiplier: float = 1.0,
+        dropout: float = 0.0,
+        batch_norm_eps: float = 1e-5,
     ):
-        super().__init__(self.stages, num_classes, in_channels, width_multiplier, dropout, batch_norm_eps)
+        super().__init__(num_classes, in_channels, width_multiplier, batch_norm_eps)
         self.norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
-        width = self._width(self.channels)
-        for stage, layers in self._encoder.items():
-            layer = nn.Conv2d(in_channels if stage == 1 else width, width, 7, padding=3)
-            self._add_layer(layers, f"conv{stage}", layer, f"conv{stage}_bn")
-        for stage, layers in self._decoder.items():
-            layer = nn.Conv2d(width, width, 7, padding=3)
-            name = f"conv_decode{stage}"
-            self._add_layer(layers, name, layer, f"{name}_bn", relu=False)
-        self._add_layer(self._decoder[1], "conv_classifier", nn.Conv2d(width, num_classes, 1), relu=False)
-        for layer in self.children():
-            if isinstance(layer, nn.Conv2d):
-                initialise_he_(layer)
+        width = scaled_width(CHANNELS, width_multiplier)
 
-    def forward(self, image):
-        check_image(self._name, image, self.in_channels)
-        return super().forward(self.norm(image))
+        def stage(channels, relu):
+            layer = initialise_he_(nn.Conv2d(channels, width, 7, padding=3))
+            return layer_block(layer, norm=self.batch_norm(width), relu=relu)
+
+        self.build(
+            [stage(channels, relu=True) for channels in (in_channels, width, width, width)],
+            [stage(width, relu=False) for _ in range(4)],
+            dropout=dropout,
+        )
+        self.conv_classifier = initialise_he_(nn.Conv2d(width, num_classes, 1))
+
+    def release_names(self) -> dict[str, str]:
+        names = {}
+        for stage in range(4):
+            for path, name in (("encoder", f"conv{stage + 1}"), ("decoder", f"conv_decode{4 - stage}")):
+                names |= {f"{path}.{stage}.layers.layer": name, f"{path}.{stage}.layers.norm": f"{name}_bn"}
+        return names
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.check_image(image)
+        return self.conv_classifier(super().forward(self.norm(image)))

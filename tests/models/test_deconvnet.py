@@ -1,4 +1,4 @@
-"""DeconvNet against a plain torch.nn build that shares no code with it, and the facts of its release."""
+"""DeconvNet: the facts of the release."""
 
 import pytest
 import torch
@@ -6,31 +6,16 @@ from torch import nn
 
 from fastseg.models import DeconvNet
 from fastseg.testing import assert_within_policy
+from tests.models.contract import CLASSES, Contract, he
 from tests.models.plain_deconvnet import PlainDeconvNet
 from tests.models.plain_fcn import vgg16_in_torchvision_layout
-from tests.models.verification import assert_equals_plain, called_modules, randomised
+from tests.models.verification import called_modules, randomised
 
 WIDTH = 1 / 32
 VGG16_LAYERS = [(1, 2), (2, 2), (3, 3), (4, 3), (5, 3)]
 
 
-def image_of(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("size", [(224, 224), (193, 230)], ids=str)
-def test_equals_a_plain_build_forward_and_backward(size, training):
-    model = randomised(DeconvNet(5, width_multiplier=WIDTH)).train(training)
-    assert_equals_plain(model, lambda: PlainDeconvNet(5, WIDTH), image_of(2, 3, *size))
-
-
-def test_full_size_parameters_names_and_shapes():
-    with torch.device("meta"):
-        model = DeconvNet()
-        calls = called_modules(model, torch.empty(2, 3, 224, 224))
-    assert sum(parameter.numel() for parameter in model.parameters()) == 251_805_653
-
+def layers_in_order():
     order = []
     for block, count in VGG16_LAYERS:
         for index in range(1, count + 1):
@@ -41,12 +26,34 @@ def test_full_size_parameters_names_and_shapes():
         order.append(f"unpool{block}")
         for index in range(1, count + 1):
             order += [f"deconv{block}_{index}", f"debn{block}_{index}"]
-    order.append("seg-score")
-    assert [name for name, _ in calls] == order
-    assert {key.rpartition(".")[0] for key in model.state_dict()} == {
-        name for name in order if "pool" not in name
-    }
+    return [*order, "seg-score"]
 
+
+def keys():
+    kinds = {True: ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"), False: ("weight", "bias")}
+    layers = [name for name in layers_in_order() if "pool" not in name]
+    return [f"{name}.{kind}" for name in layers for kind in kinds["bn" in name]]
+
+
+CONTRACTS = [
+    Contract(
+        DeconvNet, lambda: PlainDeconvNet(CLASSES, WIDTH), sizes=((224, 224), (193, 230)),
+        arguments=dict(width_multiplier=WIDTH), smallest=193, parameters=(({}, 251_805_653),), keys=keys(),
+        deviation=lambda key, layer: 0.01 if "deconv" in key or key.startswith("seg-score") else he(layer),
+        norm_shift=1e-3,
+    )
+]  # fmt: skip
+
+
+def image_of(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_order_and_shapes_at_full_size():
+    with torch.device("meta"):
+        model = DeconvNet()
+        calls = called_modules(model, torch.empty(2, 3, 224, 224))
+    assert [name for name, _ in calls] == layers_in_order()
     shapes = dict(calls)
     assert shapes["pool5"] == (2, 512, 7, 7)
     assert shapes["fc7"] == (2, 4096, 1, 1)
@@ -61,14 +68,6 @@ def test_full_size_parameters_names_and_shapes():
     assert state["deconv1_2.weight"].shape == (64, 64, 3, 3)
 
 
-def test_sizes_from_193_on_come_back_as_they_went_in():
-    with torch.device("meta"):
-        model = DeconvNet(2, 1, width_multiplier=WIDTH).eval()
-        for height in range(193, 260):
-            width = 193 + 7 * height % 131
-            assert model(torch.empty(1, 1, height, width)).shape == (1, 2, height, width)
-
-
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_load_vgg16_fills_the_encoder_and_the_fully_connected_layers(batch_norm):
     stock = randomised(vgg16_in_torchvision_layout(WIDTH, batch_norm=batch_norm)).eval()
@@ -77,8 +76,8 @@ def test_load_vgg16_fills_the_encoder_and_the_fully_connected_layers(batch_norm)
     assert model.load_vgg16(stock.state_dict()) is model
     for key, value in decoder.items():
         assert torch.equal(model.state_dict()[key], value), key
-    for layer, name in ((0, "fc6"), (3, "fc7")):
-        linear, convolution = stock["classifier"][layer], model.get_submodule(name)
+    for place, layer in enumerate((0, 3)):
+        linear, convolution = stock["classifier"][layer], model.bottom[place].layer
         assert torch.equal(convolution.weight.flatten(1), linear.weight)
         assert torch.equal(convolution.bias, linear.bias)
     if not batch_norm:  # make the batch normalisations of the network do nothing
@@ -87,7 +86,7 @@ def test_load_vgg16_fills_the_encoder_and_the_fully_connected_layers(batch_norm)
                 norm.eps = 0.0
                 nn.init.zeros_(norm.bias)
     pooled = []
-    model.pool5.register_forward_hook(lambda module, inputs, output: pooled.append(output[0]))
+    model.encoder[4].pool.register_forward_hook(lambda module, inputs, output: pooled.append(output[0]))
     image = image_of(1, 3, 224, 224)
     model(image)
     expected = stock["features"](image)
@@ -99,28 +98,3 @@ def test_load_vgg16_needs_the_fully_connected_layers():
     state_dict = {key: value for key, value in state_dict.items() if key.startswith("features")}
     with pytest.raises(RuntimeError, match=r"DeconvNet\.load_vgg16: state_dict lacks classifier\.0\.bias"):
         DeconvNet(width_multiplier=WIDTH).load_vgg16(state_dict)
-
-
-def test_initialisation():
-    torch.manual_seed(0)
-    for name, layer in DeconvNet(width_multiplier=0.125).named_modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            assert layer.weight.eq(1).all() and layer.bias.eq(1e-3).all(), name
-        elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            in_decoder = "deconv" in name or name == "seg-score"
-            expected = 0.01 if in_decoder else (2 / layer.weight[0].numel()) ** 0.5
-            assert layer.weight.std().item() == pytest.approx(expected, rel=0.2), name
-            assert layer.bias.count_nonzero() == 0, name
-
-
-@pytest.mark.parametrize("shape", [(3, 224, 224), (1, 1, 224, 224), (1, 3, 192, 224), (1, 3, 224, 192)])
-def test_bad_images_are_named(shape):
-    model = DeconvNet(width_multiplier=WIDTH)
-    message = r"DeconvNet: image has shape .*; allowed: \(N, 3, H, W\) with H and W at least 193"
-    with pytest.raises(RuntimeError, match=message):
-        model(torch.zeros(shape))
-
-
-def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="num_classes is 0; allowed: 1 or more"):
-        DeconvNet(0, width_multiplier=WIDTH)

@@ -1,4 +1,4 @@
-"""FCN on VGG16 against a plain torch.nn build that shares no code with it, and the facts of its release."""
+"""FCN on VGG16: its variants, and the facts of the release."""
 
 import pytest
 import torch
@@ -6,68 +6,61 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg.models import FCN8s, FCN8sAtOnce, FCN16s, FCN32s
-from fastseg.models.vgg import VGG16Trunk
+from fastseg.models.blocks.vgg16 import FullyConvolutionalVGG16
 from fastseg.testing import assert_within_policy
+from tests.models.contract import CLASSES, Contract, he
 from tests.models.plain_fcn import UPSAMPLING_LAYERS, PlainFCN, crop_offsets, vgg16_in_torchvision_layout
-from tests.models.verification import outputs_and_gradients, together
+from tests.models.verification import randomised
 
 NETWORKS = {"32s": FCN32s, "16s": FCN16s, "8s": FCN8s, "8s at-once": FCN8sAtOnce}
+PARAMETERS = {"32s": 134_346_581, "16s": 134_357_354, "8s": 134_362_751, "8s at-once": 134_362_751}
 WIDTH = 1 / 32
+VGG16 = [f"conv{stage}_{layer}" for stage, layers in enumerate((2, 2, 3, 3, 3), 1) for layer in range(1, layers + 1)]
 
 
-def randomised(model):
-    """Random values everywhere (new score layers are zero), scaled so that signals keep their size."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            fan_in = max(1, parameter[0].numel()) if parameter.dim() > 1 else 16
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2 / fan_in) ** 0.5)
-    return model
+def keys(network, upsampling):
+    names = [*VGG16, "fc6", "fc7", "score_fr"] + ([] if network == "32s" else ["score_pool4"])
+    names += ["score_pool3"] if network.startswith("8s") else []
+    found = [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+    return found + ([] if upsampling == "interp" else [f"{name}.weight" for name in UPSAMPLING_LAYERS[network]])
 
 
-def plain_copy(model, network, dtype):
-    """A `PlainFCN` with the weights of `model`."""
-    plain = PlainFCN(network, model.padding, model.upsampling == "interp", model.num_classes, WIDTH)
-    weights = model.state_dict()
-    trunk = [name for name in weights if name.startswith("conv")]
-    own = plain.state_dict()
-    features = [name for name in own if name.startswith("features")]
-    renamed = dict(zip(features, trunk, strict=True))
-    plain.load_state_dict({name: weights[renamed.get(name, name)] for name in own})
-    return plain.to(dtype)
+def keys_of_plain(model, plain):
+    features = [key for key in plain.state_dict() if key.startswith("features")]
+    trunk = [key for key in model.state_dict() if key.startswith("conv")]
+    return {key: key for key in plain.state_dict()} | dict(zip(features, trunk, strict=True))
 
 
-@pytest.mark.parametrize("upsampling", ["fixed", "learned", "interp"])
-@pytest.mark.parametrize("padding, size", [("pad100", (37, 61)), ("same", (64, 96)), ("same", (45, 73))])
-@pytest.mark.parametrize("network", NETWORKS)
-def test_equals_a_plain_build_forward_and_backward(network, padding, size, upsampling):
-    arguments = dict(padding=padding, upsampling=upsampling, width_multiplier=WIDTH)
-    model = randomised(NETWORKS[network](5, **arguments)).eval()
-    stock = plain_copy(model, network, torch.float32)
-    exact = plain_copy(model, network, torch.float64)
-    if upsampling == "fixed":
-        for plain in (stock, exact):
-            for name in UPSAMPLING_LAYERS[network]:
-                plain.get_submodule(name).requires_grad_(False)
+def deviation(key, layer):
+    """Scores start at zero; how upsampling starts is in `test_upsampling_starts_bilinear`."""
+    return None if key.startswith("upscore") else 0.0 if key.startswith("score") else he(layer)
 
-    generator = torch.Generator().manual_seed(2)
-    image = torch.randn(2, 3, *size, generator=generator)
-    grad_output = torch.randn(2, 5, *size, generator=generator)
-    ours = outputs_and_gradients(model, image, grad_output)
-    theirs = outputs_and_gradients(stock, image, grad_output)
-    truth = outputs_and_gradients(exact, image.double(), grad_output.double())
-    assert truth[0].abs().max() > 0.1, "a vanishing output would prove nothing"
-    assert_within_policy(ours[0], theirs[0], truth[0], "output")
-    # Together: upsampling sums in another order than stock's, and the rounding of a few numbers is a matter of luck.
-    gradients = [(ours[1], theirs[1], truth[1])]
-    names = [name for name, gradient in theirs[2].items() if gradient is not None]
-    own_names = [name for name, gradient in ours[2].items() if gradient is not None]
-    assert len(own_names) == len(names)
-    trunk = [name for name in names if name.startswith("features")]
-    for name in own_names:
-        stock_name = trunk.pop(0) if name.startswith("conv") else name
-        gradients.append((ours[2][name], theirs[2][stock_name], truth[2][stock_name]))
-    assert_within_policy(*together(gradients), "all gradients")
+
+def contract(network, padding, upsampling):
+    return Contract(
+        NETWORKS[network],
+        lambda: PlainFCN(network, padding, upsampling == "interp", CLASSES, WIDTH),
+        sizes=((37, 61),) if padding == "pad100" else ((96, 64), (45, 73)),
+        name=f"FCN-{network} {padding} {upsampling}",
+        arguments=dict(padding=padding, upsampling=upsampling, width_multiplier=WIDTH),
+        keys_of_plain=keys_of_plain,
+        training=False,  # nothing but dropout differs
+        summed_alike=False,
+        parameters=((dict(padding=padding, upsampling=upsampling), PARAMETERS[network]),),
+        keys=keys(network, upsampling),
+        uncounted=("upscore",),
+        deviation=deviation,
+        bad_arguments=(
+            (dict(padding="valid"), "padding is 'valid'; allowed: pad100, same"),
+            (dict(upsampling="bicubic"), "upsampling is 'bicubic'; allowed: fixed, learned, interp"),
+        ),
+    )
+
+
+VARIANTS = [("pad100", "fixed"), ("same", "fixed"), ("same", "learned"), ("pad100", "interp"), ("same", "interp")]
+CONTRACTS = [
+    contract(network, *variant) for network in NETWORKS for variant in VARIANTS[: 2 if network == "8s at-once" else 5]
+]
 
 
 @pytest.mark.parametrize(
@@ -79,31 +72,16 @@ def test_affine_rule_gives_the_published_offsets(network, transposed, interpolat
     assert crop_offsets(network, interpolated=True) == interpolated
 
 
-@pytest.mark.parametrize(
-    "network, parameters",
-    [("32s", 134_346_581), ("16s", 134_357_354), ("8s", 134_362_751), ("8s at-once", 134_362_751)],
-)
 @pytest.mark.parametrize("padding", ["pad100", "same"])
-def test_full_size_parameters_names_and_shapes(network, parameters, padding):
+@pytest.mark.parametrize("network", NETWORKS)
+def test_shapes_at_full_size(network, padding):
     with torch.device("meta"):
         model = NETWORKS[network](padding=padding)
-        image = torch.empty(1, 3, 500, 500)
-    layers = UPSAMPLING_LAYERS[network]
-    counted = {name: p for name, p in model.named_parameters() if name.partition(".")[0] not in layers}
-    assert sum(parameter.numel() for parameter in counted.values()) == parameters
-    assert model(image).shape == (1, 21, 500, 500)
-
-    blocks = [(1, 2), (2, 2), (3, 3), (4, 3), (5, 3)]
-    names = [f"conv{block}_{index}" for block, count in blocks for index in range(1, count + 1)]
-    names += ["fc6", "fc7", "score_fr"] + ([] if network == "32s" else ["score_pool4"])
-    names += ["score_pool3"] if network.startswith("8s") else []
-    expected = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
-    expected |= {f"{name}.weight" for name in layers}
+        assert model(torch.empty(1, 3, 500, 500)).shape == (1, 21, 500, 500)
     state = model.state_dict()
-    assert set(state) == expected
     assert state["fc6.weight"].shape == (4096, 512, 7, 7)
     assert state["fc7.weight"].shape == (4096, 4096, 1, 1)
-    for name, stride in layers.items():
+    for name, stride in UPSAMPLING_LAYERS[network].items():
         assert state[f"{name}.weight"].shape == (21, 21, 2 * stride, 2 * stride)
 
 
@@ -121,32 +99,20 @@ def test_score_map_of_224_pixels_same_padding(network, coarse):
     assert scores.shape[2:] == (coarse, coarse)
 
 
-@pytest.mark.parametrize("upsampling", ["fixed", "interp"])
-@pytest.mark.parametrize("padding", ["pad100", "same"])
-@pytest.mark.parametrize("network", NETWORKS)
-def test_every_size_comes_back_as_it_went_in(network, padding, upsampling):
-    with torch.device("meta"):
-        arguments = dict(padding=padding, upsampling=upsampling, width_multiplier=WIDTH)
-        model = NETWORKS[network](2, 1, **arguments)
-        for height in range(1, 67):
-            width = 1 + 7 * height % 131
-            assert model(torch.empty(1, 1, height, width)).shape == (1, 2, height, width)
-
-
 def test_fully_connected_layers_equal_their_convolutions_at_224_pixels():
     width = 1 / 16
     torch.manual_seed(0)
     stock = vgg16_in_torchvision_layout(width).eval()
     image = torch.randn(1, 3, 224, 224)
-    trunk = VGG16Trunk(3, width, first_padding=1, fc6_padding=0, dropout=0.5).eval()
-    trunk.load_vgg16(stock.state_dict())
     same = FCN32s(padding="same", width_multiplier=width).eval().load_vgg16(stock.state_dict())
+    trunk = FullyConvolutionalVGG16(3, width, first_padding=1, fc6_padding=0, dropout=0.5).eval()
+    trunk.load_state_dict(same.trunk.state_dict())
 
     def fc7(net, image):
         return net["classifier"][:5](net["features"](image).flatten(1))
 
     expected = fc7(stock, image)
-    convolved = trunk.features(image)[2]
+    convolved = trunk(image)[2]
     centre = same.features(image)[2][:, :, 3, 3]
     exact = fc7(stock.double(), image.double())
     assert convolved.shape == (1, int(4096 * width), 1, 1)
@@ -184,16 +150,8 @@ def test_load_vgg16_refuses_what_does_not_fit_and_copies_nothing():
         assert torch.equal(value, before[name]), name
 
 
-def test_initialisation():
-    torch.manual_seed(0)
-    model = FCN8s(4, width_multiplier=0.25)
-    for name, parameter in model.named_parameters():
-        layer, kind = name.split(".")
-        if layer.startswith("score") or kind == "bias":
-            assert parameter.count_nonzero() == 0, name
-        elif not layer.startswith("upscore"):
-            expected = (2 / parameter[0].numel()) ** 0.5
-            assert parameter.std().item() == pytest.approx(expected, rel=0.2), name
+def test_upsampling_starts_bilinear():
+    model = FCN8s(4, width_multiplier=WIDTH)
     # factor 2: taps 1/4, 3/4, 3/4, 1/4, on the diagonal only
     taps = torch.tensor([0.25, 0.75, 0.75, 0.25])
     expected = torch.einsum("ab,i,j->abij", torch.eye(4), taps, taps)
@@ -251,34 +209,3 @@ def test_weights_move_between_paddings_and_from_coarse_to_fine():
     missing, unexpected = fine.load_state_dict(coarse.state_dict(), strict=False)
     assert unexpected == ["upscore.weight"]
     assert set(missing) == {"upscore2.weight", "upscore16.weight", "score_pool4.weight", "score_pool4.bias"}
-
-
-def test_dropout_only_while_training():
-    model = randomised(FCN32s(2, padding="same", width_multiplier=WIDTH, dropout=0.5))
-    image = torch.randn(1, 3, 32, 32)
-    assert not torch.equal(model(image), model(image))
-    model.eval()
-    assert torch.equal(model(image), model(image))
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (dict(num_classes=0), "num_classes is 0; allowed: 1 or more"),
-        (dict(in_channels=0), "in_channels is 0; allowed: 1 or more"),
-        (dict(padding="valid"), "padding is 'valid'; allowed: pad100, same"),
-        (dict(upsampling="bicubic"), "upsampling is 'bicubic'; allowed: fixed, learned, interp"),
-        (dict(width_multiplier=0), "width_multiplier is 0; allowed: above 0"),
-        (dict(dropout=1.5), "dropout"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        FCN8s(**{"width_multiplier": WIDTH, **arguments})
-
-
-@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 4, 32, 32), (1, 3, 0, 32), (1, 3, 32)])
-def test_bad_images_are_named(shape):
-    model = FCN32s(width_multiplier=WIDTH)
-    with pytest.raises(RuntimeError, match=r"FCN32s: image has shape .*; allowed: \(N, 3, H, W\)"):
-        model(torch.zeros(shape))

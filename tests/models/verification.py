@@ -1,5 +1,7 @@
 """What the tests of networks share: random weights, a plain copy, and outputs and gradients side by side."""
 
+import re
+
 import torch
 from torch import nn
 
@@ -17,56 +19,77 @@ def randomised(model):
                 for values in (layer.bias, layer.running_mean):
                     values.copy_(torch.randn(values.shape, generator=generator) / 4)
             elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-                inputs = layer.in_channels * layer.weight[0, 0].numel()
                 weight = torch.randn(layer.weight.shape, generator=generator)
-                layer.weight.copy_(weight * (2 / inputs) ** 0.5)
-                layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator) / 4)
+                layer.weight.copy_(weight * (2 / layer.weight[0].numel()) ** 0.5)
+                if layer.bias is not None:
+                    layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator) / 4)
     return model
 
 
-def copied_in_order(plain, model):
-    """``plain`` with the values of ``model``, whose layers it lists in the same order."""
-    own, values = plain.state_dict(), model.state_dict().values()
-    plain.load_state_dict(dict(zip(own, values, strict=True)))
+def by_release_name(model):
+    """A function from a parameter's own name to its key in the state dict."""
+    keys = {id(value): key for key, value in model.state_dict(keep_vars=True).items()}
+    own = {name: keys[id(value)] for name, value in model.named_parameters()}
+    return own.__getitem__
+
+
+def copied(plain, model, keys_of_plain):
+    """``plain`` with the values of ``model``, and as trainable."""
+    values = model.state_dict(keep_vars=True)
+    keys = keys_of_plain(model, plain)
+    plain.load_state_dict({key: values[own].detach() for key, own in keys.items()})
+    for key, parameter in plain.named_parameters():
+        parameter.requires_grad_(values[keys[key]].requires_grad)
     return plain.train(model.training)
 
 
 def outputs_and_gradients(model, image, grad_output):
+    """The output, the gradient of the image, and those of all parameters that are trained."""
     image = image.clone().requires_grad_()
     output = model(image)
     output.backward(grad_output)
-    return output, image.grad, {name: parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
+    return output, image.grad, gradients
 
 
-def assert_equals_plain(model, build_plain, image, same_layouts=True):
-    """Output, every gradient and every running statistic of ``model`` within the policy.
+def assert_vary(results):
+    assert results[0].abs().max() > 0.1, "a vanishing output would prove nothing"
+    assert results[1].abs().max() > 1e-3, "and so would a vanishing gradient"
 
-    ``build_plain()`` returns the independent build, which takes the weights of ``model`` in order.
-    ``same_layouts=False`` says that some of its maps have another memory format, so that stock layers sum in
-    another order: the policy is then asked of the gradients of all parameters together, each relative to its
-    largest value, as the rounding of a gradient of a few numbers is a matter of luck.
+
+def assert_equal_networks(model, stock, exact, image, keys, alike):
+    """Output, gradients and running statistics of ``model`` against those of a plain build in fp32 and fp64.
+
+    keys: the own key of each of the plain build's.
     """
-    stock = copied_in_order(build_plain(), model)
-    exact = copied_in_order(build_plain(), model).double()
     shape = (len(image), model.num_classes, *image.shape[2:])
     grad_output = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     ours = outputs_and_gradients(model, image, grad_output)
     theirs = outputs_and_gradients(stock, image, grad_output)
     truth = outputs_and_gradients(exact, image.double(), grad_output.double())
-    assert truth[0].std() > 0.1, "a vanishing output would prove nothing"
-    assert truth[1].std() > 1e-3, "and so would a vanishing gradient"
+    assert_vary(truth)
+    own_names = {key: name for name, key in zip(ours[2], map(by_release_name(model), ours[2]))}
+    names = {own_names[keys[name]]: name for name in theirs[2]}
+    assert len(names) == len(ours[2]) > 0
+    assert_close_results(ours, theirs, truth, names, alike)
+    values, plain_values, exact_values = model.state_dict(), stock.state_dict(), exact.state_dict()
+    for name, _ in stock.named_buffers():
+        if plain_values[name].is_floating_point():
+            assert_within_policy(values[keys[name]], plain_values[name], exact_values[name], keys[name])
+
+
+def assert_close_results(ours, theirs, truth, names, alike):
+    """What `outputs_and_gradients` gave of three networks. names: the plain name of each own parameter.
+
+    alike=False: the gradients are compared together, see `Contract.summed_alike`.
+    """
     assert_within_policy(ours[0], theirs[0], truth[0], "output")
-    assert_within_policy(ours[1], theirs[1], truth[1], "gradient of the image")
-    gradients = list(zip(ours[2].values(), theirs[2].values(), truth[2].values(), strict=True))
-    if same_layouts:
-        for name, values in zip(ours[2], gradients):
-            assert_within_policy(*values, f"gradient of {name}")
-    else:
-        assert_within_policy(*together(gradients), "all gradients")
-    buffers = zip(model.named_buffers(), stock.buffers(), exact.buffers(), strict=True)
-    for (name, buffer), stock_buffer, exact_buffer in buffers:
-        if buffer.is_floating_point():
-            assert_within_policy(buffer, stock_buffer, exact_buffer, name)
+    gradients = {"the image": (ours[1], theirs[1], truth[1])}
+    gradients |= {name: (ours[2][name], theirs[2][plain], truth[2][plain]) for name, plain in names.items()}
+    if not alike:
+        gradients = {"everything": together([*gradients.values()])}
+    for name, values in gradients.items():
+        assert_within_policy(*values, f"gradient of {name}")
 
 
 def together(gradients):
@@ -79,8 +102,17 @@ def together(gradients):
 
 
 def called_modules(model, image):
-    """``[(name, shape of what it returned), ...]`` of the leaf modules in the order in which they run."""
-    calls = []
+    """``[(name, shape of what it returned), ...]`` of the leaf modules in the order in which they run, by the release's
+    names; without ReLUs.
+    """
+    calls, released, stages = [], model.release_names(), len(getattr(model, "encoder", ()))
+
+    def name_of(path):
+        for half, first in (("encoder", 1), ("decoder", -stages)):
+            found = re.fullmatch(rf"{half}\.(\d)\.(pool|unpool|dropout)", path)
+            if found:
+                return found[2].replace("dropout", f"{half[:3]}drop") + str(abs(first + int(found[1])))
+        return released.get(path, path)
 
     def note(name):
         def hook(module, inputs, output):
@@ -90,9 +122,9 @@ def called_modules(model, image):
         return hook
 
     handles = [
-        module.register_forward_hook(note(name))
-        for name, module in model.named_modules()
-        if next(module.children(), None) is None
+        module.register_forward_hook(note(name_of(path)))
+        for path, module in model.named_modules()
+        if next(module.children(), None) is None and not isinstance(module, (nn.ReLU, nn.Identity))
     ]
     model(image)
     for handle in handles:

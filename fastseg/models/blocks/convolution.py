@@ -1,0 +1,27 @@
+"""A layer with what follows it, and how layers start."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+
+def layer_block(layer: nn.Module, *, norm: nn.Module | None = None, relu: bool = True) -> nn.Sequential:
+    """``layer``, then ``norm``, then a ReLU, as modules of these names: "layer", "norm", "relu"."""
+    parts = OrderedDict(layer=layer)
+    if norm is not None:
+        parts["norm"] = norm
+    if relu:
+        parts["relu"] = nn.ReLU(inplace=True)
+    return nn.Sequential(parts)
+
+
+def scaled_width(channels: int, multiplier: float) -> int:
+    """Channels of a layer that has ``channels`` at width 1: rounded, at least 1."""
+    return max(1, round(channels * multiplier))
+
+
+def initialise_he_(layer: nn.Module) -> nn.Module:
+    """He's normal initialisation (fan in, ReLU gain; Caffe's "msra") and zero biases."""
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.zeros_(layer.bias)
+    return layer

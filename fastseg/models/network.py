@@ -1,0 +1,119 @@
+"""What all networks share: their arguments, checks and errors, and the key names of the releases they follow."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Network(nn.Module):
+    """A network that maps images ``(N, in_channels, H, W)`` to class scores ``(N, num_classes, H, W)``.
+
+    A subclass is composed of modules. Where the release that it follows has other names for them, `release_names` says
+    so, and state dicts have the release's keys, in both directions.
+
+    Args:
+        num_classes: classes that are scored.
+        in_channels: channels of the image.
+
+    Raises:
+        ValueError: an argument that is below 1.
+    """
+
+    smallest_image = 1  # rows and columns
+
+    def __init__(self, num_classes: int, in_channels: int):
+        super().__init__()
+        self.check_at_least_one(num_classes=num_classes, in_channels=in_channels)
+        self.num_classes, self.in_channels = num_classes, in_channels
+        self.register_state_dict_post_hook(_to_release)
+        self.register_load_state_dict_pre_hook(_from_release)
+        self.register_load_state_dict_post_hook(_name_as_release)
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return f"fastseg.models.{type(self).__name__}"
+
+    def release_names(self) -> dict[str, str]:
+        """The release's name of each module that has another one here, by its path."""
+        return {}
+
+    def check_at_least_one(self, **arguments: int) -> None:
+        for argument, value in arguments.items():
+            if value < 1:
+                raise ValueError(f"{self.name}: {argument} is {value}; allowed: 1 or more")
+
+    def check_positive(self, **arguments: float) -> None:
+        for argument, value in arguments.items():
+            if not value > 0:
+                raise ValueError(f"{self.name}: {argument} is {value}; allowed: above 0")
+
+    def check_one_of(self, choices: tuple[str, ...], **arguments: str) -> None:
+        for argument, value in arguments.items():
+            if value not in choices:
+                raise ValueError(f"{self.name}: {argument} is {value!r}; allowed: {', '.join(choices)}")
+
+    def check_image(self, image: Tensor) -> None:
+        """RuntimeError unless it is (N, in_channels, H, W) with H and W at least `smallest_image`."""
+        if image.dim() != 4 or image.shape[1] != self.in_channels or min(image.shape[2:]) < self.smallest_image:
+            raise RuntimeError(
+                f"{self.name}: image has shape {tuple(image.shape)}; "
+                f"allowed: (N, {self.in_channels}, H, W) with H and W at least {self.smallest_image}"
+            )
+
+    @torch.no_grad()
+    def copy_tensors(self, method: str, state_dict: dict[str, Tensor], sources: dict[str, str]) -> None:
+        """Copies ``state_dict[source]`` to the own key ``target`` for each ``target: source``: all or none.
+
+        A linear layer over a flattened map (C, k, k) is the convolution with its weight viewed as (O, C, k, k), so a
+        matrix (O, C k k) is accepted for a convolution that reads such a map; nothing is transposed.
+
+        Raises:
+            RuntimeError: a key that is missing, a tensor of another shape; `method` is named as who refuses.
+        """
+        missing = sorted(source for source in sources.values() if source not in state_dict)
+        if missing:
+            raise RuntimeError(f"{self.name}.{method}: state_dict lacks {', '.join(missing)}")
+        own = self.state_dict(keep_vars=True)
+        for target, source in sources.items():
+            given, shape = state_dict[source].shape, own[target].shape
+            allowed = [tuple(shape)]
+            if source.startswith("classifier.") and len(shape) == 4:
+                allowed.append((shape[0], shape[1:].numel()))
+            if tuple(given) not in allowed:
+                raise RuntimeError(
+                    f"{self.name}.{method}: {source} has shape {tuple(given)}; "
+                    f"allowed for {target}: {' or '.join(map(str, allowed))}"
+                )
+        for target, source in sources.items():
+            own[target].copy_(state_dict[source].reshape(own[target].shape))
+
+
+def _renamed(key: str, prefix: str, names: dict[str, str]) -> str:
+    """The key of a parameter or buffer below `prefix`, with the path of its module looked up in `names`."""
+    path, dot, value = key.removeprefix(prefix).rpartition(".")
+    return f"{prefix}{names.get(path, path)}{dot}{value}"
+
+
+def _rename(state_dict: dict[str, Tensor], prefix: str, names: dict[str, str]) -> None:
+    """In place; the order stays."""
+    values = [(key, state_dict.pop(key)) for key in list(state_dict) if key.startswith(prefix)]
+    for key, value in values:
+        state_dict[_renamed(key, prefix, names)] = value
+
+
+def _to_release(network: Network, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+    _rename(state_dict, prefix, network.release_names())
+
+
+def _from_release(network: Network, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+    _rename(state_dict, prefix, {release: own for own, release in network.release_names().items()})
+
+
+def _name_as_release(network: Network, keys) -> None:
+    """Errors name keys as the state dict does, whatever the prefix of a network that is a part of another one."""
+    for own, release in network.release_names().items():
+        for found in (keys.missing_keys, keys.unexpected_keys):
+            for place, key in enumerate(found):
+                path, dot, value = key.rpartition(".")
+                if path == own or path.endswith(f".{own}"):
+                    found[place] = f"{path.removesuffix(own)}{release}{dot}{value}"

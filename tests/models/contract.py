@@ -1,0 +1,74 @@
+"""What a test file says about a network so that tests/models/test_contract.py can hold it to the contract.
+
+    CONTRACTS = [
+        Contract(
+            network=SegNet, plain=lambda: PlainSegNet(5, 1 / 16), sizes=((64, 96), (45, 23)),
+            parameters=(({}, 29_449_355),), keys=("conv1_1.weight", ...),
+        )
+    ]
+
+A network is built narrow, for `CLASSES` classes; `plain` builds the same in plain torch.nn, without a line of
+fastseg.models, and gets its weights.
+"""
+
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from torch import nn
+
+CLASSES = 5
+
+
+def in_order(model: nn.Module, plain: nn.Module) -> dict[str, str]:
+    """The own key of each key of `plain`: both list their layers in the same order."""
+    return dict(zip(plain.state_dict(), model.state_dict(), strict=True))
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One network, or one of its variants.
+
+    network: the class. arguments: what makes it small, or the variant.
+    plain: builds the independent network. keys_of_plain(model, plain): the own key of each of its keys.
+    sizes: of images for which both are compared; the first are multiples of the stride, the others are not.
+    training: whether running statistics and training are compared, too.
+    summed_alike: False where layers sum in another order than the plain ones: the gradients of all parameters are then
+        compared together, each relative to its largest value, as the rounding of a few numbers is a matter of luck.
+    smallest: the least height and width that the network takes.
+    parameters: (arguments, number) at full size. keys: those of a state dict at full size.
+    uncounted: beginnings of keys that the published number leaves out.
+    deviation: of the initial weights of a layer, by its key; 0 for zeros, None if it is something else; else He's.
+    norm_shift: initial shift of the batch normalisations.
+    bad_arguments: (arguments, what the error says) besides those of every network.
+    """
+
+    network: type[nn.Module]
+    plain: Callable[[], nn.Module]
+    sizes: tuple[tuple[int, int], ...]
+    name: str = ""
+    arguments: dict = field(default_factory=dict)
+    keys_of_plain: Callable[[nn.Module, nn.Module], dict[str, str]] = in_order
+    training: bool = True
+    summed_alike: bool = True
+    smallest: int = 1
+    parameters: tuple[tuple[dict, int], ...] = ()
+    keys: Collection[str] = ()
+    uncounted: tuple[str, ...] = ()
+    deviation: Callable[[str, nn.Module], float | None] = lambda key, layer: he(layer)
+    norm_shift: float = 0.0
+    bad_arguments: tuple[tuple[dict, str], ...] = ()
+
+    def build(self, **changes) -> nn.Module:
+        return self.network(**{"num_classes": CLASSES, **self.arguments, **changes})
+
+    def has(self, argument: str) -> bool:
+        return argument in inspect.signature(self.network).parameters
+
+    def __str__(self) -> str:
+        return self.name or self.network.__name__
+
+
+def he(layer: nn.Module) -> float:
+    """Deviation of He's normal initialisation, fan in."""
+    return (2 / layer.weight[0].numel()) ** 0.5

@@ -21,12 +21,14 @@ enum Denominator : int64_t { kUnion, kSmaller, kNothing };
 
 struct Problem {
   KnownMasks a, b;
-  const bool* crowd;  // [M] or null
+  const bool* crowd;      // [M] or null
+  const int64_t* labels;  // [N] or null; a is b: masks of different labels share nothing
   int64_t denominator;
 
   // value_t: float, or int64_t for the intersection alone.
   template <typename value_t>
   value_t iou(int64_t i, int64_t j) const {
+    if (labels != nullptr && labels[i] != labels[j]) return 0;
     const fastseg::Overlap at(a.boxes[i], b.boxes[j]);
     const int64_t common = fastseg::intersection(a.mask(i), b.mask(j), at, a.pitch);
     if constexpr (std::is_same_v<value_t, int64_t>) return common;
@@ -86,11 +88,11 @@ void fill(const Problem& problem, bool pairs, const Tensor& iou) {
 }
 
 void forward(const Tensor& words_a, const Tensor& area_a, const Tensor& boxes_a, const Tensor& words_b,
-             const Tensor& area_b, const Tensor& boxes_b, std::optional<Tensor> crowd, int64_t denominator, bool pairs,
-             const Tensor& iou) {
+             const Tensor& area_b, const Tensor& boxes_b, std::optional<Tensor> crowd, std::optional<Tensor> labels,
+             int64_t denominator, bool pairs, const Tensor& iou) {
   constexpr const char* op = "_mask_iou";
   Problem problem{fastseg::known_masks(words_a, area_a, boxes_a, op),
-                  fastseg::known_masks(words_b, area_b, boxes_b, op), nullptr, denominator};
+                  fastseg::known_masks(words_b, area_b, boxes_b, op), nullptr, nullptr, denominator};
   const int64_t rows = problem.a.count, columns = problem.b.count;
   FASTSEG_CHECK(problem.a.height == problem.b.height && problem.a.pitch == problem.b.pitch &&
                     (!pairs || rows == columns),
@@ -100,6 +102,12 @@ void forward(const Tensor& words_a, const Tensor& area_a, const Tensor& boxes_a,
                       crowd->numel() == columns,
                   "fastseg::_mask_iou: crowd must be bool [M] on the CPU");
     problem.crowd = crowd->const_data_ptr<bool>();
+  }
+  if (labels) {
+    FASTSEG_CHECK(labels->is_cpu() && labels->is_contiguous() && labels->scalar_type() == ScalarType::Long &&
+                      labels->numel() == rows && rows == columns,
+                  "fastseg::_mask_iou: labels must be int64 [N] on the CPU, and b a");
+    problem.labels = labels->const_data_ptr<int64_t>();
   }
   if (denominator == kNothing) return fill<int64_t>(problem, pairs, iou);
   fill<float>(problem, pairs, iou);

@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(mask_threads)
     if (options.symmetric && first + warpSize <= i) continue;
     const bool wanted = j < b.count && !(options.symmetric && j < i);
     const Box box = a.boxes[i];
-    const bool overlaps = wanted && Overlap(box, b.boxes[j], a).rows > 0;
+    const bool other_label = wanted && options.labels != nullptr && options.labels[i] != options.labels[j];
+    const bool overlaps = wanted && !other_label && Overlap(box, b.boxes[j], a).rows > 0;
     long long common = 0;
     for (unsigned left = __ballot_sync(all_lanes, overlaps); left != 0; left &= left - 1) {
       const int other = __ffs(static_cast<int>(left)) - 1;

@@ -6,9 +6,10 @@
 namespace fastseg::cuda {
 
 struct IouOptions {
-  const bool* crowd;  // [b.count] or null: divide by the area of the mask of a
-  bool over_smaller;  // divide by the smaller area, not by that of the union
-  bool symmetric;     // a is b: pairs need to be looked at once
+  const bool* crowd;        // [b.count] or null: divide by the area of the mask of a
+  const long long* labels;  // [a.count] or null; a is b: masks of different labels share nothing
+  bool over_smaller;        // divide by the smaller area, not by that of the union
+  bool symmetric;           // a is b: pairs need to be looked at once
 };
 
 // value_t: float, or int64_t for the intersection alone.

@@ -80,10 +80,10 @@ def test_statistics(density):
     equal((area, boxes), boxes_reference.mask_statistics(words))
 
 
-def iou_of(a, b, crowd=None, denominator=0, pairs=False):
+def iou_of(a, b, crowd=None, denominator=0, pairs=False, labels=None):
     dtype = torch.int64 if denominator == iou_reference.NOTHING else torch.float32
     iou = filled(len(a[1]), dtype=dtype) if pairs else filled(len(a[1]), len(b[1]), dtype=dtype)
-    ops._mask_iou(*a, *b, crowd, denominator, pairs, iou)
+    ops._mask_iou(*a, *b, crowd, labels, denominator, pairs, iou)
     return iou
 
 
@@ -96,8 +96,14 @@ def test_iou(make, width):
              (b, b, crowd, 0, False), (b, b, None, 1, True), (a, b, None, 2, False), (b, b, None, 2, False),
              (b, b, None, 2, True)]  # fmt: skip
     for one, other, flags, denominator, pairs in calls:
-        expected = iou_reference.mask_iou(one[0], one[1], other[0], other[1], flags, denominator, pairs)
+        expected = iou_reference.mask_iou(one[0], one[1], other[0], other[1], flags, None, denominator, pairs)
         equal([iou_of(one, other, flags, denominator, pairs)], [expected])
+
+
+def test_iou_within_labels():
+    parts, labels = packed(ellipses(70, 12, 65)), torch.randint(3, (70,))
+    expected = iou_reference.mask_iou(parts[0], parts[1], parts[0], parts[1], None, labels, 0, False)
+    equal([iou_of(parts, parts, labels=labels)], [expected])
 
 
 def nms(parts, order, labels, threshold, room=None):

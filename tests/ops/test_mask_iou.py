@@ -150,4 +150,17 @@ def test_boxes_outside_of_the_masks_are_refused():
         boxes = torch.tensor([box, box], dtype=torch.int32)
         with pytest.raises(RuntimeError, match="a box lies outside of the masks"):
             known = packed.words, packed.area, boxes
-            torch.ops.fastseg.mask_iou(*known, *known, None, 0, False)
+            torch.ops.fastseg.mask_iou(*known, *known, None, None, 0, False)
+
+
+def test_masks_of_different_labels_share_nothing():
+    """As matrix_nms calls it."""
+    packed, labels = pack_masks(ellipses(40, 20, 70)), torch.randint(3, (40,))
+    known = packed.words, packed.area, packed.boxes
+    expected = torch.where(labels.unsqueeze(1) == labels, mask_iou(packed), 0)
+    for backend in BACKENDS:
+        found = torch.ops.fastseg.mask_iou(*known, *known, None, labels, 0, False, backend=backend)
+        assert torch.equal(found, expected)
+    for wrong, message in ((labels[1:], r"labels has shape \(39,\); allowed: \(40\)"), (labels.int(), "dtype int32")):
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.fastseg.mask_iou(*known, *known, None, wrong, 0, False)

@@ -22,7 +22,7 @@ _NAME = "mask_iou"
 _DENOMINATORS = {"iou": reference.UNION, "ios": reference.SMALLER, "intersection": reference.NOTHING}
 
 
-def check(words_a, area_a, boxes_a, words_b, area_b, boxes_b, crowd, denominator, pairs):
+def check(words_a, area_a, boxes_a, words_b, area_b, boxes_b, crowd, labels, denominator, pairs):
     check_known(_NAME, words_a, area_a, boxes_a)
     check_known(_NAME, words_b, area_b, boxes_b)
     _check.same_device(_NAME, "b", words_b, "a", words_a)
@@ -32,6 +32,9 @@ def check(words_a, area_a, boxes_a, words_b, area_b, boxes_b, crowd, denominator
         _check.shape(_NAME, "b", words_b, words_a.shape, "as many masks as a, for pairs")
     if crowd is not None:
         _check.argument(_NAME, "crowd", crowd, (torch.bool,), words_b.shape[:1], like=("a", words_a))
+    if labels is not None:
+        _check.argument(_NAME, "labels", labels, (torch.int64,), words_a.shape[:1], like=("a", words_a))
+        _check.shape(_NAME, "b", words_b, words_a.shape, "as many masks as a, with labels")
 
 
 def check_known(op, words, area, boxes):
@@ -47,13 +50,14 @@ def outputs(words_a, words_b, denominator, pairs):
     return words_a.new_empty(count if pairs else (count, words_b.shape[0]), dtype=dtype)
 
 
+# labels [N]: only where b is a; masks of different labels are taken to share nothing
 mask_iou_op = Op(
     "mask_iou(Tensor words_a, Tensor area_a, Tensor boxes_a, Tensor words_b, Tensor area_b, Tensor boxes_b, "
-    "Tensor? crowd, int denominator, bool pairs) -> Tensor iou",
+    "Tensor? crowd, Tensor? labels, int denominator, bool pairs) -> Tensor iou",
     check=check,
     outputs=outputs,
     internal=True,
-    contiguous=("words_a", "area_a", "boxes_a", "words_b", "area_b", "boxes_b", "crowd"),
+    contiguous=("words_a", "area_a", "boxes_a", "words_b", "area_b", "boxes_b", "crowd", "labels"),
     backends=rows(reference.mask_iou, cpu=(torch.int32,), cuda=(torch.int32,)),
 )
 
@@ -105,5 +109,6 @@ def mask_iou(
             raise ValueError(f"fastseg.ops.{_NAME}: metric={metric!r}; allowed with crowd: 'iou'")
         _check.argument(_NAME, "crowd", crowd, (torch.bool,), (len(b),), like=("b", b.words))
     return mask_iou_op(
-        a.words, a.area, a.boxes, b.words, b.area, b.boxes, crowd, _DENOMINATORS[metric], pairs, backend=backend
+        a.words, a.area, a.boxes, b.words, b.area, b.boxes, crowd, None, _DENOMINATORS[metric], pairs,
+        backend=backend,
     )

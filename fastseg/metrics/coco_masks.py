@@ -19,8 +19,8 @@ from fastseg.ops.masks.run_lengths import MOST_PIXELS, counts_of_masks, read_rle
 
 Array = numpy.ndarray
 Size = tuple[int, int]  # (H, W)
-_AT_A_TIME = 2048  # masks
-_PIXELS_AT_A_TIME = 1 << 28  # of polygons, a bit each
+_AT_A_TIME = 8192  # masks, some KB each
+_PIXELS_AT_A_TIME = 1 << 29  # of polygons, a bit each
 
 
 @dataclass
@@ -40,7 +40,8 @@ class Runs:
         for places, runs in parts:
             begins[places], ends[places], areas[places] = runs.begins + first, runs.ends + first, runs.areas
             first += len(runs.counts)
-        return Runs(torch.cat([runs.counts for _, runs in parts]), begins, ends, areas)
+        counts = numpy.concatenate([runs.counts.numpy() for _, runs in parts])
+        return Runs(torch.from_numpy(counts), begins, ends, areas)
 
 
 class CocoMasks:

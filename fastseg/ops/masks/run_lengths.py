@@ -212,7 +212,7 @@ def read_rles(
     joined = b"".join(texts.values())
     text = torch.frombuffer(bytearray(joined), dtype=torch.uint8) if joined else torch.empty(0, dtype=torch.uint8)
     read, numbers = read_counts_op(text, ends, backend=backend)
-    counts = torch.cat([read, *map(torch.from_numpy, lists.values())])
+    counts = torch.from_numpy(numpy.concatenate([read.numpy(), *lists.values()])) if lists else read
     begins, lasts = torch.empty(len(given), dtype=torch.int64), torch.empty(len(given), dtype=torch.int64)
     places = torch.tensor([*texts], dtype=torch.int64)
     if len(places) and numbers.min() < 0:

@@ -41,8 +41,10 @@ def tensors_of(annotations, detections, form="packed"):
 
 
 def masks_of(segmentations, form):
-    found = [polygons_to_masks([each], SIZE) if isinstance(each, list) else rle_to_masks(each) for each in segmentations]
-    packed = PackedMasks.cat([pack_masks(torch.zeros(0, *SIZE, dtype=torch.bool)), *found])
+    found = [pack_masks(torch.zeros(0, *SIZE, dtype=torch.bool))]
+    for each in segmentations:
+        found.append(polygons_to_masks([each], SIZE) if isinstance(each, list) else rle_to_masks(each))
+    packed = PackedMasks.cat(found)
     return packed if form == "packed" else unpack_masks(packed, torch.bool if form == "bool" else torch.uint8)
 
 
@@ -60,7 +62,7 @@ def equal(ours, expected):
 
 
 @pytest.mark.parametrize("use_categories", [True, False])
-@pytest.mark.parametrize("iou_type, form", [("bbox", "packed"), ("segm", "packed"), ("segm", "bool"), ("segm", "uint8")])
+@pytest.mark.parametrize("iou_type, form", [("bbox", ""), ("segm", "packed"), ("segm", "bool"), ("segm", "uint8")])
 def test_equals_coco_evaluate(iou_type, form, use_categories):
     data = whole_boxes(*random_data_set(3, images=8, categories=3))
     if iou_type == "segm":
@@ -107,7 +109,8 @@ def test_thresholds_are_compared_in_double():
     for more in (False, True):
         part[0, 1024, 0] = not more
         evaluator = CocoEvaluator("segm")
-        evaluator.update([dict(masks=pack_masks(part), scores=scores, labels=labels)], [dict(masks=whole, labels=labels)])
+        found = dict(masks=pack_masks(part), scores=scores, labels=labels)
+        evaluator.update([found], [dict(masks=whole, labels=labels)])
         figures.append(evaluator.compute()["AP75"])
     assert figures == pytest.approx([1.0, 0.0])
 

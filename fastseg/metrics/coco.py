@@ -145,12 +145,15 @@ def table_of_json(annotations, detections, iou_type, most, use_categories=True, 
         ious = box_ious(boxes, real_boxes, real.crowd)
     else:
         masks, area = _masks(detections, truths, images)
-        found.area = masks.areas(used, progress) if area is None else area[used]
+        found.area = used if area is None else area[used]  # for now, the number of the mask
 
         def ious(detection, truth):
             return masks.ious(used[detection], len(detections) + used_truths[truth], real.crowd[truth], progress)
 
-    return group(found, real, most, ious), categories.tolist()
+    table = group(found, real, most, ious)
+    if iou_type == "segm" and area is None:
+        table.detections.area = masks.areas(table.detections.area, progress)
+    return table, categories.tolist()
 
 
 TRUTHS, DETECTIONS = "annotations['annotations']", "detections"  # what errors call them

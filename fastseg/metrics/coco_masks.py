@@ -35,13 +35,14 @@ class Runs:
     @staticmethod
     def join(parts: Sequence[tuple[list[int], "Runs"]], count: int) -> "Runs":
         """Of `count` masks; with each part come the places that its masks take."""
-        begins, ends, areas = torch.empty(3, count, dtype=torch.int64)
+        begins, ends, areas = numpy.empty((3, count), numpy.int64)
         first = 0
         for places, runs in parts:
-            begins[places], ends[places], areas[places] = runs.begins + first, runs.ends + first, runs.areas
+            own = runs.begins.numpy() + first, runs.ends.numpy() + first, runs.areas.numpy()
+            begins[places], ends[places], areas[places] = own
             first += len(runs.counts)
         counts = numpy.concatenate([runs.counts.numpy() for _, runs in parts])
-        return Runs(torch.from_numpy(counts), begins, ends, areas)
+        return Runs(*map(torch.from_numpy, (counts, begins, ends, areas)))
 
 
 class CocoMasks:
@@ -54,12 +55,15 @@ class CocoMasks:
     def __init__(self, segmentations: Sequence, images: Sequence[Mapping], names: Callable[[int], str]):
         self._segmentations, self._images, self._names = segmentations, images, names
         self._sizes: dict[Size, Size] = {}
+        self._areas = numpy.full(len(segmentations), -1)  # of what has been read
 
     def areas(self, numbers: Array, shown: bool = False) -> Array:
         """Of masks numbers [n], in pixels."""
-        parts = numpy.array_split(numbers, -(-len(numbers) // _AT_A_TIME) or 1)
-        found = [self._runs(part.tolist())[0].areas.numpy() for part in progress(parts, "areas of masks", shown)]
-        return numpy.concatenate(found)
+        missing = numbers[self._areas[numbers] < 0].tolist()
+        parts = [missing[first:first + _AT_A_TIME] for first in range(0, len(missing), _AT_A_TIME)]
+        for part in progress(parts, "areas of masks", shown):
+            self._runs(part)
+        return self._areas[numbers].astype(numpy.float64)
 
     def ious(self, first: Array, second: Array, crowd: Array, shown: bool = False) -> Array:
         """Of pairs of masks first [pairs] and second [pairs], which is a crowd region or not; equal `first` follow each
@@ -74,6 +78,7 @@ class CocoMasks:
     def _ious_at_once(self, first, second, crowd):
         numbers, places = numpy.unique(numpy.concatenate([first, second]), return_inverse=True)
         runs, sizes = self._runs(numbers.tolist())
+        areas = runs.areas.numpy()
         a, b = numpy.split(places, 2)
         differ = numpy.flatnonzero((sizes[a] != sizes[b]).any(1))
         if len(differ):
@@ -82,33 +87,39 @@ class CocoMasks:
             allowed = f"{_text(sizes[b[pair]])}, as {self._names(second[pair])}"
             raise ValueError(f"fastseg.metrics: {given}; allowed: {allowed}")
         shared = run_overlaps_op(runs.counts, runs.begins, runs.ends, torch.from_numpy(a), torch.from_numpy(b))
-        areas = runs.areas.numpy()
         return overlap(shared.numpy(), areas[a], areas[b], crowd)
 
     def _runs(self, numbers: list[int]) -> tuple[Runs, Array]:
-        """The runs of these masks, and their sizes [n, 2]."""
-        sizes = []
-        texts: list[int] = []  # places in `numbers` of run lengths
-        polygons: dict[Size, list[int]] = {}  # and of polygons, by size
-        for place, number in enumerate(numbers):
-            segmentation = self._segmentations[number]
-            if type(segmentation) is dict or isinstance(segmentation, Mapping):
-                sizes.append(self._size_of(segmentation, number))
-                texts.append(place)
-            else:
-                sizes.append(self._size_of_image(segmentation, number))
-                polygons.setdefault(sizes[-1], []).append(place)
-        parts = [(texts, self._read([numbers[place] for place in texts], [sizes[place] for place in texts]))]
+        """The runs of these masks, and their sizes [n, 2]; their areas are then known."""
+        masks = [self._segmentations[number] for number in numbers]
+        of_counts = [type(mask) is dict or isinstance(mask, Mapping) for mask in masks]
+        texts = [place for place, yes in enumerate(of_counts) if yes]
+        polygons: dict[Size, list[int]] = {}  # places by size
+        for place, other in enumerate(of_counts):
+            if not other:
+                polygons.setdefault(self._size_of_image(masks[place], numbers[place]), []).append(place)
+        parts = [(texts, *self._read([numbers[place] for place in texts]))]
         for size, places in polygons.items():
             step = max(1, _PIXELS_AT_A_TIME // max(1, size[0] * size[1]))
             for first in range(0, len(places), step):
                 some = places[first:first + step]
-                parts.append((some, self._fill([numbers[place] for place in some], size)))
-        return Runs.join(parts, len(numbers)), numpy.array(sizes, numpy.int64).reshape(-1, 2)
+                parts.append((some, self._fill([numbers[place] for place in some], size), [size] * len(some)))
+        sizes = numpy.empty((len(numbers), 2), numpy.int64)
+        for places, runs, own in parts:
+            self._areas[[numbers[place] for place in places]] = runs.areas
+            sizes[places] = numpy.array(own, numpy.int64).reshape(-1, 2)
+        return Runs.join([part[:2] for part in parts], len(numbers)), sizes
 
-    def _read(self, numbers: list[int], sizes: list[Size]) -> Runs:
-        counts = [self._segmentations[number]["counts"] for number in numbers]
-        return Runs(*read_rles(counts, sizes, lambda i: f"fastseg.metrics: {self._names(numbers[i])}['counts']"))
+    def _read(self, numbers: list[int]) -> tuple[Runs, list[Size]]:
+        """Run lengths, and their sizes."""
+        rles = [self._segmentations[number] for number in numbers]
+        try:
+            counts, sizes = [rle["counts"] for rle in rles], [self._sizes[tuple(rle["size"])] for rle in rles]
+        except (KeyError, TypeError):  # a size that is new, or something that is wrong
+            sizes = [self._size_of(rle, number) for rle, number in zip(rles, numbers)]
+            counts = [rle["counts"] for rle in rles]
+        name = lambda i: f"fastseg.metrics: {self._names(numbers[i])}['counts']"  # noqa: E731
+        return Runs(*read_rles(counts, sizes, name)), sizes
 
     def _fill(self, numbers: list[int], size: Size) -> Runs:
         masks = fill([self._segmentations[number] for number in numbers], size,

@@ -66,8 +66,8 @@ cudaError_t launch_mask_iou(const KnownMasks& a, const KnownMasks& b, const IouO
 template <typename value_t>
 cudaError_t launch_mask_iou_of_pairs(const KnownMasks& a, const KnownMasks& b, const IouOptions& options, value_t* iou,
                                      cudaStream_t stream) {
-  FASTSEG_LAUNCH(mask_iou_of_pairs_kernel<value_t>, dim3(blocks_for_warps(a.count)), dim3(mask_threads), 0, stream, a, b,
-                 options, iou);
+  const dim3 blocks(blocks_for_warps(a.count));
+  FASTSEG_LAUNCH(mask_iou_of_pairs_kernel<value_t>, blocks, dim3(mask_threads), 0, stream, a, b, options, iou);
   return cudaGetLastError();
 }
 

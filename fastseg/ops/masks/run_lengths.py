@@ -176,8 +176,9 @@ def rle_to_masks(
     if size is None:
         raise ValueError(f"fastseg.ops.{name}: size=None; allowed without any rles: (H, W)")
     _check_pixels(name, *size)
+    given = [rle["counts"] for rle in rles]
     counts, begins, ends, area = read_rles(
-        [rle["counts"] for rle in rles], [size] * len(rles), lambda i: f"fastseg.ops.{name}: rles[{i}]['counts']", backend
+        given, [size] * len(rles), lambda i: f"fastseg.ops.{name}: rles[{i}]['counts']", backend
     )
     words = masks_of_runs_op(counts, begins, ends, *size, backend=backend)
     return PackedMasks._of(words, size[1], area).to(device)

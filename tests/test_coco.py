@@ -202,7 +202,7 @@ def second_mask(change):
     (second_mask([["a"] * 6]), r"detections\[1\]\['segmentation'\] has a polygon \['a'"),
     (second_mask([7]), r"detections\[1\]\['segmentation'\] has a polygon 7"),
     (second_mask([[0, 0, 1, 1, 2, 1e10]]), r"detections\[1\]\['segmentation'\] has a polygon with the coordinate 1000"),
-    (second_mask([[0, 0, 1, 1, 2, 0]]) | dict(annotations=SEGMENTED | {"images": [{"id": 1, "height": "a"}, {"id": 2}]}),
+    (second_mask([[0, 0, 1, 1, 2, 0]]) | {"annotations": SEGMENTED | {"images": [{"id": 1, "height": "a"}, {"id": 2}]}},
      r"detections\[1\]\['segmentation'\] is polygons, and its image has height='a', width=None; allowed: ints"),
 ])
 def test_errors_of_masks(change, message):

@@ -1,8 +1,9 @@
 """coco_evaluate of boxes and of masks, as COCO's val set has them in an image: 7 truths, 100 detections, 80 categories.
 The shape of a case is (images,).
 
-A run of pycocotools on the 5000 images of that set is too long to be repeated: there are fewer here, and the time of all
-grows as their number. Peers change the structures that they get, so each is given a shallow copy, which is part of its time.
+A run of pycocotools on the 5000 images of that set is too long to be repeated: there are fewer here, and the time of
+all grows as their number. Peers change the structures that they get, so each is given a shallow copy, which is part of
+its time.
 """
 
 import contextlib

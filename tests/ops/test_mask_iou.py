@@ -131,7 +131,7 @@ CROWD = torch.ones(2, dtype=torch.bool)
         (lambda: mask_iou(MASKS, MASKS, pairs=1), TypeError, "pairs=1; allowed: True or False"),
         (lambda: mask_iou(MASKS, metric="dice"), ValueError, "metric='dice'; allowed: 'iou', 'ios', 'intersection'"),
         (lambda: mask_iou(MASKS, crowd=CROWD, metric="ios"), ValueError, "metric='ios'; allowed with crowd: 'iou'"),
-        (lambda: mask_iou(MASKS, crowd=CROWD, metric="intersection"), ValueError, "metric=.*; allowed with crowd: 'iou'"),
+        (lambda: mask_iou(MASKS, crowd=CROWD, metric="intersection"), ValueError, "metric=.*allowed with crowd: 'i"),
         (lambda: mask_iou(MASKS, crowd=CROWD[:1]), RuntimeError, r"crowd has shape \(1,\); allowed: \(2\)"),
         (lambda: mask_iou(MASKS, crowd=CROWD.int()), RuntimeError, "crowd has dtype int32; allowed: bool"),
         (lambda: mask_iou(MASKS, crowd=[True, False]), TypeError, "crowd is list"),

@@ -100,14 +100,26 @@ def test_golden_figures_of_masks(form):
     assert [result[f"AR@{n}"] for n in (1, 2, 3)] == pytest.approx([0.3, 2 / 3, 0.7])
 
 
+def test_no_masks():
+    truths = GOLDEN | {"annotations": boxes_as_masks(GOLDEN["annotations"], "text")}
+    found = boxes_as_masks(GOLDEN_DETECTIONS, "text")
+    assert coco_evaluate(truths, [], "segm")["AP"] == 0.0
+    for detections in ([], found):
+        assert set(coco_evaluate(data_set([], [1, 2]), detections, "segm").values()) == {-1.0}
+    empty = [{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": {"size": [120, 110], "counts": [13200]}}]
+    assert coco_evaluate(truths, empty, "segm")["AP"] == 0.0
+
+
 def test_areas_of_masks_and_of_boxes():
     """Without boxes, areas are those of the masks; with them those of the boxes, as pycocotools has it."""
     truths = data_set([annotation(1, 1, (0, 0, 9, 9)) | {"segmentation": [[90, 90, 99, 90, 99, 99]]}], [1])
     truths["images"] = MASK_IMAGES[:1]
     found = [{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": [[0, 0, 40, 0, 40, 40, 0, 40]]}]
     assert table_of_json(truths, found, "segm", 9)[0].detections.area.tolist() == [1600]
-    boxed = [found[0] | {"bbox": [0, 0, 10, 10]}]
-    assert table_of_json(truths, boxed, "segm", 9)[0].detections.area.tolist() == [100]
+    for box in ([0, 0, 10, 10], numpy.array([0, 0, 10, 10])):
+        boxed = [found[0] | {"bbox": box}]
+        assert table_of_json(truths, boxed, "segm", 9)[0].detections.area.tolist() == [100]
+    assert table_of_json(truths, [found[0] | {"bbox": []}], "segm", 9)[0].detections.area.tolist() == [1600]
     only_box = [detection(1, (90, 89, 9, 10), 0.5)]
     table, _ = table_of_json(truths, only_box, "segm", 9)
     assert table.ious.tolist() == [36 / 90] and table.detections.area.tolist() == [90]

@@ -181,7 +181,8 @@ def _masks(detections, truths, images) -> tuple[CocoMasks, numpy.ndarray | None]
     mask of those that have no other.
     """
     area = None
-    if len(detections) and isinstance(detections[0], Mapping) and detections[0].get("bbox"):
+    first = detections[0].get("bbox") if len(detections) and isinstance(detections[0], Mapping) else None
+    if first is not None and numpy.size(first):
         boxes = _boxes(detections, DETECTIONS)
         area = boxes[:, 2] * boxes[:, 3]
         found = [entry["segmentation"] if "segmentation" in entry else [_corners(*boxes[number].tolist())]

@@ -22,6 +22,7 @@ RECALLS = numpy.linspace(0.0, 1.0, 101)
 AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}  # pixels, ends included
 MAX_DETECTIONS = (1, 10, 100)
 IOU_TYPES = ("bbox", "segm")
+TRUTHS, DETECTIONS = "annotations['annotations']", "detections"  # what errors call them
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def table_of_json(annotations, detections, iou_type, most, use_categories=True, 
         ious = box_ious(boxes, real_boxes, real.crowd)
     else:
         masks, area = _masks(detections, truths, images)
-        found.area = used if area is None else area[used]  # for now, the number of the mask
+        found.area = used if area is None else area[used]  # of masks, until they have been read, their numbers
 
         def ious(detection, truth):
             return masks.ious(used[detection], len(detections) + used_truths[truth], real.crowd[truth], progress)
@@ -154,9 +155,6 @@ def table_of_json(annotations, detections, iou_type, most, use_categories=True, 
     if iou_type == "segm" and area is None:
         table.detections.area = masks.areas(table.detections.area, progress)
     return table, categories.tolist()
-
-
-TRUTHS, DETECTIONS = "annotations['annotations']", "detections"  # what errors call them
 
 
 def _instances(entries, what, images, categories, use_categories) -> tuple[Instances, numpy.ndarray]:

@@ -55,7 +55,7 @@ class CocoMasks:
     def __init__(self, segmentations: Sequence, images: Sequence[Mapping], names: Callable[[int], str]):
         self._segmentations, self._images, self._names = segmentations, images, names
         self._sizes: dict[Size, Size] = {}
-        self._areas = numpy.full(len(segmentations), -1)  # of what has been read
+        self._areas = numpy.full(len(segmentations), -1)  # until a mask has been read
 
     def areas(self, numbers: Array, shown: bool = False) -> Array:
         """Of masks numbers [n], in pixels."""
@@ -106,7 +106,7 @@ class CocoMasks:
                 parts.append((some, self._fill([numbers[place] for place in some], size), [size] * len(some)))
         sizes = numpy.empty((len(numbers), 2), numpy.int64)
         for places, runs, own in parts:
-            self._areas[[numbers[place] for place in places]] = runs.areas
+            self._areas[[numbers[place] for place in places]] = runs.areas.numpy()
             sizes[places] = numpy.array(own, numpy.int64).reshape(-1, 2)
         return Runs.join([part[:2] for part in parts], len(numbers)), sizes
 

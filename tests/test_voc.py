@@ -8,7 +8,7 @@ import torch
 
 from fastseg.metrics import average_precision, coco_evaluate, proposal_recall, voc_evaluate
 from fastseg.metrics.proposals import area_under_curve
-from tests.coco_data import GOLDEN, GOLDEN_DETECTIONS, random_data_set
+from tests.coco_data import GOLDEN, GOLDEN_DETECTIONS, random_data_set, with_masks
 
 HITS = [True, True, False, True, False, False, True]
 
@@ -77,11 +77,14 @@ def test_golden_proposals():
     assert list(figures) == ["AR@1", "AR@2", "AR@3", "AUC", "AUCs", "AUCm", "AUCl"] and figures["AUCl"] == -1.0
 
 
-def test_recall_of_proposals_is_that_of_coco_without_categories():
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_recall_of_proposals_is_that_of_coco_without_categories(iou_type):
     annotations, detections = random_data_set(3, images=8)
+    if iou_type == "segm":
+        annotations, detections = with_masks(annotations, detections)
     counts = (1, 3, 10)
-    expected = coco_evaluate(annotations, detections, use_categories=False, max_detections=counts)
-    figures = proposal_recall(annotations, detections, counts=counts)
+    expected = coco_evaluate(annotations, detections, iou_type, use_categories=False, max_detections=counts)
+    figures = proposal_recall(annotations, detections, iou_type, counts=counts)
     assert [figures[f"AR@{n}"] for n in counts] == pytest.approx([expected[f"AR@{n}"] for n in counts], abs=1e-12)
 
 

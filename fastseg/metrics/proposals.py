@@ -41,7 +41,7 @@ def proposal_recall(
     if iou_type not in IOU_TYPES:
         raise ValueError(f"fastseg.metrics.proposal_recall: iou_type={iou_type!r}; allowed: {', '.join(IOU_TYPES)}")
     most = max(MOST, counts[-1])
-    proposals = [{"category_id": 0} | dict(proposal) for proposal in proposals]
+    proposals = [{"category_id": 0} | entry if isinstance(entry, dict) else entry for entry in proposals]
     table, _ = table_of_json(annotations, proposals, iou_type, most, use_categories=False, progress=progress)
     states, counted = states_of(table, IOU_THRESHOLDS, list(AREAS.values()))
     curves = [recall_curve(states[area], table.ranks, counted[area].sum(), most) for area in range(len(AREAS))]

@@ -6,18 +6,22 @@
 namespace fastseg::cuda {
 
 struct IouOptions {
-  const bool* crowd;  // [b.count] or null: divide by the area of the mask of a
-  bool over_smaller;  // divide by the smaller area, not by that of the union
-  bool symmetric;     // a is b: pairs need to be looked at once
+  const bool* crowd;        // [b.count] or null: divide by the area of the mask of a
+  const long long* labels;  // [a.count] or null; a is b: masks of different labels share nothing
+  bool over_smaller;        // divide by the smaller area, not by that of the union
+  bool symmetric;           // a is b: pairs need to be looked at once
 };
 
+// value_t: float, or int64_t for the intersection alone.
+template <typename value_t>
 cudaError_t launch_mask_iou(const KnownMasks& a, const KnownMasks& b, const IouOptions& options,
-                            float* iou,  // [a.count, b.count]
+                            value_t* iou,  // [a.count, b.count]
                             cudaStream_t stream);
 
 // Of mask i of a and mask i of b.
+template <typename value_t>
 cudaError_t launch_mask_iou_of_pairs(const KnownMasks& a, const KnownMasks& b, const IouOptions& options,
-                                     float* iou,  // [a.count]
+                                     value_t* iou,  // [a.count]
                                      cudaStream_t stream);
 
 }  // namespace fastseg::cuda

@@ -80,9 +80,10 @@ def test_statistics(density):
     equal((area, boxes), boxes_reference.mask_statistics(words))
 
 
-def iou_of(a, b, crowd=None, denominator=0, pairs=False):
-    iou = filled(len(a[1]), dtype=torch.float32) if pairs else filled(len(a[1]), len(b[1]), dtype=torch.float32)
-    ops._mask_iou(*a, *b, crowd, denominator, pairs, iou)
+def iou_of(a, b, crowd=None, denominator=0, pairs=False, labels=None):
+    dtype = torch.int64 if denominator == iou_reference.NOTHING else torch.float32
+    iou = filled(len(a[1]), dtype=dtype) if pairs else filled(len(a[1]), len(b[1]), dtype=dtype)
+    ops._mask_iou(*a, *b, crowd, labels, denominator, pairs, iou)
     return iou
 
 
@@ -92,10 +93,17 @@ def test_iou(make, width):
     a, b = packed(make(9, 12, width, seed=1)), packed(make(37, 12, width, seed=2))
     crowd = torch.arange(37) % 3 == 0
     calls = [(a, b, None, 0, False), (a, b, None, 1, False), (b, b, None, 0, False), (a, b, crowd, 0, False),
-             (b, b, crowd, 0, False), (b, b, None, 1, True)]  # fmt: skip
+             (b, b, crowd, 0, False), (b, b, None, 1, True), (a, b, None, 2, False), (b, b, None, 2, False),
+             (b, b, None, 2, True)]  # fmt: skip
     for one, other, flags, denominator, pairs in calls:
-        expected = iou_reference.mask_iou(one[0], one[1], other[0], other[1], flags, denominator, pairs)
-        assert torch.equal(iou_of(one, other, flags, denominator, pairs), expected)
+        expected = iou_reference.mask_iou(one[0], one[1], other[0], other[1], flags, None, denominator, pairs)
+        equal([iou_of(one, other, flags, denominator, pairs)], [expected])
+
+
+def test_iou_within_labels():
+    parts, labels = packed(ellipses(70, 12, 65)), torch.randint(3, (70,))
+    expected = iou_reference.mask_iou(parts[0], parts[1], parts[0], parts[1], None, labels, 0, False)
+    equal([iou_of(parts, parts, labels=labels)], [expected])
 
 
 def nms(parts, order, labels, threshold, room=None):

@@ -13,8 +13,9 @@ from torch import Tensor
 from fastseg import _check
 from fastseg._backend import rows
 from fastseg._op import Op
+from fastseg.kernels.mask_iou.reference import UNION
 from fastseg.kernels.matrix_nms import reference
-from fastseg.ops.masks.mask_iou import mask_iou
+from fastseg.ops.masks.mask_iou import mask_iou_op
 from fastseg.ops.masks.mask_nms import output_room, ranking
 from fastseg.ops.masks.pack_masks import packed_from
 from fastseg.ops.masks.packed import PackedMasks
@@ -59,8 +60,8 @@ def matrix_nms(
     """Matrix NMS: no mask is suppressed; each score decays by the overlap with better masks, all at once.
 
     Args:
-        masks: N masks: `PackedMasks`, or (N, H, W) of bool or uint8, which is packed first. The IoU of all pairs is
-            computed, 4 N^2 bytes.
+        masks: N masks: `PackedMasks`, or (N, H, W) of bool or uint8, which is packed first. The IoU of all pairs of one
+            label is computed, 4 N^2 bytes.
         scores: (N), float32, float16, bfloat16 or float64, computed in float32. Equal scores rank by index.
         labels: int64, int32 or uint8 (N): only masks of one label decay each other. None: all have one.
         method: "gaussian" or "linear".
@@ -85,7 +86,8 @@ def matrix_nms(
     _check.in_range(_NAME, "min_score", min_score, -torch.inf, torch.inf)
     order, labels = ranking(_NAME, masks, scores, labels)
     max_output = output_room(_NAME, max_output)
-    iou = mask_iou(masks, backend=backend)
+    known = masks.words, masks.area, masks.boxes
+    iou = mask_iou_op(*known, *known, None, labels, UNION, False, backend=backend)
     decay = matrix_decay_op(iou, order, labels, method == "gaussian", sigma, backend=backend)
     decayed = scores.detach().float()[order] * decay
     decayed = torch.where(decayed >= min_score, decayed, -torch.inf)

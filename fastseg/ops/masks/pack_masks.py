@@ -14,7 +14,7 @@ from fastseg._backend import rows
 from fastseg._dtypes import FLOATING
 from fastseg._op import Op
 from fastseg.kernels.pack_masks import reference
-from fastseg.ops.masks.packed import PackedMasks
+from fastseg.ops.masks.packed import MOST_ON_A_SIDE, PackedMasks
 
 _NAME = "pack_masks"
 BINARY = (torch.bool, torch.uint8)
@@ -24,6 +24,9 @@ UNPACKED = (*BINARY, *FLOATING)
 def check(masks, threshold):
     _check.dtype(_NAME, "masks", masks, UNPACKED)
     _check.shape(_NAME, "masks", masks, ("N", "H", "W"))
+    if not torch.compiler.is_compiling() and max(masks.shape[1:]) > MOST_ON_A_SIDE:
+        size = " x ".join(map(str, masks.shape[1:]))
+        raise ValueError(f"fastseg.ops.{_NAME}: masks are {size} pixels; allowed: at most {MOST_ON_A_SIDE} on a side")
     if threshold is None and masks.dtype not in BINARY:
         raise ValueError(f"fastseg.ops.{_NAME}: threshold=None; allowed with floating masks: a number")
     if threshold is not None and masks.dtype == torch.bool:
@@ -61,7 +64,8 @@ def pack_masks(masks: Tensor, threshold: float | None = None, *, backend: str = 
 
     Raises:
         RuntimeError: a dtype or shape that is not listed.
-        ValueError: floating masks without threshold, bool masks with one, a threshold that is NaN.
+        ValueError: floating masks without threshold, bool masks with one, a threshold that is NaN, 2^31 pixels or more
+            in a row or a column.
         TypeError: arguments of other types.
     """
     _check.tensor(_NAME, "masks", masks)

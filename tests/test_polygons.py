@@ -64,9 +64,11 @@ def test_corners_far_away_take_no_time():
 
 
 @pytest.mark.parametrize("polygon, message", [
-    ([0, 0, 1, 1], "object 0 has 4 coordinates; allowed: an even number, 6 or more"),
-    ([0, 0, 1, 1, 2, 2, 3], "object 0 has 7 coordinates"),
-    ([0, 0, 1, 1, 2, float("nan")], "coordinate nan; allowed: at most 1e"),
+    ([0, 0, 1, 1], "object 0 has a polygon of 4 coordinates; allowed: an even number, 6 or more"),
+    ([0, 0, 1, 1, 2, 2, 3], "object 0 has a polygon of 7 coordinates"),
+    ([[0, 0], [1, 1], [2, 2]], r"object 0 has a polygon \[\[0, 0\], .*; allowed: x1, y1, x2, y2"),
+    ("polygon", "object 0 has a polygon 'polygon'"),
+    ([0, 0, 1, 1, 2, float("nan")], "object 0 has a polygon with the coordinate nan; allowed: at most 1e"),
     ([0, 0, 1, 1, 2, 1e9], "coordinate 1000000000.0; allowed: at most 1e"),
 ])
 def test_errors(polygon, message):

@@ -1,8 +1,7 @@
 """COCO's detection metrics: average precision and recall of boxes or masks, equal to pycocotools' to rounding.
 
     AP    mean over IoU thresholds 0.5, 0.55, ..., 0.95, categories and 101 recalls of the precision at that recall,
-          which
-          is the largest at that recall or more
+          which is the largest at that recall or more
     AR@n  mean over thresholds and categories of the recall of the n best detections per image
 
 Two deviations: an annotation id of 0 counts as any other (pycocotools takes its match for none), and AP is that of the
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy
 
+from fastseg.metrics.coco_masks import CocoMasks
 from fastseg.metrics.detection_table import Curves, Instances, Table, box_ious, curves_of, group
 
 IOU_THRESHOLDS = numpy.linspace(0.5, 0.95, 10)
@@ -63,19 +63,22 @@ def coco_evaluate(
     Equals pycocotools' `COCOeval` with its default parameters, but for the two deviations above.
 
     Args:
-        annotations: {"images": [{"id"}], "annotations": [{"image_id", "category_id", "area", "bbox" (x, y, width,
-            height) or "segmentation", "iscrowd" (0 by default)}], "categories": [{"id"}]}, as json.load gives it.
+        annotations: {"images": [{"id", "height", "width"}], "annotations": [{"image_id", "category_id", "area", "bbox"
+            (x, y, width, height) or "segmentation", "iscrowd" (0 by default)}], "categories": [{"id"}]}, as json.load
+            gives it. Of images height and width are needed for polygons only.
         detections: [{"image_id", "category_id", "score", "bbox" or "segmentation"}]. Those of categories that the
             annotations do not know are left out, with a warning.
-        iou_type: "bbox" for boxes, "segm" for masks (polygons, or run lengths, compressed or not).
+        iou_type: "bbox" for boxes, "segm" for masks: a "segmentation" is a list of polygons (x1, y1, x2, y2, ...) or
+            run lengths {"size": [H, W], "counts": text or ints}. The area of a detection is that of its mask; but as
+            with pycocotools, where the first detection has a "bbox", areas of all are those of their boxes.
         max_detections: detections per image and category that are counted, rising; the last is that of AP.
         use_categories: False to match whatever the category, as for proposals.
-        progress: show how far it has come.
+        progress: show on stderr how far it has come with the masks, in a bar of tqdm if that is installed.
 
     Raises:
-        ValueError: structures that lack a field, ids that are not in "images", scores that are NaN, and other values
-            that
-            do not fit, by name.
+        ValueError: structures that lack a field, ids that are not in "images", scores that are NaN, masks of another
+            size, and other values that do not fit, by name and number of the entry.
+        TypeError: counts that are neither text nor ints.
     """
     limits = check_limits(max_detections)
     if iou_type not in IOU_TYPES:
@@ -115,48 +118,85 @@ def _figures(curves: Curves, limits: Sequence[int], kinds: slice) -> dict[str, f
 
 def table_of_json(annotations, detections, iou_type, most, use_categories=True, progress=False) -> tuple[Table, list]:
     """The table of COCO's structures, and their categories."""
-    field = "bbox" if iou_type == "bbox" else "segmentation"
     for name in ("images", "annotations"):
         if not isinstance(annotations, Mapping) or name not in annotations:
             raise ValueError(f"fastseg.metrics: annotations have no {name!r}; allowed: COCO's structure, as a dict")
-    truths = annotations["annotations"]
-    images = _column(annotations["images"], "id", "annotations['images']")
+    truths, images = annotations["annotations"], annotations["images"]
     categories = _column(annotations.get("categories", []), "id", "annotations['categories']")
     if not len(categories):
-        categories = _column(truths, "category_id", "annotations['annotations']")
-    categories = numpy.unique(categories)
+        categories = _column(truths, "category_id", TRUTHS)
+    categories = numpy.unique(categories) if use_categories else numpy.zeros(1, numpy.int64)
 
-    known = _column(detections, "category_id", "detections")
-    unknown = ~numpy.isin(known, categories) if use_categories else numpy.zeros(len(known), bool)
-    if unknown.any():
-        warnings.warn(f"fastseg.metrics: {unknown.sum()} detections have a category_id that the annotations do not "
-                      f"know, such as {known[unknown][0]}; they are left out", stacklevel=3)
-        detections = [detection for detection, out in zip(detections, unknown) if not out]
-    if not use_categories:  # of equal scores and IoUs the order decides, which pycocotools has by category
-        detections = [detections[i] for i in numpy.argsort(known, kind="stable")]
-        truths = [truths[i] for i in numpy.argsort(_column(truths, "category_id", "annotations"), kind="stable")]
-    parts = []
-    for entries, what in ((detections, "detections"), (truths, "annotations['annotations']")):
-        image, category = _column(entries, "image_id", what), _column(entries, "category_id", what)
-        strange = ~numpy.isin(image, images)
-        if strange.any():
-            raise ValueError(f"fastseg.metrics: {what} have image_id {image[strange][0]}; allowed: the ids in 'images'")
-        if not use_categories:
-            category = numpy.zeros(len(category), numpy.int64)
-        parts.append(Instances(image, category, numpy.zeros(len(entries))))
-    found, real = parts
-    if not use_categories:
-        categories = numpy.zeros(1, numpy.int64)
-    found.score = _column(detections, "score", "detections").astype(numpy.float64)
+    ids = _column(images, "id", "annotations['images']")
+    found, used = _instances(detections, DETECTIONS, ids, categories, use_categories)
+    real, used_truths = _instances(truths, TRUTHS, ids, categories, use_categories)
+    if len(used) < len(detections):
+        unknown = detections[numpy.setdiff1d(numpy.arange(len(detections)), used)[0]]["category_id"]
+        warnings.warn(f"fastseg.metrics: {len(detections) - len(used)} detections have a category_id that the "
+                      f"annotations do not know, such as {unknown}; they are left out", stacklevel=3)
+    found.score = _column(detections, "score", DETECTIONS).astype(numpy.float64)[used]
     if numpy.isnan(found.score).any():
         raise ValueError("fastseg.metrics: detections have a score that is NaN; allowed: numbers")
-    real.crowd = numpy.array([bool(truth.get("iscrowd", 0)) for truth in truths], bool)
-    real.area = _column(truths, "area", "annotations['annotations']").astype(numpy.float64)
-    shapes = [_field(entries, field, what) for entries, what in
-              ((detections, "detections"), (truths, "annotations['annotations']"))]
-    boxes, real_boxes = (_boxes(values) for values in shapes)
-    found.area = boxes[:, 2] * boxes[:, 3]
-    return group(found, real, most, box_ious(boxes, real_boxes, real.crowd)), categories.tolist()
+    real.crowd = numpy.array([bool(truth.get("iscrowd", 0)) for truth in truths], bool)[used_truths]
+    real.area = _column(truths, "area", TRUTHS).astype(numpy.float64)[used_truths]
+    if iou_type == "bbox":
+        boxes, real_boxes = _boxes(detections, DETECTIONS)[used], _boxes(truths, TRUTHS)[used_truths]
+        found.area = boxes[:, 2] * boxes[:, 3]
+        ious = box_ious(boxes, real_boxes, real.crowd)
+    else:
+        masks, area = _masks(detections, truths, images)
+        found.area = masks.areas(used, progress) if area is None else area[used]
+
+        def ious(detection, truth):
+            return masks.ious(used[detection], len(detections) + used_truths[truth], real.crowd[truth], progress)
+
+    return group(found, real, most, ious), categories.tolist()
+
+
+TRUTHS, DETECTIONS = "annotations['annotations']", "detections"  # what errors call them
+
+
+def _instances(entries, what, images, categories, use_categories) -> tuple[Instances, numpy.ndarray]:
+    """Those of known categories, and their places in `entries`. Where categories do not count, they are all of category
+    0, sorted by their own: of equal scores and IoUs the order decides, and that is pycocotools'.
+    """
+    image, category = _column(entries, "image_id", what), _column(entries, "category_id", what)
+    strange = ~numpy.isin(image, images)
+    if strange.any():
+        raise ValueError(f"fastseg.metrics: {what} have image_id {image[strange][0]}; allowed: the ids in 'images'")
+    if use_categories:
+        used = numpy.flatnonzero(numpy.isin(category, categories))
+    else:
+        used, category = numpy.argsort(category, kind="stable"), numpy.zeros(len(category), numpy.int64)
+    return Instances(image[used], category[used], numpy.zeros(len(used))), used
+
+
+def _masks(detections, truths, images) -> tuple[CocoMasks, numpy.ndarray | None]:
+    """Of all detections, then of all truths; and the areas of the detections, where not those of their masks.
+
+    As pycocotools has it: if the first detection has a box, all need one, whose area counts, and which is also the
+    mask of those that have no other.
+    """
+    area = None
+    if len(detections) and isinstance(detections[0], Mapping) and detections[0].get("bbox"):
+        boxes = _boxes(detections, DETECTIONS)
+        area = boxes[:, 2] * boxes[:, 3]
+        found = [entry["segmentation"] if "segmentation" in entry else [_corners(*boxes[number].tolist())]
+                 for number, entry in enumerate(detections)]
+    else:
+        found = _field(detections, "segmentation", DETECTIONS)
+    by_id = {image["id"]: image for image in images}
+    entries = [by_id[entry["image_id"]] for entry in (*detections, *truths)]
+
+    def name(number):
+        place, what = (number, DETECTIONS) if number < len(found) else (number - len(found), TRUTHS)
+        return f"{what}[{place}]['segmentation']"
+
+    return CocoMasks(found + _field(truths, "segmentation", TRUTHS), entries, name), area
+
+
+def _corners(x: float, y: float, width: float, height: float) -> list[float]:
+    return [x, y, x, y + height, x + width, y + height, x + width, y]
 
 
 def _field(entries: Sequence[Mapping], name: str, what: str) -> list:
@@ -172,11 +212,14 @@ def _column(entries: Sequence[Mapping], name: str, what: str) -> numpy.ndarray:
     return numpy.array(values) if values else numpy.zeros(0, numpy.int64)
 
 
-def _boxes(values: list) -> numpy.ndarray:
+def _boxes(entries: Sequence[Mapping], what: str) -> numpy.ndarray:
+    values = _field(entries, "bbox", what)
     try:
         boxes = numpy.array(values, numpy.float64).reshape(-1, 4) if values else numpy.zeros((0, 4))
         if len(boxes) != len(values):
             raise ValueError
         return boxes
     except (TypeError, ValueError):
-        raise ValueError("fastseg.metrics: 'bbox' holds something else; allowed: [x, y, width, height]") from None
+        number = next((i for i, value in enumerate(values) if numpy.shape(value) != (4,)), 0)
+        given = f"{what}[{number}]['bbox']={values[number]!r:.80}"
+        raise ValueError(f"fastseg.metrics: {given}; allowed: [x, y, width, height]") from None

@@ -1,6 +1,6 @@
 """Detections and truths of many images in flat arrays, with the IoU of every pair that could be matched.
 
-One `Table` holds instances sorted by group (a category in an image), detections by falling score; tables of different
+One `Table` holds instances sorted by group (an image and a category), detections by falling score; tables of different
 images can be joined, so that a data set is taken in image by image and rank by rank.
 """
 
@@ -81,11 +81,11 @@ def group(
 ) -> Table:
     """The table of these instances: of each group the `most` detections of the highest scores, of equal ones the first.
 
-    ious: of pairs, given by the numbers [pairs] of a detection and of a truth.
+    ious: of pairs, given by the numbers [pairs] of a detection and of a truth, those of an image one after the other.
     """
-    images, image = numpy.unique(numpy.concatenate([detections.image, truths.image]), return_inverse=True)
-    _, category = numpy.unique(numpy.concatenate([detections.category, truths.category]), return_inverse=True)
-    keys = category.astype(numpy.int64) * max(1, len(images)) + image
+    _, image = numpy.unique(numpy.concatenate([detections.image, truths.image]), return_inverse=True)
+    kinds, kind = numpy.unique(numpy.concatenate([detections.category, truths.category]), return_inverse=True)
+    keys = image.astype(numpy.int64) * max(1, len(kinds)) + kind
     of_detections, of_truths = keys[:len(detections)], keys[len(detections):]
 
     number = numpy.lexsort((-detections.score, of_detections))
@@ -124,13 +124,16 @@ def box_ious(detections: Array, truths: Array, crowd: Array) -> Callable[[Array,
         a, b = detections[detection].T, truths[truth].T
         width = numpy.minimum(a[0] + a[2], b[0] + b[2]) - numpy.maximum(a[0], b[0])
         height = numpy.minimum(a[1] + a[3], b[1] + b[3]) - numpy.maximum(a[1], b[1])
-        inside = (width > 0) & (height > 0)
-        shared = numpy.where(inside, width * height, 0.0)
-        area = a[2] * a[3]
-        union = numpy.where(crowd[truth], area, area + b[2] * b[3] - shared)
-        return numpy.divide(shared, union, out=numpy.zeros_like(shared), where=inside & (union > 0))
+        shared = numpy.where((width > 0) & (height > 0), width * height, 0.0)
+        return overlap(shared, a[2] * a[3], b[2] * b[3], crowd[truth])
 
     return ious
+
+
+def overlap(shared: Array, area: Array, truth_area: Array, crowd: Array) -> Array:
+    """The IoU of detections and truths that share so much of their areas: COCO's, in double; 0 / 0 is 0."""
+    union = numpy.where(crowd, area, area + truth_area - shared)
+    return numpy.divide(shared, union, out=numpy.zeros(shared.shape), where=union > 0)
 
 
 @dataclass(frozen=True)

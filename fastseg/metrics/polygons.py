@@ -1,6 +1,6 @@
 """Polygons as packed masks, by COCO's rule."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy
 import torch
@@ -49,19 +49,39 @@ def polygons_to_masks(polygons: Sequence[Sequence[Sequence[float]]], size: tuple
         ValueError: an odd number of coordinates, fewer than three points, coordinates that are NaN or farther away
         than 1e8.
     """
+    return fill(polygons, size, lambda number: f"{_NAME}: object {number}")
+
+
+def fill(
+    polygons: Sequence[Sequence[Sequence[float]]], size: tuple[int, int], name: Callable[[int], str]
+) -> PackedMasks:
+    """`polygons_to_masks`; name: how an error about an object begins."""
     height, width = size
     lengths, objects, values = [], [], []
     for number, parts in enumerate(polygons):
         for polygon in parts:
-            if len(polygon) < 6 or len(polygon) % 2:
-                given = f"a polygon of object {number} has {len(polygon)} coordinates"
-                raise ValueError(f"{_NAME}: {given}; allowed: an even number, 6 or more")
-            lengths.append(len(polygon) // 2)
+            values.append(_coordinates(polygon, name, number))
+            lengths.append(len(values[-1]) // 2)
             objects.append(number)
-            values.append(numpy.asarray(polygon, numpy.float64))
     points = numpy.concatenate(values).reshape(-1, 2) if values else numpy.zeros((0, 2))
+    ends = numpy.cumsum(lengths, dtype=numpy.int64)
     far = ~(numpy.abs(points) <= _FARTHEST)
     if far.any():
-        raise ValueError(f"{_NAME}: a polygon has the coordinate {points[far][0]}; allowed: at most {_FARTHEST:.0e}")
-    numbers = [torch.tensor(values, dtype=torch.int64) for values in (numpy.cumsum(lengths), objects)]
-    return PackedMasks(fill_polygons(torch.from_numpy(points), *numbers, len(polygons), height, width), width)
+        number = objects[numpy.searchsorted(ends, far.any(1).argmax(), side="right")]
+        raise ValueError(f"{name(number)} has a polygon with the coordinate {points[far][0]}; allowed: at most "
+                         f"{_FARTHEST:.0e}")
+    numbers = torch.from_numpy(ends), torch.tensor(objects, dtype=torch.int64)
+    return PackedMasks._of(fill_polygons(torch.from_numpy(points), *numbers, len(polygons), height, width), width)
+
+
+def _coordinates(polygon: Sequence[float], name: Callable[[int], str], number: int) -> numpy.ndarray:
+    try:
+        values = numpy.asarray(polygon, numpy.float64)
+        if values.ndim != 1:
+            raise ValueError("not one after the other")
+    except (TypeError, ValueError):
+        raise ValueError(f"{name(number)} has a polygon {polygon!r:.80}; allowed: x1, y1, x2, y2, ...") from None
+    if len(values) < 6 or len(values) % 2:
+        given = f"has a polygon of {len(values)} coordinates"
+        raise ValueError(f"{name(number)} {given}; allowed: an even number, 6 or more")
+    return values

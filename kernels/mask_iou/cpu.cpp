@@ -1,6 +1,7 @@
 // IoU of packed masks: the words of two masks are compared where their boxes overlap. See README.md.
 #include <algorithm>
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -16,33 +17,38 @@ using torch::stable::Tensor;
 
 constexpr int64_t kTile = 16;  // masks: two tiles of them, packed, stay in the second-level cache
 
-enum Denominator : int64_t { kUnion, kSmaller };
+enum Denominator : int64_t { kUnion, kSmaller, kNothing };
 
 struct Problem {
   KnownMasks a, b;
   const bool* crowd;  // [M] or null
   int64_t denominator;
 
-  float iou(int64_t i, int64_t j) const {
-    const int64_t area_a = a.areas[i], area_b = b.areas[j];
+  // value_t: float, or int64_t for the intersection alone.
+  template <typename value_t>
+  value_t iou(int64_t i, int64_t j) const {
     const fastseg::Overlap at(a.boxes[i], b.boxes[j]);
     const int64_t common = fastseg::intersection(a.mask(i), b.mask(j), at, a.pitch);
+    if constexpr (std::is_same_v<value_t, int64_t>) return common;
+    const int64_t area_a = a.areas[i], area_b = b.areas[j];
     int64_t whole = denominator == kSmaller ? std::min(area_a, area_b) : area_a + area_b - common;
     if (crowd != nullptr && crowd[j]) whole = area_a;
-    return static_cast<float>(fastseg::ratio(common, whole));
+    return static_cast<value_t>(fastseg::ratio(common, whole));
   }
 };
 
 // iou: [N]
-void in_pairs(const Problem& problem, float* iou) {
+template <typename value_t>
+void in_pairs(const Problem& problem, value_t* iou) {
   const fastseg::UnevenSlices slices(problem.a.count, kTile);
   slices.run([&](int64_t, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) iou[i] = problem.iou(i, i);
+    for (int64_t i = begin; i < end; ++i) iou[i] = problem.iou<value_t>(i, i);
   });
 }
 
 // iou: [N, M]; symmetric: a is b, and pairs need to be looked at once.
-void all_with_all(const Problem& problem, bool symmetric, float* iou) {
+template <typename value_t>
+void all_with_all(const Problem& problem, bool symmetric, value_t* iou) {
   const int64_t rows = problem.a.count, columns = problem.b.count;
   std::vector<std::pair<int64_t, int64_t>> tiles;
   for (int64_t i = 0; i < rows; i += kTile) {
@@ -54,13 +60,29 @@ void all_with_all(const Problem& problem, bool symmetric, float* iou) {
       for (int64_t i = first_row; i < std::min(rows, first_row + kTile); ++i) {
         for (int64_t j = first_column; j < std::min(columns, first_column + kTile); ++j) {
           if (symmetric && j < i) continue;
-          const float value = problem.iou(i, j);
+          const value_t value = problem.iou<value_t>(i, j);
           iou[i * columns + j] = value;
           if (symmetric) iou[j * columns + i] = value;
         }
       }
     }
   });
+}
+
+template <typename value_t>
+void fill(const Problem& problem, bool pairs, const Tensor& iou) {
+  constexpr bool counts = std::is_same_v<value_t, int64_t>;
+  const int64_t rows = problem.a.count, columns = problem.b.count;
+  FASTSEG_CHECK(iou.is_cpu() && iou.is_contiguous() &&
+                    iou.scalar_type() == (counts ? ScalarType::Long : ScalarType::Float) &&
+                    iou.numel() == (pairs ? rows : rows * columns),
+                "fastseg::_mask_iou: iou must be float32, or int64 if divided by nothing, [N, M], or [N] of pairs, on "
+                "the CPU");
+  value_t* to = iou.mutable_data_ptr<value_t>();
+  if (pairs) return in_pairs(problem, to);
+  const bool same = problem.a.words == problem.b.words && problem.a.areas == problem.b.areas &&
+                    problem.a.boxes == problem.b.boxes && rows == columns;
+  all_with_all(problem, same && problem.crowd == nullptr, to);
 }
 
 void forward(const Tensor& words_a, const Tensor& area_a, const Tensor& boxes_a, const Tensor& words_b,
@@ -79,14 +101,8 @@ void forward(const Tensor& words_a, const Tensor& area_a, const Tensor& boxes_a,
                   "fastseg::_mask_iou: crowd must be bool [M] on the CPU");
     problem.crowd = crowd->const_data_ptr<bool>();
   }
-  FASTSEG_CHECK(iou.is_cpu() && iou.is_contiguous() && iou.scalar_type() == ScalarType::Float &&
-                    iou.numel() == (pairs ? rows : rows * columns),
-                "fastseg::_mask_iou: iou must be float32 [N, M], or [N] of pairs, on the CPU");
-  float* to = iou.mutable_data_ptr<float>();
-  if (pairs) return in_pairs(problem, to);
-  const bool same = problem.a.words == problem.b.words && problem.a.areas == problem.b.areas &&
-                    problem.a.boxes == problem.b.boxes && rows == columns;
-  all_with_all(problem, same && problem.crowd == nullptr, to);
+  if (denominator == kNothing) return fill<int64_t>(problem, pairs, iou);
+  fill<float>(problem, pairs, iou);
 }
 
 }  // namespace

@@ -11,13 +11,16 @@ struct IouOptions {
   bool symmetric;     // a is b: pairs need to be looked at once
 };
 
+// value_t: float, or int64_t for the intersection alone.
+template <typename value_t>
 cudaError_t launch_mask_iou(const KnownMasks& a, const KnownMasks& b, const IouOptions& options,
-                            float* iou,  // [a.count, b.count]
+                            value_t* iou,  // [a.count, b.count]
                             cudaStream_t stream);
 
 // Of mask i of a and mask i of b.
+template <typename value_t>
 cudaError_t launch_mask_iou_of_pairs(const KnownMasks& a, const KnownMasks& b, const IouOptions& options,
-                                     float* iou,  // [a.count]
+                                     value_t* iou,  // [a.count]
                                      cudaStream_t stream);
 
 }  // namespace fastseg::cuda

@@ -5,16 +5,20 @@ from torch import Tensor
 
 from fastseg.kernels.pack_masks.reference import unpack_masks
 
-UNION, SMALLER = range(2)  # what the intersection is divided by: `denominator`
+UNION, SMALLER, NOTHING = range(3)  # what the intersection is divided by: `denominator`
 
 
 def mask_iou(
     words_a: Tensor, area_a: Tensor, words_b: Tensor, area_b: Tensor, crowd: Tensor | None, denominator: int,
     pairs: bool,
 ) -> Tensor:
-    """words: int32 [N, H, words] and [M, H, words], area: int64 [N] and [M]. Gives float32 [N, M], or [N] of pairs."""
+    """words: int32 [N, H, words] and [M, H, words], area: int64 [N] and [M]. Gives [N, M], or [N] of pairs: float32, int64
+    if divided by nothing.
+    """
     a, b = (unpack_masks(words, words.shape[2] * 32, torch.float64).flatten(1) for words in (words_a, words_b))
     common = (a * b).sum(1) if pairs else a @ b.T  # exact: integers below 2^53
+    if denominator == NOTHING:
+        return common.long()
     if not pairs:
         area_a = area_a.unsqueeze(1)
     whole = torch.minimum(area_a, area_b) if denominator == SMALLER else area_a + area_b - common

@@ -51,6 +51,29 @@ def masks_of_runs(counts: Tensor, begins: Tensor, ends: Tensor, height: int, wid
     return pack_masks(pixels.bool(), None)[0]
 
 
+def run_statistics(counts: Tensor, begins: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Gives the number of pixels of each mask, which counts[begins[n]:ends[n]] add up to, and its area: int64 [N]."""
+    lists = [counts[begin:end] for begin, end in zip(begins.tolist(), ends.tolist())]
+    sums = [[int(one.sum()), int(one[1::2].sum())] for one in lists]
+    pixels, area = torch.tensor(sums, dtype=torch.int64).view(-1, 2).unbind(1)
+    return pixels.clone(), area.clone()
+
+
+def run_overlaps(counts: Tensor, begins: Tensor, ends: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The pixels that masks first[p] and second[p] share, int64 [pairs]; where one has fewer, the rest is 0."""
+
+    def pixels(mask):
+        lengths = counts[begins[mask]:ends[mask]]
+        return torch.repeat_interleave(torch.arange(len(lengths)) % 2, lengths)
+
+    shared = []
+    for one, other in zip(first.tolist(), second.tolist()):
+        a, b = pixels(one), pixels(other)
+        most = min(len(a), len(b))
+        shared.append(int((a[:most] & b[:most]).sum()))
+    return torch.tensor(shared, dtype=torch.int64)
+
+
 def write_counts(counts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     """Gives the texts, uint8 [7 counts], those of a mask from 7 times its first count on, and their lengths."""
     text = torch.zeros(MOST_CHARACTERS * len(counts), dtype=torch.uint8)

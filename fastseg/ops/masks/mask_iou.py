@@ -1,6 +1,7 @@
 """mask_iou: how much masks overlap, as a matrix of all with all or in pairs.
 
     iou(a, b) = |a and b| / |a or b|          ios(a, b) = |a and b| / min(|a|, |b|)          0 / 0 = 0
+    intersection(a, b) = |a and b|
 
 A crowd region b (COCO's iscrowd) may hold many objects: its iou(a, b) is |a and b| / |a|, a being the detection.
 """
@@ -18,7 +19,7 @@ from fastseg.ops.masks.pack_masks import packed_from
 from fastseg.ops.masks.packed import PackedMasks, check_same_size
 
 _NAME = "mask_iou"
-_DENOMINATORS = {"iou": reference.UNION, "ios": reference.SMALLER}
+_DENOMINATORS = {"iou": reference.UNION, "ios": reference.SMALLER, "intersection": reference.NOTHING}
 
 
 def check(words_a, area_a, boxes_a, words_b, area_b, boxes_b, crowd, denominator, pairs):
@@ -26,7 +27,7 @@ def check(words_a, area_a, boxes_a, words_b, area_b, boxes_b, crowd, denominator
     check_known(_NAME, words_b, area_b, boxes_b)
     _check.same_device(_NAME, "b", words_b, "a", words_a)
     _check.shape(_NAME, "b", words_b, ("M", *words_a.shape[1:]), "of the size of a")
-    _check.in_range(_NAME, "denominator", denominator, reference.UNION, reference.SMALLER)
+    _check.in_range(_NAME, "denominator", denominator, reference.UNION, reference.NOTHING)
     if pairs:
         _check.shape(_NAME, "b", words_b, words_a.shape, "as many masks as a, for pairs")
     if crowd is not None:
@@ -40,9 +41,10 @@ def check_known(op, words, area, boxes):
     _check.argument(op, "boxes", boxes, (torch.int32,), (words.shape[0], 4), like=("words", words))
 
 
-def outputs(words_a, words_b, pairs):
+def outputs(words_a, words_b, denominator, pairs):
     count = words_a.shape[0]
-    return words_a.new_empty(count if pairs else (count, words_b.shape[0]), dtype=torch.float32)
+    dtype = torch.int64 if denominator == reference.NOTHING else torch.float32
+    return words_a.new_empty(count if pairs else (count, words_b.shape[0]), dtype=dtype)
 
 
 mask_iou_op = Op(
@@ -61,7 +63,7 @@ def mask_iou(
     b: PackedMasks | Tensor | None = None,
     *,
     crowd: Tensor | None = None,
-    metric: Literal["iou", "ios"] = "iou",
+    metric: Literal["iou", "ios", "intersection"] = "iou",
     pairs: bool = False,
     backend: str = "auto",
 ) -> Tensor:
@@ -72,17 +74,18 @@ def mask_iou(
         b: M masks of the size of a, on its device. None: a itself; every pair is then counted once.
         crowd: bool (M), masks of b that are crowd regions: the intersection is divided by the area of the mask of a.
             Only with metric="iou".
-        metric: "iou", or "ios": the intersection over the area of the smaller mask, 1 where one covers the other.
+        metric: "iou"; "ios", the intersection over the area of the smaller mask, 1 where one covers the other; or
+            "intersection", the number of pixels that both have.
         pairs: give iou(a[i], b[i]) alone; N = M.
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
-        float32 (N, M), or (N) of pairs: the quotient of two integers, rounded once. Of empty masks 0. Nothing is
-        differentiated.
+        (N, M), or (N) of pairs. float32, the quotient of two integers, rounded once, of empty masks 0; of
+        "intersection" int64, exact. Nothing is differentiated.
 
     Raises:
         RuntimeError: masks of different sizes, numbers or devices, another dtype or shape.
-        ValueError: another metric; crowd with "ios"; pairs without b.
+        ValueError: another metric; crowd with one that is not "iou"; pairs without b.
         TypeError: arguments of other types.
     """
     a = packed_from(_NAME, "a", a)

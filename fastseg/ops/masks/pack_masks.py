@@ -19,11 +19,15 @@ from fastseg.ops.masks.packed import PackedMasks
 _NAME = "pack_masks"
 BINARY = (torch.bool, torch.uint8)
 UNPACKED = (*BINARY, *FLOATING)
+MOST_ON_A_SIDE = 2**31 - 1  # boxes are 32-bit numbers
 
 
 def check(masks, threshold):
     _check.dtype(_NAME, "masks", masks, UNPACKED)
     _check.shape(_NAME, "masks", masks, ("N", "H", "W"))
+    if not torch.compiler.is_compiling() and max(masks.shape[1:]) > MOST_ON_A_SIDE:
+        size = " x ".join(map(str, masks.shape[1:]))
+        raise ValueError(f"fastseg.ops.{_NAME}: masks are {size} pixels; allowed: at most 2^31 - 1 on a side")
     if threshold is None and masks.dtype not in BINARY:
         raise ValueError(f"fastseg.ops.{_NAME}: threshold=None; allowed with floating masks: a number")
     if threshold is not None and masks.dtype == torch.bool:
@@ -61,7 +65,8 @@ def pack_masks(masks: Tensor, threshold: float | None = None, *, backend: str = 
 
     Raises:
         RuntimeError: a dtype or shape that is not listed.
-        ValueError: floating masks without threshold, bool masks with one, a threshold that is NaN.
+        ValueError: floating masks without threshold, bool masks with one, a threshold that is NaN, 2^31 pixels or more
+            in a row or a column.
         TypeError: arguments of other types.
     """
     _check.tensor(_NAME, "masks", masks)

@@ -79,17 +79,18 @@ class PackedMasks:
 
     @property
     def area(self) -> Tensor:
-        self._find_statistics()
+        if self._area is None:
+            self._find_statistics()
         return self._area
 
     @property
     def boxes(self) -> Tensor:
-        self._find_statistics()
+        if self._boxes is None:
+            self._find_statistics()
         return self._boxes
 
     def _find_statistics(self) -> None:
-        if self._area is None or self._boxes is None:
-            self._area, self._boxes = mask_statistics_op(self.words)
+        self._area, self._boxes = mask_statistics_op(self.words)
 
     def __len__(self) -> int:
         return self.words.shape[0]

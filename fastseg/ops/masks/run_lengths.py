@@ -5,7 +5,7 @@ A mask is read column by column. Its counts are the lengths of runs of equal pix
 of 5 bits, the lowest first, a character each: 48 + bits, + 32 if more follow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy
 import torch
@@ -82,6 +82,25 @@ masks_of_runs_op = Op(
 )
 
 
+run_statistics_op = Op(
+    "run_statistics(Tensor counts, Tensor begins, Tensor ends) -> (Tensor pixels, Tensor area)",
+    check=check_lists,
+    outputs=lambda ends: (torch.empty_like(ends), torch.empty_like(ends)),
+    internal=True,
+    contiguous=("counts", "begins", "ends"),
+    backends=rows(reference.run_statistics, cpu=_LIST),
+)
+
+run_overlaps_op = Op(
+    "run_overlaps(Tensor counts, Tensor begins, Tensor ends, Tensor first, Tensor second) -> Tensor shared",
+    check=check_lists,
+    outputs=lambda first: torch.empty_like(first),
+    internal=True,
+    contiguous=("counts", "begins", "ends", "first", "second"),
+    backends=rows(reference.run_overlaps, cpu=_LIST),
+)
+
+
 def masks_to_rle(masks: PackedMasks | Tensor, compressed: bool = True, *, backend: str = "auto") -> list[dict]:
     """The masks in COCO's run-length encoding: `pycocotools.mask.encode`, from packed bits.
 
@@ -102,13 +121,9 @@ def masks_to_rle(masks: PackedMasks | Tensor, compressed: bool = True, *, backen
     name = "masks_to_rle"
     masks = packed_from(name, "masks", masks)
     _check.booleans(name, compressed=compressed)
-    count, height, width = masks.shape
+    _, height, width = masks.shape
     _check_pixels(name, height, width)
-    runs = count_runs_op(masks.words, masks.boxes, width, backend=backend)
-    ends = runs.cumsum(0)
-    total = ends[-1].item() if count else 0
-    counts = run_lengths_op(masks.words, masks.boxes, width, ends, total, backend=backend).cpu()
-    ends = ends.cpu()
+    counts, ends = counts_of_masks(masks, backend)
     stops = ends.tolist()
     starts = [0, *stops[:-1]]
     if not compressed:
@@ -161,13 +176,29 @@ def rle_to_masks(
     if size is None:
         raise ValueError(f"fastseg.ops.{name}: size=None; allowed without any rles: (H, W)")
     _check_pixels(name, *size)
-    counts, begins, ends = _counts_of(name, [rle["counts"] for rle in rles], size, backend)
+    counts, begins, ends, area = read_rles(
+        [rle["counts"] for rle in rles], [size] * len(rles), lambda i: f"fastseg.ops.{name}: rles[{i}]['counts']", backend
+    )
     words = masks_of_runs_op(counts, begins, ends, *size, backend=backend)
-    return PackedMasks._of(words, size[1]).to(device)
+    return PackedMasks._of(words, size[1], area).to(device)
 
 
-def _counts_of(name: str, given: list, size: tuple[int, int], backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts, and where those of each mask begin and end among them."""
+def counts_of_masks(masks: PackedMasks, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """The counts of all masks, one after the other, and where those of each end: both on the CPU."""
+    runs = count_runs_op(masks.words, masks.boxes, masks.width, backend=backend)
+    ends = runs.cumsum(0)
+    total = ends[-1].item() if len(masks) else 0
+    counts = run_lengths_op(masks.words, masks.boxes, masks.width, ends, total, backend=backend)
+    return counts.cpu(), ends.cpu()
+
+
+def read_rles(
+    given: Sequence, sizes: Sequence[tuple[int, int]], name: Callable[[int], str], backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Counts, where those of each mask begin and end among them, and the area of each.
+
+    given: counts of each mask, as text or ints; sizes: (H, W) of each; name: how an error begins, by the mask's place.
+    """
     lists, texts = {}, {}
     for i, counts in enumerate(given):
         if isinstance(counts, (bytes, bytearray)):
@@ -175,7 +206,7 @@ def _counts_of(name: str, given: list, size: tuple[int, int], backend: str) -> t
         elif isinstance(counts, str):
             texts[i] = counts.encode("utf-8", "surrogatepass")
         else:
-            lists[i] = _listed(name, i, counts, size)
+            lists[i] = _listed(name, i, counts, sizes[i])
     lengths = torch.tensor([len(text) for text in texts.values()], dtype=torch.int64)
     ends = lengths.cumsum(0)
     joined = b"".join(texts.values())
@@ -187,20 +218,19 @@ def _counts_of(name: str, given: list, size: tuple[int, int], backend: str) -> t
     if len(places) and numbers.min() < 0:
         wrong = int(numbers.argmin())
         i, reason = int(places[wrong]), _REASONS[int(numbers[wrong])]
-        raise ValueError(f"fastseg.ops.{name}: rles[{i}]['counts']={given[i]!r:.80} {reason}")
+        raise ValueError(f"{name(i)}={given[i]!r:.80} {reason}")
     begins[places], lasts[places] = ends - lengths, ends - lengths + numbers
     first = len(text)
     for i, values in lists.items():
         begins[i], lasts[i] = first, first + len(values)
         first += len(values)
-    before = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    covered = before[lasts] - before[begins]
-    pixels = size[0] * size[1]
-    if (covered != pixels).any():
+    covered, area = run_statistics_op(counts, begins, lasts, backend=backend)
+    pixels = torch.tensor([height * width for height, width in sizes], dtype=torch.int64)
+    if not torch.equal(covered, pixels):
         i = int((covered != pixels).nonzero()[0])
-        allowed = f"{pixels}, {size[0]} x {size[1]}"
-        raise ValueError(f"fastseg.ops.{name}: rles[{i}]['counts'] add up to {int(covered[i])}; allowed: {allowed}")
-    return counts, begins, lasts
+        allowed = f"{int(pixels[i])}, {sizes[i][0]} x {sizes[i][1]}"
+        raise ValueError(f"{name(i)} add up to {int(covered[i])}; allowed: {allowed}")
+    return counts, begins, lasts, area
 
 
 _REASONS = {
@@ -210,17 +240,17 @@ _REASONS = {
 }
 
 
-def _listed(name: str, i: int, counts, size: tuple[int, int]) -> numpy.ndarray:
+def _listed(name: Callable[[int], str], i: int, counts, size: tuple[int, int]) -> numpy.ndarray:
     """Uncompressed counts as int64."""
     values = numpy.asarray(counts) if isinstance(counts, (Sequence, numpy.ndarray)) else None
     if values is not None and values.ndim == 1 and len(values) == 0:
         values = values.astype(numpy.int64)
     if values is None or values.ndim != 1 or values.dtype.kind not in "iu":
-        raise TypeError(f"fastseg.ops.{name}: rles[{i}]['counts']={counts!r:.80}; allowed: bytes, str, or ints")
+        raise TypeError(f"{name(i)}={counts!r:.80}; allowed: bytes, str, or ints")
     most = size[0] * size[1]
     if len(values) and not (0 <= values.min() and values.max() <= most):
         wrong = values.min() if values.min() < 0 else values.max()
-        raise ValueError(f"fastseg.ops.{name}: rles[{i}]['counts'] holds {wrong}; allowed: 0 to {most}")
+        raise ValueError(f"{name(i)} holds {wrong}; allowed: 0 to {most}")
     return values.astype(numpy.int64)
 
 

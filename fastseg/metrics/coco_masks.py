@@ -1,0 +1,154 @@
+"""The masks of COCO's structures, polygons or run lengths: their areas, and the IoU of pairs.
+
+Run lengths are not decoded: areas and intersections are read off them. A part of the masks is taken at a time, so that
+the memory does not grow with the data set.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy
+import torch
+from torch import Tensor
+
+from fastseg import _check
+from fastseg.metrics.detection_table import overlap
+from fastseg.metrics.polygons import fill
+from fastseg.metrics.progress import progress
+from fastseg.ops.masks.run_lengths import MOST_PIXELS, counts_of_masks, read_rles, run_overlaps_op
+
+Array = numpy.ndarray
+Size = tuple[int, int]  # (H, W)
+_AT_A_TIME = 2048  # masks
+_PIXELS_AT_A_TIME = 1 << 28  # of polygons, a bit each
+
+
+@dataclass
+class Runs:
+    """Masks as run lengths: counts [k]; where those of each begin and end, and how many pixels it has, [n] each."""
+
+    counts: Tensor
+    begins: Tensor
+    ends: Tensor
+    areas: Tensor
+
+    @staticmethod
+    def join(parts: Sequence[tuple[list[int], "Runs"]], count: int) -> "Runs":
+        """Of `count` masks; with each part come the places that its masks take."""
+        begins, ends, areas = torch.empty(3, count, dtype=torch.int64)
+        first = 0
+        for places, runs in parts:
+            begins[places], ends[places], areas[places] = runs.begins + first, runs.ends + first, runs.areas
+            first += len(runs.counts)
+        return Runs(torch.cat([runs.counts for _, runs in parts]), begins, ends, areas)
+
+
+class CocoMasks:
+    """Masks by number: `segmentations` as COCO has them.
+
+    images: of each the entry of its image, whose "height" and "width" polygons need.
+    names: what errors call each.
+    """
+
+    def __init__(self, segmentations: Sequence, images: Sequence[Mapping], names: Callable[[int], str]):
+        self._segmentations, self._images, self._names = segmentations, images, names
+        self._sizes: dict[Size, Size] = {}
+
+    def areas(self, numbers: Array, shown: bool = False) -> Array:
+        """Of masks numbers [n], in pixels."""
+        parts = numpy.array_split(numbers, -(-len(numbers) // _AT_A_TIME) or 1)
+        found = [self._runs(part.tolist())[0].areas.numpy() for part in progress(parts, "areas of masks", shown)]
+        return numpy.concatenate(found)
+
+    def ious(self, first: Array, second: Array, crowd: Array, shown: bool = False) -> Array:
+        """Of pairs of masks first [pairs] and second [pairs], which is a crowd region or not; equal `first` follow each
+        other.
+        """
+        starts = numpy.flatnonzero(numpy.diff(first, prepend=-1))[::_AT_A_TIME]
+        parts = [slice(*ends) for ends in zip(starts, [*starts[1:], len(first)])]
+        found = [self._ious_at_once(first[part], second[part], crowd[part])
+                 for part in progress(parts, "IoU of masks", shown)]
+        return numpy.concatenate([numpy.zeros(0), *found])
+
+    def _ious_at_once(self, first, second, crowd):
+        numbers, places = numpy.unique(numpy.concatenate([first, second]), return_inverse=True)
+        runs, sizes = self._runs(numbers.tolist())
+        a, b = numpy.split(places, 2)
+        differ = numpy.flatnonzero((sizes[a] != sizes[b]).any(1))
+        if len(differ):
+            pair = differ[0]
+            given = f"{self._names(first[pair])} is a mask of {_text(sizes[a[pair]])}"
+            allowed = f"{_text(sizes[b[pair]])}, as {self._names(second[pair])}"
+            raise ValueError(f"fastseg.metrics: {given}; allowed: {allowed}")
+        shared = run_overlaps_op(runs.counts, runs.begins, runs.ends, torch.from_numpy(a), torch.from_numpy(b))
+        areas = runs.areas.numpy()
+        return overlap(shared.numpy(), areas[a], areas[b], crowd)
+
+    def _runs(self, numbers: list[int]) -> tuple[Runs, Array]:
+        """The runs of these masks, and their sizes [n, 2]."""
+        sizes = []
+        texts: list[int] = []  # places in `numbers` of run lengths
+        polygons: dict[Size, list[int]] = {}  # and of polygons, by size
+        for place, number in enumerate(numbers):
+            segmentation = self._segmentations[number]
+            if type(segmentation) is dict or isinstance(segmentation, Mapping):
+                sizes.append(self._size_of(segmentation, number))
+                texts.append(place)
+            else:
+                sizes.append(self._size_of_image(segmentation, number))
+                polygons.setdefault(sizes[-1], []).append(place)
+        parts = [(texts, self._read([numbers[place] for place in texts], [sizes[place] for place in texts]))]
+        for size, places in polygons.items():
+            step = max(1, _PIXELS_AT_A_TIME // max(1, size[0] * size[1]))
+            for first in range(0, len(places), step):
+                some = places[first:first + step]
+                parts.append((some, self._fill([numbers[place] for place in some], size)))
+        return Runs.join(parts, len(numbers)), numpy.array(sizes, numpy.int64).reshape(-1, 2)
+
+    def _read(self, numbers: list[int], sizes: list[Size]) -> Runs:
+        counts = [self._segmentations[number]["counts"] for number in numbers]
+        return Runs(*read_rles(counts, sizes, lambda i: f"fastseg.metrics: {self._names(numbers[i])}['counts']"))
+
+    def _fill(self, numbers: list[int], size: Size) -> Runs:
+        masks = fill([self._segmentations[number] for number in numbers], size,
+                     lambda i: f"fastseg.metrics: {self._names(numbers[i])}")
+        counts, ends = counts_of_masks(masks)
+        return Runs(counts, torch.nn.functional.pad(ends[:-1], (1, 0)), ends, masks.area)
+
+    def _size_of(self, rle: Mapping, number: int) -> Size:
+        """That of run lengths."""
+        size = self._checked(rle.get("size"))
+        if size is None or "counts" not in rle:
+            given = f"{self._names(number)}={rle!r:.80}"
+            raise ValueError(f'fastseg.metrics: {given}; allowed: {{"size": [H, W], "counts": ...}}, or polygons')
+        return size
+
+    def _size_of_image(self, polygons, number: int) -> Size:
+        if not isinstance(polygons, (list, tuple)) or not polygons:
+            given = f"{self._names(number)}={polygons!r:.80}"
+            allowed = 'a list of polygons, or {"size": [H, W], "counts": ...}'
+            raise ValueError(f"fastseg.metrics: {given}; allowed: {allowed}")
+        image = self._images[number]
+        given = image.get("height"), image.get("width")
+        size = self._checked(given)
+        if size is None:
+            given = f"{self._names(number)} is polygons, and its image has height={given[0]!r}, width={given[1]!r}"
+            raise ValueError(f"fastseg.metrics: {given}; allowed: ints, at most {MOST_PIXELS} pixels")
+        return size
+
+    def _checked(self, size) -> Size | None:
+        """(H, W) as ints, or None if it is something else. Images have few sizes: what was checked once is known."""
+        try:
+            size = tuple(size)
+            if size not in self._sizes:
+                height, width = (_check.integer(extent) for extent in size)
+                if min(height, width) < 0 or height * width > MOST_PIXELS:
+                    return None
+                self._sizes[size] = height, width
+            return self._sizes[size]
+        except (TypeError, ValueError):
+            return None
+
+
+def _text(size) -> str:
+    return f"{size[0]} x {size[1]}"

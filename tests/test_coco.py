@@ -71,6 +71,7 @@ def test_crowds_take_any_number_and_cost_nothing():
     assert coco_evaluate(truths, found + crowd)["AP"] == pytest.approx(coco_evaluate(truths, found)["AP"])
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("seed", range(4))
 def test_the_kernels_equal_the_definition(seed):
     truths, found = random_data_set(seed, images=6)

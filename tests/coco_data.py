@@ -2,6 +2,9 @@
 
 import numpy
 
+from fastseg.metrics.polygons import polygons_to_masks
+from fastseg.ops import masks_to_rle
+
 
 def annotation(number, image, box, category=1, area=None, crowd=0):
     return dict(id=number, image_id=image, category_id=category, bbox=list(box), iscrowd=crowd,
@@ -58,3 +61,39 @@ def random_data_set(seed, images=30, categories=5, truths=6, found=12, ties=True
             detections.append(detection(image, box, score, int(random.integers(1, categories + 1))))
     random.shuffle(detections)
     return data_set(annotations, range(1, images + 1), range(1, categories + 1)), detections
+
+
+def with_masks(annotations, detections, seed=0, size=(330, 400)):
+    """The same with a "segmentation" for each, about an ellipse in its box, in each of the forms that COCO has:
+    polygons (one, or two halves), counts, and their text; crowds and detections as counts only. Detections lose their
+    boxes.
+    """
+    random = numpy.random.default_rng(seed)
+
+    def polygon(box):
+        x, y, width, height = box
+        angles = numpy.sort(random.uniform(0, 2 * numpy.pi, random.integers(12, 40)))
+        radius = random.uniform(0.45, 0.55, (len(angles), 1))
+        points = [x + width / 2, y + height / 2] + radius * [width, height] * numpy.stack(
+            [numpy.cos(angles), numpy.sin(angles)], 1)
+        return points.clip(0, [size[1], size[0]]).round(2).ravel().tolist()
+
+    def segmentation(box, kinds):
+        kind = kinds[random.integers(len(kinds))]
+        halves = [polygon([box[0], box[1], box[2] / 2, box[3]]), polygon([box[0] + box[2] / 3, box[1], box[2], box[3]])]
+        polygons = halves if random.random() < 0.2 else [polygon(box)]
+        if kind == "polygons":
+            return polygons
+        rle = masks_to_rle(polygons_to_masks([polygons], size), compressed=kind != "list")[0]
+        return rle | {"counts": rle["counts"].decode()} if kind == "str" else rle
+
+    truths = [entry | {"segmentation": segmentation(entry["bbox"], KINDS[entry["iscrowd"]:])}
+              for entry in annotations["annotations"]]
+    found = [entry | {"segmentation": segmentation(entry["bbox"], KINDS[2:])} for entry in detections]
+    images = [image | {"height": size[0], "width": size[1]} for image in annotations["images"]]
+    for entry in found:
+        del entry["bbox"]
+    return annotations | {"images": images, "annotations": truths}, found
+
+
+KINDS = ("polygons", "list", "str", "bytes")

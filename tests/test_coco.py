@@ -4,10 +4,11 @@ import numpy
 import pytest
 import torch
 
-from fastseg.metrics import coco_evaluate
+from fastseg.metrics import coco_evaluate, coco_masks, progress
 from fastseg.metrics.coco import AREAS, IOU_THRESHOLDS, RECALLS, table_of_json
 from fastseg.metrics.detection_table import states_of
 from fastseg.metrics.matching import match_detections, precision_recall
+from fastseg.ops import masks_to_rle
 from tests.coco_data import (
     GOLDEN,
     GOLDEN_DETECTIONS,
@@ -15,6 +16,7 @@ from tests.coco_data import (
     data_set,
     detection,
     random_data_set,
+    with_masks,
 )
 
 GOLDEN_FIGURES = {
@@ -71,6 +73,70 @@ def test_crowds_take_any_number_and_cost_nothing():
     assert coco_evaluate(truths, found + crowd)["AP"] == pytest.approx(coco_evaluate(truths, found)["AP"])
 
 
+def boxes_as_masks(entries, form):
+    """The golden boxes, whose corners are whole, are the masks of the same figures."""
+    found = []
+    for entry in entries:
+        x, y, width, height = entry["bbox"]
+        mask = torch.zeros(1, 120, 110, dtype=torch.bool)
+        mask[0, y:y + height, x:x + width] = True
+        segmentation = [[x, y, x, y + height, x + width, y + height, x + width, y]]
+        if form != "polygons":
+            segmentation = masks_to_rle(mask, compressed=form == "text")[0]
+        found.append({name: value for name, value in entry.items() if name != "bbox"} | {"segmentation": segmentation})
+    return found
+
+
+MASK_IMAGES = [{"id": image, "height": 120, "width": 110} for image in (1, 2)]
+
+
+@pytest.mark.parametrize("form", ["polygons", "list", "text"])
+def test_golden_figures_of_masks(form):
+    truths = GOLDEN | {"annotations": boxes_as_masks(GOLDEN["annotations"], form), "images": MASK_IMAGES}
+    found = boxes_as_masks(GOLDEN_DETECTIONS, form)
+    assert dict(coco_evaluate(truths, found, "segm")) == pytest.approx(GOLDEN_FIGURES, abs=6e-7)
+    moved = [entry | {"category_id": 7} for entry in found]
+    result = coco_evaluate(truths, moved, "segm", max_detections=(1, 2, 3), use_categories=False)
+    assert [result[f"AR@{n}"] for n in (1, 2, 3)] == pytest.approx([0.3, 2 / 3, 0.7])
+
+
+def test_areas_of_masks_and_of_boxes():
+    """Without boxes, areas are those of the masks; with them those of the boxes, as pycocotools has it."""
+    truths = data_set([annotation(1, 1, (0, 0, 9, 9)) | {"segmentation": [[90, 90, 99, 90, 99, 99]]}], [1])
+    truths["images"] = MASK_IMAGES[:1]
+    found = [{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": [[0, 0, 40, 0, 40, 40, 0, 40]]}]
+    assert table_of_json(truths, found, "segm", 9)[0].detections.area.tolist() == [1600]
+    boxed = [found[0] | {"bbox": [0, 0, 10, 10]}]
+    assert table_of_json(truths, boxed, "segm", 9)[0].detections.area.tolist() == [100]
+    only_box = [detection(1, (90, 89, 9, 10), 0.5)]
+    table, _ = table_of_json(truths, only_box, "segm", 9)
+    assert table.ious.tolist() == [36 / 90] and table.detections.area.tolist() == [90]
+
+
+def test_parts_of_the_masks_at_a_time(monkeypatch):
+    data = with_masks(*random_data_set(4, images=5, categories=2), seed=4)
+    expected = coco_evaluate(*data, "segm")
+    monkeypatch.setattr(coco_masks, "_AT_A_TIME", 3)
+    monkeypatch.setattr(coco_masks, "_PIXELS_AT_A_TIME", 1)
+    assert dict(coco_evaluate(*data, "segm")) == dict(expected) and expected["AP"] > 0.01
+
+
+@pytest.mark.parametrize("bar", ["lines", "tqdm"])
+def test_progress(bar, monkeypatch, capsys):
+    data = with_masks(*random_data_set(4, images=5, categories=2), seed=4)
+    monkeypatch.setattr(coco_masks, "_AT_A_TIME", 3)
+    if bar == "lines":
+        monkeypatch.setattr(progress, "tqdm", None)
+    elif progress.tqdm is None:
+        pytest.skip("tqdm is not installed")
+    coco_evaluate(*data, "segm")
+    assert capsys.readouterr() == ("", "")
+    coco_evaluate(*data, "segm", progress=True)
+    out, shown = capsys.readouterr()
+    assert out == "" and "areas of masks: " in shown and "IoU of masks: " in shown
+    assert ("100 %" in shown) == (bar == "lines")
+
+
 @pytest.mark.sanitized
 @pytest.mark.parametrize("seed", range(4))
 def test_the_kernels_equal_the_definition(seed):
@@ -99,7 +165,8 @@ def test_the_kernels_equal_the_definition(seed):
     (dict(detections=[{"image_id": 1, "category_id": 1, "score": 0.5}]), r"detections\[0\] has no 'bbox'"),
     (dict(detections=[detection(9, (0, 0, 1, 1), 0.5)]), "image_id 9; allowed: the ids in 'images'"),
     (dict(detections=[detection(1, (0, 0, 1, 1), float("nan"))]), "score that is NaN"),
-    (dict(detections=[detection(1, (0, 0, 1), 0.5)]), r"allowed: \[x, y, width, height\]"),
+    (dict(detections=[detection(1, (0, 0, 1), 0.5) | {"bbox": [0, 0, 1]}]),
+     r"detections\[0\]\['bbox'\]=\[0, 0, 1\]; allowed: \[x, y, width, height\]"),
     (dict(iou_type="keypoints"), "iou_type='keypoints'; allowed: bbox, segm"),
     (dict(max_detections=(10, 1)), "max_detections=.*rising"),
     (dict(max_detections=()), "max_detections=.*rising"),
@@ -107,6 +174,50 @@ def test_the_kernels_equal_the_definition(seed):
 def test_errors(change, message):
     with pytest.raises(ValueError, match=message):
         coco_evaluate(**dict(annotations=GOLDEN, detections=GOLDEN_DETECTIONS) | change)
+
+
+SEGMENTED = GOLDEN | {"annotations": boxes_as_masks(GOLDEN["annotations"], "text"), "images": MASK_IMAGES}
+RLE = {"size": [120, 110], "counts": [0, 13200]}
+
+
+def second_mask(change):
+    """Detections whose second has another mask."""
+    found = boxes_as_masks(GOLDEN_DETECTIONS, "text")
+    return dict(detections=[found[0], found[1] | {"segmentation": change}, *found[2:]])
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(detections=[{"image_id": 1, "category_id": 1, "score": 0.5}]), r"detections\[0\] has no 'segmentation'"),
+    (second_mask(5), r"detections\[1\]\['segmentation'\]=5; allowed: a list of polygons, or {"),
+    (second_mask([]), r"detections\[1\]\['segmentation'\]=\[\]; allowed: a list of polygons"),
+    (second_mask({"size": [120, 110]}), r"detections\[1\]\['segmentation'\]={.*}; allowed: {"),
+    (second_mask(RLE | {"size": [120.5, 110]}), r"detections\[1\]\['segmentation'\]={.*}; allowed: {"),
+    (second_mask(RLE | {"size": 5}), r"detections\[1\]\['segmentation'\]={.*}; allowed: {"),
+    (second_mask(RLE | {"size": [2**20, 2**20]}), r"detections\[1\]\['segmentation'\]={.*}; allowed: {"),
+    (second_mask(RLE | {"counts": "~"}), r"detections\[1\]\['segmentation'\]\['counts'\]='~' holds a character"),
+    (second_mask(RLE | {"counts": [5]}), r"detections\[1\]\['segmentation'\]\['counts'\] add up to 5; allowed: 13200"),
+    (second_mask({"size": [110, 120], "counts": [13200]}),
+     r"detections\[1\]\['segmentation'\] is a mask of 110 x 120; allowed: 120 x 110, as "
+     r"annotations\['annotations'\]\[0\]\['segmentation'\]"),
+    (second_mask([[0, 0, 1, 1]]), r"detections\[1\]\['segmentation'\] has a polygon of 4 coordinates"),
+    (second_mask([["a"] * 6]), r"detections\[1\]\['segmentation'\] has a polygon \['a'"),
+    (second_mask([7]), r"detections\[1\]\['segmentation'\] has a polygon 7"),
+    (second_mask([[0, 0, 1, 1, 2, 1e10]]), r"detections\[1\]\['segmentation'\] has a polygon with the coordinate 1000"),
+    (second_mask([[0, 0, 1, 1, 2, 0]]) | dict(annotations=SEGMENTED | {"images": [{"id": 1, "height": "a"}, {"id": 2}]}),
+     r"detections\[1\]\['segmentation'\] is polygons, and its image has height='a', width=None; allowed: ints"),
+])
+def test_errors_of_masks(change, message):
+    found = boxes_as_masks(GOLDEN_DETECTIONS, "text")
+    with pytest.raises(ValueError, match=f"fastseg.metrics: {message}"):
+        coco_evaluate(**dict(annotations=SEGMENTED, detections=found, iou_type="segm") | change)
+    with pytest.raises(TypeError, match="counts'.=5; allowed: bytes, str, or ints"):
+        coco_evaluate(**dict(annotations=SEGMENTED, iou_type="segm") | second_mask(RLE | {"counts": 5}))
+
+
+def test_unknown_categories_of_truths_are_left_out():
+    more = [annotation(9, 1, (10, 10, 40, 40), category=5)]
+    result = coco_evaluate(GOLDEN | {"annotations": GOLDEN["annotations"] + more}, GOLDEN_DETECTIONS)
+    assert dict(result) == pytest.approx(GOLDEN_FIGURES, abs=6e-7)
 
 
 def test_unknown_categories_are_named():

@@ -32,7 +32,7 @@ def boxes_of(image):
     return torch.cat([low, low + image[0, :2, 1].T.abs() + 1], 1)
 
 
-RECORDED = ("nms", "batched_nms", "soft_nms")  # by torch.jit.trace, as ops of ours: they loop over their boxes
+RECORDED = ("nms", "batched_nms", "soft_nms", "mask_nms")  # by torch.jit.trace, as ops of ours: they loop over boxes
 ROIS = torch.tensor([[0, 1, 1, 5.3, 4.2], [1, 0, 2, 7.1, 9], [1, 2, 2, 4, 3]])
 
 # function of images and labels, how many times larger the labels are, the function in stock PyTorch if there is one

@@ -4,6 +4,7 @@ The modules `segmentation`, `coco`, `proposals` and `voc` give their definitions
 """
 
 from fastseg.metrics.coco import CocoResult, coco_evaluate
+from fastseg.metrics.coco_evaluator import CocoEvaluator
 from fastseg.metrics.proposals import proposal_recall
 from fastseg.metrics.segmentation import (
     METRICS,
@@ -21,6 +22,7 @@ from fastseg.metrics.voc import average_precision, voc_evaluate
 
 __all__ = [
     "METRICS",
+    "CocoEvaluator",
     "CocoResult",
     "SegmentationMetrics",
     "average_precision",

@@ -5,7 +5,7 @@ images can be joined, so that a data set is taken in image by image and rank by 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy
 import torch
@@ -54,8 +54,16 @@ class Table:
     ranks: Array
     ious: Array
 
+    def of_image(self, image: int) -> "Table":
+        """The table of one image, under another id."""
+        parts = {name: replace(part, image=numpy.full(len(part), image))
+                 for name, part in (("detections", self.detections), ("truths", self.truths))}
+        return replace(self, **parts)
+
     @staticmethod
     def join(tables: Sequence["Table"]) -> "Table":
+        tables = tables or [_empty()]
+
         def shifted(name, counts):
             ends = numpy.cumsum([0, *counts])
             parts = [getattr(table, name)[:-1] + end for table, end in zip(tables, ends)]
@@ -71,6 +79,13 @@ class Table:
             numpy.concatenate([table.ranks for table in tables]),
             numpy.concatenate([table.ious for table in tables]),
         )
+
+
+def _empty() -> Table:
+    numbers, areas = numpy.zeros(0, numpy.int64), numpy.zeros(0)
+    detections = Instances(numbers, numbers, areas, score=areas)
+    truths = Instances(numbers, numbers, areas, crowd=numpy.zeros(0, bool))
+    return group(detections, truths, 1, lambda *_: areas)
 
 
 def group(

@@ -81,7 +81,8 @@ def test_statistics(density):
 
 
 def iou_of(a, b, crowd=None, denominator=0, pairs=False):
-    iou = filled(len(a[1]), dtype=torch.float32) if pairs else filled(len(a[1]), len(b[1]), dtype=torch.float32)
+    dtype = torch.int64 if denominator == iou_reference.NOTHING else torch.float32
+    iou = filled(len(a[1]), dtype=dtype) if pairs else filled(len(a[1]), len(b[1]), dtype=dtype)
     ops._mask_iou(*a, *b, crowd, denominator, pairs, iou)
     return iou
 
@@ -92,10 +93,11 @@ def test_iou(make, width):
     a, b = packed(make(9, 12, width, seed=1)), packed(make(37, 12, width, seed=2))
     crowd = torch.arange(37) % 3 == 0
     calls = [(a, b, None, 0, False), (a, b, None, 1, False), (b, b, None, 0, False), (a, b, crowd, 0, False),
-             (b, b, crowd, 0, False), (b, b, None, 1, True)]  # fmt: skip
+             (b, b, crowd, 0, False), (b, b, None, 1, True), (a, b, None, 2, False), (b, b, None, 2, False),
+             (b, b, None, 2, True)]  # fmt: skip
     for one, other, flags, denominator, pairs in calls:
         expected = iou_reference.mask_iou(one[0], one[1], other[0], other[1], flags, denominator, pairs)
-        assert torch.equal(iou_of(one, other, flags, denominator, pairs), expected)
+        equal([iou_of(one, other, flags, denominator, pairs)], [expected])
 
 
 def nms(parts, order, labels, threshold, room=None):

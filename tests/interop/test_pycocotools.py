@@ -11,7 +11,7 @@ import torch
 from fastseg.metrics import coco_evaluate
 from fastseg.metrics.polygons import polygons_to_masks
 from fastseg.ops import unpack_masks
-from tests.coco_data import random_data_set
+from tests.coco_data import random_data_set, with_masks
 
 COCO = pytest.importorskip("pycocotools.coco").COCO
 COCOeval = pytest.importorskip("pycocotools.cocoeval").COCOeval
@@ -34,12 +34,39 @@ def pycocotools(annotations, detections, iou_type="bbox", use_categories=True):
 @pytest.mark.parametrize("ties", [True, False])
 @pytest.mark.parametrize("seed", range(6))
 def test_boxes(seed, ties, use_categories):
-    annotations, detections = random_data_set(seed, ties=ties)
-    ours = coco_evaluate(annotations, detections, "bbox", use_categories=use_categories)
-    theirs = pycocotools(annotations, detections, use_categories=use_categories)
+    compare(*random_data_set(seed, ties=ties), "bbox", use_categories)
+
+
+def compare(annotations, detections, iou_type, use_categories=True):
+    ours = coco_evaluate(annotations, detections, iou_type, use_categories=use_categories)
+    theirs = pycocotools(annotations, detections, iou_type, use_categories)
     assert list(ours.values()) == pytest.approx(theirs.stats.tolist(), abs=1e-12)
     assert ours.curves.precision == pytest.approx(theirs.eval["precision"], abs=1e-12)
     assert ours.curves.recall == pytest.approx(theirs.eval["recall"], abs=1e-12)
+    return ours
+
+
+@pytest.mark.parametrize("use_categories", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_masks(seed, use_categories):
+    """Polygons and run lengths of all kinds, crowds among them."""
+    annotations, detections = with_masks(*random_data_set(seed, images=12, categories=3), seed)
+    assert compare(annotations, detections, "segm", use_categories)["AP"] > 0.03
+
+
+def test_masks_of_detections_with_boxes():
+    """Areas are then those of the boxes, and boxes the masks of those that have no other."""
+    annotations, boxed = random_data_set(1, images=10, categories=2)
+    annotations, masked = with_masks(annotations, boxed, 1)
+    both = [box | mask if i % 3 else box for i, (box, mask) in enumerate(zip(boxed, masked))]
+    compare(annotations, both, "segm")
+    compare(annotations, [box | {"segmentation": [[0, 0, 50, 0, 50, 50]]} for box in boxed], "segm")
+
+
+@pytest.mark.filterwarnings("ignore:fastseg.metrics")
+def test_unknown_categories_are_left_out():
+    annotations, detections = random_data_set(3, images=10)
+    compare(annotations | {"categories": annotations["categories"][1:-1]}, detections, "bbox")
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -18,11 +18,14 @@ def brute_force(a, b=None, crowd=None, metric="iou", pairs=False):
     b = a if b is None else b
     a, b = (masks.cpu().numpy().reshape(len(masks), masks[0].numel() if len(masks) else 0) for masks in (a, b))
     if len(a) == 0 or len(b) == 0:
-        return torch.zeros(len(a)) if pairs else torch.zeros(len(a), len(b))
+        size = (len(a),) if pairs else (len(a), len(b))
+        return torch.zeros(size, dtype=torch.int64 if metric == "intersection" else torch.float32)
     pair = (lambda x: (x, slice(None))) if pairs else None
     a, b = (a, b) if pair else (a[:, None], b[None])
     common = (a & b).sum(-1).astype(numpy.float64)
     area_a, area_b = a.sum(-1), b.sum(-1)
+    if metric == "intersection":
+        return torch.from_numpy(common).long()
     whole = numpy.minimum(area_a, area_b) if metric == "ios" else area_a + area_b - common
     if crowd is not None:
         whole = numpy.where(crowd.cpu().numpy(), area_a + 0 * area_b, whole)
@@ -30,17 +33,18 @@ def brute_force(a, b=None, crowd=None, metric="iou", pairs=False):
     return torch.from_numpy(ratio.astype(numpy.float32))
 
 
-def of_floats(masks, backend="auto"):
-    return mask_iou(pack_masks(masks, 0, backend=backend), backend=backend)
+def of_floats(masks, metric="iou", backend="auto"):
+    return mask_iou(pack_masks(masks, 0, backend=backend), metric=metric, backend=backend)
 
 
 CONTRACTS = [
     Contract(
         function=of_floats,
-        stock=lambda masks: brute_force(masks.detach() > 0).to(masks.device),
+        stock=lambda masks, metric="iou": brute_force(masks.detach() > 0, metric=metric).to(masks.device),
         name="mask_iou",
         cases=[
             Case("masks", lambda make: dict(masks=make.floating(5, 6, 40))),
+            Case("shared pixels", lambda make: dict(masks=make.floating(5, 6, 40), metric="intersection")),
             Case("no masks", lambda make: dict(masks=make.floating(0, 6, 40))),
             Case("no pixels", lambda make: dict(masks=make.floating(2, 6, 0))),
         ],
@@ -57,9 +61,10 @@ def test_all_with_all_and_pairs(make, width, backend, device):
     a, b = make(7, 13, width, seed=1), make(19, 13, width, seed=2)
     crowd = torch.arange(19) % 3 == 0
     on_device = [pack_masks(masks.to(device)) for masks in (a, b)]
-    for metric in ("iou", "ios"):
+    for metric in ("iou", "ios", "intersection"):
         found = mask_iou(*on_device, metric=metric, backend=backend)
-        assert found.dtype == torch.float32 and torch.equal(found.cpu(), brute_force(a, b, metric=metric))
+        assert found.dtype == (torch.int64 if metric == "intersection" else torch.float32)
+        assert torch.equal(found.cpu(), brute_force(a, b, metric=metric))
         pairs = mask_iou(on_device[0], on_device[1][:7], metric=metric, pairs=True, backend=backend)
         assert torch.equal(pairs.cpu(), brute_force(a, b[:7], metric=metric, pairs=True))
         alone = mask_iou(on_device[1], metric=metric, backend=backend)
@@ -76,6 +81,8 @@ def test_images(make, width, device):
     """Overlaps that are a few words of a line, most of it, and more than a register of words."""
     masks = make(40, 97, width, seed=3)
     assert torch.equal(mask_iou(masks.to(device)).cpu(), brute_force(masks))
+    shared = mask_iou(masks.to(device), metric="intersection").cpu()
+    assert torch.equal(shared, brute_force(masks, metric="intersection"))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -123,8 +130,9 @@ CROWD = torch.ones(2, dtype=torch.bool)
         (lambda: mask_iou(MASKS, MASKS[:1], pairs=True), RuntimeError, "b holds 1 masks; allowed: 2, as a, for pairs"),
         (lambda: mask_iou(MASKS, pairs=True), ValueError, "b=None; allowed with pairs=True: masks"),
         (lambda: mask_iou(MASKS, MASKS, pairs=1), TypeError, "pairs=1; allowed: True or False"),
-        (lambda: mask_iou(MASKS, metric="dice"), ValueError, "metric='dice'; allowed: 'iou', 'ios'"),
+        (lambda: mask_iou(MASKS, metric="dice"), ValueError, "metric='dice'; allowed: 'iou', 'ios', 'intersection'"),
         (lambda: mask_iou(MASKS, crowd=CROWD, metric="ios"), ValueError, "metric='ios'; allowed with crowd: 'iou'"),
+        (lambda: mask_iou(MASKS, crowd=CROWD, metric="intersection"), ValueError, "metric='intersection'; allowed with crowd: 'iou'"),
         (lambda: mask_iou(MASKS, crowd=CROWD[:1]), RuntimeError, r"crowd has shape \(1,\); allowed: \(2\)"),
         (lambda: mask_iou(MASKS, crowd=CROWD.int()), RuntimeError, "crowd has dtype int32; allowed: bool"),
         (lambda: mask_iou(MASKS, crowd=[True, False]), TypeError, "crowd is list"),

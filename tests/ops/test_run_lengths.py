@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastseg.ops import PackedMasks, masks_to_rle, pack_masks, rle_to_masks, unpack_masks
+from fastseg.ops import PackedMasks, mask_iou, masks_to_rle, pack_masks, rle_to_masks, unpack_masks
+from fastseg.ops.masks.run_lengths import run_overlaps_op, run_statistics_op
 from tests.contract import Case, Contract
 from tests.ops._masks import WIDTHS, ellipses, noise
 
@@ -234,3 +235,43 @@ def test_equals_pycocotools():
         assert torch.equal(unpack_masks(rle_to_masks(expected)), masks)
         assert numpy.array_equal(coco.decode(rles), fortran)
         assert coco.area(rles).tolist() == pack_masks(masks).area.tolist()
+
+
+@pytest.mark.parametrize("height, width", [(1, 40), (7, 1), (9, 33)])
+def test_areas_and_overlaps_of_runs(height, width):
+    """Of masks that begin with ones, with nothing, that are full, and with runs of no length."""
+    masks = torch.cat([noise(6, height, width), ellipses(4, height, width), torch.ones(2, height, width).bool(),
+                       torch.zeros(1, height, width).bool()])
+    lists = [rle["counts"] for rle in masks_to_rle(masks, compressed=False)]
+    lists[0] = [0, 0, *lists[0][:1], 0, 0, *lists[0][1:], 0]
+    lengths = torch.tensor([len(counts) for counts in lists])
+    counts, ends = torch.tensor([count for counts in lists for count in counts]), lengths.cumsum(0)
+    first, second = torch.cartesian_prod(torch.arange(len(masks)), torch.arange(len(masks))).T
+    expected = mask_iou(masks, metric="intersection").flatten()
+    for backend in BACKENDS:
+        pixels, area = run_statistics_op(counts, ends - lengths, ends, backend=backend)
+        assert pixels.unique().tolist() == [height * width] and torch.equal(area, masks.sum((1, 2)))
+        shared = run_overlaps_op(counts, ends - lengths, ends, first, second, backend=backend)
+        assert torch.equal(shared, expected)
+
+
+def test_hostile_runs_and_pairs():
+    """Whatever is called through torch.ops: an error, or a number, and nothing is read outside of the lists."""
+    huge = 2**63 - 1
+    counts, one, two = (torch.tensor(values) for values in ([huge, huge, -huge, 5, huge, huge], [0, 3], [3, 6]))
+    overlaps, statistics = torch.ops.fastseg.run_overlaps, torch.ops.fastseg.run_statistics
+    overlaps(counts, one, two, torch.tensor([0, 1]), torch.tensor([1, 0])), statistics(counts, one, two)
+    for begins, ends in (([-1, 0], [3, 6]), ([0, 3], [3, 7]), ([2, 0], [1, 6]), ([0], [3, 6]), ([huge, 0], [-huge, 6])):
+        begins, ends = torch.tensor(begins), torch.tensor(ends)
+        with pytest.raises(RuntimeError, match="do not lie in counts|a begin and an end"):
+            statistics(counts, begins, ends)
+    for pair in ([-1, 2], [0, huge]):
+        with pytest.raises(RuntimeError, match="a mask that is not there"):
+            overlaps(counts, one, two, torch.tensor(pair), torch.tensor([0, 0]))
+    with pytest.raises(RuntimeError, match="int64 .pairs."):
+        overlaps(counts, one, two, torch.tensor([0]), torch.tensor([0, 0]))
+
+
+def test_areas_come_with_the_masks():
+    masks = noise(3, 9, 40)
+    assert torch.equal(rle_to_masks(masks_to_rle(masks))._area, masks.sum((1, 2)))

@@ -47,6 +47,7 @@ mask_nms_op = Op(
     check=check,
     outputs=outputs,
     internal=True,
+    recorded=True,
     contiguous=("words", "area", "boxes", "order", "labels"),
     backends=rows(reference.mask_nms, cpu=(torch.int32,), cuda=(torch.int32,)),
 )

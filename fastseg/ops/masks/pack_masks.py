@@ -14,12 +14,11 @@ from fastseg._backend import rows
 from fastseg._dtypes import FLOATING
 from fastseg._op import Op
 from fastseg.kernels.pack_masks import reference
-from fastseg.ops.masks.packed import PackedMasks
+from fastseg.ops.masks.packed import MOST_ON_A_SIDE, PackedMasks
 
 _NAME = "pack_masks"
 BINARY = (torch.bool, torch.uint8)
 UNPACKED = (*BINARY, *FLOATING)
-MOST_ON_A_SIDE = 2**31 - 1  # boxes are 32-bit numbers
 
 
 def check(masks, threshold):
@@ -27,7 +26,7 @@ def check(masks, threshold):
     _check.shape(_NAME, "masks", masks, ("N", "H", "W"))
     if not torch.compiler.is_compiling() and max(masks.shape[1:]) > MOST_ON_A_SIDE:
         size = " x ".join(map(str, masks.shape[1:]))
-        raise ValueError(f"fastseg.ops.{_NAME}: masks are {size} pixels; allowed: at most 2^31 - 1 on a side")
+        raise ValueError(f"fastseg.ops.{_NAME}: masks are {size} pixels; allowed: at most {MOST_ON_A_SIDE} on a side")
     if threshold is None and masks.dtype not in BINARY:
         raise ValueError(f"fastseg.ops.{_NAME}: threshold=None; allowed with floating masks: a number")
     if threshold is not None and masks.dtype == torch.bool:

@@ -11,6 +11,7 @@ from fastseg.ops.masks.statistics import mask_statistics_op
 
 _NAME = "PackedMasks"
 WORD = 32  # pixels in a word
+MOST_ON_A_SIDE = 2**31 - 1  # pixels: boxes are 32-bit numbers
 
 
 class PackedMasks:
@@ -36,7 +37,7 @@ class PackedMasks:
 
     Raises:
         RuntimeError: words of another dtype or shape; on CPU, words with bits past the end of a row.
-        TypeError, ValueError: a width that is no integer, or negative.
+        TypeError, ValueError: a width that is no integer, negative, or above 2^31 - 1.
     """
 
     def __init__(self, words: Tensor, width: int):
@@ -45,8 +46,8 @@ class PackedMasks:
             width = _check.integer(width)
         except TypeError as error:
             raise TypeError(f"fastseg.ops.{_NAME}: width={width!r}; allowed: an int") from error
-        if width < 0:
-            raise ValueError(f"fastseg.ops.{_NAME}: width={width}; allowed: 0 or more")
+        if width < 0 or width > MOST_ON_A_SIDE:
+            raise ValueError(f"fastseg.ops.{_NAME}: width={width}; allowed: 0 to {MOST_ON_A_SIDE}")
         count = (width + WORD - 1) // WORD
         _check.argument(_NAME, "words", words, (torch.int32,), ("N", "H", count), f"words of {width} pixels")
         tail = width % WORD

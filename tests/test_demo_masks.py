@@ -26,7 +26,7 @@ def test_demo_runs_from_end_to_end(tmp_path):
     numbers = r"\s+(\d+)" + r"\s+(\d\.\d{3})" * len(FIGURES)
     rows = {name: re.search(rf"^  {name}{numbers}$", finished.stdout, re.MULTILINE).groups() for name in METHODS}
     assert float(rows["mask NMS"][1]) > float(rows["before NMS"][1])
-    assert int(rows["mask NMS across digits"][0]) < int(rows["mask NMS"][0]) < int(rows["before NMS"][0])
+    assert int(rows["mask NMS of all digits"][0]) < int(rows["mask NMS"][0]) < int(rows["before NMS"][0])
     assert "equal: the same" in finished.stdout and "peak extra memory" in finished.stdout
     with Image.open(tmp_path / "masks.png") as sheet:
         assert sheet.format == "PNG" and len(sheet.convert("RGB").getcolors(2**24)) > 100

@@ -17,7 +17,7 @@ from examples.masks.proposals import propose, rate
 from examples.masks.scenes import OverlappingScenes
 
 THRESHOLD = 0.5
-SHOWN = 3  # scenes of the picture
+COLUMNS = 3  # scenes of the picture
 FIGURES = ("AP", "AP50", "AP75", "AR@100")
 
 
@@ -27,6 +27,10 @@ def everything(proposals, masks, scores):
 
 def box_nms(proposals, masks, scores):
     return fastseg.ops.batched_nms(proposals.boxes, scores, proposals.labels, THRESHOLD), None
+
+
+def box_nms_of_all(proposals, masks, scores):
+    return fastseg.ops.nms(proposals.boxes, scores, THRESHOLD), None
 
 
 def mask_nms(proposals, masks, scores):
@@ -41,15 +45,17 @@ def matrix_nms(proposals, masks, scores):
     return fastseg.ops.matrix_nms(masks, scores, proposals.labels)
 
 
-# Each takes proposals, pasted masks and scores, and gives the indices that it keeps, and their scores where it changes
-# them.
+# Each takes proposals, pasted masks and scores, and gives the indices that it keeps, best first, and their scores if it
+# changes them.
 METHODS = {
     "before NMS": everything,
     "box NMS": box_nms,
     "mask NMS": mask_nms,
-    "mask NMS across digits": mask_nms_of_all,
+    "box NMS of all digits": box_nms_of_all,
+    "mask NMS of all digits": mask_nms_of_all,
     "matrix NMS": matrix_nms,
 }
+SHOWN = "mask NMS of all digits"
 
 
 def arguments():
@@ -87,12 +93,12 @@ def main():
             evaluators[name].update([found | {"scores": scores[kept] if decayed is None else decayed}], [truth])
             left[name] += len(kept)
         instances += len(scene.labels)
-        if len(shown) < SHOWN:
-            shown.append((scene, proposals, scores, mask_nms_of_all(proposals, masks, scores)[0]))
+        if len(shown) < COLUMNS:
+            shown.append((scene, proposals, scores, METHODS[SHOWN](proposals, masks, scores)[0]))
 
     heading("2. COCO's average precision of the masks, before and after")
-    print(f"{instances} digits in {options.scenes} scenes of {size[0]} x {size[1]}, {options.proposals} proposals each; "
-          "no network: the truth, disturbed")
+    print(f"{instances} digits in {options.scenes} scenes of {size[0]} x {size[1]}, {options.proposals} proposals for "
+          "each; no network: the truth, disturbed")
     results = {name: evaluator.compute() for name, evaluator in evaluators.items()}
     print(f"  {'':<23} {'masks':>6}" + "".join(f"{figure:>8}" for figure in FIGURES))
     for name, result in results.items():
@@ -105,9 +111,10 @@ def main():
 
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "masks.png"
-    before, after = (results[name]["AP"] for name in ("before NMS", "mask NMS"))
-    title = f"fastseg: mask NMS keeps {left['mask NMS']} of {left['before NMS']} proposals for {instances} digits: "
-    picture.draw(path, shown, title + f"AP {before:.3f} before, {after:.3f} after")
+    before, after = (results[name]["AP"] for name in ("before NMS", SHOWN))
+    title = f"fastseg: mask NMS keeps {left[SHOWN]} of {left['before NMS']} proposals for {instances} digits: "
+    title += f"AP {before:.3f} before, {after:.3f} after (drawn: scores of {picture.LOWEST_SCORE} or more)"
+    picture.draw(path, shown, title)
     print(f"\npicture: {path}    whole demo: {time.perf_counter() - begin:.0f} s")
 
 

@@ -8,7 +8,7 @@ import fastseg
 from examples.digits.picture import PALETTE, ZOOM, enlarged, write_sheet
 
 SMOOTHING = 2  # drawn this much larger, then averaged
-LOWEST_SCORE = 0.5
+LOWEST_SCORE = 0.5  # that is drawn
 DIMMED = 0.6  # brightness of the photograph below the masks
 FILL = 0.6  # opacity
 LINE = 1  # pixels of the picture

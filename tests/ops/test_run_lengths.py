@@ -255,6 +255,7 @@ def test_areas_and_overlaps_of_runs(height, width):
         assert torch.equal(shared, expected)
 
 
+@pytest.mark.sanitized
 def test_hostile_runs_and_pairs():
     """Whatever is called through torch.ops: an error, or a number, and nothing is read outside of the lists."""
     huge = 2**63 - 1

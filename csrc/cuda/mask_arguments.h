@@ -1,4 +1,4 @@
-// From the tensors of packed masks to what packed_masks.h calls them. Only what memory safety needs is checked, and
+// From the tensors of packed masks to what known_masks.h calls them. Only what memory safety needs is checked, and
 // never data: kernels keep to the masks whatever boxes and indices say.
 #pragma once
 
@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "cuda/host.h"
-#include "cuda/packed_masks.h"
+#include "cuda/known_masks.h"
 
 namespace fastseg::cuda {
 

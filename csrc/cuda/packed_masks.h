@@ -1,28 +1,11 @@
-// Packed masks on CUDA: what a warp finds out about them. words [N, height, pitch] as in csrc/fastseg/packed_masks.h.
+// Packed masks in kernels: what a warp finds out about them.
 #pragma once
 
-#include "cuda/cuda_compat.h"
+#include "cuda/known_masks.h"
 
 namespace fastseg::cuda {
 
-constexpr int mask_word = 32;  // pixels in a word
 constexpr unsigned all_lanes = ~0u;
-constexpr int mask_threads = 256;  // of a block
-
-// A row of the tensor of boxes: the ends lie outside, an empty mask has zeros.
-struct Box {
-  int x1, y1, x2, y2;
-};
-
-// Packed masks with what is known of them.
-struct KnownMasks {
-  const unsigned* words;           // [count, height, pitch]
-  const long long* areas;          // [count]
-  const Box* boxes;                // [count]
-  long long count, height, pitch;  // less than 2^32 pixels a mask
-
-  __device__ const unsigned* mask(long long n) const { return words + n * height * pitch; }
-};
 
 // The rows and words that two boxes have in common, and how many pixels that is at most. Never outside of the masks.
 struct Overlap {
@@ -61,12 +44,6 @@ __device__ inline unsigned intersection(const unsigned* __restrict__ a, const un
 // 0 / 0 is 0. The same number as on the CPU.
 __device__ inline double ratio(long long part, long long whole) {
   return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0.0;
-}
-
-// Blocks for `warps` warps of work, which go round if there is more.
-inline int blocks_for_warps(long long warps) {
-  const long long blocks = (warps + mask_threads / 32 - 1) / (mask_threads / 32);
-  return static_cast<int>(blocks < (1 << 20) ? blocks : 1 << 20);
 }
 
 // This warp's number in the grid, and how many there are.

@@ -4,6 +4,8 @@
 
 #include <type_traits>
 
+#include "cuda/packed_masks.h"
+
 namespace fastseg::cuda {
 namespace {
 

@@ -2,6 +2,8 @@
 // of bits; one block then goes through the ranking. See README.md.
 #include "mask_nms/cuda.h"
 
+#include "cuda/packed_masks.h"
+
 namespace fastseg::cuda {
 namespace {
 

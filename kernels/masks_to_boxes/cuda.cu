@@ -1,6 +1,8 @@
 // Area and tight box of packed masks on CUDA: a block reads a mask. See README.md.
 #include "masks_to_boxes/cuda.h"
 
+#include "cuda/packed_masks.h"
+
 namespace fastseg::cuda {
 namespace {
 

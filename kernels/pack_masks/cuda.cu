@@ -6,6 +6,8 @@
 
 #include "pack_masks/cuda.h"
 
+#include "cuda/packed_masks.h"
+
 namespace fastseg::cuda {
 namespace {
 

@@ -1,6 +1,8 @@
 // Run lengths of packed masks on CUDA: a block takes a mask, a warp 32 columns of it, a lane one. See README.md.
 #include "run_lengths/cuda.h"
 
+#include "cuda/packed_masks.h"
+
 namespace fastseg::cuda {
 namespace {
 

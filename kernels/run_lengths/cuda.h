@@ -1,7 +1,7 @@
 // Launchers of cuda.cu, free of torch.
 #pragma once
 
-#include "cuda/packed_masks.h"
+#include "cuda/known_masks.h"
 
 namespace fastseg::cuda {
 

@@ -41,7 +41,8 @@ def test_cpu_kernels_under_address_and_undefined_sanitizers():
         OMP_WAIT_POLICY="passive",  # the cores are shared with other tests
     )
     environment.pop("PYTEST_XDIST_WORKER", None)
-    command = [sys.executable, "-m", "pytest", "tests", "-q", "-p", "no:cacheprovider", "-m", "sanitized"]
+    options = ["-q", "-s", "-p", "no:cacheprovider"]  # -s: a sanitizer ends the process with its report
+    command = [sys.executable, "-m", "pytest", *options, "tests", "-m", "sanitized"]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-6000:]
     passed = re.search(r"(\d+) passed", run.stdout)

@@ -46,9 +46,9 @@ def test_too_few_ious():
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 1e308])
 def test_strange_ious_and_thresholds(value):
-    for changes in (dict(ious=torch.full((4,), value).double()), dict(thresholds=torch.full((2,), value).double())):
-        assert matching(**changes).max() <= 2
-    precision, recall = curves(recall_thresholds=torch.tensor([value, 0.5, -value]).double())
+    for name, count in (("ious", 4), ("thresholds", 2)):
+        assert matching(**{name: torch.full((count,), value, dtype=torch.float64)}).max() <= 2
+    precision, recall = curves(recall_thresholds=torch.tensor([value, 0.5, -value], dtype=torch.float64))
     assert precision.isfinite().all() and recall.isfinite().all()
 
 

@@ -101,7 +101,6 @@ def test_duplicates(method, backend):
     assert indices.tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.sanitized
 @pytest.mark.parametrize("room", [0, 1, 5, 60])
 def test_the_static_form(room, device):
     masks, scores = ellipses(30, 30, 50, groups=9).to(device), torch.rand(30).to(device)

@@ -35,13 +35,14 @@ def verify(case, inputs):
     return None if torch.equal(case.ours(*inputs).cpu(), expected) else "other masks are kept"
 
 
-def case(shape, targets=()):
+def case(shape, targets=(), devices=("cpu", "cuda")):
     peers = {"matmul": Peer(matmul), "pycocotools": masks.coco_peer(pycocotools)}
     return Case("mask_nms", shape, make, nms, peers, minimal_bytes, verify, dtype=torch.bool, targets=targets,
-                backward=False, quick_shape=(10, 24, 64))  # fmt: skip
+                devices=devices, backward=False, quick_shape=(10, 24, 64))  # fmt: skip
 
 
 CASES = [
     case((1000, 480, 640), (Target("speedup", 100, "matmul"), Target("speedup", 12, "pycocotools"))),
     case((100, 480, 640), (Target("speedup", 80, "matmul"), Target("speedup", 10, "pycocotools"))),
+    case((1000, 800, 1333), (Target("speedup", 30, "matmul", allocator="default", device="cuda"),), devices=("cuda",)),
 ]

@@ -108,8 +108,11 @@ def case_of_classes(count):
 
 
 CASES = [
-    case(10000, (Target("speedup", 3, "torchvision"), Target("speedup", 1.5, "torchvision", device="cuda"))),
+    case(10000, (
+        Target("speedup", 3, "torchvision"),
+        Target("speedup", 1.5, "torchvision", allocator="default", device="cuda"),
+    )),
     case(1000),
     case_of_classes(10000),
     case_of_classes(1000),
-]
+]  # fmt: skip

@@ -111,7 +111,7 @@ CASES = [
     case(IMAGE, targets=(
         Target("speedup", 10, "grid_sample"),
         Target("extra_memory", 2 * 4 * words(IMAGE), allocator="default"),
-        Target("speedup", 5, "grid_sample", device="cuda"),
+        Target("speedup", 5, "grid_sample", allocator="default", device="cuda"),
         Target("memory_ratio", 20, "grid_sample", device="cuda", allocator="default"),
     )),
     case((100, 480, 640)),

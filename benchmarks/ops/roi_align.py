@@ -1,4 +1,4 @@
-"""roi_align of 512 boxes of one image's finest pyramid level, forward, and backward for a gradient that is there.
+"""roi_align of 512 boxes of one image, forward alone, and with the backward for a gradient that is there.
 
 The shape of a case is that of the feature map, its name the number of bins along each side.
 """
@@ -16,28 +16,36 @@ from fastseg.testing import assert_within_policy
 BOXES, SCALE, SAMPLES = 512, 0.25, 2
 
 
-def make(bins):
+def make(bins, backward=True):
     def build(shape, device, dtype, layout):
-        """The map, the gradient of the output, boxes of 25 to 180 pixels, and how many bins."""
+        """The map, the gradient of the output (None for the forward alone), boxes of 25 to 180 pixels, and how many
+        bins.
+        """
         image = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
         extent = torch.tensor([shape[3], shape[2]]) / SCALE
         centre, side = torch.rand(BOXES, 2) * extent, torch.exp(3.2 + 2 * torch.rand(BOXES, 2))
         low, high = (centre - side / 2).clamp(min=0), torch.minimum(centre + side / 2, extent)
         boxes = torch.cat([torch.zeros(BOXES, 1), low, high], 1).to(device)
+        if not backward:
+            return image, None, boxes, bins
         gradient = torch.randn(BOXES, shape[1], bins, bins, device=device).to(dtype)
         return image, gradient.contiguous(memory_format=MEMORY_FORMATS[layout]), boxes, bins
 
     return build
 
 
+def finish(output, gradient):
+    return output if gradient is None else receive(output, gradient)
+
+
 def ours(image, gradient, boxes, bins):
-    return receive(fastseg.ops.roi_align(image, boxes, bins, SCALE, SAMPLES), gradient)
+    return finish(fastseg.ops.roi_align(image, boxes, bins, SCALE, SAMPLES), gradient)
 
 
 def torchvision_roi_align(image, gradient, boxes, bins):
     from torchvision.ops import roi_align
 
-    return receive(roi_align(image, boxes.to(image.dtype), bins, SCALE, SAMPLES), gradient)
+    return finish(roi_align(image, boxes.to(image.dtype), bins, SCALE, SAMPLES), gradient)
 
 
 def grid_sample(image, gradient, boxes, bins):
@@ -53,20 +61,22 @@ def grid_sample(image, gradient, boxes, bins):
     grid = torch.stack(torch.broadcast_tensors(axes[0][:, None, :], axes[1][:, :, None]), -1)
     samples = F.grid_sample(image, grid.flatten(0, 1)[None], padding_mode="border", align_corners=False)
     means = F.avg_pool2d(samples, SAMPLES)[0].unflatten(1, (BOXES, bins)).transpose(0, 1)
-    return receive(means, gradient)
+    return finish(means, gradient)
 
 
 def verifier(plain):
-    """The gradient within the policy; values are held to it by the tests."""
+    """The gradient within the policy, or the value where there is none; other values are held to it by the tests."""
 
     def verify(case, inputs):
-        gradients = []
+        results = []
         for function, arguments in ((case.ours, inputs), (plain, inputs), (plain, in_double(inputs))):
-            arguments = differentiable(arguments, backward=True)
-            function(*arguments).backward()
-            gradients.append(arguments[0].grad)
+            arguments = differentiable(arguments, backward=case.backward)
+            result = function(*arguments)
+            if case.backward:
+                result.backward()
+            results.append(arguments[0].grad if case.backward else result)
         try:
-            assert_within_policy(*gradients, "gradient")
+            assert_within_policy(*results, "gradient" if case.backward else "value")
         except AssertionError as error:
             return str(error)
         return None
@@ -74,10 +84,10 @@ def verifier(plain):
     return verify
 
 
-def minimal_bytes(bins):
+def minimal_bytes(bins, backward=True):
     def count(shape, dtype):
-        """Map, its gradient, output and the output's gradient once."""
-        return dtype.itemsize * 2 * (torch.Size(shape).numel() + BOXES * shape[1] * bins * bins)
+        """Map and output once, and their gradients."""
+        return dtype.itemsize * (1 + backward) * (torch.Size(shape).numel() + BOXES * shape[1] * bins * bins)
 
     return count
 
@@ -85,20 +95,27 @@ def minimal_bytes(bins):
 TORCHVISION = Peer(torchvision_roi_align, missing=peers.missing("torchvision"))
 
 
-def case(bins, layout="contiguous", targets=(), **options):
+def case(bins, layout="contiguous", targets=(), backward=True, **options):
     return Case(
-        "roi_align", (1, 256, 200, 336), make(bins), ours,
-        {"grid_sample": Peer(grid_sample), "torchvision": TORCHVISION}, minimal_bytes(bins),
-        verifier(grid_sample), name=f"{bins}x{bins}", layout=layout,
-        targets=targets, quick_shape=(1, 16, 25, 42), **options,
+        "roi_align", (1, 256, 200, 336), make(bins, backward), ours,
+        {"grid_sample": Peer(grid_sample), "torchvision": TORCHVISION}, minimal_bytes(bins, backward),
+        verifier(grid_sample), name=f"{bins}x{bins}" if backward else f"{bins}x{bins} forward", layout=layout,
+        targets=targets, backward=backward, quick_shape=(1, 16, 25, 42), **options,
     )  # fmt: skip
 
 
-PLANES, INTERLEAVED = (Target("speedup", 15, "torchvision"),), (Target("speedup", 25, "torchvision"),)
+def on_gpu(value):
+    return Target("speedup", value, "torchvision", allocator="default", device="cuda")
+
+
+PLANES = Target("speedup", 15, "torchvision"), on_gpu(1)
+INTERLEAVED = Target("speedup", 25, "torchvision"), on_gpu(1)
 CASES = [
     case(7, targets=PLANES),
     case(7, "channels_last", INTERLEAVED),
     case(14, targets=PLANES),
     case(14, "channels_last", INTERLEAVED),
     case(7, "channels_last", dtype=torch.bfloat16),
+    case(7, targets=(on_gpu(1.5),), backward=False),
+    case(7, "channels_last", (on_gpu(1.5),), backward=False),
 ]

@@ -15,7 +15,9 @@ VERSION := 2.11.0
 TORCH_VENV = .venv-torch-$(VERSION)
 TEST_PACKAGES := numpy 'setuptools>=77' wheel cmake ninja pytest pytest-xdist hypothesis
 
-.PHONY: demo test test-torch build build-all bench gpu-check info clean
+INTEROP_VENV := .venv-interop
+
+.PHONY: demo test test-torch test-interop build build-all bench gpu-check info clean
 
 demo: build
 	$(PYTHON) -m $(if $(filter masks,$(NET)),examples.masks,examples.digits --net $(NET)) $(ARGS)
@@ -34,6 +36,16 @@ test-torch: $(TORCH_VENV)/.packages
 $(TORCH_VENV)/.packages:
 	$(SYSTEM_PYTHON) -m venv $(TORCH_VENV)
 	$(TORCH_VENV)/bin/python -m pip install --quiet torch==$(VERSION) $(TEST_PACKAGES)
+	touch $@
+
+# With torchvision, pycocotools and faster-coco-eval themselves, which are 5.5 GB to install: `make test` skips these tests.
+# The library that `build` made for another torch serves: it uses the stable ABI only.
+test-interop: build $(INTEROP_VENV)/.packages
+	OMP_NUM_THREADS=1 $(INTEROP_VENV)/bin/python -m pytest tests/interop --nothing-skipped -q -n 2 --dist worksteal $(ARGS)
+
+$(INTEROP_VENV)/.packages: tests/interop/requirements.txt
+	$(SYSTEM_PYTHON) -m venv $(INTEROP_VENV)
+	$(INTEROP_VENV)/bin/python -m pip install --quiet --requirement $< pytest pytest-xdist hypothesis
 	touch $@
 
 # build: the instruction level of this machine; build-all: every level, as `pip install` builds them.
@@ -69,4 +81,4 @@ $(VENV)/.built-all: $(VENV)/.packages $(SOURCES)
 	touch $@ $(VENV)/.built-native
 
 clean:
-	rm -rf build $(VENV) .venv-torch-* fastseg/*.so *.egg-info
+	rm -rf build $(VENV) .venv-torch-* $(INTEROP_VENV) fastseg/*.so *.egg-info

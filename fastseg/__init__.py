@@ -3,8 +3,8 @@
 __version__ = "0.1.0"
 
 from fastseg import _checkout  # noqa: F401  first: the others import fastseg.kernels
-from fastseg import metrics, models, nn, ops
+from fastseg import integrations, metrics, models, nn, ops
 from fastseg._allocator import tune_allocator
 from fastseg.accelerate import accelerate, restore
 
-__all__ = ["accelerate", "metrics", "models", "nn", "ops", "restore", "tune_allocator"]
+__all__ = ["accelerate", "integrations", "metrics", "models", "nn", "ops", "restore", "tune_allocator"]

@@ -47,7 +47,7 @@ def _functions() -> list[str]:
 def versions() -> dict[str, str]:
     """Versions of everything a bug report needs."""
     found = {"fastseg": fastseg.__version__, "python": platform.python_version(), "platform": platform.platform()}
-    for package in ("torch", "triton", "numpy"):
+    for package in ("torch", "triton", "torchvision", "numpy"):
         try:
             found[package] = version(package) if importlib.util.find_spec(package) else "not installed"
         except PackageNotFoundError:

@@ -3,7 +3,7 @@
 import torch
 
 import fastseg.ops
-from benchmarks import checks
+from benchmarks import checks, peers
 from benchmarks.harness import Case, Peer
 from benchmarks.masks import instances
 
@@ -13,7 +13,7 @@ def make(shape, device, dtype, layout):
 
 
 def search(masks):
-    """torchvision.ops.masks_to_boxes: one mask after the other."""
+    """One mask after the other."""
     boxes = torch.zeros(len(masks), 4, device=masks.device)
     for n, mask in enumerate(masks):
         y, x = torch.where(mask)
@@ -22,12 +22,22 @@ def search(masks):
     return boxes
 
 
+def torchvision_masks_to_boxes(masks):
+    from torchvision.ops import masks_to_boxes
+
+    return masks_to_boxes(masks)
+
+
 def minimal_bytes(shape, dtype):
     """Every pixel read."""
     return shape[0] * shape[1] * shape[2]
 
 
+PEERS = {
+    "search": Peer(search),
+    "torchvision": Peer(torchvision_masks_to_boxes, missing=peers.missing("torchvision")),
+}
 CASES = [
-    Case("masks_to_boxes", (100, 480, 640), make, fastseg.ops.masks_to_boxes, {"search": Peer(search)}, minimal_bytes,
+    Case("masks_to_boxes", (100, 480, 640), make, fastseg.ops.masks_to_boxes, PEERS, minimal_bytes,
          checks.equal_to(search), dtype=torch.bool, backward=False, quick_shape=(5, 24, 64))
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 import fastseg.ops
 from benchmarks.harness import Case, Inputs, Peer, Target
+from fastseg.testing import assert_within_policy
 
 CELLS = 28
 LOW = 256  # rows and columns of Segment Anything's logits, of a square of 4 times as many pixels
@@ -45,6 +46,11 @@ def minimal_bytes(shape, dtype):
     return shape[0] * (CELLS * CELLS * dtype.itemsize + 16) + 4 * words(shape)
 
 
+def minimal_bytes_of_values(shape, dtype):
+    """Masks and boxes read once, a value of each pixel written."""
+    return shape[0] * (CELLS * CELLS * dtype.itemsize + 16) + dtype.itemsize * torch.Size(shape).numel()
+
+
 def minimal_bytes_of_logits(shape, dtype):
     return shape[0] * LOW * LOW * dtype.itemsize + 4 * words(shape)
 
@@ -80,6 +86,26 @@ def grid_sample_of_boxes(masks, boxes, height, width):
     return result
 
 
+def ours_soft(masks, boxes, height, width):
+    """What fastseg.integrations.torchvision puts in the place of torchvision's."""
+    return fastseg.ops.paste_masks(masks, boxes, (height, width), convention="torchvision", output="soft")
+
+
+def interpolate_boxes(masks, boxes, height, width):
+    """torchvision's paste_masks_in_image: each mask, with its border, at the size of its box in whole pixels."""
+    half = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * ((CELLS + 2) / CELLS)
+    centre = (boxes[:, 2:] + boxes[:, :2]) * 0.5
+    images = []
+    for mask, box in zip(F.pad(masks, (1, 1, 1, 1)), torch.cat([centre - half, centre + half], 1).long()):
+        left, top, right, bottom = box.tolist()
+        size = bottom - top + 1, right - left + 1
+        values = F.interpolate(mask[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+        images.append(masks.new_zeros(height, width))
+        x0, x1, y0, y1 = max(left, 0), min(right + 1, width), max(top, 0), min(bottom + 1, height)
+        images[-1][y0:y1, x0:x1] = values[y0 - top : y1 - top, x0 - left : x1 - left]
+    return torch.stack(images)
+
+
 def interpolate(logits, height, width):
     """Segment Anything's two steps."""
     rows, columns = input_size(height, width)
@@ -106,6 +132,21 @@ def case_of_logits(shape):
                 minimal_bytes_of_logits, verify, backward=False, quick_shape=(2, 60, 80))  # fmt: skip
 
 
+def verify_soft(case: Case, inputs: Inputs) -> str | None:
+    masks, *rest = inputs
+    values, exact = interpolate_boxes(masks, *rest), interpolate_boxes(masks.double(), *rest)
+    try:
+        assert_within_policy(case.ours(*inputs), values, exact)
+    except AssertionError as error:
+        return str(error)
+    return None
+
+
+def case_of_values(shape):
+    return Case("paste_masks", shape, make, ours_soft, {"interpolate boxes": Peer(interpolate_boxes)},
+                minimal_bytes_of_values, verify_soft, name="soft", backward=False, quick_shape=(5, 40, 60))  # fmt: skip
+
+
 IMAGE = (100, 800, 1333)
 CASES = [
     case(IMAGE, targets=(
@@ -116,5 +157,6 @@ CASES = [
     )),
     case((100, 480, 640)),
     case((1000, 480, 640)),
+    case_of_values(IMAGE),
     case_of_logits((32, 800, 1200)),
 ]  # fmt: skip

@@ -44,12 +44,12 @@ def drop_in(stock, *, own_options=(), own_none=(), **rule):
             return not sets_own_option(module)
 
         def forward(self, *args, **kwargs):
-            if must_be_stock((*args, *kwargs.values())) and stock_takes(self, *args, **kwargs):
+            if is_recorded((*args, *kwargs.values())) and stock_takes(self, *args, **kwargs):
                 return theirs(self, *args, **kwargs)
             return ours(self, *args, **kwargs)
 
         # TorchScript compiles the source of what is wrapped, and looks its names up in the globals of what wraps it.
-        must_be_stock = _must_be_stock
+        is_recorded = must_be_stock
         forward = types.FunctionType(forward.__code__, theirs.__globals__, "forward", None, forward.__closure__)
         functools.update_wrapper(forward, theirs)
         forward.__doc__, forward.__signature__ = ours.__doc__, inspect.signature(ours)
@@ -70,7 +70,8 @@ def drop_in(stock, *, own_options=(), own_none=(), **rule):
     return decorate
 
 
-def _must_be_stock(values) -> bool:
+def must_be_stock(values) -> bool:
+    """Whether a call with these arguments is written down as a program, in which ours cannot stand."""
     for value in values:
         if isinstance(value, fx.Proxy):
             return True

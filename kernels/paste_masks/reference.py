@@ -32,7 +32,7 @@ def _taps(low: Tensor, high: Tensor, cells: int, size: int, torchvision: bool) -
     if torchvision:  # the padded mask in the box grown by as much, its ends cut to integers, the last one included
         centre, half = (high + low) * 0.5, (high - low) * 0.5 * ((cells + 2) / cells)
         begin, last = (centre - half).double().trunc(), (centre + half).double().trunc()
-        extent, scale, shift = (last - begin + 1).clamp(min=1), cells + 2, 1.5
+        extent, scale, shift = last - begin + 1, cells + 2, 1.5
     else:
         begin = low.double()
         extent, scale, shift = high.double() - begin, cells, 0.5

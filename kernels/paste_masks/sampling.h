@@ -58,10 +58,10 @@ struct BoxAxis {
     const float centre = multiply(high + low, 0.5f), half = multiply(multiply(high - low, 0.5f), grown);
     const double first = ::trunc(static_cast<double>(centre - half));
     const double last = ::trunc(static_cast<double>(centre + half));
-    return {first, last < first ? 1.0 : last - first + 1.0, cells + 2.0, 1.5, cells};
+    return {first, last - first + 1.0, cells + 2.0, 1.5, cells};
   }
 
-  // Not of a box with NaN or infinite ends, or without extent.
+  // Not of a box with NaN or infinite ends, or without extent (in torchvision's convention: turned over).
   FASTSEG_HOST_DEVICE bool is_valid() const {
     constexpr double most = 1e300;
     return begin > -most && begin < most && extent > 0 && extent < most;

@@ -226,7 +226,8 @@ def test_any_boxes_and_masks_give_what_the_reference_gives(data):
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize(
     "box",
-    [[NAN, 0, 5, 5], [0, 0, INF, 5], [-INF, 0, INF, 5], [0, 0, 5, NAN], [90, 0, 99, 5], [0, -50, 9, -20], [1e30] * 4],
+    [[NAN, 0, 5, 5], [0, 0, INF, 5], [-INF, 0, INF, 5], [0, 0, 5, NAN], [90, 0, 99, 5], [0, -50, 9, -20], [1e30] * 4,
+     [9, 3, 3, 8], [3, 8, 9, 3]],
 )
 def test_no_pixel_of_such_boxes(box, convention, backend, device):
     masks, boxes = torch.ones(1, 4, 4, device=device), torch.tensor([box], dtype=torch.float32, device=device)

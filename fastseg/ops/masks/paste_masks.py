@@ -102,7 +102,8 @@ def paste_masks(
         masks: (N, h, w) or (N, 1, h, w), values mostly in 0 to 1; float32, float16, bfloat16 (computed in fp32) or
             float64 (by the reference), any strides, N >= 0.
         boxes: (N, 4), x1, y1, x2, y2 in pixels of the image, of any floating dtype. They may reach beyond the image. A
-            box with a NaN or an infinite corner, or without area, gets no pixel.
+            box with a NaN or an infinite corner, or without area, gets no pixel; in torchvision's convention one of no
+            width or height gets a line, and one that is turned over (x2 < x1) none.
         image_shape: (H, W).
         threshold: 0 to 1.
         convention: "detectron2": pixel centres p + 0.5 sample the mask in the box as it is; a pixel belongs to the mask

@@ -7,7 +7,7 @@ PYTHON ?= $(VENV)/bin/python
 PACKAGES := torch triton numpy setuptools wheel cmake ninja pytest pytest-benchmark pytest-xdist hypothesis \
 	scikit-learn scikit-image pillow tqdm matplotlib
 
-# what `make demo` trains: fcn or segnet_basic
+# what `make demo` trains: fcn or segnet_basic; or masks, which trains nothing
 NET := fcn
 
 # what `make test-torch` tests with, in an environment of its own
@@ -20,7 +20,7 @@ INTEROP_VENV := .venv-interop
 .PHONY: demo test test-torch test-interop build build-all bench gpu-check info clean
 
 demo: build
-	$(PYTHON) -m examples.digits --net $(NET) $(ARGS)
+	$(PYTHON) -m $(if $(filter masks,$(NET)),examples.masks,examples.digits --net $(NET)) $(ARGS)
 
 test: build-all
 	bash tests/run_all.sh $(PYTHON)

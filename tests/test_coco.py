@@ -149,6 +149,7 @@ def test_progress(bar, monkeypatch, capsys):
     assert ("100 %" in shown) == (bar == "lines")
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("seed", range(4))
 def test_the_kernels_equal_the_definition(seed):
     truths, found = random_data_set(seed, images=6)

@@ -75,6 +75,7 @@ def _compare(contract: Contract, case: Case, make: Make, grad_layout: str = "ran
             assert gradient.is_contiguous(memory_format=torch.channels_last), f"gradient of {name} lost channels_last"
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("contract, case", CASES)
 def test_matches_stock_in_every_dtype(contract, case, device):
     for dtype in contract.dtypes:
@@ -82,12 +83,14 @@ def test_matches_stock_in_every_dtype(contract, case, device):
             _compare(contract, case, Make(dtype, device))
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("contract, case", CASES)
 def test_matches_stock_in_every_layout(contract, case, device):
     for layout in contract.layouts:
         _compare(contract, case, Make(torch.float32, device, layout))
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("contract, case", DIFFERENTIABLE)
 def test_gradient_layouts(contract, case, device):
     for grad_layout in ("stride0", "sliced"):

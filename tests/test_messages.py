@@ -24,6 +24,7 @@ def _hostile(kind, shape, dtype):
     return {"int": 1, "int?": None, "bool": False, "float": 1.0, "float?": None, "ScalarType": torch.int32}[kind]
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("schema", NATIVE_SCHEMAS, ids=lambda schema: schema.partition("(")[0])
 def test_kernels_name_no_file_of_the_build(schema):
     """Called with tensors that no check of ours has seen."""

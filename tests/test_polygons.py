@@ -33,6 +33,7 @@ def test_objects_without_polygons_are_empty():
     assert polygons_to_masks([[[0, 0, 4, 0, 4, 4]]], (0, 5)).shape == (1, 0, 5)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("seed", range(12))
 def test_the_kernel_equals_the_definition(seed):
     """Corners inside, outside and on the borders; every size of image that ends in a word."""
@@ -56,6 +57,7 @@ def test_sums_are_rounded_as_they_are_written():
     assert torch.equal(fill_polygons(*arguments), fill_polygons(*arguments, backend="reference"))
 
 
+@pytest.mark.sanitized
 def test_corners_far_away_take_no_time():
     random = numpy.random.default_rng(0)
     polygons = [[random.choice(HOSTILE, 8).tolist()] for _ in range(200)]

@@ -12,15 +12,12 @@ from tqdm import tqdm
 
 import fastseg
 import fastseg.info
+from examples import heading
 from examples.digits import comparison, picture, training
 from examples.digits.networks import CHOICES
 from examples.digits.scenes import CLASSES, Scenes
 
 SIDE = 128  # pixels of a scene
-
-
-def heading(text):
-    print(f"\n=== {text} ===\n", flush=True)
 
 
 def arguments():

@@ -29,32 +29,40 @@ def colourise(labels):
 
 def draw(path, images, labels, predictions, title):
     """Writes the PNG: one column per scene, with rows image, truth and prediction."""
-    count, _, height, width = images.shape
-    cell_width, cell_height = width * ZOOM + MARGIN, height * ZOOM + MARGIN
-    size = (LABEL_COLUMN + count * cell_width + MARGIN, TITLE_ROW + 3 * cell_height + LEGEND_ROW)
+    rows = {
+        "image": [enlarged(image.permute(1, 2, 0).numpy(), Image.Resampling.BICUBIC) for image in images],
+        "truth": [enlarged(colourise(label), Image.Resampling.NEAREST) for label in labels],
+        "prediction": [enlarged(colourise(prediction), Image.Resampling.NEAREST) for prediction in predictions],
+    }
+    write_sheet(path, rows, title, [*zip(CLASSES, PALETTE), ("not counted (soft rim)", IGNORED)])
+
+
+def enlarged(pixels, method):
+    """uint8 ``(H, W, 3)`` -> an image of ``ZOOM`` times the size."""
+    height, width = pixels.shape[:2]
+    return Image.fromarray(np.ascontiguousarray(pixels)).resize((width * ZOOM, height * ZOOM), method)
+
+
+def write_sheet(path, rows, title, legend):
+    """Writes the PNG: a title, named rows of images of one size, a legend of (name, colour)."""
+    tiles = next(iter(rows.values()))
+    cell_width, cell_height = (extent + MARGIN for extent in tiles[0].size)
+    size = (LABEL_COLUMN + len(tiles) * cell_width + MARGIN, TITLE_ROW + len(rows) * cell_height + LEGEND_ROW)
     sheet = Image.new("RGB", size, BACKDROP)
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN, MARGIN), title, INK, ImageFont.load_default(24))
-    rows = {
-        "image": [image.permute(1, 2, 0).numpy() for image in images],
-        "truth": [colourise(label) for label in labels],
-        "prediction": [colourise(prediction) for prediction in predictions],
-    }
     for row, (name, tiles) in enumerate(rows.items()):
         top = TITLE_ROW + row * cell_height
         pen.text((MARGIN, top + cell_height // 2), name, INK, ImageFont.load_default(20), anchor="lm")
         for column, tile in enumerate(tiles):
-            method = Image.Resampling.BICUBIC if name == "image" else Image.Resampling.NEAREST
-            tile = Image.fromarray(np.ascontiguousarray(tile)).resize((width * ZOOM, height * ZOOM), method)
             sheet.paste(tile, (LABEL_COLUMN + column * cell_width, top))
-    _draw_legend(pen, TITLE_ROW + 3 * cell_height)
+    _draw_legend(pen, TITLE_ROW + len(rows) * cell_height, legend)
     sheet.save(path)
 
 
-def _draw_legend(pen, top):
+def _draw_legend(pen, top, entries):
     font = ImageFont.load_default(20)
     left = LABEL_COLUMN
-    entries = [*zip(CLASSES, PALETTE), ("not counted (soft rim)", IGNORED)]
     for name, colour in entries:
         pen.rectangle((left, top + 14, left + 28, top + 42), fill=colour, outline=INK)
         pen.text((left + 38, top + 28), name, INK, font, anchor="lm")

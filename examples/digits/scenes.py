@@ -91,23 +91,29 @@ class Scenes:
 
     def _paste_digit(self, image, label, row, column):
         """Paints one digit around (row, column), in place, and labels it."""
+        pick, where, opacity = self._place_digit(image.shape[1:], row, column)
+        self._paint(image[:, *where], opacity)
+        label[where][opacity > 0.1] = IGNORE
+        label[where][opacity > 0.7] = int(self.meanings[pick]) + 1
+
+    def _place_digit(self, size, row, column):
+        """A digit around (row, column) of a scene: its number, the slices that it covers, its opacity there."""
         pick = self.random.integers(len(self.glyphs))
         opacity = self._opacity(self.glyphs[pick : pick + 1])
         half = opacity.shape[0] // 2
-        rows, columns = image.shape[1:]
+        rows, columns = size
         top, left = round(row) - half, round(column) - half
         inside = slice(max(0, -top), rows - top), slice(max(0, -left), columns - left)
-        opacity = opacity[inside]
         where = slice(max(0, top), top + 2 * half), slice(max(0, left), left + 2 * half)
+        return pick, where, opacity[inside]
 
-        region = image[:, *where]
+    def _paint(self, region, opacity):
+        """Paints with a random colour that stands out."""
         brightness = (region.mean(0) * opacity).sum() / opacity.sum()
         colour = torch.from_numpy(self.random.uniform(0, 0.55, (3, 1, 1))).float()
         colour = colour if brightness > 0.5 else 1 - colour
         strength = opacity * self.random.uniform(0.85, 1)
         region.copy_(region + (colour - region) * strength)
-        label[where][opacity > 0.1] = IGNORE
-        label[where][opacity > 0.7] = int(self.meanings[pick]) + 1
 
     def _opacity(self, glyph):
         """The glyph smoothly enlarged, its size, angle, proportions and stroke chosen at random.

@@ -120,7 +120,8 @@ struct Curve {
     const int64_t hits = static_cast<int64_t>(precision.size());
     for (int64_t n = hits - 1; n > 0; --n) precision[n - 1] = std::max(precision[n - 1], precision[n]);
     for (int64_t r = 0; r < count; ++r) {
-      int64_t n = std::max<int64_t>(0, static_cast<int64_t>(recall_thresholds[r] * positives) - 2);  // a hit too early
+      const double early = recall_thresholds[r] * positives - 2;  // a hit too early, whatever the rounding
+      int64_t n = early > 0 ? static_cast<int64_t>(std::min<double>(early, hits)) : 0;
       while (n < hits && static_cast<double>(n + 1) / positives < recall_thresholds[r]) ++n;
       to[r * step] = n < hits ? precision[n] : 0.0;
     }

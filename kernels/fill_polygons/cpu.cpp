@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kScale = 5;      // steps in a pixel
 constexpr int64_t kBefore = 2;     // the step of a column before its centre line
 constexpr int64_t kWord = 32;
+constexpr double kFarthest = 1e8;  // pixels
 
 struct Point {
   int64_t x, y;  // in steps
@@ -93,7 +94,7 @@ class Crossings {
 
 void fill_polygons(const Tensor& points, const Tensor& ends, const Tensor& objects, int64_t count, int64_t height,
                    int64_t width, const Tensor& words) {
-  const int64_t polygons = ends.numel(), size = height * ceil_divide(width, kWord);
+  const int64_t polygons = ends.numel();
   FASTSEG_CHECK(points.is_cpu() && points.is_contiguous() && points.scalar_type() == ScalarType::Double &&
                     points.dim() == 2 && points.size(1) == 2,
                 "points must be float64 [P, 2] on the CPU");
@@ -103,7 +104,8 @@ void fill_polygons(const Tensor& points, const Tensor& ends, const Tensor& objec
                   "ends and objects must be int64 [polygons] on the CPU");
   }
   FASTSEG_CHECK(words.is_cpu() && words.is_contiguous() && words.scalar_type() == ScalarType::Int &&
-                    words.numel() == count * size,
+                    words.dim() == 3 && width >= 0 && words.size(0) == count && words.size(1) == height &&
+                    words.size(2) == ceil_divide(width, kWord),
                 "words must be int32 [count, height, ceil(width / 32)] on the CPU");
   const int64_t *end = ends.const_data_ptr<int64_t>(), *object = objects.const_data_ptr<int64_t>();
   std::vector<int64_t> first(count + 1, polygons);  // polygon of each object
@@ -115,8 +117,12 @@ void fill_polygons(const Tensor& points, const Tensor& ends, const Tensor& objec
   }
   for (int64_t i = count - 1; i >= 0; --i) first[i] = std::min(first[i], first[i + 1]);
   const double* corners = points.const_data_ptr<double>();
+  for (int64_t i = 0; i < points.numel(); ++i) {
+    FASTSEG_CHECK(std::abs(corners[i]) <= kFarthest, "points must lie within 1e8 pixels");
+  }
+  const int64_t size = words.size(1) * words.size(2);
   auto* to = reinterpret_cast<uint32_t*>(words.mutable_data_ptr<int32_t>());
-  if (size == 0) return;
+  if (words.numel() == 0) return;
   const UnevenSlices slices(count);
   slices.run([&](int64_t /*slice*/, int64_t begin, int64_t last) {
     Crossings crossings(height, width);

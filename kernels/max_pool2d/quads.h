@@ -97,9 +97,11 @@ class Quads {
   }
   template <typename compute_t>
   FASTSEG_INLINE Labels<compute_t> load_labels(const int64_t* indices, int64_t i, int64_t oy, int64_t run) const {
-    const simd::i64x16 labels = simd::load(indices + i) - origins(i, oy, run);
-    // Narrowed where they fit only: a label is not negative and below 2^31.
-    const auto fits = simd::convert<Labels<compute_t>>(labels >> 31) == Labels<compute_t>{};
+    using unsigned_t = simd::Vector<uint64_t, kLanes>;  // any index may be given: what is none wraps around
+    const auto labels = simd::bit_cast<simd::i64x16>(simd::bit_cast<unsigned_t>(simd::load(indices + i)) -
+                                                     simd::bit_cast<unsigned_t>(origins(i, oy, run)));
+    // Narrowed where they fit only: a label is not negative and below 2^31. Up to 2^32 they become negative.
+    const auto fits = simd::convert<Labels<compute_t>>(labels >> 32) == Labels<compute_t>{};
     return simd::select(fits, simd::convert<Labels<compute_t>>(labels), splat_label<compute_t>(-1));
   }
   template <typename labels_t>

@@ -60,16 +60,19 @@ std::vector<Box<value_t>> make_boxes(const value_t* values, int64_t count, const
       const Grid<value_t> right = factor(box[1], box[3], sampling.bin_columns, sizes[level].width);
       Box<value_t>& made = boxes[k];
       made = {level, static_cast<int64_t>(box[0]), {}, {}, {}};
-      if (down.samples == 0 || right.samples == 0) {  // then the other axis does not matter
+      if (down.samples != 0 && right.samples != 0) {
+        made.rows = Taps<value_t>::of_bins(down, static_cast<int>(sampling.bin_rows));
+        made.columns = Taps<value_t>::of_bins(right, static_cast<int>(sampling.bin_columns));
+        const auto [top, bottom] = places_of(made.rows);
+        const auto [left, end_column] = places_of(made.columns);
+        made.window = {top, left, bottom, end_column};
+      }
+      if (made.window.empty()) {  // one axis has no tap: then the other does not matter
         made.rows = Taps<value_t>::none(by_cell ? 0 : sampling.bin_rows);
         made.columns = Taps<value_t>::none(by_cell ? 0 : sampling.bin_columns);
+        made.window = {};
         continue;
       }
-      made.rows = Taps<value_t>::of_bins(down, static_cast<int>(sampling.bin_rows));
-      made.columns = Taps<value_t>::of_bins(right, static_cast<int>(sampling.bin_columns));
-      const auto [top, bottom] = places_of(made.rows);
-      const auto [left, end_column] = places_of(made.columns);
-      made.window = {top, left, bottom, end_column};
       if (by_cell) {
         made.rows = made.rows.transposed();
         made.columns = made.columns.transposed();

@@ -76,16 +76,15 @@ template <int threads>
 __device__ int list_in_order(bool wanted, int box, int (&list)[threads], int (&counts)[threads / 32]) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const unsigned votes = __ballot_sync(~0u, wanted);
-  __syncthreads();  // the last list has been read
   if (lane == 0) counts[warp] = __popc(votes);
-  __syncthreads();
+  __syncthreads();  // and the last list has been read
   int before = 0, all = 0;
   for (int i = 0; i < threads / 32; ++i) {
     before += i < warp ? counts[i] : 0;
     all += counts[i];
   }
   if (wanted) list[before + __popc(votes & ((1u << lane) - 1))] = box;
-  __syncthreads();
+  __syncthreads();  // and the counts have been read
   return all;
 }
 

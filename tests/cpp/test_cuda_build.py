@@ -29,23 +29,34 @@ def cuobjdump(*arguments):
     return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.slow
-def test_resources_of_every_kernel(library):
-    usage = cuobjdump("-res-usage", library)
-    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
-    assert kernels, usage
-    for name, registers, stack, shared, local in kernels:
-        assert int(registers) <= MOST_REGISTERS, f"{name}: {registers} registers"
-        assert int(shared) <= MOST_STATIC_SHARED, f"{name}: {shared} bytes of static shared memory"
-        assert (stack, local) == ("0", "0"), (
-            f"{name}: {stack} bytes of stack, {local} local: registers were spilled"
-        )
+@pytest.fixture(scope="module")
+def kernels(library):
+    """{(op, architecture): [(name, registers, stack, shared, local), ...]}"""
+    found = {}
+    for code in cuobjdump("-res-usage", library).split("Fatbin elf code:")[1:]:
+        (architecture,), (op,) = re.findall(r"arch = (\w+)", code), re.findall(r"kernels/(\w+)/cuda\.cu\n", code)
+        resources = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", code)
+        found[op, architecture] = [(name, *map(int, numbers)) for name, *numbers in resources]
+    return found
 
 
 @pytest.mark.slow
-def test_both_architectures_are_in_the_library(library):
-    architectures = set(re.findall(r"arch = (sm_\d+)", cuobjdump("-res-usage", library)))
-    assert architectures == {"sm_80", "sm_90"}
+def test_every_op_has_kernels_for_both_architectures(kernels):
+    ops = {path.parent.name for path in (building.ROOT / "kernels").glob("*/cuda.cu")}
+    assert set(kernels) == {(op, architecture) for op in ops for architecture in ("sm_80", "sm_90")}
+    assert all(kernels.values())
+    for op in ops:
+        assert len(kernels[op, "sm_80"]) == len(kernels[op, "sm_90"])
+
+
+@pytest.mark.slow
+def test_resources_of_every_kernel(kernels):
+    for (op, architecture), resources in kernels.items():
+        for name, registers, stack, shared, local in resources:
+            where = f"{op}, {architecture}, {name}"
+            assert registers <= MOST_REGISTERS, f"{where}: {registers} registers"
+            assert shared <= MOST_STATIC_SHARED, f"{where}: {shared} bytes of static shared memory"
+            assert stack == local == 0, f"{where}: {stack} bytes of stack, {local} local: registers were spilled"
 
 
 @pytest.mark.slow

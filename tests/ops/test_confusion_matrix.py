@@ -167,6 +167,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("where", ["target", "input"])
 @pytest.mark.parametrize("label", HOSTILE)

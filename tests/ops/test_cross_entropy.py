@@ -124,6 +124,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("label", [0, 1, IGNORE])

@@ -229,6 +229,7 @@ HOSTILE_TARGETS = {
 }
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("target_name", HOSTILE_TARGETS)

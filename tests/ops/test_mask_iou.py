@@ -53,6 +53,7 @@ CONTRACTS = [
 ]
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("make", [ellipses, noise])
@@ -143,6 +144,7 @@ def test_bad_arguments_are_named(call, error, message):
         call()
 
 
+@pytest.mark.sanitized
 def test_boxes_outside_of_the_masks_are_refused():
     """Through torch.ops, with boxes that no op of ours has found."""
     packed = pack_masks(ellipses(2, 20, 30))

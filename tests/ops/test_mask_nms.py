@@ -79,6 +79,7 @@ def test_equal_scores_rank_by_index(backend):
     assert mask_nms(masks, scores, 1.0, backend=backend).tolist() == [1, 2, 4, 0, 3]
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_ranks_first_and_empty_masks_suppress_nothing(backend):
     masks = torch.zeros(3, 5, 40, dtype=torch.bool)
@@ -86,6 +87,7 @@ def test_nan_ranks_first_and_empty_masks_suppress_nothing(backend):
     assert mask_nms(masks, scores, 0.0, backend=backend).tolist() == [1, 2, 0]
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("make", [ellipses, noise])
 def test_widths(make, width, device):
@@ -107,6 +109,7 @@ def test_labels_and_blocks(count, backend, dtype, device):
         assert torch.equal(found.cpu(), brute_force(masks, scores, threshold, labels))
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("room", [0, 1, 3, 7, 40, 100])
 def test_the_static_form(room, backend, device):
@@ -172,6 +175,7 @@ def test_bad_arguments_are_named(call, error, message):
         call()
 
 
+@pytest.mark.sanitized
 def test_indices_out_of_range_are_refused():
     """Through torch.ops, with an order that no sort has made."""
     packed = PackedMasks(PACKED.words, 40)

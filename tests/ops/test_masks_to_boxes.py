@@ -33,6 +33,7 @@ CONTRACTS = [
 ]
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_widths(width, backend, device):

@@ -72,6 +72,7 @@ def test_golden(method, decayed, backend):
     torch.testing.assert_close(scores, torch.tensor([decayed[i] for i in expected]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", ["gaussian", "linear"])
 @pytest.mark.parametrize("count", [1, 2, 33, 200])
@@ -112,6 +113,7 @@ def test_the_static_form(room, device):
         assert torch.equal(padded_scores[:count], decayed[:room]) and (padded_scores[count:] == 0).all()
 
 
+@pytest.mark.sanitized
 def test_what_decays_below_the_least_score_and_nan_are_dropped():
     masks = ellipses(5, 20, 30)
     indices, scores = matrix_nms(masks, torch.tensor([0.9, torch.nan, 0.01, 0.8, -torch.inf]))

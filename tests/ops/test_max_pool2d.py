@@ -125,6 +125,7 @@ def test_any_gradient_equals_the_references(pooling):
     assert all(torch.equal(one, found[0]) for one in found[1:])
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -164,6 +165,7 @@ def test_two_by_two_windows_at_every_edge(channels, height, width, index_format,
     assert torch.equal(seen, again.flatten(2).gather(2, expected_indices.flatten(2)).view_as(seen))
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("wrong", [-1, 8, 2**31, 2**32, 2**63 - 1, -(2**63)])
 def test_a_flat_index_outside_its_window_takes_no_gradient(wrong, layout):
@@ -210,6 +212,7 @@ def test_flat_from_compact_from_flat():
     assert torch.equal(single.offsets, compact.offsets[0]) and torch.equal(single.to_flat(), indices[0])
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("wrong", [-1, 5, 99, 2**31, 2**63 - 1, -(2**63)])
 def test_an_index_outside_its_window_has_no_compact_form(wrong):
     _, indices = F.max_pool2d(torch.randn(1, 1, 8, 8), 2, return_indices=True)

@@ -129,6 +129,7 @@ def test_overlapping_windows_the_last_write_counts(pool, shape, backend, layout,
     assert torch.equal(max_unpool2d(values, compact, backend=backend), expected)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape, layout", [
     ((2, 19, 13, 22), torch.channels_last),
@@ -169,6 +170,7 @@ def test_unpool_of_pool_and_pool_of_that(index_format, layout):
 HOSTILE = [-1, 64, 2**31 - 1, 2**31, 2**32, 2**32 + 3, 2**63 - 1, -(2**63), -(2**31)]
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wrong", HOSTILE)
@@ -187,6 +189,7 @@ def test_an_index_outside_the_plane_raises_forward_and_backward(wrong, backend, 
     assert torch.allclose(added.sum(), (values * kept).sum(), atol=1e-4)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("where, wrong", [((2, 1), 4), ((2, 1), 255), ((0, 0), 0), ((0, 3), 1), ((4, 4), 3)])

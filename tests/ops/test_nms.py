@@ -134,6 +134,7 @@ def test_thresholds_that_boxes_hit_exactly(dtype, device):
                 assert torch.equal(nms(boxes, scores, threshold, backend=backend).cpu(), expected)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_scores_go_by_index_and_nan_comes_first(backend, device):
     apart = torch.tensor([[i, 0, i + 1, 1] for i in range(0, 12, 2)], dtype=torch.float32, device=device)
@@ -153,6 +154,7 @@ def test_boxes_without_area_are_kept(backend, device):
 SPECIAL = [NAN, INF, -INF, 0.0, -0.0, 1.0, 2.0, 3.0, -1.0, 1e30, -1e30, 3e38, 1e-40]
 
 
+@pytest.mark.sanitized
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_numbers_equal_the_brute_force(data):
@@ -279,6 +281,7 @@ def test_a_traced_program_fits_any_number_of_boxes(max_output):
         assert torch.equal(one, two)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("most", [0, 1, 5, 500])
 def test_static_results_are_the_best(most, device):
     boxes, scores = (tensor.to(device) for tensor in random_boxes(200))

@@ -71,6 +71,7 @@ CONTRACTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_round_trip_of_every_width(width, backend, device):
@@ -84,6 +85,7 @@ def test_round_trip_of_every_width(width, backend, device):
         assert torch.equal(unpacked, masks.to(dtype)) and unpacked.dtype == dtype and unpacked.is_contiguous()
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 40])
 @pytest.mark.parametrize("height", [0, 1, 15, 16, 500])  # one strip and several to a mask
 def test_numbers_and_heights(count, height, device):
@@ -103,6 +105,7 @@ def layouts_of(masks):
     yield "one channel", masks.unsqueeze(1).contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("dtype", (torch.bool, torch.uint8, *FLOATS))
 def test_every_layout(dtype, device):
     masks = noise(6, 21, 77).to(device, dtype)
@@ -116,6 +119,7 @@ def test_every_layout(dtype, device):
     assert torch.equal(pack_masks(row, threshold).words, expected[:, :1].expand(6, 21, -1))
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bytes_that_are_not_one(backend, device):
     masks = torch.arange(256, dtype=torch.uint8, device=device).view(1, 4, 64)

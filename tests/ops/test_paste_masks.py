@@ -173,6 +173,7 @@ def test_random_boxes_as_the_usual_formulation(size, convention, device):
         assert_bits(bits, stock, exact, threshold)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("width", [1, 15, 31, 32, 33, 64, 65, 250])
@@ -204,6 +205,7 @@ def test_no_pixel_outside_of_its_box(convention, device):
 VALUES = [NAN, INF, -INF, 0.0, 5.0, 5.5, 11.0, -20.0, 60.0, 1e9, -1e9, 3e38, -3e38, 1e-40, 2.0**31, 2.0**63]
 
 
+@pytest.mark.sanitized
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_boxes_and_masks_give_what_the_reference_gives(data):
@@ -219,6 +221,7 @@ def test_any_boxes_and_masks_give_what_the_reference_gives(data):
             torch.testing.assert_close(ours, reference, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize(
@@ -240,6 +243,7 @@ def test_boxes_without_area_get_no_pixel(backend, device):
     assert not paste_masks(masks, boxes, (12, 12), output="soft", backend=backend).any()
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_huge_box_shows_its_middle(backend, device):
     boxes = torch.tensor([[-1e9, -1e9, 1e9, 1e9]], device=device)
@@ -275,6 +279,7 @@ def test_upsampling_as_the_usual_formulation(name, device):
         assert_bits(unpack_masks(bits).cpu(), stock, exact, threshold)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", ["larger", "padded", "smaller"])
 def test_every_form_of_upsampling(name, dtype, device):
@@ -295,6 +300,7 @@ def test_a_negative_threshold_sets_no_padding_bit(device):
     assert packed.area.tolist() == [370, 370] and (packed.words[..., 1] == 31).all()
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_logits_belong_to_no_mask(backend, device):
     logits = torch.ones(1, 4, 4, device=device)

@@ -137,6 +137,7 @@ def test_golden_levels():
         assert pooled[:, 0, 0, 0].tolist() == [2, 2, 3, 3, 4, 4, 5, 5]
 
 
+@pytest.mark.sanitized
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_any_boxes_equal_the_plain_formulation(data):
@@ -182,6 +183,7 @@ HUGE = [
 ]  # fmt: skip
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("sampling_ratio", [-1, 2, 1000])
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -194,6 +196,7 @@ def test_boxes_that_are_not_finite_give_zeros(channels, layout, aligned, samplin
         assert not torch.autograd.grad(output[:6].sum(), input)[0].any()
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("sampling_ratio", [-1, 2])
 @pytest.mark.parametrize("aligned", [False, True])
 def test_huge_boxes(aligned, sampling_ratio):
@@ -212,6 +215,7 @@ def test_huge_boxes(aligned, sampling_ratio):
         torch.testing.assert_close(outputs[0][[6]], plain, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("index", [-1, -2, 2, 1e9, -1e30, NAN, INF])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_batch_index_outside_the_batch(index, backend):
@@ -223,6 +227,7 @@ def test_a_batch_index_outside_the_batch(index, backend):
         roi_align(input[:0], boxes, 2, backend=backend)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cells_that_weigh_nothing_do_not_count(backend, layout):
@@ -330,6 +335,7 @@ def test_levels_must_fit(other):
         multiscale_roi_align([IMAGE, other], BOX, 2, [1.0, 0.5])
 
 
+@pytest.mark.sanitized
 def test_five_levels_and_one():
     inputs = [torch.randn(2, 9, 64 >> level, 96 >> level).requires_grad_() for level in range(5)]
     boxes = torch.rand(60, 5) * 60

@@ -115,6 +115,7 @@ def test_a_list_of_boxes():
 NAN, INF = float("nan"), float("inf")
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("channels", [2, 20])
 def test_boxes_that_are_not_finite_or_huge(channels):
     boxes = torch.tensor([[0, NAN, 1, 4, 4], [0, 1, 1, 4, INF], [0, -INF, -INF, INF, INF],
@@ -126,6 +127,7 @@ def test_boxes_that_are_not_finite_or_huge(channels):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("index", [-1.0, 2.0, NAN, 1e30])
 def test_a_batch_index_outside_the_batch(index, backend):

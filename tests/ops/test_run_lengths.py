@@ -74,6 +74,7 @@ def test_golden_square():
     assert text.startswith(b"jn1b1b1") and text.endswith(b"^m2") and set(text[7:-3]) == {ord("0")}
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("width", WIDTHS[1:])
 @pytest.mark.parametrize("height", [1, 2, 31, 45])
 @pytest.mark.parametrize("density", [0.02, 0.5, 0.98])
@@ -119,6 +120,7 @@ def test_round_trips(count, height, width, density, seed):
         assert torch.equal(decoded.words, packed.words)
 
 
+@pytest.mark.sanitized
 def test_runs_of_no_length(device):
     """What other programs write: pixels that change back at once."""
     counts = [3, 0, 1, 2, 0, 0, 0, 1, 5]
@@ -126,18 +128,21 @@ def test_runs_of_no_length(device):
     assert decoded.T.flatten().tolist() == [False] * 4 + [True] * 3 + [False] * 5
 
 
+@pytest.mark.sanitized
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=12), st.integers(0, 6), st.integers(0, 40))
 def test_any_text_equals_the_definition_or_raises(text, height, width):
     check_both({"size": [height, width], "counts": text})
 
 
+@pytest.mark.sanitized
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(48, 111), max_size=10), st.integers(0, 6), st.integers(0, 40))
 def test_any_characters_of_the_encoding(characters, height, width):
     check_both({"size": [height, width], "counts": bytes(characters)})
 
 
+@pytest.mark.sanitized
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 12) | st.integers(-(2**70), 2**70), max_size=8), st.integers(0, 4), st.integers(0, 40))
 def test_any_counts(counts, height, width):
@@ -159,6 +164,7 @@ def check_both(rle):
 SIZE = [3, 4]
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "rles, error, message",
@@ -249,6 +255,7 @@ def test_areas_and_overlaps_of_runs(height, width):
         assert torch.equal(shared, expected)
 
 
+@pytest.mark.sanitized
 def test_hostile_runs_and_pairs():
     """Whatever is called through torch.ops: an error, or a number, and nothing is read outside of the lists."""
     huge = 2**63 - 1

@@ -89,6 +89,7 @@ def test_confident_logits_keep_their_digits():
     torch.testing.assert_close(ours, -alpha * missed * torch.log1p(-missed), rtol=1e-6, atol=0)
 
 
+@pytest.mark.sanitized
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     values=st.lists(

@@ -119,6 +119,7 @@ def test_random_boxes(count, method, sigma, dtype, backend, device):
     assert_within_policy(decayed.cpu(), expected[1], exact)
 
 
+@pytest.mark.sanitized
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_numbers_equal_the_brute_force(data):
@@ -140,6 +141,7 @@ def test_any_numbers_equal_the_brute_force(data):
             torch.testing.assert_close(one, two, equal_nan=True, rtol=1e-6, atol=0)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_scores_go_by_index_and_nan_comes_first(backend, device):
     apart = torch.tensor([[i, 0, i + 1, 1] for i in range(0, 14, 2)], dtype=torch.float32, device=device)
@@ -147,6 +149,7 @@ def test_equal_scores_go_by_index_and_nan_comes_first(backend, device):
     assert soft_nms(apart, scores, backend=backend)[0].tolist() == [3, 5, 1, 4, 0, 2]
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_boxes_are_dropped_by_the_linear_method(backend, device):
     """Their weight is 0, be the score infinite."""

@@ -104,6 +104,7 @@ def test_equal_classes_give_the_first():
         assert (labels == 0).all()
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(
     "arguments",

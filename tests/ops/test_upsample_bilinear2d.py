@@ -136,6 +136,7 @@ def test_an_axis_that_keeps_its_size_is_copied(dtype, layout, align_corners):
         assert torch.equal(wide.narrow(2 if index == 4 else 3, index, 1), upsample_bilinear2d(part, size, **options))
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(

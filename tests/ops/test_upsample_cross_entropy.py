@@ -227,6 +227,7 @@ def test_ignored_pixels_count_for_nothing(hostile):
         torch.testing.assert_close(results[1], results[0])
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize(
     "label, dtype",
     [(label, torch.int64) for label in (-1, -100, 5, 255, 2**31, 2**40 + 1)]

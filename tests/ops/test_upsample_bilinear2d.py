@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from fastseg._layout import image_format
 from fastseg._bilinear import bilinear_kernel
+from fastseg._layout import image_format
 from fastseg.ops import upsample_bilinear2d
 from fastseg.ops.upsample_bilinear2d import bilinear_conv_transpose2d
 from fastseg.testing import assert_within_policy

@@ -139,6 +139,7 @@ if __name__ == "__main__":
         ],
         # `kernels` must never be installed as a top-level package: another library owns that name.
         package_dir={"fastseg": "fastseg", "fastseg.kernels": "kernels"},
+        package_data={"fastseg": ["py.typed"]},
         ext_modules=[Extension(f"fastseg.{name}", [], optional=True) for name in LIBRARIES],
         cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AbiFreeWheel},
     )

@@ -1,4 +1,4 @@
-"""fastseg.metrics.coco: golden values of spec 4.3, hand-made cases, C++ against the definition, what errors say."""
+"""fastseg.metrics.coco: golden values, hand-made cases, C++ against the definition, what errors say."""
 
 import numpy
 import pytest

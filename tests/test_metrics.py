@@ -1,4 +1,4 @@
-"""fastseg.metrics: the golden values of spec 18.1, conventions for absent classes, batches and ranks."""
+"""fastseg.metrics: the golden values, conventions for absent classes, batches and ranks."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""fastseg.metrics.polygons_to_masks: golden values of spec 4.6, C++ against the definition, what errors say."""
+"""fastseg.metrics.polygons_to_masks: golden values, C++ against the definition, what errors say."""
 
 import numpy
 import pytest

@@ -1,4 +1,4 @@
-"""fastseg.metrics.voc and .proposals: golden values of spec 4.2 and 4.4, hand-made cases, what errors say."""
+"""fastseg.metrics.voc and .proposals: golden values, hand-made cases, what errors say."""
 
 import math
 

@@ -86,7 +86,7 @@ CONTRACTS = [
 ]  # fmt: skip
 
 
-# --- golden values of spec 18.2 ---
+# --- golden values ---
 
 
 def test_golden_cross_entropy():

@@ -135,7 +135,7 @@ CONTRACTS = [
 ]
 
 
-# --- golden values of spec 18.2 ---
+# --- golden values ---
 
 FOREGROUND = torch.tensor([[0.9, 0.2], [0.6, 0.1]], dtype=torch.float64)
 GOLDEN_INPUT = torch.stack([torch.log(1 - FOREGROUND), torch.log(FOREGROUND)]).unsqueeze(0)

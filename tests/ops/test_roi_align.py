@@ -86,7 +86,7 @@ CONTRACTS = [
 ]
 
 RAMP = (6 * torch.arange(6.0)[:, None] + torch.arange(6.0)).view(1, 1, 6, 6)
-GOLDEN = [  # box, sampling_ratio, not aligned, aligned: spec 2.3
+GOLDEN = [  # box, sampling_ratio, not aligned, aligned
     ((1, 1, 4, 3.5), 2, [[11.5, 13.0], [19.0, 20.5]], [[8.0, 9.5], [15.5, 17.0]]),
     ((-2, -2, 2, 2), 2, [[0, 0.5], [3, 7]], [[0, 0.25], [1.5, 3.5]]),
     ((0.2, 0.2, 0.6, 0.6), 2, [[3.15, 3.65], [6.15, 6.65]], [[0, 0.025], [0.15, 0.175]]),

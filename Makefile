@@ -5,7 +5,7 @@ VENV := .venv
 SYSTEM_PYTHON ?= python3
 PYTHON ?= $(VENV)/bin/python
 PACKAGES := torch triton numpy setuptools wheel cmake ninja pytest pytest-benchmark pytest-xdist hypothesis \
-	scikit-learn scikit-image pillow tqdm matplotlib
+	scikit-learn scikit-image pillow tqdm matplotlib ruff clang-format mypy
 
 # what `make demo` trains: fcn or segnet_basic; or masks, which trains nothing
 NET := fcn
@@ -17,7 +17,20 @@ TEST_PACKAGES := numpy 'setuptools>=77' wheel cmake ninja pytest pytest-xdist hy
 
 INTEROP_VENV := .venv-interop
 
-.PHONY: demo test test-torch test-interop build build-all bench gpu-check info clean
+.PHONY: format lint demo test test-torch test-interop build build-all bench gpu-check info clean
+
+CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu')
+
+format: $(VENV)/.packages
+	$(VENV)/bin/ruff check --quiet --fix .
+	$(VENV)/bin/ruff format --quiet .
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+lint: $(VENV)/.packages
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	$(VENV)/bin/mypy
 
 demo: build
 	$(PYTHON) -m $(if $(filter masks,$(NET)),examples.masks,examples.digits --net $(NET)) $(ARGS)

@@ -60,8 +60,18 @@ def configure(build: Path) -> None:
     cmake, ninja = tool("cmake"), tool("ninja")
     torch = importlib.util.find_spec("torch")
     tools = "\n".join([cmake, ninja, sys.executable, str(torch and torch.origin), os.environ.get("CXX", "")])
-    command = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
-               f"-DPython3_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
+    command = [
+        cmake,
+        "-S",
+        str(ROOT),
+        "-B",
+        str(build),
+        "-G",
+        "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={ninja}",
+        f"-DPython3_EXECUTABLE={sys.executable}",
+        "-DCMAKE_BUILD_TYPE=Release",
+    ]
     command += [f"-D{name}={os.environ[name]}" for name in CMAKE_OPTIONS if name in os.environ]
     record = build / "tools.txt"
     fresh = [] if record.exists() and record.read_text() == tools else ["--fresh"]
@@ -129,6 +139,7 @@ if __name__ == "__main__":
         ],
         # `kernels` must never be installed as a top-level package: another library owns that name.
         package_dir={"fastseg": "fastseg", "fastseg.kernels": "kernels"},
+        package_data={"fastseg": ["py.typed"]},
         ext_modules=[Extension(f"fastseg.{name}", [], optional=True) for name in LIBRARIES],
         cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AbiFreeWheel},
     )

@@ -12,8 +12,7 @@ from fastseg.testing import allowed_error, assert_within_policy
 def in_double(inputs: Inputs) -> Inputs:
     """The inputs with every floating tensor in fp64."""
     return tuple(
-        value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for value in inputs
+        value.double() if isinstance(value, Tensor) and value.is_floating_point() else value for value in inputs
     )
 
 

@@ -76,7 +76,9 @@ def python(*arguments: str) -> Callable[[float], list[str]]:
 def build_step(device: str, reason: str | None) -> Step:
     install = ("-m", "pip", "install", "--no-index", "--no-build-isolation", "--no-deps", "--editable", ".")
     environment = [
-        ("FASTSEG_LEVELS", "native"), ("PIP_DISABLE_PIP_VERSION_CHECK", "1"), ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
+        ("FASTSEG_LEVELS", "native"),
+        ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
+        ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
     ]
     if device == "cuda" and reason is None:
         environment += [("FASTSEG_CUDA", "ON"), ("FASTSEG_CUDA_ARCHS", architectures())]
@@ -107,8 +109,12 @@ def sanitizer_step(ops: list[str], reason: str | None) -> Step:
         reason = "no compute-sanitizer on the PATH"
     exercise = [sys.executable, "-m", "benchmarks.exercise", "--device", "cuda", *ops]
     return Step(
-        "sanitizer", lambda limit: [str(tool), "--tool", "memcheck", "--error-exitcode", "9", *exercise],
-        60, None, (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),), reason,
+        "sanitizer",
+        lambda limit: [str(tool), "--tool", "memcheck", "--error-exitcode", "9", *exercise],
+        60,
+        None,
+        (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),),
+        reason,
     )
 
 
@@ -143,8 +149,13 @@ def run_command(command: list[str], log: Path, limit: float, environment: dict[s
         file.flush()
         try:
             process = subprocess.Popen(
-                command, cwd=results.ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                env=os.environ | environment, start_new_session=True,
+                command,
+                cwd=results.ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=os.environ | environment,
+                start_new_session=True,
             )
         except OSError as error:
             return f"could not start: {error}"

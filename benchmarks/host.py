@@ -130,7 +130,8 @@ def judged(record: dict) -> list[tuple[str, bool]]:
     words = {"ratio": "<= {:g}x stock", "python_calls": "<= {} Python calls"}
     return [
         (words[figure].format(most), record[figure] <= most)
-        for figure, most in record["targets"].items() if most is not None
+        for figure, most in record["targets"].items()
+        if most is not None
     ]
 
 
@@ -140,9 +141,12 @@ HEADER = ["call", "fastseg us", "stock us", "ours / stock (quartiles)", "Python 
 def row(record: dict) -> list[str]:
     low, high = record["ratio_quartiles"]
     return [
-        record["case"], f"{record['fastseg_us']:.1f}", f"{record['stock_us']:.1f}",
-        f"{record['ratio']:.2f} ({low:.2f} to {high:.2f})", str(record["python_calls"]),
-    ]  # fmt: skip
+        record["case"],
+        f"{record['fastseg_us']:.1f}",
+        f"{record['stock_us']:.1f}",
+        f"{record['ratio']:.2f} ({low:.2f} to {high:.2f})",
+        str(record["python_calls"]),
+    ]
 
 
 def target_cell(record: dict) -> str:

@@ -69,7 +69,11 @@ def run_worker(
         environment = os.environ | ({"PYTHONPATH": os.pathsep.join(path)} if path else {})
         try:
             done = subprocess.run(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit,
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=limit,
                 env=environment,
             )
         except subprocess.TimeoutExpired:

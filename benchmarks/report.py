@@ -107,11 +107,14 @@ def headline_rows(device: str) -> Iterator[list[str]]:
         record, first = charts.of_one_allocator(group), group.get("default", group.get("tuned"))
         best, smallest = results.best_peer(record, "median_ms"), results.best_peer(first, "extra_bytes")
         yield [
-            workload(record), meta["device_name"], time_of(record, OURS), f"{time_of(record, best)} ({best})",
+            workload(record),
+            meta["device_name"],
+            time_of(record, OURS),
+            f"{time_of(record, best)} ({best})",
             speedup(record, best),
             f"{table.megabytes(first['contestants'][OURS]['extra_bytes'])} / "
             f"{table.megabytes(first['contestants'][smallest]['extra_bytes'])}",
-        ]  # fmt: skip
+        ]
 
 
 def losses(device: str) -> str:
@@ -144,7 +147,9 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 def target_table(machine: Path) -> str:
     rows = [
         [workload(record), record["allocator"], target_cell(record)]
-        for group in pairs(machine) for record in group.values() if results.judged(record)
+        for group in pairs(machine)
+        for record in group.values()
+        if results.judged(record)
     ]
     return f"{caption(machine)}\n\n{markdown(['workload', 'allocator', 'targets'], rows)}\n" if rows else ""
 
@@ -152,7 +157,8 @@ def target_table(machine: Path) -> str:
 def peer_cells(record: dict) -> str:
     peers = [
         f"{name} {table.milliseconds(figures['median_ms'])} ({figures['ratio']:.2f}x)"
-        for name, figures in record["contestants"].items() if name != OURS
+        for name, figures in record["contestants"].items()
+        if name != OURS
     ]
     return ", ".join(peers)
 
@@ -163,8 +169,11 @@ def full_row(record: dict) -> list[str]:
     best = results.best_peer(record, "median_ms")
     lost = best is not None and record["contestants"][best]["ratio"] < 1
     return [
-        workload(record), record["allocator"], table.milliseconds(ours["median_ms"]),
-        f"{rate:.1f} ({results.share_of_copy_bandwidth(record):.0%})", table.megabytes(ours["extra_bytes"]),
+        workload(record),
+        record["allocator"],
+        table.milliseconds(ours["median_ms"]),
+        f"{rate:.1f} ({results.share_of_copy_bandwidth(record):.0%})",
+        table.megabytes(ours["extra_bytes"]),
         ("**lost** " if lost else "") + peer_cells(record),
     ]
 
@@ -172,7 +181,11 @@ def full_row(record: dict) -> list[str]:
 def full(machine: Path) -> str:
     records = [record for group in pairs(machine) for record in group.values()]
     header = [
-        "workload", "allocator", "fastseg ms", "GB/s of minimal bytes (of copy)", "extra memory",
+        "workload",
+        "allocator",
+        "fastseg ms",
+        "GB/s of minimal bytes (of copy)",
+        "extra memory",
         "peers: ms (their time / ours)",
     ]
     return f"{caption(machine)}\n\n{markdown(header, [full_row(record) for record in records])}\n"

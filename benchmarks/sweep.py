@@ -61,9 +61,12 @@ def drawn_shape(draw: random.Random, channels: tuple[int, int]) -> harness.Shape
 
 def drawn(draw: random.Random, workload: Workload) -> Call:
     return Call(
-        workload, drawn_shape(draw, workload.channels), draw.choice(workload.dtypes),
-        draw.choice(list(harness.MEMORY_FORMATS)), workload.differentiable and draw.random() < 0.5,
-    )  # fmt: skip
+        workload,
+        drawn_shape(draw, workload.channels),
+        draw.choice(workload.dtypes),
+        draw.choice(list(harness.MEMORY_FORMATS)),
+        workload.differentiable and draw.random() < 0.5,
+    )
 
 
 def decade(elements: int) -> str:
@@ -121,11 +124,13 @@ def lost_rows(records: list[dict]) -> list[list[str]]:
         [
             f"{record['op']} {'x'.join(map(str, record['shape']))} {record['dtype']} {record['layout']}, "
             f"{record['passes']}, {record['allocator']} allocator",
-            str(record["elements"]), f"{record['fastseg_us']:.0f}", f"{record['stock_us']:.0f}",
+            str(record["elements"]),
+            f"{record['fastseg_us']:.0f}",
+            f"{record['stock_us']:.0f}",
             f"{record['ratio']:.2f}",
         ]
         for record in lost
-    ]  # fmt: skip
+    ]
 
 
 def share_rows(records: list[dict]) -> list[list[str]]:

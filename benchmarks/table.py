@@ -92,9 +92,7 @@ def target_lines(record: dict) -> list[str]:
 
 def targets(records: list[dict]) -> str:
     """The summary of every target of every record."""
-    lines = [
-        f"{record['op']} {record['case']}: {line}" for record in records for line in target_lines(record)
-    ]
+    lines = [f"{record['op']} {record['case']}: {line}" for record in records for line in target_lines(record)]
     if not lines:
         return "No target belongs to these cases."
     missed = sum("MISSED" in line for line in lines)

@@ -67,7 +67,7 @@ def call(table: str, key: tuple, shape: tuple) -> Callable[[], None]:
     image, grad = (
         torch.randn(batch, count, size, size, device="cuda", dtype=dtype).contiguous(memory_format=layout)
         for count in (channels, outputs)
-    )  # fmt: skip
+    )
     weight = torch.randn(outputs, 1 if table.startswith("depthwise") else channels, 3, 3, device="cuda", dtype=dtype)
     windows = [1, 1], [rate, rate], [rate, rate]
     if table == "dense":

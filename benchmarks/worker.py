@@ -28,8 +28,7 @@ def tune_allocator() -> None:
 def copies(inputs: harness.Inputs, count: int) -> list[harness.Inputs]:
     """`count` sets of inputs in memory of their own, strides kept."""
     clone = [
-        tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in inputs)
-        for _ in range(count - 1)
+        tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in inputs) for _ in range(count - 1)
     ]
     return [inputs, *clone]
 

@@ -77,9 +77,12 @@ def convolved(name: str, taps: int, across: bool, function: str = "dilated_conv2
 
     stock = F.conv2d if function == "dilated_conv2d" else F.conv_transpose2d
     return Workload(
-        f"{function} {name}", make, partial(run, getattr(fastseg.ops, function)), partial(run, stock),
+        f"{function} {name}",
+        make,
+        partial(run, getattr(fastseg.ops, function)),
+        partial(run, stock),
         channels=(1, 64 if across else 256),
-    )  # fmt: skip
+    )
 
 
 def loss(module, name: str, channels=(2, 150), **options) -> Workload:
@@ -91,9 +94,11 @@ def loss(module, name: str, channels=(2, 150), **options) -> Workload:
 def upsampled_loss(name: str, **options) -> Workload:
     stock = getattr(upsample_cross_entropy, f"stock_{name}")
     return Workload(
-        name, partial(upsample_cross_entropy.make, scale=SCALE),
-        partial(getattr(fastseg.ops, name), **LABELLED, **options), partial(stock, align_corners=False),
-    )  # fmt: skip
+        name,
+        partial(upsample_cross_entropy.make, scale=SCALE),
+        partial(getattr(fastseg.ops, name), **LABELLED, **options),
+        partial(stock, align_corners=False),
+    )
 
 
 def pool(name: str, indices: bool, **window) -> Workload:

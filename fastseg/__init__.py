@@ -2,8 +2,14 @@
 
 __version__ = "0.1.0"
 
-from fastseg import _checkout  # noqa: F401  first: the others import fastseg.kernels
-from fastseg import integrations, metrics, models, nn, ops
+from fastseg import (
+    _checkout,  # noqa: F401  first: the others import fastseg.kernels
+    integrations,
+    metrics,
+    models,
+    nn,
+    ops,
+)
 from fastseg._allocator import tune_allocator
 from fastseg.accelerate import accelerate, restore
 

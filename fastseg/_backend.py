@@ -155,8 +155,10 @@ class Backend:
         if reason is None and self._native is not None:
             key = "CUDA" if self.name == "cuda" else "CPU"
             if not private.has_kernel(self._native, key):
-                reason = f"the loaded library does not implement {self._native} for {key}: rebuild it " \
-                         f"({_library.HOW_TO_BUILD})"
+                reason = (
+                    f"the loaded library does not implement {self._native} for {key}: rebuild it "
+                    f"({_library.HOW_TO_BUILD})"
+                )
         self._available = reason is None
         return reason
 

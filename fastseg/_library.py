@@ -20,8 +20,7 @@ LIBRARY_DIR = Path(os.environ.get("FASTSEG_LIBRARY_DIR", Path(__file__).resolve(
 LEVELS = ("v4", "v3", "base")  # best first
 _ATEN_LEVEL = {"AVX512": "v4", "AVX2": "v3"}
 HOW_TO_BUILD = (
-    "build it with `pip install --no-build-isolation .` (or `-e .`) from the source tree; "
-    "`make build` does so"
+    "build it with `pip install --no-build-isolation .` (or `-e .`) from the source tree; `make build` does so"
 )
 
 
@@ -35,7 +34,7 @@ def _cpu_candidates() -> list[str]:
             raise ValueError(f"FASTSEG_CPU_LEVEL={forced!r}; allowed: {', '.join(LEVELS)}, none")
         return [forced]
     best = _ATEN_LEVEL.get(torch.backends.cpu.get_cpu_capability(), "base")
-    return list(LEVELS[LEVELS.index(best):])
+    return list(LEVELS[LEVELS.index(best) :])
 
 
 def _load_cpu() -> tuple[str | None, str | None]:

@@ -124,16 +124,14 @@ class Op:
         REGISTRY[self.name] = self
 
     def _define(self, schema: str) -> None:
-        arguments, _, returns = schema[len(self.name):].rpartition(") -> ")
+        arguments, _, returns = schema[len(self.name) :].rpartition(") -> ")
         full = f'{self.name}{arguments}, str backend="auto") -> {returns}'
         _definitions.define(full, tags=(torch.Tag.pt2_compliant_tag,))
         count = len(self.arguments)
         # The dispatcher drops trailing arguments that equal their default; `backend` alone has one.
         run = lambda *args: self._run(args[:count], args[count] if len(args) > count else AUTO)  # noqa: E731
         _definitions.impl(self.name, run, "CompositeExplicitAutograd")
-        torch.library.register_fake(
-            f"fastseg::{self.name}", lambda *args: self._fake(args[:count]), lib=_definitions
-        )
+        torch.library.register_fake(f"fastseg::{self.name}", lambda *args: self._fake(args[:count]), lib=_definitions)
         self._packet = getattr(torch.ops.fastseg, self.name).default
 
     # --- one call ---
@@ -207,7 +205,7 @@ class Op:
                 if accumulated:
                     value = value.to(accumulator(lead.dtype))
                 if value is not args[position] or not value.is_contiguous():
-                    args = (*args[:position], value.contiguous(), *args[position + 1:])
+                    args = (*args[:position], value.contiguous(), *args[position + 1 :])
         for position in self._images:
             if args[position] is not None and not args[position].is_contiguous():
                 args = in_format_of_first(args, self._images)
@@ -330,7 +328,7 @@ class Op:
         def to_save(values: tuple) -> tuple:
             for place, flag in conditions:
                 if not values[flag]:
-                    values = (*values[:place], None, *values[place + 1:])
+                    values = (*values[:place], None, *values[place + 1 :])
             return pick_tensors(values)
 
         to_save = to_save if conditions else pick_tensors
@@ -401,7 +399,8 @@ class Op:
         def run(values: tuple, grad_outputs: tuple, needed: tuple) -> dict[str, Tensor | None]:
             args = [values[position] for position in order]
             wanted = [
-                i for i, value in enumerate(args)
+                i
+                for i, value in enumerate(args)
                 if isinstance(value, Tensor) and value.is_floating_point() and needed[i]
             ]
 

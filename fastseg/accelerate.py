@@ -32,9 +32,7 @@ class Rule:
 _rules: dict[type[nn.Module], Rule] = {}
 
 
-def register(
-    stock, replacement, why_not=lambda module: None, note=lambda module: None, concerns=lambda module: True
-):
+def register(stock, replacement, why_not=lambda module: None, note=lambda module: None, concerns=lambda module: True):
     """Let `accelerate` replace modules of exactly the class ``stock`` by ``replacement``.
 
     Args:

@@ -7,8 +7,14 @@ from fastseg.ops import masks_to_rle
 
 
 def annotation(number, image, box, category=1, area=None, crowd=0):
-    return dict(id=number, image_id=image, category_id=category, bbox=list(box), iscrowd=crowd,
-                area=box[2] * box[3] if area is None else area)
+    return dict(
+        id=number,
+        image_id=image,
+        category_id=category,
+        bbox=list(box),
+        iscrowd=crowd,
+        area=box[2] * box[3] if area is None else area,
+    )
 
 
 def detection(image, box, score, category=1):
@@ -16,8 +22,11 @@ def detection(image, box, score, category=1):
 
 
 def data_set(annotations, images, categories=(1,)):
-    return dict(images=[{"id": image} for image in images], annotations=annotations,
-                categories=[{"id": category, "name": str(category)} for category in categories])
+    return dict(
+        images=[{"id": image} for image in images],
+        annotations=annotations,
+        categories=[{"id": category, "name": str(category)} for category in categories],
+    )
 
 
 GOLDEN = data_set(
@@ -75,7 +84,8 @@ def with_masks(annotations, detections, seed=0, size=(330, 400)):
         angles = numpy.sort(random.uniform(0, 2 * numpy.pi, random.integers(12, 40)))
         radius = random.uniform(0.45, 0.55, (len(angles), 1))
         points = [x + width / 2, y + height / 2] + radius * [width, height] * numpy.stack(
-            [numpy.cos(angles), numpy.sin(angles)], 1)
+            [numpy.cos(angles), numpy.sin(angles)], 1
+        )
         return points.clip(0, [size[1], size[0]]).round(2).ravel().tolist()
 
     def segmentation(box, kinds):
@@ -87,8 +97,10 @@ def with_masks(annotations, detections, seed=0, size=(330, 400)):
         rle = masks_to_rle(polygons_to_masks([polygons], size), compressed=kind != "list")[0]
         return rle | {"counts": rle["counts"].decode()} if kind == "str" else rle
 
-    truths = [entry | {"segmentation": segmentation(entry["bbox"], KINDS[entry["iscrowd"]:])}
-              for entry in annotations["annotations"]]
+    truths = [
+        entry | {"segmentation": segmentation(entry["bbox"], KINDS[entry["iscrowd"] :])}
+        for entry in annotations["annotations"]
+    ]
     found = [entry | {"segmentation": segmentation(entry["bbox"], KINDS[2:])} for entry in detections]
     images = [image | {"height": size[0], "width": size[1]} for image in annotations["images"]]
     for entry in found:

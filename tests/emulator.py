@@ -19,9 +19,7 @@ SANITIZERS = {"plain": "", "address": "address", "thread": "thread"}
 
 def build(variant: str) -> Path:
     """Builds the emulated CUDA library of a variant under build/ and gives its path."""
-    folder = building.cmake(
-        f"emulator-{variant}", FASTSEG_EMULATOR="ON", FASTSEG_EMULATOR_SANITIZE=SANITIZERS[variant]
-    )
+    folder = building.cmake(f"emulator-{variant}", FASTSEG_EMULATOR="ON", FASTSEG_EMULATOR_SANITIZE=SANITIZERS[variant])
     return folder / "libfastseg_emulator.so"
 
 

@@ -76,12 +76,16 @@ def check_as_stock(backend, values=(math.inf, -math.inf, math.nan), layouts=LAYO
             input[0, -1, 0, 2] = value
             input.requires_grad_()
             options = dict(ignore_index=IGNORED, reduction=reduction)
-            losses = (ops.cross_entropy(input, _labels(8, 6), backend=backend, **options),
-                      F.cross_entropy(input, _labels(8, 6), **options))
+            losses = (
+                ops.cross_entropy(input, _labels(8, 6), backend=backend, **options),
+                F.cross_entropy(input, _labels(8, 6), **options),
+            )
             torch.testing.assert_close(*losses)
             for create_graph in (False, True):
-                ours, stock = (torch.autograd.grad(loss.sum(), input, retain_graph=True, create_graph=create_graph)[0]
-                               for loss in losses)
+                ours, stock = (
+                    torch.autograd.grad(loss.sum(), input, retain_graph=True, create_graph=create_graph)[0]
+                    for loss in losses
+                )
                 torch.testing.assert_close(ours, stock, equal_nan=True)
                 assert ours[0, :, 0, 2].isnan().any() == (value != -math.inf)  # whose probability is 0
 

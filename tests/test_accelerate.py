@@ -21,9 +21,11 @@ class NetworkWithLoss(nn.Module):
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1),
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 4, 1),
             nn.Upsample(scale_factor=2, mode="bilinear"),
-        )  # fmt: skip
+        )
         self.loss = nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0, 4.0]), ignore_index=255)
         self.criteria = nn.ModuleList([self.loss])
 

@@ -37,8 +37,13 @@ def make(shape, device, dtype, layout):
 
 def example(**changes) -> harness.Case:
     case = harness.Case(
-        "example", SHAPE, make, halved_sum, {"eager": harness.Peer(halved_sum)},
-        lambda shape, dtype: 4 * 2 * 3 * 16 * 16, checks.differentiable_within_policy(halved_sum),
+        "example",
+        SHAPE,
+        make,
+        halved_sum,
+        {"eager": harness.Peer(halved_sum)},
+        lambda shape, dtype: 4 * 2 * 3 * 16 * 16,
+        checks.differentiable_within_policy(halved_sum),
         targets=(harness.Target("speedup", 0.0, "eager", "default"),),
     )
     return dataclasses.replace(case, **changes)
@@ -164,14 +169,25 @@ def test_peak_memory_counts_temporaries_and_results():
 
 def figures(median_ms, ratio, extra_bytes, ours=False):
     return {
-        "median_ms": median_ms, "ratio": ratio, "ratio_quartiles": [ratio, ratio],
-        "extra_bytes": extra_bytes, "ours": ours, "reliable": True,
+        "median_ms": median_ms,
+        "ratio": ratio,
+        "ratio_quartiles": [ratio, ratio],
+        "extra_bytes": extra_bytes,
+        "ours": ours,
+        "reliable": True,
     }
 
 
 RECORD = {
-    "op": "example", "case": "1x2", "backward": True, "allocator": "tuned", "minimal_bytes": 8_000_000,
-    "copy_bytes_per_second": 10e9, "skipped_peers": {}, "targets": [], "flops": None,
+    "op": "example",
+    "case": "1x2",
+    "backward": True,
+    "allocator": "tuned",
+    "minimal_bytes": 8_000_000,
+    "copy_bytes_per_second": 10e9,
+    "skipped_peers": {},
+    "targets": [],
+    "flops": None,
     "backends": {"example": "cpu"},
     "contestants": {
         "fastseg": figures(1.0, 1.0, 10_000_000, ours=True),
@@ -306,8 +322,13 @@ def test_markers_are_filled_and_filling_is_stable(monkeypatch, tmp_path):
     record = RECORD | {"targets": [dataclasses.asdict(harness.Target("speedup", 2.0))]}
     for name in ("Example(R) CPU", "Another(TM) Processor"):
         meta = {
-            "device": "cpu", "device_name": name, "threads": 2, "versions": {"torch": "2"}, "commit": "abc",
-            "dirty": True, "date": "2026-01-01T00:00:00",
+            "device": "cpu",
+            "device_name": name,
+            "threads": 2,
+            "versions": {"torch": "2"},
+            "commit": "abc",
+            "dirty": True,
+            "date": "2026-01-01T00:00:00",
         }
         results.save(results.folder(meta) / "op.json", meta, [record])
     assert [machine.name for machine in results.machines("cpu")] == ["another", "example-cpu"]

@@ -1,4 +1,4 @@
-"""fastseg.metrics.coco: golden values of spec 4.3, hand-made cases, C++ against the definition, what errors say."""
+"""fastseg.metrics.coco: golden values, hand-made cases, C++ against the definition, what errors say."""
 
 import numpy
 import pytest
@@ -20,8 +20,18 @@ from tests.coco_data import (
 )
 
 GOLDEN_FIGURES = {
-    "AP": 0.594884, "AP50": 0.915842, "AP75": 0.5, "APs": 0.4, "APm": 0.710726, "APl": -1.0,
-    "AR@1": 0.3, "AR@10": 0.7, "AR@100": 0.7, "ARs": 0.4, "ARm": 0.85, "ARl": -1.0,
+    "AP": 0.594884,
+    "AP50": 0.915842,
+    "AP75": 0.5,
+    "APs": 0.4,
+    "APm": 0.710726,
+    "APl": -1.0,
+    "AR@1": 0.3,
+    "AR@10": 0.7,
+    "AR@100": 0.7,
+    "ARs": 0.4,
+    "ARm": 0.85,
+    "ARl": -1.0,
 }
 
 
@@ -79,7 +89,7 @@ def boxes_as_masks(entries, form):
     for entry in entries:
         x, y, width, height = entry["bbox"]
         mask = torch.zeros(1, 120, 110, dtype=torch.bool)
-        mask[0, y:y + height, x:x + width] = True
+        mask[0, y : y + height, x : x + width] = True
         segmentation = [[x, y, x, y + height, x + width, y + height, x + width, y]]
         if form != "polygons":
             segmentation = masks_to_rle(mask, compressed=form == "text")[0]
@@ -155,34 +165,51 @@ def test_the_kernels_equal_the_definition(seed):
     truths, found = random_data_set(seed, images=6)
     table, categories = table_of_json(truths, found, "bbox", most=7)
     states, counts = states_of(table, IOU_THRESHOLDS, list(AREAS.values()))
-    tensors = [torch.from_numpy(numpy.ascontiguousarray(array)) for array in (
-        table.ious, table.first_detection, table.first_truth, ~counts, table.truths.crowd,
-        torch.rand(4, len(table.detections), generator=torch.Generator().manual_seed(seed)).numpy() < 0.5,
-        IOU_THRESHOLDS,
-    )]
+    tensors = [
+        torch.from_numpy(numpy.ascontiguousarray(array))
+        for array in (
+            table.ious,
+            table.first_detection,
+            table.first_truth,
+            ~counts,
+            table.truths.crowd,
+            torch.rand(4, len(table.detections), generator=torch.Generator().manual_seed(seed)).numpy() < 0.5,
+            IOU_THRESHOLDS,
+        )
+    ]
     expected = match_detections(*tensors, backend="reference")
     assert torch.equal(match_detections(*tensors), expected) and len(expected.unique()) == 3
     kind = numpy.searchsorted(categories, table.detections.category)
     order = numpy.lexsort((-table.detections.score, kind))
-    curves = (expected, torch.from_numpy(table.ranks), torch.from_numpy(order),
-              torch.from_numpy(numpy.searchsorted(kind[order], numpy.arange(len(categories) + 1))),
-              torch.from_numpy(numpy.random.default_rng(seed).integers(0, 30, (len(categories), 4))),
-              torch.tensor([1, 3, 7]), torch.from_numpy(RECALLS))
+    curves = (
+        expected,
+        torch.from_numpy(table.ranks),
+        torch.from_numpy(order),
+        torch.from_numpy(numpy.searchsorted(kind[order], numpy.arange(len(categories) + 1))),
+        torch.from_numpy(numpy.random.default_rng(seed).integers(0, 30, (len(categories), 4))),
+        torch.tensor([1, 3, 7]),
+        torch.from_numpy(RECALLS),
+    )
     for ours, definition in zip(precision_recall(*curves), precision_recall(*curves, backend="reference")):
         torch.testing.assert_close(ours, definition, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(annotations=5), "annotations have no 'images'"),
-    (dict(detections=[{"image_id": 1, "category_id": 1, "score": 0.5}]), r"detections\[0\] has no 'bbox'"),
-    (dict(detections=[detection(9, (0, 0, 1, 1), 0.5)]), "image_id 9; allowed: the ids in 'images'"),
-    (dict(detections=[detection(1, (0, 0, 1, 1), float("nan"))]), "score that is NaN"),
-    (dict(detections=[detection(1, (0, 0, 1), 0.5) | {"bbox": [0, 0, 1]}]),
-     r"detections\[0\]\['bbox'\]=\[0, 0, 1\]; allowed: \[x, y, width, height\]"),
-    (dict(iou_type="keypoints"), "iou_type='keypoints'; allowed: bbox, segm"),
-    (dict(max_detections=(10, 1)), "max_detections=.*rising"),
-    (dict(max_detections=()), "max_detections=.*rising"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(annotations=5), "annotations have no 'images'"),
+        (dict(detections=[{"image_id": 1, "category_id": 1, "score": 0.5}]), r"detections\[0\] has no 'bbox'"),
+        (dict(detections=[detection(9, (0, 0, 1, 1), 0.5)]), "image_id 9; allowed: the ids in 'images'"),
+        (dict(detections=[detection(1, (0, 0, 1, 1), float("nan"))]), "score that is NaN"),
+        (
+            dict(detections=[detection(1, (0, 0, 1), 0.5) | {"bbox": [0, 0, 1]}]),
+            r"detections\[0\]\['bbox'\]=\[0, 0, 1\]; allowed: \[x, y, width, height\]",
+        ),
+        (dict(iou_type="keypoints"), "iou_type='keypoints'; allowed: bbox, segm"),
+        (dict(max_detections=(10, 1)), "max_detections=.*rising"),
+        (dict(max_detections=()), "max_detections=.*rising"),
+    ],
+)
 def test_errors(change, message):
     with pytest.raises(ValueError, match=message):
         coco_evaluate(**dict(annotations=GOLDEN, detections=GOLDEN_DETECTIONS) | change)
@@ -198,26 +225,40 @@ def second_mask(change):
     return dict(detections=[found[0], found[1] | {"segmentation": change}, *found[2:]])
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(detections=[{"image_id": 1, "category_id": 1, "score": 0.5}]), r"detections\[0\] has no 'segmentation'"),
-    (second_mask(5), r"detections\[1\]\['segmentation'\]=5; allowed: a list of polygons, or {"),
-    (second_mask([]), r"detections\[1\]\['segmentation'\]=\[\]; allowed: a list of polygons"),
-    (second_mask({"size": [120, 110]}), r"detections\[1\]\['segmentation'\]={.*}; allowed: {"),
-    (second_mask(RLE | {"size": [120.5, 110]}), r"detections\[1\]\['segmentation'\]={.*}; allowed: {"),
-    (second_mask(RLE | {"size": 5}), r"detections\[1\]\['segmentation'\]={.*}; allowed: {"),
-    (second_mask(RLE | {"size": [2**20, 2**20]}), r"detections\[1\]\['segmentation'\]={.*}; allowed: {"),
-    (second_mask(RLE | {"counts": "~"}), r"detections\[1\]\['segmentation'\]\['counts'\]='~' holds a character"),
-    (second_mask(RLE | {"counts": [5]}), r"detections\[1\]\['segmentation'\]\['counts'\] add up to 5; allowed: 132"),
-    (second_mask({"size": [110, 120], "counts": [13200]}),
-     r"detections\[1\]\['segmentation'\] is a mask of 110 x 120; allowed: 120 x 110, as "
-     r"annotations\['annotations'\]\[0\]\['segmentation'\]"),
-    (second_mask([[0, 0, 1, 1]]), r"detections\[1\]\['segmentation'\] has a polygon of 4 coordinates"),
-    (second_mask([["a"] * 6]), r"detections\[1\]\['segmentation'\] has a polygon \['a'"),
-    (second_mask([7]), r"detections\[1\]\['segmentation'\] has a polygon 7"),
-    (second_mask([[0, 0, 1, 1, 2, 1e10]]), r"detections\[1\]\['segmentation'\] has a polygon with the coordinate 1000"),
-    (second_mask([[0, 0, 1, 1, 2, 0]]) | {"annotations": SEGMENTED | {"images": [{"id": 1, "height": "a"}, {"id": 2}]}},
-     r"detections\[1\]\['segmentation'\] is polygons, and its image has height='a', width=None; allowed: ints"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(detections=[{"image_id": 1, "category_id": 1, "score": 0.5}]), r"detections\[0\] has no 'segmentation'"),
+        (second_mask(5), r"detections\[1\]\['segmentation'\]=5; allowed: a list of polygons, or {"),
+        (second_mask([]), r"detections\[1\]\['segmentation'\]=\[\]; allowed: a list of polygons"),
+        (second_mask({"size": [120, 110]}), r"detections\[1\]\['segmentation'\]={.*}; allowed: {"),
+        (second_mask(RLE | {"size": [120.5, 110]}), r"detections\[1\]\['segmentation'\]={.*}; allowed: {"),
+        (second_mask(RLE | {"size": 5}), r"detections\[1\]\['segmentation'\]={.*}; allowed: {"),
+        (second_mask(RLE | {"size": [2**20, 2**20]}), r"detections\[1\]\['segmentation'\]={.*}; allowed: {"),
+        (second_mask(RLE | {"counts": "~"}), r"detections\[1\]\['segmentation'\]\['counts'\]='~' holds a character"),
+        (
+            second_mask(RLE | {"counts": [5]}),
+            r"detections\[1\]\['segmentation'\]\['counts'\] add up to 5; allowed: 132",
+        ),
+        (
+            second_mask({"size": [110, 120], "counts": [13200]}),
+            r"detections\[1\]\['segmentation'\] is a mask of 110 x 120; allowed: 120 x 110, as "
+            r"annotations\['annotations'\]\[0\]\['segmentation'\]",
+        ),
+        (second_mask([[0, 0, 1, 1]]), r"detections\[1\]\['segmentation'\] has a polygon of 4 coordinates"),
+        (second_mask([["a"] * 6]), r"detections\[1\]\['segmentation'\] has a polygon \['a'"),
+        (second_mask([7]), r"detections\[1\]\['segmentation'\] has a polygon 7"),
+        (
+            second_mask([[0, 0, 1, 1, 2, 1e10]]),
+            r"detections\[1\]\['segmentation'\] has a polygon with the coordinate 1000",
+        ),
+        (
+            second_mask([[0, 0, 1, 1, 2, 0]])
+            | {"annotations": SEGMENTED | {"images": [{"id": 1, "height": "a"}, {"id": 2}]}},
+            r"detections\[1\]\['segmentation'\] is polygons, and its image has height='a', width=None; allowed: ints",
+        ),
+    ],
+)
 def test_errors_of_masks(change, message):
     found = boxes_as_masks(GOLDEN_DETECTIONS, "text")
     with pytest.raises(ValueError, match=f"fastseg.metrics: {message}"):

@@ -27,8 +27,10 @@ def tensors_of(annotations, detections, form="packed"):
         parts = []
         for entries, kind in ((detections, "scores"), (annotations["annotations"], "area")):
             own = [entry for entry in entries if entry["image_id"] == image["id"]]
-            part = {"labels": torch.tensor([entry["category_id"] for entry in own], dtype=torch.int64),
-                    kind: torch.tensor([entry[kind.rstrip("s")] for entry in own], dtype=torch.float64)}
+            part = {
+                "labels": torch.tensor([entry["category_id"] for entry in own], dtype=torch.int64),
+                kind: torch.tensor([entry[kind.rstrip("s")] for entry in own], dtype=torch.float64),
+            }
             if kind == "area":
                 part["iscrowd"] = torch.tensor([entry["iscrowd"] for entry in own])
             if not own or "segmentation" in own[0]:
@@ -134,29 +136,41 @@ REAL = dict(boxes=torch.ones(1, 4), labels=torch.tensor([1]))
 MASKS = FOUND | dict(masks=torch.zeros(2, 4, 5, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda e: e.update([FOUND], []), "detections of 1 images, truths of 0, image_ids of 0; allowed: as many of each"),
-    (lambda e: e.update([FOUND], [REAL], [1, 2]), "image_ids of 2"),
-    (lambda e: e.update([FOUND], [REAL], ["a"]), r"image_ids=\['a'\]; allowed: an int"),
-    (lambda e: e.update([FOUND], [REAL], [2**70]), "image_ids=.*; allowed: an int of 64 bits"),
-    (lambda e: e.update([FOUND] * 2, [REAL] * 2, [3, 3]), "image 3 was given before; allowed: each once"),
-    (lambda e: (e.update([FOUND], [REAL], [3]), e.update([FOUND], [REAL])), "given for some batches"),
-    (lambda e: e.update([{}], [REAL]), "detections of image 0 have no 'boxes'"),
-    (lambda e: e.update([FOUND], [5]), "truths of image 0 have no 'boxes'"),
-    (lambda e: e.update([FOUND], [{"boxes": torch.ones(1, 4)}]), "truths of image 0 have no 'labels'"),
-    (lambda e: e.update([FOUND | {"boxes": torch.ones(2, 5)}], [REAL]), r"'boxes' .* \(2, 5\); allowed: \(n, 4\)"),
-    (lambda e: e.update([FOUND | {"labels": torch.ones(2)}], [REAL]), "'labels' .* dtype float32; allowed: int"),
-    (lambda e: e.update([FOUND | {"labels": torch.tensor([1])}], [REAL]), r"'labels' .* \(1,\); allowed: \(2,\)"),
-    (lambda e: e.update([FOUND | {"scores": torch.tensor([0.1, float("nan")])}], [REAL]), "score that is NaN"),
-    (lambda e: e.update([FOUND], [REAL | {"iscrowd": torch.tensor([0, 1])}]), r"'iscrowd' of truths .* \(2,\)"),
-    (lambda e: CocoEvaluator("mask"), "iou_type='mask'; allowed: bbox, segm"),
-    (lambda e: CocoEvaluator(max_detections=(3, 2)), "rising"),
-    (lambda e: CocoEvaluator("segm").update([MASKS], [REAL]), "truths of image 0 have no 'masks'"),
-    (lambda e: CocoEvaluator("segm").update([MASKS], [REAL | {"masks": torch.zeros(1, 4, 6, dtype=torch.uint8)}]),
-     "masks of detections of image 0 are 4 x 5; allowed: 4 x 6, as those of truths"),
-    (lambda e: CocoEvaluator("segm").update([FOUND | {"masks": torch.zeros(2, 4, 5)}], [REAL]),
-     "'masks' of detections of image 0 has shape .* float32; allowed: .* or PackedMasks"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda e: e.update([FOUND], []),
+            "detections of 1 images, truths of 0, image_ids of 0; allowed: as many of each",
+        ),
+        (lambda e: e.update([FOUND], [REAL], [1, 2]), "image_ids of 2"),
+        (lambda e: e.update([FOUND], [REAL], ["a"]), r"image_ids=\['a'\]; allowed: an int"),
+        (lambda e: e.update([FOUND], [REAL], [2**70]), "image_ids=.*; allowed: an int of 64 bits"),
+        (lambda e: e.update([FOUND] * 2, [REAL] * 2, [3, 3]), "image 3 was given before; allowed: each once"),
+        (lambda e: (e.update([FOUND], [REAL], [3]), e.update([FOUND], [REAL])), "given for some batches"),
+        (lambda e: e.update([{}], [REAL]), "detections of image 0 have no 'boxes'"),
+        (lambda e: e.update([FOUND], [5]), "truths of image 0 have no 'boxes'"),
+        (lambda e: e.update([FOUND], [{"boxes": torch.ones(1, 4)}]), "truths of image 0 have no 'labels'"),
+        (lambda e: e.update([FOUND | {"boxes": torch.ones(2, 5)}], [REAL]), r"'boxes' .* \(2, 5\); allowed: \(n, 4\)"),
+        (lambda e: e.update([FOUND | {"labels": torch.ones(2)}], [REAL]), "'labels' .* dtype float32; allowed: int"),
+        (lambda e: e.update([FOUND | {"labels": torch.tensor([1])}], [REAL]), r"'labels' .* \(1,\); allowed: \(2,\)"),
+        (lambda e: e.update([FOUND | {"scores": torch.tensor([0.1, float("nan")])}], [REAL]), "score that is NaN"),
+        (lambda e: e.update([FOUND], [REAL | {"iscrowd": torch.tensor([0, 1])}]), r"'iscrowd' of truths .* \(2,\)"),
+        (lambda e: CocoEvaluator("mask"), "iou_type='mask'; allowed: bbox, segm"),
+        (lambda e: CocoEvaluator(max_detections=(3, 2)), "rising"),
+        (lambda e: CocoEvaluator("segm").update([MASKS], [REAL]), "truths of image 0 have no 'masks'"),
+        (
+            lambda e: CocoEvaluator("segm").update(
+                [MASKS], [REAL | {"masks": torch.zeros(1, 4, 6, dtype=torch.uint8)}]
+            ),
+            "masks of detections of image 0 are 4 x 5; allowed: 4 x 6, as those of truths",
+        ),
+        (
+            lambda e: CocoEvaluator("segm").update([FOUND | {"masks": torch.zeros(2, 4, 5)}], [REAL]),
+            "'masks' of detections of image 0 has shape .* float32; allowed: .* or PackedMasks",
+        ),
+    ],
+)
 def test_errors(call, message):
     with pytest.raises(ValueError, match=f"fastseg.metrics.*{message}"):
         call(CocoEvaluator())
@@ -173,9 +187,7 @@ def test_a_batch_with_an_error_is_left_out():
 def _rank(rank: int, ranks: int, folder: str) -> None:
     """Images are dealt out as a sampler does it; the last rank sees none; with ids, rank 1 sees the first one, too."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
     found = {}
     for with_ids in (True, False):
         batches = [*tensors_of(*_data())]

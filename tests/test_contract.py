@@ -18,9 +18,7 @@ CONTRACTS = [
     for contract in getattr(importlib.import_module(module.name), "CONTRACTS", [])
 ]
 CASES = [
-    pytest.param(contract, case, id=f"{contract.name}-{case.name}")
-    for contract in CONTRACTS
-    for case in contract.cases
+    pytest.param(contract, case, id=f"{contract.name}-{case.name}") for contract in CONTRACTS for case in contract.cases
 ]
 DIFFERENTIABLE = [parameter for parameter in CASES if not parameter.values[0].exact]
 SMALL = [parameter for parameter in DIFFERENTIABLE if parameter.values[1].small]

@@ -57,7 +57,7 @@ CALLS = {
     "groups": ((1, 12, 9, 9), (6, 4, 3, 3), 3, 1, 1, torch.bfloat16),
     "depthwise": ((1, 32, 16, 16), (32, 1, 3, 3), 32, 4, 4, torch.bfloat16),
     "depthwise, all sizes 1": ((1, 2, 1, 1), (2, 1, 1, 1), 2, 0, 1, torch.float32),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

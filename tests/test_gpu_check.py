@@ -59,9 +59,7 @@ def test_a_step_is_stopped_at_its_limit_with_its_children(tmp_path):
 
 def test_a_stopped_step_may_still_report(tmp_path):
     code = (
-        "import time\n"
-        "try:\n    time.sleep(60)\n"
-        "except KeyboardInterrupt:\n    print('3 failed, 4 passed until then')"
+        "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('3 failed, 4 passed until then')"
     )
     outcome = gpu_check.run_step(step("slow", code, limit=5.0), tmp_path, 100.0)
     assert outcome.result == "failed"

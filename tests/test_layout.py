@@ -21,8 +21,12 @@ MOST_COLUMNS = 120
 
 @pytest.mark.parametrize("op", OP_FILES)
 def test_op_has_its_files(op):
-    for path in (f"kernels/{op}/reference.py", f"kernels/{op}/README.md", f"tests/ops/test_{op}.py",
-                 f"benchmarks/ops/{op}.py"):
+    for path in (
+        f"kernels/{op}/reference.py",
+        f"kernels/{op}/README.md",
+        f"tests/ops/test_{op}.py",
+        f"benchmarks/ops/{op}.py",
+    ):
         assert (ROOT / path).exists(), f"op {op}: {path} is missing"
     assert list((ROOT / "kernels" / op).glob("cpu*.cpp")), f"op {op}: kernels/{op}/cpu*.cpp is missing"
     gpu = [name for name in ("triton.py", "cuda.cu") if (ROOT / "kernels" / op / name).exists()]

@@ -42,7 +42,6 @@ def test_kernels_name_no_file_of_the_build(schema):
         assert "/" not in message and ".h" not in message and ".cpp" not in message, message
 
 
-
 BOOLEANS = {
     "cross_entropy": ["zero_if_empty"],
     "focal_loss": ["zero_if_empty"],

@@ -1,4 +1,4 @@
-"""fastseg.metrics: the golden values of spec 18.1, conventions for absent classes, batches and ranks."""
+"""fastseg.metrics: the golden values, conventions for absent classes, batches and ranks."""
 
 import copy
 import io
@@ -57,11 +57,7 @@ def test_more_pixels_than_float32_can_count():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 6).flatmap(
-        lambda size: st.lists(st.integers(0, 9), min_size=size * size, max_size=size * size)
-    )
-)
+@given(st.integers(1, 6).flatmap(lambda size: st.lists(st.integers(0, 9), min_size=size * size, max_size=size * size)))
 def test_metrics_are_what_the_definitions_say(entries):
     size = math.isqrt(len(entries))
     n = torch.tensor(entries).reshape(size, size)
@@ -70,12 +66,8 @@ def test_metrics_are_what_the_definitions_say(entries):
     overlap = [h / (t + q - h) for h, t, q in zip(hits, true, predicted) if t + q > 0]
     recall = [h / t for h, t in zip(hits, true) if t > 0]
     nan = float("nan")
-    assert metrics.mean_iou(n).item() == pytest.approx(
-        sum(overlap) / len(overlap) if overlap else nan, nan_ok=True
-    )
-    assert metrics.mean_accuracy(n).item() == pytest.approx(
-        sum(recall) / len(recall) if recall else nan, nan_ok=True
-    )
+    assert metrics.mean_iou(n).item() == pytest.approx(sum(overlap) / len(overlap) if overlap else nan, nan_ok=True)
+    assert metrics.mean_accuracy(n).item() == pytest.approx(sum(recall) / len(recall) if recall else nan, nan_ok=True)
     iou = metrics.iou(n)
     torch.testing.assert_close(metrics.dice(n), 2 * iou / (1 + iou), equal_nan=True)
     assert metrics.frequency_weighted_iou(n).item() == pytest.approx(
@@ -213,9 +205,7 @@ def test_counts_move_with_the_model_and_stay_integers(device):
 def _rank(rank: int, ranks: int, folder: str) -> None:
     """Rank 0 sees all batches but the first, rank 1 the first; rank 2 sees none."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
     counted = SegmentationMetrics(5, ignore_index=255)
     for index, batch in enumerate(batches(4)):
         if rank == (1 if index == 0 else 0):

@@ -1,4 +1,4 @@
-"""fastseg.metrics.polygons_to_masks: golden values of spec 4.6, C++ against the definition, what errors say."""
+"""fastseg.metrics.polygons_to_masks: golden values, C++ against the definition, what errors say."""
 
 import numpy
 import pytest
@@ -15,10 +15,12 @@ def mask(*polygons, size):
 
 
 def test_golden_rectangle_and_triangle():
-    assert mask([1, 1, 4, 1, 4, 3, 1, 3], size=(5, 6)) == [[int(1 <= x <= 3 and 1 <= y <= 2) for x in range(6)]
-                                                           for y in range(5)]
-    assert mask([0.5, 0.5, 3.5, 0.5, 3.5, 2.5], size=(5, 6)) == [[int(y == 1 and x in (2, 3)) for x in range(6)]
-                                                                 for y in range(5)]
+    assert mask([1, 1, 4, 1, 4, 3, 1, 3], size=(5, 6)) == [
+        [int(1 <= x <= 3 and 1 <= y <= 2) for x in range(6)] for y in range(5)
+    ]
+    assert mask([0.5, 0.5, 3.5, 0.5, 3.5, 2.5], size=(5, 6)) == [
+        [int(y == 1 and x in (2, 3)) for x in range(6)] for y in range(5)
+    ]
 
 
 def test_the_polygons_of_an_object_are_united():
@@ -49,10 +51,16 @@ def test_the_kernel_equals_the_definition(seed):
 
 def test_sums_are_rounded_as_they_are_written():
     """A line that passes within a rounding of a pixel: with fused multiply-adds it falls on the other side."""
-    corners = [[-12.925944423124758, -2.495651866452672], [37.46155095202, 67.2621007908112],
-               [43.31197299250983, 23.30087311715937], [-17.36919370996114, 48.78570734040517],
-               [23.744403858486898, 84.1388102074069], [-18.367155776805028, -5.431666611095922],
-               [1.2155699424779058, -5.592878957846455], [63.85941195781962, 81.43606309995332]]
+    corners = [
+        [-12.925944423124758, -2.495651866452672],
+        [37.46155095202, 67.2621007908112],
+        [43.31197299250983, 23.30087311715937],
+        [-17.36919370996114, 48.78570734040517],
+        [23.744403858486898, 84.1388102074069],
+        [-18.367155776805028, -5.431666611095922],
+        [1.2155699424779058, -5.592878957846455],
+        [63.85941195781962, 81.43606309995332],
+    ]
     arguments = torch.tensor(corners, dtype=torch.float64), torch.tensor([8]), torch.tensor([0]), 1, 53, 38
     assert torch.equal(fill_polygons(*arguments), fill_polygons(*arguments, backend="reference"))
 
@@ -65,14 +73,17 @@ def test_corners_far_away_take_no_time():
     assert polygons_to_masks([[[-1e8, -1e8, 1e8, -1e8, 1e8, 1e8, -1e8, 1e8]]], (50, 50)).area.item() == 2500
 
 
-@pytest.mark.parametrize("polygon, message", [
-    ([0, 0, 1, 1], "object 0 has a polygon of 4 coordinates; allowed: an even number, 6 or more"),
-    ([0, 0, 1, 1, 2, 2, 3], "object 0 has a polygon of 7 coordinates"),
-    ([[0, 0], [1, 1], [2, 2]], r"object 0 has a polygon \[\[0, 0\], .*; allowed: x1, y1, x2, y2"),
-    ("polygon", "object 0 has a polygon 'polygon'"),
-    ([0, 0, 1, 1, 2, float("nan")], "object 0 has a polygon with the coordinate nan; allowed: at most 1e"),
-    ([0, 0, 1, 1, 2, 1e9], "coordinate 1000000000.0; allowed: at most 1e"),
-])
+@pytest.mark.parametrize(
+    "polygon, message",
+    [
+        ([0, 0, 1, 1], "object 0 has a polygon of 4 coordinates; allowed: an even number, 6 or more"),
+        ([0, 0, 1, 1, 2, 2, 3], "object 0 has a polygon of 7 coordinates"),
+        ([[0, 0], [1, 1], [2, 2]], r"object 0 has a polygon \[\[0, 0\], .*; allowed: x1, y1, x2, y2"),
+        ("polygon", "object 0 has a polygon 'polygon'"),
+        ([0, 0, 1, 1, 2, float("nan")], "object 0 has a polygon with the coordinate nan; allowed: at most 1e"),
+        ([0, 0, 1, 1, 2, 1e9], "coordinate 1000000000.0; allowed: at most 1e"),
+    ],
+)
 def test_errors(polygon, message):
     with pytest.raises(ValueError, match=message):
         polygons_to_masks([[polygon]], (5, 5))

@@ -24,9 +24,20 @@ def _runtime(name: str) -> str:
 def test_cpu_kernels_under_address_and_undefined_sanitizers():
     if shutil.which("g++") is None:
         pytest.skip("no g++: the sanitizer runtimes are found through it")
-    configure = ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", f"-DPython3_EXECUTABLE={sys.executable}",
-                 "-DCMAKE_CXX_COMPILER=g++", f"-DFASTSEG_LEVELS={LEVEL}", "-DFASTSEG_CUDA=OFF",
-                 "-DFASTSEG_SANITIZE=address,undefined"]
+    configure = [
+        "cmake",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(BUILD),
+        "-G",
+        "Ninja",
+        f"-DPython3_EXECUTABLE={sys.executable}",
+        "-DCMAKE_CXX_COMPILER=g++",
+        f"-DFASTSEG_LEVELS={LEVEL}",
+        "-DFASTSEG_CUDA=OFF",
+        "-DFASTSEG_SANITIZE=address,undefined",
+    ]
     for command in (configure, ["cmake", "--build", str(BUILD)]):
         built = subprocess.run(command, capture_output=True, text=True)
         assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]

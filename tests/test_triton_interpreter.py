@@ -15,9 +15,23 @@ FILES = sorted(path.name for path in (ROOT / "tests" / "triton_interpreter").glo
 def run_interpreted(path: Path, report: Path) -> None:
     """Raises AssertionError unless pytest runs at least one test of the file, and none fails or is skipped."""
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
-         f"--junitxml={report}", str(path)],
-        cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600,
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            f"--junitxml={report}",
+            str(path),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert result.returncode == 0, result.stdout[-20_000:] + result.stderr[-2_000:]
     suite = ElementTree.parse(report).getroot().find("testsuite")

@@ -13,8 +13,11 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 def _table(text, name, module):
     """The table `name` that stands in `text`."""
-    values = {node.targets[0].id: node.value for node in ast.parse(text).body
-              if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}  # fmt: skip
+    values = {
+        node.targets[0].id: node.value
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
     return eval(compile(ast.Expression(values[name]), name, "eval"), {"Config": module.Config})
 
 

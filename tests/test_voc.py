@@ -1,4 +1,4 @@
-"""fastseg.metrics.voc and .proposals: golden values of spec 4.2 and 4.4, hand-made cases, what errors say."""
+"""fastseg.metrics.voc and .proposals: golden values, hand-made cases, what errors say."""
 
 import math
 
@@ -36,8 +36,11 @@ def test_average_precision_without_truths_or_detections():
 
 def image(boxes, labels=None, **others):
     labels = torch.ones(len(boxes), dtype=torch.int64) if labels is None else torch.tensor(labels)
-    return dict(boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), labels=labels,
-                **{name: torch.tensor(value) for name, value in others.items()})
+    return dict(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=labels,
+        **{name: torch.tensor(value) for name, value in others.items()},
+    )
 
 
 def test_voc_rules():
@@ -50,22 +53,29 @@ def test_voc_rules():
     result = voc_evaluate([found], truths)
     assert result["per_class"] == {1: average_precision([True, False, False, False], 2)}
     assert voc_evaluate([found], truths, iou_threshold=0.49)["per_class"][1] == average_precision(
-        [True, False, True, False], 2)
+        [True, False, True, False], 2
+    )
 
 
 def test_voc_classes_and_images_are_apart():
     truths = [image([[0, 0, 9, 9]], [1]), image([[0, 0, 9, 9]], [2]), image([], [])]
-    found = [image([[0, 0, 9, 9]], [2], scores=[0.9]), image([[0, 0, 9, 9]], [2], scores=[0.3]),
-             image([[0, 0, 9, 9]], [3], scores=[0.9])]
+    found = [
+        image([[0, 0, 9, 9]], [2], scores=[0.9]),
+        image([[0, 0, 9, 9]], [2], scores=[0.3]),
+        image([[0, 0, 9, 9]], [3], scores=[0.9]),
+    ]
     assert voc_evaluate(found, truths) == {"mAP": 0.25, "per_class": {1: 0.0, 2: 0.5}}
 
 
-@pytest.mark.parametrize("found, message", [
-    ([], "detections of 0 images; allowed: 1"),
-    ([image([[0, 0, 1, 1]])], r"detections\[0\] has no 'scores'"),
-    ([image([[0, 0, 1, 1]], scores=[0.5, 0.5])], r"\['scores'\] has shape \(2,\); allowed: \(1,\)"),
-    ([image([[0, 0, 1, 1]], scores=[float("nan")])], "a score that is NaN"),
-])
+@pytest.mark.parametrize(
+    "found, message",
+    [
+        ([], "detections of 0 images; allowed: 1"),
+        ([image([[0, 0, 1, 1]])], r"detections\[0\] has no 'scores'"),
+        ([image([[0, 0, 1, 1]], scores=[0.5, 0.5])], r"\['scores'\] has shape \(2,\); allowed: \(1,\)"),
+        ([image([[0, 0, 1, 1]], scores=[float("nan")])], "a score that is NaN"),
+    ],
+)
 def test_voc_errors(found, message):
     with pytest.raises(ValueError, match=message):
         voc_evaluate(found, [image([[0, 0, 1, 1]])])

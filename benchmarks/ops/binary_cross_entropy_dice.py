@@ -39,9 +39,14 @@ def binary_cross_entropy_dice(input, target):
 
 def case(shape, targets=(), more_peers=None, **options):
     return Case(
-        "binary_cross_entropy_dice", shape, make, binary_cross_entropy_dice,
+        "binary_cross_entropy_dice",
+        shape,
+        make,
+        binary_cross_entropy_dice,
         peers.stock(stock_binary_cross_entropy_dice, ("contiguous",)) | (more_peers or {}),
-        minimal_bytes, checks.differentiable_within_policy(stock_binary_cross_entropy_dice), targets=targets,
+        minimal_bytes,
+        checks.differentiable_within_policy(stock_binary_cross_entropy_dice),
+        targets=targets,
         **options,
     )
 

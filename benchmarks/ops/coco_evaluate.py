@@ -49,8 +49,17 @@ def image_of(random, image, iou_type):
         radius, centre = numpy.exp(random.uniform(1.5, 5, 2)), random.uniform(0, [WIDTH, HEIGHT])
         points, category = corners(random, centre, radius), int(random.choice(categories))
         area = float(polygons_to_masks([[points.ravel().tolist()]], (HEIGHT, WIDTH)).area)
-        truths.append(dict(id=0, image_id=image, category_id=category, bbox=box_of(points), area=area, iscrowd=0,
-                           segmentation=[points.ravel().tolist()]))
+        truths.append(
+            dict(
+                id=0,
+                image_id=image,
+                category_id=category,
+                bbox=box_of(points),
+                area=area,
+                iscrowd=0,
+                segmentation=[points.ravel().tolist()],
+            )
+        )
         for _ in range(random.integers(5)):
             near = centre + 0.08 * radius * random.normal(size=2)
             detect(corners(random, near, radius * numpy.exp(0.1 * random.normal(size=2))), category)

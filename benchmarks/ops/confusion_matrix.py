@@ -43,16 +43,23 @@ def confusion_matrix(predicted, true, classes):
 
 def case(shape, dtype, targets=()):
     return Case(
-        "confusion_matrix", shape, make, confusion_matrix,
+        "confusion_matrix",
+        shape,
+        make,
+        confusion_matrix,
         {"bincount": Peer(bincount), "numpy": Peer(numpy_bincount, devices=("cpu",))},
-        minimal_bytes, checks.equal_to(bincount),
-        dtype=dtype, targets=targets, backward=False,
+        minimal_bytes,
+        checks.equal_to(bincount),
+        dtype=dtype,
+        targets=targets,
+        backward=False,
     )
 
 
 CASES = [
     case(
-        (1, 19, 512, 1024), torch.int64,
+        (1, 19, 512, 1024),
+        torch.int64,
         (Target("speedup", 20, "bincount"), Target("speedup", 10, "numpy")),
     ),
     case((1, 19, 512, 1024), torch.uint8),

@@ -89,8 +89,19 @@ class Layer:
         return None
 
 
-def case(name, shape, weight, *targets, transposed=False, bilinear=False, layout="contiguous", dtype=torch.float32,
-         quick_shape=None, devices=("cpu", "cuda"), **numbers):
+def case(
+    name,
+    shape,
+    weight,
+    *targets,
+    transposed=False,
+    bilinear=False,
+    layout="contiguous",
+    dtype=torch.float32,
+    quick_shape=None,
+    devices=("cpu", "cuda"),
+    **numbers,
+):
     layer = Layer(weight, numbers, transposed, bilinear)
     return Case(
         "convolution", shape, layer.make, layer.step(layer.ours), peers.stock(layer.step(layer.stock)),
@@ -106,22 +117,49 @@ def faster(factor, on_gpu=None):
 
 
 def aspp(rate, *targets, size=65, images=1, **options):
-    return case(f"ASPP rate {rate}", (images, 2048, size, size), (256, 2048, 3, 3), *targets, padding=rate,
-                dilation=rate, quick_shape=(1, 2048, 17, 17), **options)
+    return case(
+        f"ASPP rate {rate}",
+        (images, 2048, size, size),
+        (256, 2048, 3, 3),
+        *targets,
+        padding=rate,
+        dilation=rate,
+        quick_shape=(1, 2048, 17, 17),
+        **options,
+    )
 
 
 def depthwise(what, rate, *targets, size=65, channels=256, kernel=3, stride=1, **options):
-    return case(f"depthwise {what}", (1, channels, size, size), (channels, 1, kernel, kernel), *targets,
-                padding=rate * (kernel // 2), dilation=rate, groups=channels, stride=stride,
-                quick_shape=(1, channels, 17, 17), **options)
+    return case(
+        f"depthwise {what}",
+        (1, channels, size, size),
+        (channels, 1, kernel, kernel),
+        *targets,
+        padding=rate * (kernel // 2),
+        dilation=rate,
+        groups=channels,
+        stride=stride,
+        quick_shape=(1, channels, 17, 17),
+        **options,
+    )
 
 
 def upsampling(what, factor, *targets, size=64, channels=21, dense=True, **options):
     """FCN's layers: kernel 2 factor, padding factor / 2."""
     weight = channels, channels if dense else 1, 2 * factor, 2 * factor
     groups = {} if dense else {"groups": channels}
-    return case(f"transposed {what}", (1, channels, size, size), weight, *targets, transposed=True, stride=factor,
-                padding=factor // 2, quick_shape=(1, channels, 9, 9), **groups, **options)
+    return case(
+        f"transposed {what}",
+        (1, channels, size, size),
+        weight,
+        *targets,
+        transposed=True,
+        stride=factor,
+        padding=factor // 2,
+        quick_shape=(1, channels, 9, 9),
+        **groups,
+        **options,
+    )
 
 
 CASES = [

@@ -59,24 +59,43 @@ def focal_loss(input, target):
 
 def cross_entropy_case(shape, targets=(), more_peers=None, **options):
     return Case(
-        "cross_entropy", shape, make, cross_entropy,
+        "cross_entropy",
+        shape,
+        make,
+        cross_entropy,
         peers.stock(stock_cross_entropy) | {"liger": peers.LIGER_CROSS_ENTROPY} | (more_peers or {}),
-        minimal_bytes, checks.differentiable_within_policy(stock_cross_entropy), targets=targets, **options,
+        minimal_bytes,
+        checks.differentiable_within_policy(stock_cross_entropy),
+        targets=targets,
+        **options,
     )
 
 
 def probabilities_case(shape, **options):
     return Case(
-        "cross_entropy", shape, make_probabilities, cross_entropy_of_probabilities,
-        peers.stock(F.cross_entropy), minimal_bytes_of_probabilities,
-        checks.differentiable_within_policy(F.cross_entropy), name="probabilities", **options,
+        "cross_entropy",
+        shape,
+        make_probabilities,
+        cross_entropy_of_probabilities,
+        peers.stock(F.cross_entropy),
+        minimal_bytes_of_probabilities,
+        checks.differentiable_within_policy(F.cross_entropy),
+        name="probabilities",
+        **options,
     )
 
 
 def focal_loss_case(shape, targets=(), more_peers=None, **options):
     return Case(
-        "focal_loss", shape, make, focal_loss, peers.stock(stock_focal_loss) | (more_peers or {}),
-        minimal_bytes, checks.differentiable_within_policy(stock_focal_loss), targets=targets, **options,
+        "focal_loss",
+        shape,
+        make,
+        focal_loss,
+        peers.stock(stock_focal_loss) | (more_peers or {}),
+        minimal_bytes,
+        checks.differentiable_within_policy(stock_focal_loss),
+        targets=targets,
+        **options,
     )
 
 
@@ -102,7 +121,11 @@ CASES = [
     cross_entropy_case((16, 19, 512, 1024), (GPU_BANDWIDTH,), devices=("cuda",)),
     cross_entropy_case((2, 19, 512, 1024), peers.HALF_SPEED, FLOAT32, dtype=torch.bfloat16),
     cross_entropy_case(
-        (2, 19, 512, 1024), peers.HALF_SPEED, FLOAT32, dtype=torch.bfloat16, layout="channels_last",
+        (2, 19, 512, 1024),
+        peers.HALF_SPEED,
+        FLOAT32,
+        dtype=torch.bfloat16,
+        layout="channels_last",
     ),
     cross_entropy_case((2, 150, 512, 512), peers.HALF_SPEED, FLOAT32, dtype=torch.bfloat16),
     cross_entropy_case((4, 2, 512, 512), peers.HALF_SPEED, FLOAT32, dtype=torch.bfloat16),
@@ -120,6 +143,9 @@ CASES = [
     focal_loss_case((2, 19, 512, 1024)),
     focal_loss_case((2, 150, 512, 512)),
     focal_loss_case(
-        (2, 19, 512, 1024), peers.HALF_SPEED, peers.ours_in_float32(focal_loss), dtype=torch.bfloat16,
+        (2, 19, 512, 1024),
+        peers.HALF_SPEED,
+        peers.ours_in_float32(focal_loss),
+        dtype=torch.bfloat16,
     ),
 ]

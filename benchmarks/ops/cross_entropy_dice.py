@@ -51,14 +51,22 @@ def case(op, shape, targets=(), more_peers=None, **options):
         "cross_entropy_dice": (cross_entropy_dice, stock_cross_entropy_dice),
     }[op]
     return Case(
-        op, shape, make, ours, peers.stock(stock) | (more_peers or {}), minimal_bytes,
-        checks.differentiable_within_policy(stock), targets=targets, **options,
+        op,
+        shape,
+        make,
+        ours,
+        peers.stock(stock) | (more_peers or {}),
+        minimal_bytes,
+        checks.differentiable_within_policy(stock),
+        targets=targets,
+        **options,
     )
 
 
 CASES = [
     case(
-        "cross_entropy_dice", (2, 19, 512, 1024),
+        "cross_entropy_dice",
+        (2, 19, 512, 1024),
         (
             Target("speedup", 6),
             Target("speedup", 20, "eager", "default"),
@@ -66,14 +74,19 @@ CASES = [
         ),
     ),
     case(
-        "cross_entropy_dice", (16, 19, 512, 1024),
-        (Target("bandwidth", 0.85, allocator="default", device="cuda"),), devices=("cuda",),
+        "cross_entropy_dice",
+        (16, 19, 512, 1024),
+        (Target("bandwidth", 0.85, allocator="default", device="cuda"),),
+        devices=("cuda",),
     ),
     case("cross_entropy_dice", (2, 19, 512, 1024), layout="channels_last"),
     case("cross_entropy_dice", (2, 150, 512, 512)),
     case(
-        "cross_entropy_dice", (2, 19, 512, 1024), peers.HALF_SPEED,
-        peers.ours_in_float32(cross_entropy_dice), dtype=torch.bfloat16,
+        "cross_entropy_dice",
+        (2, 19, 512, 1024),
+        peers.HALF_SPEED,
+        peers.ours_in_float32(cross_entropy_dice),
+        dtype=torch.bfloat16,
     ),
     case("cross_entropy_dice", (2, 21, 513, 513)),
     case("dice_loss", (2, 19, 512, 1024)),

@@ -73,16 +73,12 @@ def verifier(pool: dict, index_format: str):
     def verify(case: Case, inputs: Inputs) -> str | None:
         with torch.no_grad():
             expected, indices = F.max_pool2d(inputs[0], **pool, return_indices=True)
-            output, found = fastseg.ops.max_pool2d(
-                inputs[0], **pool, return_indices=True, index_format=index_format
-            )
+            output, found = fastseg.ops.max_pool2d(inputs[0], **pool, return_indices=True, index_format=index_format)
         found = found if index_format == "flat" else found.to_flat()
         if not torch.equal(output, expected) or not torch.equal(found, indices):
             return "output or indices differ from stock's"
         gradients = []
-        for function, arguments in (
-            (case.ours, inputs), (stock(pool), inputs), (stock(pool), in_double(inputs))
-        ):  # fmt: skip
+        for function, arguments in ((case.ours, inputs), (stock(pool), inputs), (stock(pool), in_double(inputs))):
             arguments = differentiable(arguments, backward=True)
             function(*arguments).backward()
             gradients.append(arguments[0].grad)

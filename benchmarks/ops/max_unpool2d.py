@@ -64,8 +64,8 @@ def verifier(plain):
             arguments = differentiable(arguments, backward=True)
             function(*arguments).backward()
             gradients.append(arguments[0].grad)
-        values, indices = (inputs[0], inputs[2]) if len(inputs) > 2 else F.max_pool2d(
-            inputs[0], KERNEL, return_indices=True
+        values, indices = (
+            (inputs[0], inputs[2]) if len(inputs) > 2 else F.max_pool2d(inputs[0], KERNEL, return_indices=True)
         )
         size = inputs[1].shape
         expected = F.max_unpool2d(values, indices, KERNEL, output_size=size)
@@ -126,9 +126,10 @@ CASES = [
     case(SMALL, targets=UNPOOL_TARGETS),
     case(BIG, layout="channels_last", targets=(Target("speedup", 1, "eager channels_last"),)),
     case(BIG, by_flat, "int64 indices", 8, targets=(Target("speedup", 1, "eager"),)),
-    case(BIG, by_flat, "int64 indices", 8, layout="channels_last",
-         targets=(Target("speedup", 1, "eager channels_last"),)),
+    case(
+        BIG, by_flat, "int64 indices", 8, layout="channels_last", targets=(Target("speedup", 1, "eager channels_last"),)
+    ),
     case(BIG, dtype=torch.bfloat16),
     pair(BIG, targets=PAIR_TARGETS),
     pair(BIG, layout="channels_last", targets=PAIR_TARGETS),
-]  # fmt: skip
+]

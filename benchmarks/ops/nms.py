@@ -93,30 +93,46 @@ MISSING = peers.missing("torchvision")
 
 def case(count, targets=()):
     return Case(
-        "nms", (count, 4), make, ours,
+        "nms",
+        (count, 4),
+        make,
+        ours,
         {"plain": Peer(plain), "torchvision": Peer(torchvision_nms, missing=MISSING)},
-        minimal_bytes, checks.equal_to(plain), targets=targets, backward=False, quick_shape=(100, 4),
+        minimal_bytes,
+        checks.equal_to(plain),
+        targets=targets,
+        backward=False,
+        quick_shape=(100, 4),
     )
 
 
 def case_of_classes(count):
     too_slow = "tens of seconds a call" if count > 1000 else None
     return Case(
-        "batched_nms", (count, 4), make_classes, ours_classes,
+        "batched_nms",
+        (count, 4),
+        make_classes,
+        ours_classes,
         {
             "plain": Peer(plain_classes, missing=too_slow),
             "torchvision": Peer(torchvision_batched_nms, missing=MISSING),
         },
-        minimal_bytes, checks.equal_to(class_by_class), backward=False, quick_shape=(100, 4),
+        minimal_bytes,
+        checks.equal_to(class_by_class),
+        backward=False,
+        quick_shape=(100, 4),
     )
 
 
 CASES = [
-    case(10000, (
-        Target("speedup", 3, "torchvision"),
-        Target("speedup", 1.5, "torchvision", allocator="default", device="cuda"),
-    )),
+    case(
+        10000,
+        (
+            Target("speedup", 3, "torchvision"),
+            Target("speedup", 1.5, "torchvision", allocator="default", device="cuda"),
+        ),
+    ),
     case(1000),
     case_of_classes(10000),
     case_of_classes(1000),
-]  # fmt: skip
+]

@@ -149,14 +149,17 @@ def case_of_values(shape):
 
 IMAGE = (100, 800, 1333)
 CASES = [
-    case(IMAGE, targets=(
-        Target("speedup", 10, "grid_sample"),
-        Target("extra_memory", 2 * 4 * words(IMAGE), allocator="default"),
-        Target("speedup", 5, "grid_sample", allocator="default", device="cuda"),
-        Target("memory_ratio", 20, "grid_sample", device="cuda", allocator="default"),
-    )),
+    case(
+        IMAGE,
+        targets=(
+            Target("speedup", 10, "grid_sample"),
+            Target("extra_memory", 2 * 4 * words(IMAGE), allocator="default"),
+            Target("speedup", 5, "grid_sample", allocator="default", device="cuda"),
+            Target("memory_ratio", 20, "grid_sample", device="cuda", allocator="default"),
+        ),
+    ),
     case((100, 480, 640)),
     case((1000, 480, 640)),
     case_of_values(IMAGE),
     case_of_logits((32, 800, 1200)),
-]  # fmt: skip
+]

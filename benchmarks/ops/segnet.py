@@ -23,7 +23,7 @@ def with_stock_pooling(network: nn.Module) -> nn.Module:
     return network
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def network(build, stock: bool, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """One network for every call on this device in this dtype, the same weights each time."""
     with torch.random.fork_rng():

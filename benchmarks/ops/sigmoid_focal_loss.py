@@ -35,10 +35,17 @@ def sigmoid_focal_loss(input, target):
 
 def case(shape, targets=(), more_peers=None, **options):
     return Case(
-        "sigmoid_focal_loss", shape, make, sigmoid_focal_loss,
+        "sigmoid_focal_loss",
+        shape,
+        make,
+        sigmoid_focal_loss,
         peers.stock(stock_sigmoid_focal_loss, ("contiguous",))
-        | {"torchvision": peers.TORCHVISION_SIGMOID_FOCAL_LOSS} | (more_peers or {}),
-        minimal_bytes, checks.differentiable_within_policy(stock_sigmoid_focal_loss), targets=targets, **options,
+        | {"torchvision": peers.TORCHVISION_SIGMOID_FOCAL_LOSS}
+        | (more_peers or {}),
+        minimal_bytes,
+        checks.differentiable_within_policy(stock_sigmoid_focal_loss),
+        targets=targets,
+        **options,
     )
 
 

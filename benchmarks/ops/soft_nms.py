@@ -56,8 +56,16 @@ def verify(case: Case, inputs: Inputs) -> str | None:
 
 def case(count, method):
     return Case(
-        "soft_nms", (count, 4), make, ours(method), {"plain": Peer(plain(method))}, minimal_bytes, verify,
-        name=method, backward=False, quick_shape=(100, 4),
+        "soft_nms",
+        (count, 4),
+        make,
+        ours(method),
+        {"plain": Peer(plain(method))},
+        minimal_bytes,
+        verify,
+        name=method,
+        backward=False,
+        quick_shape=(100, 4),
     )
 
 

@@ -44,10 +44,18 @@ def case(shape, scale, targets=(), align_corners=False, **options):
         for function in (upsample_argmax, stock_upsample_argmax, upsample)
     )
     return Case(
-        "upsample_argmax", shape, partial(make, scale=scale), ours, peers.stock(stock),
-        partial(minimal_bytes, scale=scale), checks.labels_of_maximum(scores),
-        name=f"x{scale:g}" + (" align_corners" if align_corners else ""), targets=targets,
-        backward=False, flops=partial(flops, scale=scale), **options,
+        "upsample_argmax",
+        shape,
+        partial(make, scale=scale),
+        ours,
+        peers.stock(stock),
+        partial(minimal_bytes, scale=scale),
+        checks.labels_of_maximum(scores),
+        name=f"x{scale:g}" + (" align_corners" if align_corners else ""),
+        targets=targets,
+        backward=False,
+        flops=partial(flops, scale=scale),
+        **options,
     )
 
 
@@ -56,7 +64,8 @@ RESOLUTION = 1e6  # the kernel counts resident pages in batches; see benchmarks/
 
 CASES = [
     case(
-        (2, 19, 1024, 2048), 8,
+        (2, 19, 1024, 2048),
+        8,
         (
             Target("speedup", 25),
             Target("extra_memory", LABEL_MAP + RESOLUTION, allocator="default"),

@@ -47,9 +47,7 @@ def stock_upsample_cross_entropy_dice(input, target, align_corners):
 
 
 def upsample_cross_entropy(input, target, align_corners):
-    return fastseg.ops.upsample_cross_entropy(
-        input, target, align_corners=align_corners, ignore_index=IGNORED
-    )
+    return fastseg.ops.upsample_cross_entropy(input, target, align_corners=align_corners, ignore_index=IGNORED)
 
 
 def upsample_cross_entropy_dice(input, target, align_corners):
@@ -69,24 +67,36 @@ def case(op, shape, scale, targets=(), align_corners=False, more_peers=None, **o
     ours, stock, passes = FUNCTIONS[op]
     stock = partial(stock, align_corners=align_corners)
     return Case(
-        op, shape, partial(make, scale=scale), partial(ours, align_corners=align_corners),
+        op,
+        shape,
+        partial(make, scale=scale),
+        partial(ours, align_corners=align_corners),
         peers.stock(stock) | (more_peers or {}),
-        partial(minimal_bytes, scale=scale, passes=passes), checks.differentiable_within_policy(stock),
-        name=f"x{scale:g}" + (" align_corners" if align_corners else ""), targets=targets, **options,
+        partial(minimal_bytes, scale=scale, passes=passes),
+        checks.differentiable_within_policy(stock),
+        name=f"x{scale:g}" + (" align_corners" if align_corners else ""),
+        targets=targets,
+        **options,
     )
 
 
 def in_bfloat16(op, images):
     """In bfloat16, which is to be no slower than our own float32."""
     return case(
-        op, (images, 19, 512, 1024), 8, peers.HALF_SPEED, dtype=torch.bfloat16,
+        op,
+        (images, 19, 512, 1024),
+        8,
+        peers.HALF_SPEED,
+        dtype=torch.bfloat16,
         more_peers=peers.ours_in_float32(partial(FUNCTIONS[op][0], align_corners=False)),
     )
 
 
 CASES = [
     case(
-        "upsample_cross_entropy", (2, 19, 512, 1024), 8,
+        "upsample_cross_entropy",
+        (2, 19, 512, 1024),
+        8,
         (
             Target("speedup", 20),
             Target("extra_memory", 14e6, allocator="default"),
@@ -95,7 +105,9 @@ CASES = [
         ),
     ),
     case(
-        "upsample_cross_entropy_dice", (2, 150, 512, 512), 8,
+        "upsample_cross_entropy_dice",
+        (2, 150, 512, 512),
+        8,
         (Target("speedup", 25), Target("extra_memory", 25e6, allocator="default")),
     ),
     case("upsample_cross_entropy", (2, 19, 512, 1024), 8, align_corners=True),

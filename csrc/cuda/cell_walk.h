@@ -83,16 +83,16 @@ cudaError_t launch_over_cells(const Cells& cells, cudaStream_t stream, void (*ke
   const Cells stride{outer, static_cast<int>(rows - outer * cells.rows),
                      static_cast<int>(columns - rows * cells.columns),
                      static_cast<int>(blocks * cell_threads - columns * cells.groups)};
-  FASTSEG_LAUNCH(kernel, dim3(static_cast<unsigned>(blocks)), dim3(cell_threads), 0, stream,
-                 CellGrid{cells, stride}, arguments...);
+  FASTSEG_LAUNCH(kernel, dim3(static_cast<unsigned>(blocks)), dim3(cell_threads), 0, stream, CellGrid{cells, stride},
+                 arguments...);
   return cudaGetLastError();
 }
 
 // Launches kernel(arguments...) with blocks that take a plane at a time, few enough to return quickly if there is
 // nothing to do.
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch_over_planes(int64_t planes, int threads, cudaStream_t stream,
-                               void (*kernel)(Parameters...), Arguments... arguments) {
+cudaError_t launch_over_planes(int64_t planes, int threads, cudaStream_t stream, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
   int processors = 0;
   if (cudaError_t error = count_processors(processors)) return error;
   if (planes == 0) return cudaSuccess;

@@ -18,8 +18,7 @@
 #define FASTSEG_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(fastseg, CUDA, m)
 
 // Defined by libtorch_cuda.so only. Weak, so that the library can be built and loaded without it.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
-                                                                                   void** stream);
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 #endif
 
 namespace fastseg::cuda {
@@ -66,8 +65,7 @@ inline void check_launch(cudaError_t error, const char* op) {
 }
 
 inline void check_device(const Tensor& tensor, const char* op, const char* name) {
-  FASTSEG_CHECK(tensor.device().type() == device_type, "fastseg::", op, ": ", name,
-                " is not on a CUDA device");
+  FASTSEG_CHECK(tensor.device().type() == device_type, "fastseg::", op, ": ", name, " is not on a CUDA device");
 }
 
 }  // namespace fastseg::cuda

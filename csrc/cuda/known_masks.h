@@ -5,7 +5,7 @@
 
 namespace fastseg::cuda {
 
-constexpr int mask_word = 32;  // pixels in a word
+constexpr int mask_word = 32;      // pixels in a word
 constexpr int mask_threads = 256;  // of a block
 
 // A row of the tensor of boxes: the ends lie outside, an empty mask has zeros.

@@ -36,8 +36,12 @@ inline KnownMasks known_masks(const char* op, const Tensor& words, const Tensor&
   const int64_t count = words.size(0);
   check_list(op, words, area, "area", ScalarType::Long, count);
   check_list(op, words, boxes, "boxes", ScalarType::Int, 4 * count);
-  return {words_of(words), reinterpret_cast<const long long*>(area.const_data_ptr<int64_t>()),
-          reinterpret_cast<const Box*>(boxes.const_data_ptr<int32_t>()), count, words.size(1), words.size(2)};
+  return {words_of(words),
+          reinterpret_cast<const long long*>(area.const_data_ptr<int64_t>()),
+          reinterpret_cast<const Box*>(boxes.const_data_ptr<int32_t>()),
+          count,
+          words.size(1),
+          words.size(2)};
 }
 
 inline long long* long_output(const Tensor& tensor) {

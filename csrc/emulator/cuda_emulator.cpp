@@ -23,9 +23,8 @@ constexpr int max_warps = max_threads / warpSize;
 
 enum class State : unsigned char { ready, at_block_barrier, at_warp_collective, finished };
 
-const char* const operation_names[] = {"__syncwarp",       "__shfl_sync",      "__shfl_xor_sync",
-                                       "__shfl_up_sync",   "__shfl_down_sync", "__ballot_sync",
-                                       "__match_any_sync", "__reduce_add_sync"};
+const char* const operation_names[] = {"__syncwarp",       "__shfl_sync",   "__shfl_xor_sync",  "__shfl_up_sync",
+                                       "__shfl_down_sync", "__ballot_sync", "__match_any_sync", "__reduce_add_sync"};
 
 // What ThreadSanitizer orders: everything before a barrier with everything after it. Each barrier takes a tag
 // of its own from a ring, since a fast thread already releasing the next barrier must not be acquired by a
@@ -82,8 +81,8 @@ alignas(128) unsigned char shared_memory[arena_bytes];
 std::size_t dynamic_shared_offset = 0;
 
 [[noreturn]] void fail(const char* message) {
-  std::fprintf(stderr, "cuda emulator: %s (block %u,%u,%u thread %d)\n", message, blockIdx.x, blockIdx.y,
-               blockIdx.z, current ? current->linear : -1);
+  std::fprintf(stderr, "cuda emulator: %s (block %u,%u,%u thread %d)\n", message, blockIdx.x, blockIdx.y, blockIdx.z,
+               current ? current->linear : -1);
   int shown = 0;
   for (int i = 0; i < block.threads && shown < 8; ++i) {
     const Thread& thread = threads[i];
@@ -160,8 +159,7 @@ void open_barrier_if_complete() {
 }
 
 // CUDA lets a mask name lanes that have returned, but what is read from them is undefined: refused here.
-constexpr char returned_lane[] =
-    "the mask of a warp operation names a lane that has returned or never existed";
+constexpr char returned_lane[] = "the mask of a warp operation names a lane that has returned or never existed";
 
 void leave_warp() {
   Warp& warp = warps[current->linear / warpSize];

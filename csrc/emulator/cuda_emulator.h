@@ -71,8 +71,8 @@ bool accept_launch(dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, cons
                    std::size_t& shared_limit);
 
 // Runs every block of the grid to its end.
-void run_grid(dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, const void* kernel,
-              void (*thread_body)(void*), void* context);
+void run_grid(dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, const void* kernel, void (*thread_body)(void*),
+              void* context);
 
 // __syncthreads; `line` tells barriers apart. Returns how many threads came with predicate != 0.
 int block_barrier(int predicate, int line);
@@ -153,8 +153,7 @@ T shuffle(WarpOperation operation, unsigned mask, T value, int source_lane) {
 }  // namespace fastseg::emulator
 
 #define FASTSEG_LAUNCH(kernel, grid, block, dynamic_shared_bytes, stream, ...) \
-  (static_cast<void>(stream),                                                  \
-   ::fastseg::emulator::launch((grid), (block), (dynamic_shared_bytes), kernel, __VA_ARGS__))
+  (static_cast<void>(stream), ::fastseg::emulator::launch((grid), (block), (dynamic_shared_bytes), kernel, __VA_ARGS__))
 
 #define FASTSEG_SHARED(type, name, dimensions)        \
   using name##_type = type dimensions;                \
@@ -162,8 +161,7 @@ T shuffle(WarpOperation operation, unsigned mask, T value, int source_lane) {
   name##_type& name = *static_cast<name##_type*>(     \
       ::fastseg::emulator::shared_variable(name##_slot, sizeof(name##_type), alignof(name##_type)))
 
-#define FASTSEG_DYNAMIC_SHARED(type, name) \
-  type* name = static_cast<type*>(::fastseg::emulator::dynamic_shared())
+#define FASTSEG_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(::fastseg::emulator::dynamic_shared())
 
 // ---- host API used by launchers ----
 
@@ -288,9 +286,7 @@ inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float numerator, float denominator) { return numerator / denominator; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline float __int_as_float(int bits) {
-  return fastseg::emulator::from_bits<float>(static_cast<unsigned>(bits));
-}
+inline float __int_as_float(int bits) { return fastseg::emulator::from_bits<float>(static_cast<unsigned>(bits)); }
 inline int __float_as_int(float value) { return static_cast<int>(fastseg::emulator::to_bits(value)); }
 
 template <class T>

@@ -26,8 +26,8 @@ DynamicSharedLimit* find_dynamic_shared_limit(const void* kernel) {
 cudaError_t check_launch(dim3 grid, dim3 block, std::size_t dynamic_shared_bytes, const void* kernel) {
   const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
   const bool block_fits = threads >= 1 && threads <= max_threads && block.z <= 64;
-  const bool grid_fits = grid.x >= 1 && grid.x <= 0x7fffffffu && grid.y >= 1 && grid.y <= 65535 &&
-                         grid.z >= 1 && grid.z <= 65535;
+  const bool grid_fits =
+      grid.x >= 1 && grid.x <= 0x7fffffffu && grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535;
   if (!block_fits || !grid_fits) return cudaErrorInvalidConfiguration;
   const DynamicSharedLimit* limit = find_dynamic_shared_limit(kernel);
   const std::size_t allowed = limit ? limit->bytes : default_shared_bytes;
@@ -79,8 +79,7 @@ cudaError_t cudaGetDevice(int* device) {
 
 // Few multiprocessors, so that grid-stride loops sized by them go round more than once even on small inputs.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value =
-      attribute == cudaDevAttrMultiProcessorCount ? 2 : static_cast<int>(fastseg::emulator::max_shared_bytes);
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 2 : static_cast<int>(fastseg::emulator::max_shared_bytes);
   return cudaSuccess;
 }
 

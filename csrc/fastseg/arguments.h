@@ -30,12 +30,9 @@ constexpr ScalarType scalar_type_of() {
 template <typename Function>
 auto with_floating_type(const Tensor& tensor, const char* name, const Function& fn) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return fn(float{});
-    case ScalarType::Double:
-      return fn(double{});
-    case ScalarType::Half:
-      return fn(simd::Half{});
+    case ScalarType::Float: return fn(float{});
+    case ScalarType::Double: return fn(double{});
+    case ScalarType::Half: return fn(simd::Half{});
     default:
       FASTSEG_CHECK(tensor.scalar_type() == ScalarType::BFloat16, name,
                     " must be float32, float64, float16 or bfloat16");
@@ -113,8 +110,7 @@ class PixelWalk {
     for (size_t dim = 2; dim < sizes.size(); ++dim) pixels *= sizes[dim];
     for (const Tensor& tensor : tensors_) {
       const auto own = tensor.sizes();
-      FASTSEG_CHECK(tensor.is_cpu() && own.size() == sizes.size() &&
-                        std::equal(own.begin(), own.end(), sizes.begin()),
+      FASTSEG_CHECK(tensor.is_cpu() && own.size() == sizes.size() && std::equal(own.begin(), own.end(), sizes.begin()),
                     "tensors of pixels must have the same sizes, on the CPU");
     }
     if (images * classes * pixels == 0) {

@@ -17,7 +17,7 @@ template <typename... Parts>
 
 }  // namespace fastseg
 
-#define FASTSEG_CHECK(condition, ...)                \
-  do {                                               \
-    if (!(condition)) ::fastseg::fail(__VA_ARGS__);  \
+#define FASTSEG_CHECK(condition, ...)               \
+  do {                                              \
+    if (!(condition)) ::fastseg::fail(__VA_ARGS__); \
   } while (false)

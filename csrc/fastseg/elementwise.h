@@ -84,24 +84,12 @@ const accumulate_t* read_chunk(FlatView from, int64_t offset, int count, accumul
   constexpr ScalarType kOwn = sizeof(accumulate_t) == 4 ? ScalarType::Float : ScalarType::Double;
   if (from.type == kOwn && count % simd::kLanes == 0) return static_cast<const accumulate_t*>(from.data) + offset;
   switch (from.type) {
-    case ScalarType::Float:
-      detail::convert<float>(from.data, offset, count, buffer);
-      break;
-    case ScalarType::Double:
-      detail::convert<double>(from.data, offset, count, buffer);
-      break;
-    case ScalarType::Half:
-      detail::convert<simd::Half>(from.data, offset, count, buffer);
-      break;
-    case ScalarType::BFloat16:
-      detail::convert<simd::BFloat16>(from.data, offset, count, buffer);
-      break;
-    case ScalarType::Int:
-      detail::convert<int32_t>(from.data, offset, count, buffer);
-      break;
-    case ScalarType::Long:
-      detail::convert<int64_t>(from.data, offset, count, buffer);
-      break;
+    case ScalarType::Float: detail::convert<float>(from.data, offset, count, buffer); break;
+    case ScalarType::Double: detail::convert<double>(from.data, offset, count, buffer); break;
+    case ScalarType::Half: detail::convert<simd::Half>(from.data, offset, count, buffer); break;
+    case ScalarType::BFloat16: detail::convert<simd::BFloat16>(from.data, offset, count, buffer); break;
+    case ScalarType::Int: detail::convert<int32_t>(from.data, offset, count, buffer); break;
+    case ScalarType::Long: detail::convert<int64_t>(from.data, offset, count, buffer); break;
     default:  // bool and uint8
       detail::convert<uint8_t>(from.data, offset, count, buffer);
   }
@@ -115,14 +103,10 @@ template <typename accumulate_t>
 void write_chunk(const accumulate_t* values, int count, FlatView to, int64_t offset) {
   using torch::headeronly::ScalarType;
   switch (to.type) {
-    case ScalarType::Float:
-      return detail::round_to<float>(values, count, to.data, offset);
-    case ScalarType::Double:
-      return detail::round_to<double>(values, count, to.data, offset);
-    case ScalarType::Half:
-      return detail::round_to<simd::Half>(values, count, to.data, offset);
-    default:
-      return detail::round_to<simd::BFloat16>(values, count, to.data, offset);
+    case ScalarType::Float: return detail::round_to<float>(values, count, to.data, offset);
+    case ScalarType::Double: return detail::round_to<double>(values, count, to.data, offset);
+    case ScalarType::Half: return detail::round_to<simd::Half>(values, count, to.data, offset);
+    default: return detail::round_to<simd::BFloat16>(values, count, to.data, offset);
   }
 }
 

@@ -94,12 +94,9 @@ bool count_labels(const label_t* from, int count, const LabelTest<label_t> test,
 template <typename Function>
 auto with_label_type(const LabelView& labels, const Function& fn) {
   switch (labels.type) {
-    case LabelView::Type::int64:
-      return fn(static_cast<const int64_t*>(labels.data));
-    case LabelView::Type::int32:
-      return fn(static_cast<const int32_t*>(labels.data));
-    default:
-      return fn(static_cast<const uint8_t*>(labels.data));
+    case LabelView::Type::int64: return fn(static_cast<const int64_t*>(labels.data));
+    case LabelView::Type::int32: return fn(static_cast<const int32_t*>(labels.data));
+    default: return fn(static_cast<const uint8_t*>(labels.data));
   }
 }
 

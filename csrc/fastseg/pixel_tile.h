@@ -46,9 +46,7 @@ struct PixelView {
   int64_t image_stride = 0, class_stride = 0, pixel_stride = 0;
 
   bool planar() const { return pixel_stride == 1; }
-  scalar_t* at(int64_t image, int64_t pixel) const {
-    return data + image * image_stride + pixel * pixel_stride;
-  }
+  scalar_t* at(int64_t image, int64_t pixel) const { return data + image * image_stride + pixel * pixel_stride; }
 };
 
 // A 64-byte aligned array of one thread.
@@ -56,8 +54,7 @@ template <typename value_t>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : values_(
-            static_cast<value_t*>(std::aligned_alloc(64, (count * sizeof(value_t) + 63) / 64 * 64 + 64))) {
+      : values_(static_cast<value_t*>(std::aligned_alloc(64, (count * sizeof(value_t) + 63) / 64 * 64 + 64))) {
     if (!values_) throw std::bad_alloc();
   }
   value_t* get() const { return values_.get(); }
@@ -162,12 +159,8 @@ class TileAccess {
 
   // `gradient.data` may be null: nothing is written then.
   TileAccess(PixelView<const scalar_t> logits, PixelView<scalar_t> gradient, int64_t classes)
-      : logits_(logits),
-        gradient_(gradient),
-        classes_(classes),
-        tile_(tile_pixels(classes)),
-        row_stride_(tile_ + kRowPadding),
-        rows_(padded_classes() * row_stride_),
+      : logits_(logits), gradient_(gradient), classes_(classes), tile_(tile_pixels(classes)),
+        row_stride_(tile_ + kRowPadding), rows_(padded_classes() * row_stride_),
         narrow_rows_(kNarrow ? padded_classes() * row_stride_ : 0),
         lines_(logits.planar() && (!gradient.data || gradient.planar()) ? 0 : tile_ * padded_classes() + kSquare) {
     const int64_t row_bytes = gradient.class_stride * sizeof(scalar_t);

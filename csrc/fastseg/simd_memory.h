@@ -168,12 +168,8 @@ FASTSEG_INLINE f64x16 load(const double* from) { return detail::read<f64x16>(fro
 FASTSEG_INLINE i32x16 load(const int32_t* from) { return detail::read<i32x16>(from); }
 FASTSEG_INLINE i64x16 load(const int64_t* from) { return detail::read<i64x16>(from); }
 FASTSEG_INLINE u8x16 load(const uint8_t* from) { return detail::read<u8x16>(from); }
-FASTSEG_INLINE f32x16 load(const BFloat16* from) {
-  return detail::widen_bfloat16(detail::read<u16x16>(from));
-}
-FASTSEG_INLINE f32x16 load(const Half* from) {
-  return detail::widen_half<f32x16>(detail::read<u16x16>(from));
-}
+FASTSEG_INLINE f32x16 load(const BFloat16* from) { return detail::widen_bfloat16(detail::read<u16x16>(from)); }
+FASTSEG_INLINE f32x16 load(const Half* from) { return detail::widen_half<f32x16>(detail::read<u16x16>(from)); }
 
 FASTSEG_INLINE i32x16 lane_index() {
   constexpr int32_t kIndex[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -249,9 +245,7 @@ FASTSEG_INLINE void stream_fence() {
 #endif
 }
 
-FASTSEG_INLINE bool is_aligned(const void* pointer) {
-  return (reinterpret_cast<uintptr_t>(pointer) & 63) == 0;
-}
+FASTSEG_INLINE bool is_aligned(const void* pointer) { return (reinterpret_cast<uintptr_t>(pointer) & 63) == 0; }
 
 // base[index[lane]] for 16 lanes.
 FASTSEG_INLINE f32x16 gather(const float* base, i32x16 index) {
@@ -277,8 +271,8 @@ FASTSEG_INLINE f32x16 permute(const float* base, i32x16 index) {
   const auto eight = [&](Vector<int32_t, 8> positions) {
     const __m256i position = bit_cast<__m256i>(positions);
     const __m256 in_high = _mm256_castsi256_ps(_mm256_slli_epi32(position, 28));  // bit 3 into the sign
-    return bit_cast<Vector<float, 8>>(_mm256_blendv_ps(_mm256_permutevar8x32_ps(low, position),
-                                                       _mm256_permutevar8x32_ps(high, position), in_high));
+    return bit_cast<Vector<float, 8>>(
+        _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, position), _mm256_permutevar8x32_ps(high, position), in_high));
   };
   return {eight(index.low), eight(index.high)};
 #else

@@ -51,17 +51,15 @@ struct Registers {
 };
 
 template <typename lane_t>
-using signed_of_same_size =
-    std::conditional_t<sizeof(lane_t) == 8, int64_t,
-                       std::conditional_t<sizeof(lane_t) == 4, int32_t,
-                                          std::conditional_t<sizeof(lane_t) == 2, int16_t, int8_t>>>;
+using signed_of_same_size = std::conditional_t<
+    sizeof(lane_t) == 8, int64_t,
+    std::conditional_t<sizeof(lane_t) == 4, int32_t, std::conditional_t<sizeof(lane_t) == 2, int16_t, int8_t>>>;
 
 }  // namespace detail
 
 template <typename lane_t, int lanes>
-using Vector =
-    typename std::conditional_t<sizeof(lane_t) * lanes <= kRegisterBytes, detail::Register<lane_t, lanes>,
-                                detail::Registers<lane_t, lanes>>::type;
+using Vector = typename std::conditional_t<sizeof(lane_t) * lanes <= kRegisterBytes, detail::Register<lane_t, lanes>,
+                                           detail::Registers<lane_t, lanes>>::type;
 
 template <typename lane_t, int lanes>
 struct Pair {
@@ -80,18 +78,18 @@ struct Pair {
     return *this;
   }
 
-  FASTSEG_INLINE lane_t operator[](int lane) const {
-    return lane < lanes / 2 ? low[lane] : high[lane - lanes / 2];
-  }
+  FASTSEG_INLINE lane_t operator[](int lane) const { return lane < lanes / 2 ? low[lane] : high[lane - lanes / 2]; }
 
   FASTSEG_INLINE Pair operator-() const { return {-low, -high}; }
   FASTSEG_INLINE Pair operator~() const { return {~low, ~high}; }
   FASTSEG_INLINE Pair operator<<(int bits) const { return {low << bits, high << bits}; }
   FASTSEG_INLINE Pair operator>>(int bits) const { return {low >> bits, high >> bits}; }
 
+  // clang-format off: it takes the two halves of an operator apart
 #define FASTSEG_ARITHMETIC(op)                                                                          \
   friend FASTSEG_INLINE Pair operator op(Pair a, Pair b) { return {a.low op b.low, a.high op b.high}; } \
   FASTSEG_INLINE Pair& operator op##=(Pair other) { return *this = *this op other; }
+  // clang-format on
   FASTSEG_ARITHMETIC(+)
   FASTSEG_ARITHMETIC(-)
   FASTSEG_ARITHMETIC(*)

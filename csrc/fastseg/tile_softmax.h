@@ -9,9 +9,9 @@
 
 namespace fastseg {
 
-// maximum[i] = largest logit of pixel i; NaN logits are passed over (they come back as NaN exponentials). The one look
-// at the logits in memory: they are left, widened, in `rows`. From the last class to the first: rows a power of two
-// apart meet in one set of the cache, where those that tile_softmax() asked for last are still there.
+// maximum[i] = largest logit of pixel i; NaN logits are passed over (they come back as NaN exponentials). Reads the
+// logits once, and leaves them, widened, in `rows`. Goes from the last class to the first: rows a power of two apart
+// share a set of the cache, where those that tile_softmax() asked for last still lie.
 template <typename scalar_t>
 FASTSEG_INLINE void tile_maximum(Tile<scalar_t> tile, int64_t classes, int pixels,
                                  simd::accumulate<scalar_t>* maximum) {

@@ -1,7 +1,6 @@
 """The picture of the result: image, truth and prediction of some test scenes, with a legend."""
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from examples.digits.scenes import CLASSES, IGNORE

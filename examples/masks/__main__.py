@@ -99,8 +99,10 @@ def main():
             shown.append((scene, proposals, scores, METHODS[SHOWN](proposals, masks, scores)[0]))
 
     heading("2. COCO's average precision of the masks, before and after")
-    print(f"{instances} digits in {options.scenes} scenes of {size[0]} x {size[1]}, {options.proposals} proposals for "
-          "each; no network: the truth, disturbed")
+    print(
+        f"{instances} digits in {options.scenes} scenes of {size[0]} x {size[1]}, {options.proposals} proposals for "
+        "each; no network: the truth, disturbed"
+    )
     results = {name: evaluator.compute() for name, evaluator in evaluators.items()}
     print(f"  {'':<23} {'masks':>6}" + "".join(f"{figure:>8}" for figure in FIGURES))
     for name, result in results.items():

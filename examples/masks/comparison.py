@@ -35,8 +35,10 @@ def prove_equal(arguments):
     values = fastseg.ops.paste_masks(soft, boxes, size, output="soft")[differ]
     assert (values - 0.5).abs().le(ROUNDING).all(), "pixels differ that are not at the threshold"
     assert torch.equal(kept, expected_kept), "other masks are kept"
-    print(f"  equal: the same {len(kept)} of {len(masks)} masks are kept; of {differ.numel():,} pixels {differ.sum()} "
-          "differ, at the threshold but for roundings")
+    print(
+        f"  equal: the same {len(kept)} of {len(masks)} masks are kept; of {differ.numel():,} pixels {differ.sum()} "
+        "differ, at the threshold but for roundings"
+    )
 
 
 def compare(count, size, per_instance, threshold, repetitions):

@@ -110,8 +110,11 @@ def _figures(curves: Curves, limits: Sequence[int], kinds: slice) -> dict[str, f
         return float(values.mean()) if values.size else -1.0
 
     names = list(AREAS)
-    figures = {"AP": mean(precision[..., 0, -1]), "AP50": mean(precision[0, ..., 0, -1]),
-               "AP75": mean(precision[5, ..., 0, -1])}
+    figures = {
+        "AP": mean(precision[..., 0, -1]),
+        "AP50": mean(precision[0, ..., 0, -1]),
+        "AP75": mean(precision[5, ..., 0, -1]),
+    }
     figures |= {f"AP{name}": mean(precision[..., names.index(name), -1]) for name in names[1:]}
     figures |= {f"AR@{limit}": mean(recall[..., 0, m]) for m, limit in enumerate(limits)}
     return figures | {f"AR{name}": mean(recall[..., names.index(name), -1]) for name in names[1:]}
@@ -133,8 +136,11 @@ def table_of_json(annotations, detections, iou_type, most, use_categories=True, 
     real, used_truths = _instances(truths, TRUTHS, ids, categories, use_categories)
     if len(used) < len(detections):
         unknown = detections[numpy.setdiff1d(numpy.arange(len(detections)), used)[0]]["category_id"]
-        warnings.warn(f"fastseg.metrics: {len(detections) - len(used)} detections have a category_id that the "
-                      f"annotations do not know, such as {unknown}; they are left out", stacklevel=3)
+        warnings.warn(
+            f"fastseg.metrics: {len(detections) - len(used)} detections have a category_id that the "
+            f"annotations do not know, such as {unknown}; they are left out",
+            stacklevel=3,
+        )
     found.score = _column(detections, "score", DETECTIONS).astype(numpy.float64)[used]
     if numpy.isnan(found.score).any():
         raise ValueError("fastseg.metrics: detections have a score that is NaN; allowed: numbers")
@@ -183,8 +189,10 @@ def _masks(detections, truths, images) -> tuple[CocoMasks, numpy.ndarray | None]
     if first is not None and numpy.size(first):
         boxes = _boxes(detections, DETECTIONS)
         area = boxes[:, 2] * boxes[:, 3]
-        found = [entry["segmentation"] if "segmentation" in entry else [_corners(*boxes[number].tolist())]
-                 for number, entry in enumerate(detections)]
+        found = [
+            entry["segmentation"] if "segmentation" in entry else [_corners(*boxes[number].tolist())]
+            for number, entry in enumerate(detections)
+        ]
     else:
         found = _field(detections, "segmentation", DETECTIONS)
     by_id = {image["id"]: image for image in images}

@@ -76,8 +76,10 @@ class CocoEvaluator:
         numbered = image_ids is None
         ids = [*range(len(self._tables), len(self._tables) + len(truths))] if numbered else _ints(image_ids)
         if not len(detections) == len(truths) == len(ids):
-            raise ValueError(f"{_NAME}: detections of {len(detections)} images, truths of {len(truths)}, image_ids of "
-                             f"{len(ids)}; allowed: as many of each")
+            raise ValueError(
+                f"{_NAME}: detections of {len(detections)} images, truths of {len(truths)}, image_ids of "
+                f"{len(ids)}; allowed: as many of each"
+            )
         if self._numbered not in (None, numbered):
             raise ValueError(f"{_NAME}: image_ids were given for some batches; allowed: for all, or for none")
         tables: dict[int, Table] = {}
@@ -207,8 +209,9 @@ def _mask_ious(masks: PackedMasks, truths: PackedMasks, known, image: int) -> Ca
     if shared.size:
         if masks.shape[1:] != truths.shape[1:]:
             given, allowed = (" x ".join(map(str, one.shape[1:])) for one in (masks, truths))
-            raise ValueError(f"{_NAME}: masks of detections of image {image} are {given}; allowed: {allowed}, as those "
-                             "of truths")
+            raise ValueError(
+                f"{_NAME}: masks of detections of image {image} are {given}; allowed: {allowed}, as those of truths"
+            )
         shared = mask_iou(masks, truths.to(masks.device), metric="intersection").cpu().numpy()
 
     def ious(detection, truth):

@@ -60,7 +60,7 @@ class CocoMasks:
     def areas(self, numbers: Array, shown: bool = False) -> Array:
         """Of masks numbers [n], in pixels."""
         missing = numbers[self._areas[numbers] < 0].tolist()
-        parts = [missing[first:first + _AT_A_TIME] for first in range(0, len(missing), _AT_A_TIME)]
+        parts = [missing[first : first + _AT_A_TIME] for first in range(0, len(missing), _AT_A_TIME)]
         for part in progress(parts, "areas of masks", shown):
             self._runs(part)
         return self._areas[numbers].astype(numpy.float64)
@@ -71,8 +71,10 @@ class CocoMasks:
         """
         starts = numpy.flatnonzero(numpy.diff(first, prepend=-1))[::_AT_A_TIME]
         parts = [slice(*ends) for ends in zip(starts, [*starts[1:], len(first)])]
-        found = [self._ious_at_once(first[part], second[part], crowd[part])
-                 for part in progress(parts, "IoU of masks", shown)]
+        found = [
+            self._ious_at_once(first[part], second[part], crowd[part])
+            for part in progress(parts, "IoU of masks", shown)
+        ]
         return numpy.concatenate([numpy.zeros(0), *found])
 
     def _ious_at_once(self, first, second, crowd):
@@ -102,7 +104,7 @@ class CocoMasks:
         for size, places in polygons.items():
             step = max(1, _PIXELS_AT_A_TIME // max(1, size[0] * size[1]))
             for first in range(0, len(places), step):
-                some = places[first:first + step]
+                some = places[first : first + step]
                 parts.append((some, self._fill([numbers[place] for place in some], size), [size] * len(some)))
         sizes = numpy.empty((len(numbers), 2), numpy.int64)
         for places, runs, own in parts:
@@ -122,8 +124,11 @@ class CocoMasks:
         return Runs(*read_rles(counts, sizes, name)), sizes
 
     def _fill(self, numbers: list[int], size: Size) -> Runs:
-        masks = fill([self._segmentations[number] for number in numbers], size,
-                     lambda i: f"fastseg.metrics: {self._names(numbers[i])}")
+        masks = fill(
+            [self._segmentations[number] for number in numbers],
+            size,
+            lambda i: f"fastseg.metrics: {self._names(numbers[i])}",
+        )
         counts, ends = counts_of_masks(masks)
         return Runs(counts, torch.nn.functional.pad(ends[:-1], (1, 0)), ends, masks.area)
 

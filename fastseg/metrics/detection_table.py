@@ -56,8 +56,10 @@ class Table:
 
     def of_image(self, image: int) -> "Table":
         """The table of one image, under another id."""
-        parts = {name: replace(part, image=numpy.full(len(part), image))
-                 for name, part in (("detections", self.detections), ("truths", self.truths))}
+        parts = {
+            name: replace(part, image=numpy.full(len(part), image))
+            for name, part in (("detections", self.detections), ("truths", self.truths))
+        }
         return replace(self, **parts)
 
     @staticmethod
@@ -101,7 +103,7 @@ def group(
     _, image = numpy.unique(numpy.concatenate([detections.image, truths.image]), return_inverse=True)
     kinds, kind = numpy.unique(numpy.concatenate([detections.category, truths.category]), return_inverse=True)
     keys = image.astype(numpy.int64) * max(1, len(kinds)) + kind
-    of_detections, of_truths = keys[:len(detections)], keys[len(detections):]
+    of_detections, of_truths = keys[: len(detections)], keys[len(detections) :]
 
     number = numpy.lexsort((-detections.score, of_detections))
     of_detections = of_detections[number]
@@ -125,7 +127,7 @@ def group(
         detection = numpy.repeat(numpy.arange(row, last), partners[row:last])
         pair = numpy.arange(done, ends[last - 1])
         truth = begin[detection] + pair - (ends - partners)[detection]
-        found[done:ends[last - 1]] = ious(number[detection], truth_number[truth])
+        found[done : ends[last - 1]] = ious(number[detection], truth_number[truth])
         row = last
     return Table(detections[number], truths[truth_number], first_detection, first_truth, ranks, found)
 
@@ -169,8 +171,15 @@ def states_of(table: Table, thresholds: Array, ranges: Sequence[tuple[float, flo
         return numpy.stack([(area < low) | (area > high) for low, high in ranges])
 
     ignored = beyond(table.truths.area) | table.truths.crowd
-    arrays = (table.ious, table.first_detection, table.first_truth, ignored, table.truths.crowd,
-              beyond(table.detections.area), thresholds)
+    arrays = (
+        table.ious,
+        table.first_detection,
+        table.first_truth,
+        ignored,
+        table.truths.crowd,
+        beyond(table.detections.area),
+        thresholds,
+    )
     states = match_detections(*[torch.from_numpy(numpy.ascontiguousarray(array)) for array in arrays])
     return states.numpy(), ~ignored
 
@@ -186,9 +195,10 @@ def curves_of(
     """COCO's precision and recall of the `categories`, sorted."""
     states, counts = states_of(table, thresholds, ranges)
     known, detections = numpy.asarray(categories), table.detections
-    positives = numpy.stack([
-        numpy.bincount(numpy.searchsorted(known, table.truths.category[own]), minlength=len(known)) for own in counts
-    ], 1)
+    positives = numpy.stack(
+        [numpy.bincount(numpy.searchsorted(known, table.truths.category[own]), minlength=len(known)) for own in counts],
+        1,
+    )
     kind = numpy.searchsorted(known, detections.category)
     order = numpy.lexsort((table.ranks, detections.image, -detections.score, kind))
     first = numpy.searchsorted(kind[order], numpy.arange(len(known) + 1))

@@ -68,8 +68,9 @@ def fill(
     far = ~(numpy.abs(points) <= _FARTHEST)
     if far.any():
         number = objects[numpy.searchsorted(ends, far.any(1).argmax(), side="right")]
-        raise ValueError(f"{name(number)} has a polygon with the coordinate {points[far][0]}; allowed: at most "
-                         f"{_FARTHEST:.0e}")
+        raise ValueError(
+            f"{name(number)} has a polygon with the coordinate {points[far][0]}; allowed: at most {_FARTHEST:.0e}"
+        )
     numbers = torch.from_numpy(ends), torch.tensor(objects, dtype=torch.int64)
     return PackedMasks._of(fill_polygons(torch.from_numpy(points), *numbers, len(polygons), height, width), width)
 

@@ -130,9 +130,7 @@ class SegmentationMetrics(nn.Module):
         self._add(counts)
         return _compute(counts)
 
-    def all_reduce(
-        self, process_group: torch.distributed.ProcessGroup | None = None
-    ) -> "SegmentationMetrics":
+    def all_reduce(self, process_group: torch.distributed.ProcessGroup | None = None) -> "SegmentationMetrics":
         """The metrics of all ranks together, as a new object: this one keeps counting its own rank.
 
         Every rank of the group must call it, also one that saw no batch. Without an initialised process group

@@ -76,9 +76,12 @@ class DeconvNet(UnpoolingNetwork):
 
     def _decoder_stage(self, layers: int, width: int, last_width: int) -> nn.Sequential:
         widths = [width] * (layers - 1) + [last_width]
-        return nn.Sequential(*[
-            self._normalised(initialise_decoder_(ConvTranspose2d(width, channels, 3, padding=1))) for channels in widths
-        ])  # fmt: skip
+        return nn.Sequential(
+            *[
+                self._normalised(initialise_decoder_(ConvTranspose2d(width, channels, 3, padding=1)))
+                for channels in widths
+            ]
+        )
 
     def release_names(self) -> dict[str, str]:
         names = {"score": "seg-score"}

@@ -68,9 +68,7 @@ class FCN(Network):
         self._build_skips()
 
     def release_names(self) -> dict[str, str]:
-        names = {
-            f"trunk.stages.{stage - 1}.{layer - 1}.layer": f"conv{stage}_{layer}" for stage, layer in numbered()
-        }
+        names = {f"trunk.stages.{stage - 1}.{layer - 1}.layer": f"conv{stage}_{layer}" for stage, layer in numbered()}
         return names | {"trunk.fc6": "fc6", "trunk.fc7": "fc7"}
 
     def load_vgg16(self, state_dict: dict[str, Tensor]) -> "FCN":

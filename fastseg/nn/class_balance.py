@@ -93,7 +93,6 @@ def _count_labels(name, labels, num_classes, ignore_index):
     if labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes:
         bad = labels[(labels < 0) | (labels >= num_classes)][0].item()
         raise IndexError(
-            f"{name}: label_maps holds label {bad}; "
-            f"allowed: [0, {num_classes}) and ignore_index={ignore_index}"
+            f"{name}: label_maps holds label {bad}; allowed: [0, {num_classes}) and ignore_index={ignore_index}"
         )
     return labels.bincount(minlength=num_classes)

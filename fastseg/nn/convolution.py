@@ -54,9 +54,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     ``out`` of that function.
     """
 
-    def forward(
-        self, input, output_size=None, *, skip=None, skip_offset=0, crop=None, activation=None, out=None
-    ):
+    def forward(self, input, output_size=None, *, skip=None, skip_offset=0, crop=None, activation=None, out=None):
         """The keywords are those of `fastseg.ops.conv_transpose2d`."""
         if isinstance(input, fx.Proxy):
             output = nn.ConvTranspose2d.forward(self, input, output_size)

@@ -11,9 +11,7 @@ class FocalLoss(Loss):
     factor per label, ``pixel_weight``.
     """
 
-    def __init__(
-        self, alpha=None, gamma=2.0, ignore_index=-100, reduction="mean", *, zero_if_empty=False
-    ):
+    def __init__(self, alpha=None, gamma=2.0, ignore_index=-100, reduction="mean", *, zero_if_empty=False):
         super().__init__(
             "alpha",
             alpha,

@@ -39,8 +39,7 @@ class PyramidPooling(nn.Module):
     def forward(self, input):
         size = input.shape[2:]
         upsampled = [
-            ops.upsample_bilinear2d(feature(input), size, align_corners=self.align_corners)
-            for feature in self.features
+            ops.upsample_bilinear2d(feature(input), size, align_corners=self.align_corners) for feature in self.features
         ]
         return torch.cat([input, *upsampled], 1)
 
@@ -64,10 +63,12 @@ class PyramidPooling(nn.Module):
         weight, *of_bins = convolution.weight.split(sizes, 1)
         first, last = _paddings(convolution)
         size = [
-            input.shape[2 + axis] + first[axis] + last[axis]
+            input.shape[2 + axis]
+            + first[axis]
+            + last[axis]
             - convolution.dilation[axis] * (convolution.kernel_size[axis] - 1)
             for axis in (0, 1)
-        ]  # fmt: skip
+        ]
         reduced = [feature(input) for feature in self.features]
         with torch.autocast(input.device.type, enabled=False):
             residual = sum(

@@ -38,6 +38,4 @@ class UpsampleCrossEntropyLoss(Loss):
 
     def forward(self, input, target, pixel_weight=None):
         options = self.options()
-        return ops.upsample_cross_entropy(
-            input, target, weight=self.weight, pixel_weight=pixel_weight, **options
-        )
+        return ops.upsample_cross_entropy(input, target, weight=self.weight, pixel_weight=pixel_weight, **options)

@@ -1,4 +1,5 @@
 """The functional ops, one line each."""
+
 from fastseg.ops.binary_cross_entropy_dice import binary_cross_entropy_dice
 from fastseg.ops.confusion_matrix import confusion_matrix
 from fastseg.ops.convolution import conv_transpose2d, dilated_conv2d

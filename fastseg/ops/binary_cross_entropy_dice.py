@@ -59,9 +59,7 @@ sigmoid_statistics = Op(
 )
 
 
-def check_backward(
-    input, target, pos_weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator
-):
+def check_backward(input, target, pos_weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator):
     check(input, target, pos_weight, pixel_weight)
     name = "sigmoid_statistics_backward"
     check_gradients(name, input.shape[:1], grad_intersection, grad_prediction, grad_numerator)
@@ -150,7 +148,15 @@ def binary_cross_entropy_dice(
     *sums, numerator, denominator = statistics
     return cross_entropy_dice_of(
         (*(values.unsqueeze(1) for values in sums), numerator, denominator),
-        bce_weight, dice_weight, smooth, True, per_image, zero_if_empty, process_group, loss_dtype(input), backend,
+        bce_weight,
+        dice_weight,
+        smooth,
+        True,
+        per_image,
+        zero_if_empty,
+        process_group,
+        loss_dtype(input),
+        backend,
     )
 
 

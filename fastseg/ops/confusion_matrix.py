@@ -32,9 +32,7 @@ def check(input, target, num_classes):
             f"fastseg.ops.{_NAME}: input has shape {tuple(input.shape)}; allowed: (N, C, *spatial) logits"
         )
     _check.shape(_NAME, "input", input, ("N", num_classes, *input.shape[2:]), "logits, C is num_classes")
-    _check.shape(
-        _NAME, "target", target, (input.shape[0], *input.shape[2:]), "input's without the class dimension"
-    )
+    _check.shape(_NAME, "target", target, (input.shape[0], *input.shape[2:]), "input's without the class dimension")
 
 
 def outputs(input, num_classes):

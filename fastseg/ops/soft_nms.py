@@ -99,7 +99,12 @@ def soft_nms(
     most = size_of_output(_NAME, max_output, boxes)
     picked_scores, indices, count = soft_nms_op(
         *as_kernels_take_them(boxes, scores, idxs),
-        iou_threshold, method == "gaussian", sigma, min_score, most, backend=backend,
+        iou_threshold,
+        method == "gaussian",
+        sigma,
+        min_score,
+        most,
+        backend=backend,
     )
     picked_scores = picked_scores.to(scores.dtype)
     if max_output is not None:

@@ -18,7 +18,7 @@ namespace {
 using namespace fastseg;
 
 struct Problem {
-  int64_t images, pixels;                // N, P
+  int64_t images, pixels;                 // N, P
   FlatView logits, target, pixel_weight;  // [N, P]; pixel_weight may be null
   double pos_weight;
   std::optional<double> ignore_index;
@@ -38,8 +38,7 @@ struct Chunk {
   using mask_t = simd::mask<accumulate_t>;
 
   Chunk(const Problem& problem, int64_t offset, int count)
-      : count(count),
-        z_(read_chunk(problem.logits, offset, count, accumulate_t(0), buffers_[0])),
+      : count(count), z_(read_chunk(problem.logits, offset, count, accumulate_t(0), buffers_[0])),
         y_(read_chunk(problem.target, offset, count, accumulate_t(0), buffers_[1])),
         weight_(problem.pixel_weight ? read_chunk(problem.pixel_weight, offset, count, accumulate_t(0), buffers_[2])
                                      : nullptr),

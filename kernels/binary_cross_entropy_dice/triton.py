@@ -132,8 +132,19 @@ def _constexprs(target, ignore_index, squared) -> dict:
     return dict(IGNORES=ignore_index is not None, INTEGER=not target.is_floating_point(), SQUARED=squared, DEBUG=DEBUG)
 
 
-def sigmoid_statistics(input, target, pos_weight, pixel_weight, ignore_index, squared, intersection, prediction, truth,
-                       numerator, denominator) -> None:
+def sigmoid_statistics(
+    input,
+    target,
+    pos_weight,
+    pixel_weight,
+    ignore_index,
+    squared,
+    intersection,
+    prediction,
+    truth,
+    numerator,
+    denominator,
+) -> None:
     """intersection, prediction, truth: [N] fp64; numerator, denominator: [] fp64."""
     images, pixels = input.shape
     config = CONFIGS["any"]
@@ -155,8 +166,18 @@ def sigmoid_statistics(input, target, pos_weight, pixel_weight, ignore_index, sq
         output.copy_(per_image[:, 3 + k].sum())
 
 
-def sigmoid_statistics_backward(input, target, pos_weight, pixel_weight, grad_intersection, grad_prediction,
-                                grad_numerator, ignore_index, squared, grad_input) -> None:
+def sigmoid_statistics_backward(
+    input,
+    target,
+    pos_weight,
+    pixel_weight,
+    grad_intersection,
+    grad_prediction,
+    grad_numerator,
+    ignore_index,
+    squared,
+    grad_input,
+) -> None:
     images, pixels = input.shape
     config = CONFIGS["any"]
     blocks = triton.cdiv(pixels, config.block)

@@ -25,7 +25,7 @@ using simd::kLanes;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int kBlock = 512;  // pixels of two label maps handled at a time
+constexpr int kBlock = 512;     // pixels of two label maps handled at a time
 constexpr int64_t kSparse = 5;  // pixels per bin below which a table is counted by rows
 
 // Counts pairs of labels. Neighbouring pixels mostly fall into one bin: 16 that do are counted at once. The
@@ -126,8 +126,8 @@ template <typename Body>
 void count_in_slices(int64_t items, int64_t fewest, int classes, int64_t* totals, const Body& body) {
   const int64_t slices = fastseg::slice_count(items, fewest);
   std::vector<Slice> partial(slices, Slice(classes));
-  fastseg::parallel_slices(
-      items, slices, [&](int64_t slice, int64_t begin, int64_t end) { body(partial[slice], begin, end); });
+  fastseg::parallel_slices(items, slices,
+                           [&](int64_t slice, int64_t begin, int64_t end) { body(partial[slice], begin, end); });
   for (const Slice& slice : partial) {
     check(slice.in_range, classes);
     slice.histogram.add_to(totals);
@@ -278,8 +278,7 @@ void forward(const Tensor& input, const Tensor& target, int64_t num_classes, int
              const Tensor& counts) {
   const bool from_labels = holds_labels(input);
   const int64_t pixels = target.numel();
-  FASTSEG_CHECK(num_classes >= 1 && num_classes <= 32767,
-                "fastseg::_confusion_matrix: num_classes out of range");
+  FASTSEG_CHECK(num_classes >= 1 && num_classes <= 32767, "fastseg::_confusion_matrix: num_classes out of range");
   FASTSEG_CHECK(from_labels || (input.dim() >= 2 && input.size(1) == num_classes),
                 "fastseg::_confusion_matrix: logits must be (N, num_classes, *spatial)");
   FASTSEG_CHECK(input.numel() == pixels * (from_labels ? 1 : num_classes),

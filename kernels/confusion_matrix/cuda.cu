@@ -20,8 +20,7 @@ struct Labels {
 
   // The bin of a pixel, or -1 if it does not count.
   __device__ int bin(int64_t truth, int64_t prediction) const {
-    if (truth == ignore_index || truth < 0 || truth >= classes || prediction < 0 || prediction >= classes)
-      return -1;
+    if (truth == ignore_index || truth < 0 || truth >= classes || prediction < 0 || prediction >= classes) return -1;
     return static_cast<int>(truth) * classes + static_cast<int>(prediction);
   }
 };
@@ -132,8 +131,7 @@ __global__ void __launch_bounds__(256)
   Run run(counters);
   const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
   const int64_t packs = images * plane / width;
-  for (int64_t pack = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; pack < packs;
-       pack += threads) {
+  for (int64_t pack = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; pack < packs; pack += threads) {
     const int64_t pixel = pack * width, image = pixel / plane;
     const scalar_t* column = logits + image * labels.classes * plane + (pixel - image * plane);
     Maximum<accumulate_t<scalar_t>> best[width];
@@ -159,12 +157,10 @@ template <typename scalar_t, typename target_t>
 __global__ void __launch_bounds__(tile_pixels)
     count_interleaved_logits(const scalar_t* __restrict__ logits,  // [pixels, classes]
                              const target_t* __restrict__ target,  // [pixels]
-                             int64_t pixels, Labels labels, int copies,
-                             unsigned long long* __restrict__ counts) {
+                             int64_t pixels, Labels labels, int copies, unsigned long long* __restrict__ counts) {
   using value_t = accumulate_t<scalar_t>;
   FASTSEG_DYNAMIC_SHARED(unsigned, shared_counts);
-  FASTSEG_SHARED(value_t,
-                 tile, [tile_pixels][tile_classes + 1]);  // the odd stride spreads a column over the banks
+  FASTSEG_SHARED(value_t, tile, [tile_pixels][tile_classes + 1]);  // the odd stride spreads a column over the banks
   const Counters counters{labels.classes * labels.classes, copies, shared_counts, counts};
   counters.clear();
   Run run(counters);
@@ -206,17 +202,14 @@ struct Configuration {
 // Enough blocks to fill the device, not more than `work` items, one per thread and round, need. Counters are
 // kept in shared memory, copied for as many warps as 16 KiB allow, unless a single copy exceeds
 // `shared_limit`.
-cudaError_t configure(Configuration& configuration, int64_t work, int threads, int classes,
-                      int64_t shared_limit) {
+cudaError_t configure(Configuration& configuration, int64_t work, int threads, int classes, int64_t shared_limit) {
   int device = 0, processors = 0;
   if (cudaError_t error = cudaGetDevice(&device)) return error;
-  if (cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device))
-    return error;
+  if (cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) return error;
   const int64_t bytes = static_cast<int64_t>(classes) * classes * static_cast<int64_t>(sizeof(unsigned));
   int copies = bytes <= shared_limit ? 1 : 0;
   while (copies > 0 && 2 * copies <= threads / 32 && 2 * copies * bytes <= 16 * 1024) copies *= 2;
-  constexpr int64_t most_per_block = int64_t{1}
-                                     << 27;  // items of up to 16 pixels: no 32-bit counter can overflow
+  constexpr int64_t most_per_block = int64_t{1} << 27;  // items of up to 16 pixels: no 32-bit counter can overflow
   int64_t blocks = (work + threads - 1) / threads;
   const int64_t resident = static_cast<int64_t>(processors) * (2048 / threads);
   if (blocks > resident) blocks = resident;
@@ -231,12 +224,11 @@ template <typename scalar_t>
 constexpr int64_t logits_shared_limit = sizeof(scalar_t) == 8 ? 12 * 1024 : 24 * 1024;
 
 template <typename prediction_t, typename target_t, int width>
-cudaError_t launch_labels(const prediction_t* prediction, const target_t* target, int64_t pixels,
-                          const Labels& labels, unsigned long long* counts, cudaStream_t stream) {
+cudaError_t launch_labels(const prediction_t* prediction, const target_t* target, int64_t pixels, const Labels& labels,
+                          unsigned long long* counts, cudaStream_t stream) {
   int device = 0, most_shared = 0;
   if (cudaError_t error = cudaGetDevice(&device)) return error;
-  if (cudaError_t error =
-          cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) {
+  if (cudaError_t error = cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) {
     return error;
   }
   // large counters leave room for few blocks, which then must be large
@@ -250,8 +242,8 @@ cudaError_t launch_labels(const prediction_t* prediction, const target_t* target
     const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
     if (cudaError_t error = cudaFuncSetAttribute(kernel, attribute, shared_bytes)) return error;
   }
-  FASTSEG_LAUNCH(kernel, dim3(with.blocks), dim3(with.threads), with.shared_bytes, stream, prediction, target,
-                 pixels, labels, with.copies, counts);
+  FASTSEG_LAUNCH(kernel, dim3(with.blocks), dim3(with.threads), with.shared_bytes, stream, prediction, target, pixels,
+                 labels, with.copies, counts);
   return cudaGetLastError();
 }
 
@@ -260,8 +252,7 @@ cudaError_t launch_planar(const scalar_t* logits, const target_t* target, int64_
                           const Labels& labels, unsigned long long* counts, cudaStream_t stream) {
   Configuration with;
   const int64_t packs = images * plane / width;
-  if (cudaError_t error = configure(with, packs, 256, labels.classes, logits_shared_limit<scalar_t>))
-    return error;
+  if (cudaError_t error = configure(with, packs, 256, labels.classes, logits_shared_limit<scalar_t>)) return error;
   FASTSEG_LAUNCH((count_planar_logits<scalar_t, target_t, width>), dim3(with.blocks), dim3(with.threads),
                  with.shared_bytes, stream, logits, target, images, plane, labels, with.copies, counts);
   return cudaGetLastError();
@@ -270,9 +261,9 @@ cudaError_t launch_planar(const scalar_t* logits, const target_t* target, int64_
 }  // namespace
 
 template <typename prediction_t, typename target_t>
-cudaError_t launch_confusion_matrix_of_labels(const prediction_t* prediction, const target_t* target,
-                                              int64_t pixels, int classes, int64_t ignore_index,
-                                              unsigned long long* counts, cudaStream_t stream) {
+cudaError_t launch_confusion_matrix_of_labels(const prediction_t* prediction, const target_t* target, int64_t pixels,
+                                              int classes, int64_t ignore_index, unsigned long long* counts,
+                                              cudaStream_t stream) {
   constexpr int width = 8;
   const Labels labels{classes, ignore_index};
   if (holds_packs<width>(prediction) && holds_packs<width>(target)) {
@@ -283,16 +274,14 @@ cudaError_t launch_confusion_matrix_of_labels(const prediction_t* prediction, co
 
 template <typename scalar_t, typename target_t>
 cudaError_t launch_confusion_matrix_of_logits(const scalar_t* logits, const target_t* target, int64_t images,
-                                              int64_t plane, int classes, bool channels_last,
-                                              int64_t ignore_index, unsigned long long* counts,
-                                              cudaStream_t stream) {
+                                              int64_t plane, int classes, bool channels_last, int64_t ignore_index,
+                                              unsigned long long* counts, cudaStream_t stream) {
   constexpr int width = 16 / sizeof(scalar_t);
   const Labels labels{classes, ignore_index};
   if (channels_last) {
     Configuration with;
     const int64_t pixels = images * plane;
-    if (cudaError_t error = configure(with, pixels, tile_pixels, classes, logits_shared_limit<scalar_t>))
-      return error;
+    if (cudaError_t error = configure(with, pixels, tile_pixels, classes, logits_shared_limit<scalar_t>)) return error;
     FASTSEG_LAUNCH((count_interleaved_logits<scalar_t, target_t>), dim3(with.blocks), dim3(with.threads),
                    with.shared_bytes, stream, logits, target, pixels, labels, with.copies, counts);
     return cudaGetLastError();
@@ -303,13 +292,12 @@ cudaError_t launch_confusion_matrix_of_logits(const scalar_t* logits, const targ
   return launch_planar<scalar_t, target_t, 1>(logits, target, images, plane, labels, counts, stream);
 }
 
-#define INSTANTIATE_LABELS(prediction_t, target_t)                                                           \
-  template cudaError_t launch_confusion_matrix_of_labels(const prediction_t*, const target_t*, int64_t, int, \
-                                                         int64_t, unsigned long long*, cudaStream_t);
-#define INSTANTIATE_LOGITS(scalar_t, target_t)                                                               \
-  template cudaError_t launch_confusion_matrix_of_logits(const scalar_t*, const target_t*, int64_t, int64_t, \
-                                                         int, bool, int64_t, unsigned long long*,            \
-                                                         cudaStream_t);
+#define INSTANTIATE_LABELS(prediction_t, target_t)                                                                    \
+  template cudaError_t launch_confusion_matrix_of_labels(const prediction_t*, const target_t*, int64_t, int, int64_t, \
+                                                         unsigned long long*, cudaStream_t);
+#define INSTANTIATE_LOGITS(scalar_t, target_t)                                                                    \
+  template cudaError_t launch_confusion_matrix_of_logits(const scalar_t*, const target_t*, int64_t, int64_t, int, \
+                                                         bool, int64_t, unsigned long long*, cudaStream_t);
 #define INSTANTIATE(target_t)             \
   INSTANTIATE_LABELS(uint8_t, target_t)   \
   INSTANTIATE_LABELS(int32_t, target_t)   \

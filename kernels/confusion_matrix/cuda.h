@@ -16,12 +16,12 @@ cudaError_t launch_confusion_matrix_of_labels(const prediction_t* prediction,  /
 
 // The same with the arg max over the classes as prediction: the first maximum, NaN above every number.
 template <typename scalar_t, typename target_t>
-cudaError_t launch_confusion_matrix_of_logits(
-    const scalar_t* logits,  // [images, classes, plane], or
-                             // [images, plane, classes] if channels_last
-    const target_t* target,  // [images, plane]
-    int64_t images, int64_t plane, int classes, bool channels_last, int64_t ignore_index,
-    unsigned long long* counts,  // [classes, classes]
-    cudaStream_t stream);
+cudaError_t launch_confusion_matrix_of_logits(const scalar_t* logits,  // [images, classes, plane], or
+                                                                       // [images, plane, classes] if channels_last
+                                              const target_t* target,  // [images, plane]
+                                              int64_t images, int64_t plane, int classes, bool channels_last,
+                                              int64_t ignore_index,
+                                              unsigned long long* counts,  // [classes, classes]
+                                              cudaStream_t stream);
 
 }  // namespace fastseg::cuda

@@ -70,8 +70,8 @@ void forward(const Tensor& input, const Tensor& target, int64_t num_classes, int
     }
     const int64_t images = input.size(0);
     return with_logits(source, [&](const auto* logits) {
-      return launch_confusion_matrix_of_logits(logits, labels, images, pixels / images, classes,
-                                               channels_last, ignore_index, totals, device.stream());
+      return launch_confusion_matrix_of_logits(logits, labels, images, pixels / images, classes, channels_last,
+                                               ignore_index, totals, device.stream());
     });
   });
   check_launch(error, op);

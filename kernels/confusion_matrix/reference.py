@@ -24,6 +24,4 @@ def confusion_matrix(input: Tensor, target: Tensor, num_classes: int, ignore_ind
 def _refuse(name: str, labels: Tensor, wrong: Tensor, num_classes: int) -> None:
     if wrong.any():
         found = labels[wrong][0].item()
-        raise IndexError(
-            f"fastseg.ops.confusion_matrix: {name} holds label {found}; allowed: 0 to {num_classes - 1}"
-        )
+        raise IndexError(f"fastseg.ops.confusion_matrix: {name} holds label {found}; allowed: 0 to {num_classes - 1}")

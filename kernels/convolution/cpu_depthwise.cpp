@@ -56,8 +56,8 @@ void transposed(const Tensor& input, const Tensor& weight, std::optional<Tensor>
 
 void grad_weight(const Tensor& input, const Tensor& grad_output, Pair stride, Pair padding, Pair dilation,
                  int64_t groups, Pair kernel_size, bool /*channels_last*/, const Tensor& grad_weight) {
-  const Map map = map_of(input, grad_output, kernel_size, stride, padding, dilation, groups, &Axis::convolution,
-                         "grad_output");
+  const Map map =
+      map_of(input, grad_output, kernel_size, stride, padding, dilation, groups, &Axis::convolution, "grad_output");
   check_image(grad_weight, input.scalar_type(), "grad_weight");
   FASTSEG_CHECK(grad_weight.size(0) == map.channels && grad_weight.size(1) == 1 &&
                     grad_weight.size(2) == map.rows.kernel && grad_weight.size(3) == map.columns.kernel,

@@ -17,9 +17,9 @@ constexpr int64_t kStreamedBytes = 8 << 20;  // outputs from here on bypass the 
 using Numbers = std::vector<int64_t>;
 
 void check_image(const Tensor& tensor, const Tensor& like, const char* name) {
-  FASTSEG_CHECK(tensor.is_cpu() && tensor.dim() == 4 && tensor.is_contiguous() &&
-                    tensor.scalar_type() == like.scalar_type(),
-                name, " must be a contiguous CPU tensor of four dimensions and of the dtype of input");
+  FASTSEG_CHECK(
+      tensor.is_cpu() && tensor.dim() == 4 && tensor.is_contiguous() && tensor.scalar_type() == like.scalar_type(),
+      name, " must be a contiguous CPU tensor of four dimensions and of the dtype of input");
 }
 
 // small [N, S, h, w], big [N, B, H, W], weight [S, B, kh, kw].
@@ -29,11 +29,11 @@ Shape describe(const Tensor& small, const Tensor& big, const Tensor& weight, con
   check_image(big, small, "output");
   FASTSEG_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.scalar_type() == small.scalar_type(),
                 "weight must be a CPU tensor of four dimensions and of the dtype of input");
-  const Shape shape{small.size(0), small.size(1),  big.size(1), small.size(2), small.size(3), big.size(2), big.size(3),
+  const Shape shape{small.size(0),  small.size(1),  big.size(1), small.size(2), small.size(3), big.size(2), big.size(3),
                     weight.size(2), weight.size(3), stride[0],   stride[1],     padding[0],    padding[1]};
-  FASTSEG_CHECK(big.size(0) == shape.images && weight.size(0) == shape.small_channels &&
-                    weight.size(1) == shape.big_channels,
-                "input, output and weight do not fit together");
+  FASTSEG_CHECK(
+      big.size(0) == shape.images && weight.size(0) == shape.small_channels && weight.size(1) == shape.big_channels,
+      "input, output and weight do not fit together");
   const int64_t step = shape.stride_width;
   FASTSEG_CHECK(groups == 1 && dilation[0] == 1 && dilation[1] == 1 && shape.stride_height > 0 && shape.top >= 0 &&
                     shape.left >= 0 && (step == 2 || step == 4 || step == 8 || step == 16 || step == 32),

@@ -27,8 +27,8 @@ using simd::kLanes;
 using Pair = std::vector<int64_t>;  // of height and width
 
 struct Tap {
-  int64_t index;       // in the kernel
-  int64_t phase;       // of the source
+  int64_t index;  // in the kernel
+  int64_t phase;  // of the source
   int64_t offset;
   int64_t first, end;  // outputs k in [first, end) find it inside of the source
 };
@@ -45,7 +45,7 @@ inline int64_t floor_divide(int64_t value, int64_t divisor) {
 struct Axis {
   int64_t kernel, source, output;  // extents
   int64_t source_step = 1, output_step = 1;
-  std::vector<Phase> phases;       // of the outputs
+  std::vector<Phase> phases;  // of the outputs
 
   static Axis convolution(int64_t kernel, int64_t source, int64_t output, int64_t stride, int64_t padding,
                           int64_t dilation) {
@@ -253,7 +253,7 @@ struct Block {
   int64_t first, vectors;
   int begin, end;  // taps of the phase
   bool masked;
-  int low, high;   // the lanes that count
+  int low, high;  // the lanes that count
 };
 
 // The columns axis, cut into blocks.

@@ -246,8 +246,8 @@ struct ProductItem {
 // own[R S][padded(C)] += the sums of `item`; lanes [R S][padded(item.channels)] is scratch.
 template <typename scalar_t>
 void sum_products(const Map& map, const std::vector<Interval>& intervals, const scalar_t* input,
-                  const scalar_t* grad_output, const ProductItem& item,
-                  simd::accumulate<scalar_t>* lanes, double* own) {
+                  const scalar_t* grad_output, const ProductItem& item, simd::accumulate<scalar_t>* lanes,
+                  double* own) {
   using accumulate_t = simd::accumulate<scalar_t>;
   const Axis& columns = map.columns;
   const int64_t height = map.rows.output, taps = map.taps(), stride = padded(item.channels);
@@ -311,7 +311,7 @@ std::vector<double> sum_weights_of_pixels(const Map& map, const scalar_t* input,
     for (int64_t index = begin; index < end; ++index) {
       const int64_t part = index % parts, channel = index / parts * kGroup;
       const ProductItem item{channel, std::min(kGroup, map.channels - channel), rows * part / parts,
-                                       rows * (part + 1) / parts};
+                             rows * (part + 1) / parts};
       sum_products(map, intervals, input, grad_output, item, lanes.data(), sums.data() + part * size);
     }
   });

@@ -19,11 +19,10 @@ constexpr int kGroupVectors = kGroup / kLanes;
 constexpr int kTogether = simd::kRegisterBytes >= 32 ? 4 : 2;
 
 struct FlatTap {
-  int64_t index;  // in the kernel
-  int64_t shift;  // of the plane
+  int64_t index;                   // in the kernel
+  int64_t shift;                   // of the plane
   uint16_t inside[kGroupVectors];  // a bit for each lane
 };
-
 
 // One phase of the outputs.
 struct FlatPhase {
@@ -212,7 +211,9 @@ struct PlaneEnd {
 
   PlaneEnd(const Epilogue<scalar_t>& epilogue, const scalar_t* residual, scalar_t* to, int64_t pixels, bool spills)
       : epilogue(epilogue), residual(residual), to(to), pixels(pixels), spills(spills),
-        plain(residual || epilogue.relu ? 0 : spills ? pixels : pixels - kLanes + 1) {}
+        plain(residual || epilogue.relu ? 0
+              : spills                  ? pixels
+                                        : pixels - kLanes + 1) {}
 
   template <typename vector_t>
   FASTSEG_INLINE void operator()(int64_t pixel, vector_t sums) const {

@@ -131,9 +131,8 @@ template <typename accumulate_t>
 class PhaseRows {
  public:
   explicit PhaseRows(const Axis& axis)
-      : phases_(axis.phases.size()), step_(axis.output_step),
-        outputs_(axis.phases[0].outputs), segment_(padded(outputs_)), parts_(phases_ * segment_),
-        row_(padded(phases_ * segment_)) {}
+      : phases_(axis.phases.size()), step_(axis.output_step), outputs_(axis.phases[0].outputs),
+        segment_(padded(outputs_)), parts_(phases_ * segment_), row_(padded(phases_ * segment_)) {}
 
   accumulate_t* part(int64_t phase) { return parts_.get() + phase * segment_; }
 
@@ -191,10 +190,14 @@ class RowMap {
     });
     const ImageView<scalar_t>& residual = epilogue_.residual;
     const int lanes = static_cast<int>(std::min<int64_t>(kLanes, map_.columns.output));
-    const RowEnd<scalar_t> finish{epilogue_, epilogue_.bias_of(channel),
+    const RowEnd<scalar_t> finish{epilogue_,
+                                  epilogue_.bias_of(channel),
                                   residual.data ? residual.at(plane / map_.channels, channel, y, 0) : nullptr,
-                                  residual.column, output_ + row * map_.columns.output, lanes,
-                                  spills ? kLanes : lanes, streamed_};
+                                  residual.column,
+                                  output_ + row * map_.columns.output,
+                                  lanes,
+                                  spills ? kLanes : lanes,
+                                  streamed_};
     if (!parts_) {
       sum_phase(columns_.phases[0], met_.data(), count, finish);
       return;

@@ -81,9 +81,14 @@ void map_wide(const Map& map, const scalar_t* input, const std::vector<simd::acc
       });
       const ImageView<scalar_t>& residual = epilogue.residual;
       const int lanes = static_cast<int>(std::min<int64_t>(kLanes, width));
-      const RowEnd<scalar_t> finish{epilogue, epilogue.bias_of(channel),
+      const RowEnd<scalar_t> finish{epilogue,
+                                    epilogue.bias_of(channel),
                                     residual.data ? residual.at(plane / map.channels, channel, y, 0) : nullptr,
-                                    residual.column, output + row * width, lanes, lanes, /*streamed=*/false};
+                                    residual.column,
+                                    output + row * width,
+                                    lanes,
+                                    lanes,
+                                    /*streamed=*/false};
       for (int64_t x = 0; x < width; x += kLanes) {
         const int64_t first = std::max<int64_t>(0, std::min(x, width - kLanes));
         vector_t all[kLanes] = {};

@@ -132,9 +132,7 @@ def rectangles(
     tested: bool,
 ) -> list[Rectangle]:
     """Every output lies in exactly one of them. kind: "convolution" or "transposed"."""
-    down, right = (
-        AXES[kind](output_size[i], kernel_size[i], stride[i], padding[i], dilation[i]) for i in (0, 1)
-    )  # fmt: skip
+    down, right = (AXES[kind](output_size[i], kernel_size[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
     runs = Progression.whole if tested else Progression.intervals
     columns = [(axis, run) for axis in right for run in runs(axis, input_size[1])]
     found = []
@@ -239,9 +237,7 @@ def tap_reaches(
     dilation: Sequence[int],
 ) -> list[TapReach]:
     """Of all taps in order."""
-    down, right = (
-        convolution(output_size[i], kernel_size[i], stride[i], padding[i], dilation[i])[0] for i in (0, 1)
-    )  # fmt: skip
+    down, right = (convolution(output_size[i], kernel_size[i], stride[i], padding[i], dilation[i])[0] for i in (0, 1))
     found = []
     for r, s in product(range(kernel_size[0]), range(kernel_size[1])):
         (y, bottom), (x, end) = down.reach(r, input_size[0]), right.reach(s, input_size[1])

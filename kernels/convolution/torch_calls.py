@@ -7,10 +7,13 @@ import torch.nn.functional as F
 def _ends(input, kernel_size, stride, padding, dilation, size):
     """How much padding (bottom, right) makes the output `size`, or None if torch's own (`padding`) does."""
     ends = [
-        (size[axis] - 1) * stride[axis] + dilation[axis] * (kernel_size[axis] - 1) + 1
-        - input.shape[2 + axis] - padding[axis]
+        (size[axis] - 1) * stride[axis]
+        + dilation[axis] * (kernel_size[axis] - 1)
+        + 1
+        - input.shape[2 + axis]
+        - padding[axis]
         for axis in (0, 1)
-    ]  # fmt: skip
+    ]
     if 0 <= padding[0] - ends[0] < stride[0] and 0 <= padding[1] - ends[1] < stride[1]:
         return None
     return ends

@@ -145,8 +145,12 @@ def implicit_gemm_kernel(
     taps_down, taps_right = tl.load(line + 15), tl.load(line + 16)
     number = tl.load(entry + 1)
     if WIDE:
-        number, pixels, row_tap, column_tap = number.to(tl.int64), pixels.to(tl.int64), row_tap.to(tl.int64), \
-            column_tap.to(tl.int64)
+        number, pixels, row_tap, column_tap = (
+            number.to(tl.int64),
+            pixels.to(tl.int64),
+            row_tap.to(tl.int64),
+            column_tap.to(tl.int64),
+        )
         k = k.to(tl.int64)
 
     p = number * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -227,7 +231,7 @@ def _launch(kind, input, weight, bias, residual, stride, padding, dilation, grou
     pixels = images * groups * size[0] * size[1]
     config = config_of(
         input.dtype, multiplied, channels_last, out_channels, channels, pixels, residual is not None, input.device
-    )  # fmt: skip
+    )
     taps = packed(weight, groups, kind == "transposed", config.out_channels, config.channels)
     blocks = plan(
         kind, images, tuple(input.shape[2:]), tuple(size), tuple(weight.shape[2:]), tuple(stride), tuple(padding),
@@ -252,16 +256,12 @@ def _launch(kind, input, weight, bias, residual, stride, padding, dilation, grou
 
 def dilated_conv2d(input, weight, bias, residual, stride, padding, dilation, groups, size, relu, output):
     """input [N, C, H, W], weight [K, C / groups, R, S], residual and output [N, K, *size]."""
-    _launch(
-        "convolution", input, weight, bias, residual, stride, padding, dilation, groups, size, relu, output
-    )  # fmt: skip
+    _launch("convolution", input, weight, bias, residual, stride, padding, dilation, groups, size, relu, output)
 
 
 def conv_transpose2d(input, weight, bias, residual, stride, padding, dilation, groups, size, relu, output):
     """input [N, C, H, W], weight [C, K / groups, R, S], residual and output [N, K, *size]."""
-    _launch(
-        "transposed", input, weight, bias, residual, stride, padding, dilation, groups, size, relu, output
-    )  # fmt: skip
+    _launch("transposed", input, weight, bias, residual, stride, padding, dilation, groups, size, relu, output)
 
 
 # --- ahead-of-time cases ---
@@ -296,8 +296,11 @@ def _case(kind, layout, outputs, config, what="", residual=False, **constexprs) 
     constexprs |= {f"{image}_{'channel' if channels_last else 'column'}": 1 for image in images}
     if not residual:
         constexprs["residual"] = None
-    sizes = [name for name in implicit_gemm_kernel.arg_names
-             if name.islower() and name not in pointers and name not in constexprs]  # fmt: skip
+    sizes = [
+        name
+        for name in implicit_gemm_kernel.arg_names
+        if name.islower() and name not in pointers and name not in constexprs
+    ]
     strides = [name for name in sizes if name.endswith(("_image", "_row", "_column"))] if channels_last else []
     # mma takes over where an output tile has fewer rows than wgmma multiplies.
     rows = config.pixels if channels_last else config.out_channels

@@ -346,8 +346,9 @@ def _weight_case(dtype, layout, config, run) -> AotCase:
 
 
 def _sizes(kernel, pointers: dict, constexprs: dict) -> dict[str, str]:
-    return {name: "i32" for name in kernel.arg_names
-            if name.islower() and name not in pointers and name not in constexprs}  # fmt: skip
+    return {
+        name: "i32" for name in kernel.arg_names if name.islower() and name not in pointers and name not in constexprs
+    }
 
 
 def _divisible(pointers: dict, constexprs: dict, kernel) -> list[str]:

@@ -168,7 +168,7 @@ def config_of(multiplied: str, channels_last: bool, out_channels: int, channels:
     narrow, wide = few.out_channels, few.channels
     return few._replace(
         out_channels=narrow if out_channels <= narrow else wide, channels=narrow if channels <= narrow else wide
-    )  # fmt: skip
+    )
 
 
 def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, kernel_size, grad_weight):
@@ -213,8 +213,9 @@ def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, ke
 
 
 def weight_aot_cases() -> list[AotCase]:
-    half, few, planes = (("half", *rest) for rest in (("channels_last", "wide"), ("channels_last", "few"),
-                                                      ("planes", "wide")))  # fmt: skip
+    half, few, planes = (
+        ("half", *rest) for rest in (("channels_last", "wide"), ("channels_last", "few"), ("planes", "wide"))
+    )
     return [
         *(_case(*key, config) for key, config in CONFIGS.items()),
         _case(*half, CONFIGS[half], "64 bits", WIDE=True),
@@ -233,8 +234,11 @@ def _case(kind, layout, outputs, config, what="", **constexprs) -> AotCase:
         BLOCK_K=config.out_channels, BLOCK_C=config.channels, BLOCK_P=config.pixels, to_channel=1,
     ) | constexprs  # fmt: skip
     constexprs |= {f"{image}_{'channel' if channels_last else 'column'}": 1 for image in ("input", "grad")}
-    sizes = [name for name in grad_weight_kernel.arg_names
-             if name.islower() and name not in pointers and name not in constexprs]  # fmt: skip
+    sizes = [
+        name
+        for name in grad_weight_kernel.arg_names
+        if name.islower() and name not in pointers and name not in constexprs
+    ]
     images = [name for name in sizes if name.startswith(("input_", "grad_"))] if channels_last else []
     wide = kind == "half" and channels_last  # tf32 tiles are turned on their way, 4 bytes at a time
     return AotCase(

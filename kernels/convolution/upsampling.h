@@ -28,7 +28,7 @@ struct Shape {
   int64_t small_height, small_width, big_height, big_width;
   int64_t kernel_height, kernel_width, stride_height, stride_width, top, left;
 
-  int64_t taps() const { return ceil_divide(kernel_width, stride_width); }        // t
+  int64_t taps() const { return ceil_divide(kernel_width, stride_width); }  // t
   int64_t parts() const { return std::max<int64_t>(1, stride_width / simd::kLanes); }
   int64_t columns() const { return std::max<int64_t>(1, simd::kLanes / stride_width); }  // of a group
   int64_t groups() const { return ceil_divide(small_width + taps() - 1, columns()); }    // u
@@ -38,7 +38,7 @@ struct Shape {
   int64_t last_tap(int64_t i) const {
     return std::clamp<int64_t>(big_height - top_row(i), first_tap(i), kernel_height);
   }
-  int64_t rows_above() const { return ceil_divide(kernel_height, stride_height); }       // small rows a big row meets
+  int64_t rows_above() const { return ceil_divide(kernel_height, stride_height); }  // small rows a big row meets
 };
 
 // What is computed at a time: kRows channels by kGroups groups of columns, all in registers.
@@ -238,7 +238,7 @@ void spread(const Shape& shape, const scalar_t* small, const scalar_t* weight, c
     const int64_t panel = S * taps * groups;
     const int64_t length = std::max(groups * parts, ceil_divide(shape.left + shape.big_width, simd::kLanes));
     Panel<accumulate_t> values(above * panel);  // the small rows step, step - 1, ..., row i at i % above
-    Panel<accumulate_t> totals(B * length);  // [b][u][part], zeros beyond the last tap
+    Panel<accumulate_t> totals(B * length);     // [b][u][part], zeros beyond the last tap
     Product<accumulate_t> product;
     product.sum_row = length * simd::kLanes, product.sum_group = parts * simd::kLanes;
     product.factor_row = simd::kLanes, product.factor_step = B * simd::kLanes;
@@ -250,8 +250,7 @@ void spread(const Shape& shape, const scalar_t* small, const scalar_t* weight, c
       for (int64_t i = std::max<int64_t>(0, fresh ? step - above + 1 : step);
            i <= std::min(step, shape.small_height - 1); ++i) {
         const scalar_t* row = small + (n * S * shape.small_height + i) * shape.small_width;
-        pack_small_row(shape, row, shape.small_height * shape.small_width,
-                       lanes_of(values, i % above * panel));
+        pack_small_row(shape, row, shape.small_height * shape.small_width, lanes_of(values, i % above * panel));
       }
       for (int64_t phase = 0; phase < shape.stride_height; ++phase) {
         const int64_t row = step * shape.stride_height + phase - shape.top;

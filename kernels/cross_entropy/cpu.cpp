@@ -14,7 +14,7 @@ using namespace fastseg::cross_entropy;
 
 // The arguments of the loss and of its gradient.
 struct Arguments {
-  const Tensor &input, &target;                      // [N, C, ...], [N, ...]
+  const Tensor &input, &target;                       // [N, C, ...], [N, ...]
   const std::optional<Tensor>&weight, &pixel_weight;  // [C], [N, ...]
   Options options;
 };
@@ -46,9 +46,7 @@ Problem<scalar_t> problem_of(const Arguments& arguments, const PixelWalk& walk, 
   return problem;
 }
 
-bool takes_mean(const Options& options) {
-  return options.reduction == kMean || options.reduction == kMeanOfCount;
-}
+bool takes_mean(const Options& options) { return options.reduction == kMean || options.reduction == kMeanOfCount; }
 
 double mean_scale(const Options& options, double denominator) {
   return options.zero_if_empty && denominator == 0 ? 0.0 : 1 / denominator;
@@ -56,15 +54,13 @@ double mean_scale(const Options& options, double denominator) {
 
 // loss: [N, P] without reduction, else [1]; denominator: [1].
 template <typename scalar_t>
-void finish(const Problem<scalar_t>& problem, const Sums& sums, const Tensor& loss,
-            const Tensor& denominator) {
+void finish(const Problem<scalar_t>& problem, const Sums& sums, const Tensor& loss, const Tensor& denominator) {
   using accumulate_t = simd::accumulate<scalar_t>;
   const Options& options = problem.options;
   *dense_output<accumulate_t>(denominator, 1, "denominator") = static_cast<accumulate_t>(sums.denominator);
   if (options.reduction == kNone) return;
   double value = sums.loss;
-  if (takes_mean(options))
-    value = options.zero_if_empty && sums.denominator == 0 ? 0.0 : value / sums.denominator;
+  if (takes_mean(options)) value = options.zero_if_empty && sums.denominator == 0 ? 0.0 : value / sums.denominator;
   *dense_output<accumulate_t>(loss, 1, "loss") = static_cast<accumulate_t>(value);
 }
 
@@ -75,9 +71,11 @@ void forward(const Tensor& input, const Tensor& target, std::optional<Tensor> we
              double gamma, bool zero_if_empty, bool inert_ignored, bool with_gradient, const Tensor& loss,
              const Tensor& denominator, const Tensor& gradient) {
   FASTSEG_CHECK(!with_gradient || reduction != kNone, "the gradient in the forward needs a reduction");
-  const Arguments arguments{
-      input, target, weight, pixel_weight,
-      {ignore_index, reduction, label_smoothing, gamma, zero_if_empty, inert_ignored}};
+  const Arguments arguments{input,
+                            target,
+                            weight,
+                            pixel_weight,
+                            {ignore_index, reduction, label_smoothing, gamma, zero_if_empty, inert_ignored}};
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
     using accumulate_t = simd::accumulate<scalar_t>;
@@ -95,9 +93,11 @@ void backward(const Tensor& input, const Tensor& target, std::optional<Tensor> w
               std::optional<Tensor> pixel_weight, const Tensor& grad_loss, const Tensor& denominator,
               int64_t ignore_index, int64_t reduction, double label_smoothing, double gamma, bool zero_if_empty,
               bool inert_ignored, const Tensor& grad_input) {
-  const Arguments arguments{
-      input, target, weight, pixel_weight,
-      {ignore_index, reduction, label_smoothing, gamma, zero_if_empty, inert_ignored}};
+  const Arguments arguments{input,
+                            target,
+                            weight,
+                            pixel_weight,
+                            {ignore_index, reduction, label_smoothing, gamma, zero_if_empty, inert_ignored}};
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
     using accumulate_t = simd::accumulate<scalar_t>;

@@ -17,9 +17,9 @@ namespace fastseg::probability_targets {
 template <typename scalar_t>
 struct Problem {
   using accumulate_t = simd::accumulate<scalar_t>;
-  int64_t images, classes, pixels;   // N, C, P
-  PixelView<const scalar_t> logits;  // [N, C, P]
-  PixelView<scalar_t> gradient;      // [N, C, P] or null: not wanted
+  int64_t images, classes, pixels;                                                // N, C, P
+  PixelView<const scalar_t> logits;                                               // [N, C, P]
+  PixelView<scalar_t> gradient;                                                   // [N, C, P] or null: not wanted
   std::function<std::unique_ptr<TargetTiles<accumulate_t>>()> make_target_tiles;  // one for each thread
   bool wants_target_gradient;
   const accumulate_t* class_weight;  // [C] or null
@@ -39,17 +39,11 @@ class Sweep {
   using vector_t = simd::vec<accumulate_t>;
 
   explicit Sweep(const Problem<scalar_t>& problem)
-      : problem_(problem),
-        access_(problem.logits, problem.gradient, problem.classes),
-        targets_(problem.make_target_tiles()),
-        tile_(access_.tile()),
-        block_(problem.classes <= 64 ? 8 : 32),
-        stride_(access_.row_stride()),
-        own_rows_(problem.wants_target_gradient ? problem.classes * stride_ : 0),
-        exponentials_(problem.wants_target_gradient ? own_rows_.get() : access_.rows()),
-        pixel_values_(kArrays * tile_),
-        class_values_(2 * problem.classes),
-        target_scale_(class_values_.get()),
+      : problem_(problem), access_(problem.logits, problem.gradient, problem.classes),
+        targets_(problem.make_target_tiles()), tile_(access_.tile()), block_(problem.classes <= 64 ? 8 : 32),
+        stride_(access_.row_stride()), own_rows_(problem.wants_target_gradient ? problem.classes * stride_ : 0),
+        exponentials_(problem.wants_target_gradient ? own_rows_.get() : access_.rows()), pixel_values_(kArrays * tile_),
+        class_values_(2 * problem.classes), target_scale_(class_values_.get()),
         target_shift_(class_values_.get() + problem.classes) {
     accumulate_t* next = pixel_values_.get();
     for (accumulate_t** array : {&maximum_, &sum_, &share_, &product_, &log_sum_, &ratio_, &factor_}) {
@@ -233,9 +227,8 @@ double sweep(const Problem<scalar_t>& problem) {
   const int64_t tiles = problem.images * ceil_divide(problem.pixels, tile);
   const UnevenSlices slices(tiles, ceil_divide(kFewestElements, problem.classes * tile));
   std::vector<double> partial(slices.slices());
-  slices.run([&](int64_t slice, int64_t begin, int64_t end) {
-    partial[slice] = Sweep<scalar_t>(problem).run(begin, end);
-  });
+  slices.run(
+      [&](int64_t slice, int64_t begin, int64_t end) { partial[slice] = Sweep<scalar_t>(problem).run(begin, end); });
   double total = 0;
   for (double sum : partial) total += sum;
   return total;

@@ -88,8 +88,7 @@ struct PixelNumbers {
   accumulate_t* target_logit;   // logit of the label
   accumulate_t* target_weight;  // class weight of the label, 0 where ignored
   accumulate_t* pixel_weight;   // pixel weight, 0 where ignored
-  accumulate_t*
-      extra;  // smoothing: sum of w_c (logit_c - maximum); focal: sum of the exponentials of the others
+  accumulate_t* extra;  // smoothing: sum of w_c (logit_c - maximum); focal: sum of the exponentials of the others
   // gradient = (e_c - [c = label] label_excess) scale - w_c smoothing_scale
   accumulate_t *scale, *label_excess, *smoothing_scale;
 };

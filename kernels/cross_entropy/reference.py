@@ -22,9 +22,7 @@ def _labels(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Te
 def _weights(input: Tensor, label: Tensor, valid: Tensor, weight: Tensor | None, pixel_weight: Tensor | None):
     """(class weights [C], weight of each pixel's label, weight of each pixel), zero where the pixel is ignored."""
     dtype = accumulator(input.dtype)
-    class_weight = (
-        torch.ones(input.shape[1], dtype=dtype, device=input.device) if weight is None else weight.to(dtype)
-    )
+    class_weight = torch.ones(input.shape[1], dtype=dtype, device=input.device) if weight is None else weight.to(dtype)
     each = torch.ones_like(label, dtype=dtype) if pixel_weight is None else pixel_weight.to(dtype)
     zero = torch.zeros((), dtype=dtype, device=input.device)
     return class_weight, torch.where(valid, class_weight[label], zero), torch.where(valid, each, zero)
@@ -122,9 +120,7 @@ def cross_entropy_backward(
     uniform = label_smoothing / classes * _broadcast(class_weight, input)
     total = towards_label + label_smoothing / classes * class_weight.sum()
     gradient = torch.where(valid.unsqueeze(1), scale * total, torch.zeros_like(scale)) * log_p.exp()
-    gradient = (
-        gradient - torch.where(valid.unsqueeze(1), scale * towards_label, torch.zeros_like(scale)) * one_hot
-    )
+    gradient = gradient - torch.where(valid.unsqueeze(1), scale * towards_label, torch.zeros_like(scale)) * one_hot
     if label_smoothing > 0:
         gradient = gradient - scale * uniform
     if inert_ignored:

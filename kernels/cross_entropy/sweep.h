@@ -20,11 +20,8 @@ class Sweep {
   using mask_t = simd::mask<accumulate_t>;
 
   explicit Sweep(const Problem<scalar_t>& problem)
-      : problem_(problem),
-        access_(problem.logits, problem.gradient, problem.classes),
-        tile_(access_.tile()),
-        numbers_(tile_),
-        smoothing_(static_cast<accumulate_t>(problem.options.label_smoothing / problem.classes)),
+      : problem_(problem), access_(problem.logits, problem.gradient, problem.classes), tile_(access_.tile()),
+        numbers_(tile_), smoothing_(static_cast<accumulate_t>(problem.options.label_smoothing / problem.classes)),
         weight_total_(0) {
     for (int64_t c = 0; c < problem.classes; ++c) weight_total_ += weight_of(c);
   }
@@ -42,9 +39,7 @@ class Sweep {
   }
 
  private:
-  accumulate_t weight_of(int64_t c) const {
-    return problem_.class_weight ? problem_.class_weight[c] : accumulate_t(1);
-  }
+  accumulate_t weight_of(int64_t c) const { return problem_.class_weight ? problem_.class_weight[c] : accumulate_t(1); }
 
   void load_weights(int64_t position, int count) {
     const vector_t one = simd::splat(accumulate_t(1));
@@ -118,9 +113,8 @@ class Sweep {
   // softmax leaves just that, and 0 as the label's exponential, which is its gradient before label_excess.
   void hide_label_logits() const {
     const vector_t lowest = simd::splat(-std::numeric_limits<accumulate_t>::infinity());
-    at_labels(
-        [&](accumulate_t* run, int i) { simd::store(run, simd::select(is_valid(i), lowest, simd::load(run))); },
-        [&](accumulate_t* logit, int) { *logit = lowest[0]; });
+    at_labels([&](accumulate_t* run, int i) { simd::store(run, simd::select(is_valid(i), lowest, simd::load(run))); },
+              [&](accumulate_t* logit, int) { *logit = lowest[0]; });
   }
   void complete_sums() const {
     for (int i = 0; i < tile_; i += kLanes) {
@@ -182,8 +176,7 @@ class Sweep {
     if (!problem_.grad_output) return simd::splat(scale);
     if (problem_.options.reduction != kNone) return simd::splat(scale * problem_.grad_output[0]);
     if (i >= count) return vector_t{};
-    return simd::load_partial(problem_.grad_output + position + i, std::min(kLanes, count - i),
-                              accumulate_t(0));
+    return simd::load_partial(problem_.grad_output + position + i, std::min(kLanes, count - i), accumulate_t(0));
   }
 
   // loss = (1 - p)^gamma (-log p) of the label's probability p, and the factor f of dloss/dlogit_c = f (p_c -
@@ -230,11 +223,9 @@ class Sweep {
     if (problem_.options.inert_ignored) clear_ignored();
     // The label's term is subtracted beforehand where it belongs.
     const accumulate_t* excess = numbers_.label_excess;
-    at_labels(
-        [&](accumulate_t* run, int i) {
-          simd::store(run, simd::load(run) - simd::keep_where(is_valid(i), simd::load(excess + i)));
-        },
-        [&](accumulate_t* exponential, int pixel) { *exponential -= excess[pixel]; });
+    at_labels([&](accumulate_t* run,
+                  int i) { simd::store(run, simd::load(run) - simd::keep_where(is_valid(i), simd::load(excess + i))); },
+              [&](accumulate_t* exponential, int pixel) { *exponential -= excess[pixel]; });
     smoothing_ == 0 ? write_rows<false>(tile) : write_rows<true>(tile);
   }
 
@@ -280,8 +271,8 @@ class Sweep {
   TileAccess<scalar_t> access_;
   int tile_;
   PixelNumbers<accumulate_t> numbers_;
-  accumulate_t smoothing_;     // label_smoothing / C
-  accumulate_t weight_total_;  // sum of the class weights
+  accumulate_t smoothing_;               // label_smoothing / C
+  accumulate_t weight_total_;            // sum of the class weights
   simd::f64x16 loss_{}, denominator_{};  // sums so far
   Sums sums_;
 };

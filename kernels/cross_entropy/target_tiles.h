@@ -30,9 +30,7 @@ struct TargetRows {
     }
   }
   // The same row of the next tile: the hardware does not follow hundreds of rows at once.
-  FASTSEG_INLINE void prefetch(int64_t c, int i, int tile) const {
-    __builtin_prefetch(values + c * stride + i + tile);
-  }
+  FASTSEG_INLINE void prefetch(int64_t c, int i, int tile) const { __builtin_prefetch(values + c * stride + i + tile); }
 };
 
 // The targets of one thread.

@@ -56,8 +56,9 @@ CONFIGS = {
 def config_of(pixel: int, classes: int) -> Config:
     """For logits with neighbouring pixels `pixel` elements apart: 1 in planes (NCHW), more in rows (channels_last)."""
     names = ("planes",) if pixel == 1 else ("rows",) if pixel % 4 else ("aligned rows", "rows")
-    return next(config for (layout, most), config in CONFIGS.items()
-                if layout in names and (most is None or classes <= most))
+    return next(
+        config for (layout, most), config in CONFIGS.items() if layout in names and (most is None or classes <= most)
+    )
 
 
 @triton.jit
@@ -204,20 +205,58 @@ def cross_entropy_kernel(
         uniform_scale = tl.where(valid, scale * uniform_share, 0.0)
         targets = gradient + n * gradient_image + first * GRADIENT_PIXEL + p * GRADIENT_PIXEL
         if HELD:
-            write_gradient(column, 0, targets, inside, gradient_plane, class_weight, label, largest, probability_scale,
-                           target_scale, uniform_scale, C, CHUNK, SMOOTHING, INERT)
+            write_gradient(
+                column,
+                0,
+                targets,
+                inside,
+                gradient_plane,
+                class_weight,
+                label,
+                largest,
+                probability_scale,
+                target_scale,
+                uniform_scale,
+                C,
+                CHUNK,
+                SMOOTHING,
+                INERT,
+            )
         else:
             for start in range(0, C, STEP):
                 column = read_column(pointers, inside, plane, start, C, STEP, CHUNK)
-                write_gradient(column, start, targets, inside, gradient_plane, class_weight, label, largest,
-                               probability_scale, target_scale, uniform_scale, C, CHUNK, SMOOTHING, INERT)
+                write_gradient(
+                    column,
+                    start,
+                    targets,
+                    inside,
+                    gradient_plane,
+                    class_weight,
+                    label,
+                    largest,
+                    probability_scale,
+                    target_scale,
+                    uniform_scale,
+                    C,
+                    CHUNK,
+                    SMOOTHING,
+                    INERT,
+                )
 
 
 # --- launchers ---
 
 
-def _constexprs(classes: int, pixel: int, gradient_pixel: int, reduction: int, label_smoothing: float, gamma: float,
-                zero_if_empty: bool, inert_ignored: bool) -> tuple[dict, int]:
+def _constexprs(
+    classes: int,
+    pixel: int,
+    gradient_pixel: int,
+    reduction: int,
+    label_smoothing: float,
+    gamma: float,
+    zero_if_empty: bool,
+    inert_ignored: bool,
+) -> tuple[dict, int]:
     """(compile-time arguments of cross_entropy_kernel, number of warps)."""
     chunk, step, block, warps = config_of(pixel, classes)
     constexprs = dict(
@@ -250,7 +289,13 @@ def _launch(
     image, plane, pixel = call.input.stride()
     gradient_image, gradient_plane, gradient_pixel = (0, 0, 1) if gradient is None else gradient.stride()
     constexprs, warps = _constexprs(
-        classes, pixel, gradient_pixel, call.reduction, call.label_smoothing, call.gamma, call.zero_if_empty,
+        classes,
+        pixel,
+        gradient_pixel,
+        call.reduction,
+        call.label_smoothing,
+        call.gamma,
+        call.zero_if_empty,
         call.inert_ignored,
     )
     blocks = triton.cdiv(pixels, constexprs["BLOCK_P"])
@@ -264,8 +309,22 @@ def _launch(
         )  # fmt: skip
 
 
-def forward(input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
-            inert_ignored, with_gradient, loss, denominator, gradient) -> None:
+def forward(
+    input,
+    target,
+    weight,
+    pixel_weight,
+    ignore_index,
+    reduction,
+    label_smoothing,
+    gamma,
+    zero_if_empty,
+    inert_ignored,
+    with_gradient,
+    loss,
+    denominator,
+    gradient,
+) -> None:
     """loss: [N, ...] without reduction, else []; denominator: []; gradient: like input, if with_gradient.
 
     The gradient comes from the same read of the logits, and needs a reduction.
@@ -284,8 +343,21 @@ def forward(input, target, weight, pixel_weight, ignore_index, reduction, label_
     finish(sums, None if reduction == NONE else loss, denominator, reduction, zero_if_empty)
 
 
-def backward(input, target, weight, pixel_weight, grad_loss, denominator, ignore_index, reduction, label_smoothing,
-             gamma, zero_if_empty, inert_ignored, grad_input) -> None:
+def backward(
+    input,
+    target,
+    weight,
+    pixel_weight,
+    grad_loss,
+    denominator,
+    ignore_index,
+    reduction,
+    label_smoothing,
+    gamma,
+    zero_if_empty,
+    inert_ignored,
+    grad_input,
+) -> None:
     """grad_loss: [N, ...] without reduction, else []; grad_input: like input."""
     logits, gradient = pixel_views(input, grad_input)
     options = ignore_index, reduction, label_smoothing, gamma, zero_if_empty, inert_ignored
@@ -303,8 +375,18 @@ _WHAT = {  # which outputs a launch asks for
 _OPTIONAL = ("class_weight", "pixel_weight", "pixel_loss", "partial_sums", "gradient", "grad_loss", "denominator")
 
 
-def _case(what: str, dtype: str, classes: int, rows: bool = False, weights: bool = False, label_smoothing: float = 0.0,
-          gamma: float = 0.0, target: str = "i64", debug: bool = False, **limits) -> AotCase:
+def _case(
+    what: str,
+    dtype: str,
+    classes: int,
+    rows: bool = False,
+    weights: bool = False,
+    label_smoothing: float = 0.0,
+    gamma: float = 0.0,
+    target: str = "i64",
+    debug: bool = False,
+    **limits,
+) -> AotCase:
     pixel = classes if rows else 1
     constexprs, warps = _constexprs(classes, pixel, pixel, MEAN, label_smoothing, gamma, False, gamma > 0)
     pointers = {name: kind.format(dtype=dtype) for name, kind in _WHAT[what].items()}
@@ -347,4 +429,4 @@ def aot_cases() -> list[AotCase]:
         _case("forward", "fp32", 19, debug=True, load_bits=128),
         *small_aot_cases(),
         *probability_aot_cases(),
-    ]  # fmt: skip
+    ]

@@ -38,8 +38,9 @@ CONFIGS = {
 def config_of(pixel: int, classes: int) -> Config:
     """For logits whose neighbouring pixels lie `pixel` elements apart: 1 in planes, more in rows (channels_last)."""
     layout = "planes" if pixel == 1 else "rows"
-    return next(config for (name, most), config in CONFIGS.items()
-                if name == layout and (most is None or classes <= most))
+    return next(
+        config for (name, most), config in CONFIGS.items() if name == layout and (most is None or classes <= most)
+    )
 
 
 @triton.jit
@@ -170,20 +171,59 @@ def cross_entropy_probabilities_kernel(
         if target_gradient is not None:
             target_gradients = target_gradient + n * target_gradient_image + (first + p) * TARGET_GRADIENT_PIXEL
         if HELD:
-            write_gradients(column, targets, 0, gradients, target_gradients, inside, gradient_plane,
-                            target_gradient_plane, class_weight, label_smoothing, largest, log_total, ratio, factor,
-                            C, CHUNK, SMOOTHING)
+            write_gradients(
+                column,
+                targets,
+                0,
+                gradients,
+                target_gradients,
+                inside,
+                gradient_plane,
+                target_gradient_plane,
+                class_weight,
+                label_smoothing,
+                largest,
+                log_total,
+                ratio,
+                factor,
+                C,
+                CHUNK,
+                SMOOTHING,
+            )
         else:
             for start in range(0, C, STEP):
                 column = read_column(pointers, inside, plane, start, C, STEP, CHUNK)
                 targets = read_column(target_pointers, inside, target_plane, start, C, STEP, CHUNK, 0.0)
-                write_gradients(column, targets, start, gradients, target_gradients, inside, gradient_plane,
-                                target_gradient_plane, class_weight, label_smoothing, largest, log_total, ratio, factor,
-                                C, CHUNK, SMOOTHING)
+                write_gradients(
+                    column,
+                    targets,
+                    start,
+                    gradients,
+                    target_gradients,
+                    inside,
+                    gradient_plane,
+                    target_gradient_plane,
+                    class_weight,
+                    label_smoothing,
+                    largest,
+                    log_total,
+                    ratio,
+                    factor,
+                    C,
+                    CHUNK,
+                    SMOOTHING,
+                )
 
 
-def _constexprs(classes: int, pixel: int, target_pixel: int, gradient_pixel: int, target_gradient_pixel: int,
-                reduction: int, label_smoothing: float) -> tuple[dict, int]:
+def _constexprs(
+    classes: int,
+    pixel: int,
+    target_pixel: int,
+    gradient_pixel: int,
+    target_gradient_pixel: int,
+    reduction: int,
+    label_smoothing: float,
+) -> tuple[dict, int]:
     """(compile-time arguments of cross_entropy_probabilities_kernel, number of warps)."""
     chunk, step, block, warps = config_of(pixel, classes)
     constexprs = dict(
@@ -194,8 +234,19 @@ def _constexprs(classes: int, pixel: int, target_pixel: int, gradient_pixel: int
     return constexprs, warps
 
 
-def _run(input, target, weight, pixel_weight, reduction, label_smoothing, *, grad_loss=None, loss=None,
-         grad_input=None, grad_target=None) -> None:
+def _run(
+    input,
+    target,
+    weight,
+    pixel_weight,
+    reduction,
+    label_smoothing,
+    *,
+    grad_loss=None,
+    loss=None,
+    grad_input=None,
+    grad_target=None,
+) -> None:
     """Writes those of loss ([N, ...] without reduction, else []), grad_input and grad_target that are not None."""
     input, target, *gradients = pixel_views(input, target, grad_input, grad_target)
     images, classes, pixels = input.shape
@@ -216,14 +267,26 @@ def _run(input, target, weight, pixel_weight, reduction, label_smoothing, *, gra
         finish(sums, loss, torch.empty_like(loss), reduction, False)
 
 
-def forward(input, target, weight, pixel_weight, reduction, label_smoothing, to_input, to_target, loss, grad_input,
-            grad_target) -> None:
+def forward(
+    input, target, weight, pixel_weight, reduction, label_smoothing, to_input, to_target, loss, grad_input, grad_target
+) -> None:
     gradients = dict(grad_input=grad_input if to_input else None, grad_target=grad_target if to_target else None)
     _run(input, target, weight, pixel_weight, reduction, label_smoothing, loss=loss, **gradients)
 
 
-def backward(input, target, weight, pixel_weight, grad_loss, reduction, label_smoothing, to_input, to_target,
-             grad_input, grad_target) -> None:
+def backward(
+    input,
+    target,
+    weight,
+    pixel_weight,
+    grad_loss,
+    reduction,
+    label_smoothing,
+    to_input,
+    to_target,
+    grad_input,
+    grad_target,
+) -> None:
     gradients = dict(grad_input=grad_input if to_input else None, grad_target=grad_target if to_target else None)
     _run(input, target, weight, pixel_weight, reduction, label_smoothing, grad_loss=grad_loss, **gradients)
 
@@ -239,8 +302,16 @@ _WHAT = {  # which outputs a launch asks for
 _OPTIONAL = ("class_weight", "pixel_weight", "grad_loss", "pixel_loss", "partial_sums", "gradient", "target_gradient")
 
 
-def _case(what: str, dtype: str, classes: int, target: str = "", rows: bool = False, weights: bool = False,
-          label_smoothing: float = 0.0, **limits) -> AotCase:
+def _case(
+    what: str,
+    dtype: str,
+    classes: int,
+    target: str = "",
+    rows: bool = False,
+    weights: bool = False,
+    label_smoothing: float = 0.0,
+    **limits,
+) -> AotCase:
     target = target or dtype
     pixel = classes if rows else 1
     constexprs, warps = _constexprs(classes, *[pixel] * 4, MEAN, label_smoothing)

@@ -37,8 +37,11 @@ def finish_kernel(
     weight_sums,  # [count] fp32
     loss,  # [] fp32 or None
     denominator,  # [] fp32
-    count, MEAN: tl.constexpr, ZERO_IF_EMPTY: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    count,
+    MEAN: tl.constexpr,
+    ZERO_IF_EMPTY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Adds up the partial sums of all programs, always in the same order."""
     losses = tl.zeros((BLOCK,), tl.float32)
     weights = tl.zeros((BLOCK,), tl.float32)

@@ -32,11 +32,8 @@ class Forward {
   using vector_t = simd::vec<accumulate_t>;
 
   explicit Forward(const Problem<scalar_t>& problem)
-      : problem_(problem),
-        softmax_(problem, PixelView<scalar_t>{}),
-        lanes_(3 * problem.classes * kLanes),
-        totals_(3 * problem.classes),
-        smoothing_(static_cast<accumulate_t>(problem.label_smoothing / problem.classes)),
+      : problem_(problem), softmax_(problem, PixelView<scalar_t>{}), lanes_(3 * problem.classes * kLanes),
+        totals_(3 * problem.classes), smoothing_(static_cast<accumulate_t>(problem.label_smoothing / problem.classes)),
         weight_total_(problem.weight_total()) {
     intersection_ = lanes_.get();
     prediction_ = intersection_ + problem.classes * kLanes;
@@ -79,8 +76,7 @@ class Forward {
                      simd::store(s.extra + i, simd::load(s.extra + i) + problem_.weight_of(c) * shifted);
                    });
     } else {
-      tile_softmax(tile, problem_.classes, s.pixels, s.maximum, s.sum,
-                   [](int64_t, int, vector_t, vector_t) {});
+      tile_softmax(tile, problem_.classes, s.pixels, s.maximum, s.sum, [](int64_t, int, vector_t, vector_t) {});
     }
     s.invert_sums();
     add_cross_entropy();

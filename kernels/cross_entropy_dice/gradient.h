@@ -27,12 +27,8 @@ class Backward {
 
   Backward(const Problem<scalar_t>& problem, PixelView<scalar_t> gradient,
            const Coefficients<accumulate_t>& coefficients)
-      : problem_(problem),
-        coefficients_(coefficients),
-        softmax_(problem, gradient),
-        at_label_(softmax_.pixels),
-        target_(softmax_.pixels),
-        present_(problem.classes),
+      : problem_(problem), coefficients_(coefficients), softmax_(problem, gradient), at_label_(softmax_.pixels),
+        target_(softmax_.pixels), present_(problem.classes),
         smoothing_(static_cast<accumulate_t>(problem.label_smoothing / problem.classes)),
         weight_total_(problem.weight_total()) {}
 

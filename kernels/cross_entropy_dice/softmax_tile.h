@@ -36,15 +36,9 @@ class SoftmaxTile {
   using mask_t = simd::mask<accumulate_t>;
 
   SoftmaxTile(const Problem<scalar_t>& problem, PixelView<scalar_t> gradient)
-      : problem(problem),
-        access(problem.logits, gradient, problem.classes),
-        pixels(access.tile()),
-        rows(access.rows()),
-        stride(access.row_stride()),
-        values_(7 * pixels),
-        label_values_(pixels + pixels / kLanes),
-        labels(label_values_.get()),
-        common_label(labels + pixels) {
+      : problem(problem), access(problem.logits, gradient, problem.classes), pixels(access.tile()), rows(access.rows()),
+        stride(access.row_stride()), values_(7 * pixels), label_values_(pixels + pixels / kLanes),
+        labels(label_values_.get()), common_label(labels + pixels) {
     accumulate_t* next = values_.get();
     for (accumulate_t** array : {&maximum, &sum, &inverse, &extra, &share, &target_weight, &behind}) {
       *array = next;
@@ -103,7 +97,7 @@ class SoftmaxTile {
 
   const Problem<scalar_t>& problem;
   TileAccess<scalar_t> access;
-  const int pixels;         // T
+  const int pixels;          // T
   accumulate_t* const rows;  // exponentials [C, T], rows `stride` apart
   const int64_t stride;
   accumulate_t* maximum;        // [T] largest logit

@@ -60,8 +60,20 @@ def _constexprs(classes: int, pixel: int, itemsize: int, label_smoothing: float,
     return constexprs, config
 
 
-def softmax_statistics(input, target, weight, pixel_weight, ignore_index, label_smoothing, squared, intersection,
-                       prediction, truth, numerator, denominator) -> None:
+def softmax_statistics(
+    input,
+    target,
+    weight,
+    pixel_weight,
+    ignore_index,
+    label_smoothing,
+    squared,
+    intersection,
+    prediction,
+    truth,
+    numerator,
+    denominator,
+) -> None:
     """intersection, prediction, truth: [N, C] fp64; numerator, denominator: [] fp64."""
     (logits,) = pixel_views(input, may_join=False)
     images, classes, pixels = logits.shape
@@ -89,8 +101,19 @@ def softmax_statistics(input, target, weight, pixel_weight, ignore_index, label_
                 sums.zero_()
 
 
-def softmax_statistics_backward(input, target, weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator,
-                                ignore_index, label_smoothing, squared, grad_input) -> None:
+def softmax_statistics_backward(
+    input,
+    target,
+    weight,
+    pixel_weight,
+    grad_intersection,
+    grad_prediction,
+    grad_numerator,
+    ignore_index,
+    label_smoothing,
+    squared,
+    grad_input,
+) -> None:
     logits, gradient = pixel_views(input, grad_input, may_join=False)
     images, classes, pixels = logits.shape
     constexprs, config = _constexprs(classes, logits.stride(2), logits.element_size(), label_smoothing, squared)
@@ -108,8 +131,16 @@ def softmax_statistics_backward(input, target, weight, pixel_weight, grad_inters
 # --- ahead-of-time cases ---
 
 
-def _case(kernel, dtype: str, classes: int, rows: bool = False, weights: bool = False, squared: bool = True,
-          label_smoothing: float = 0.0, **limits) -> AotCase:
+def _case(
+    kernel,
+    dtype: str,
+    classes: int,
+    rows: bool = False,
+    weights: bool = False,
+    squared: bool = True,
+    label_smoothing: float = 0.0,
+    **limits,
+) -> AotCase:
     pixel = classes if rows else 1
     constexprs, config = _constexprs(classes, pixel, 4 if dtype == "fp32" else 2, label_smoothing, squared)
     pointers = dict(logits=f"*{dtype}", target="*i64")

@@ -39,9 +39,7 @@ def loss_of_sums_kernel(
         counts = (c >= first_class) & (c < C)
         if PER_IMAGE:
             for n in range(0, images):
-                above, below = class_sums(
-                    intersection + n * C, prediction + n * C, truth + n * C, 1, C, c, smooth
-                )
+                above, below = class_sums(intersection + n * C, prediction + n * C, truth + n * C, 1, C, c, smooth)
                 losses += tl.where(counts, 1 - above / below, 0.0)
         else:
             above, below = class_sums(intersection, prediction, truth, images, C, c, smooth)
@@ -109,21 +107,44 @@ def _options(intersection, ce_weight, dice_weight, smooth, include_background, p
     return (images, classes, first, float(quotients), ce_weight, dice_weight, smooth), constexprs
 
 
-def loss_of_sums(intersection, prediction, truth, numerator, denominator, ce_weight, dice_weight, smooth,
-                 include_background, per_image, zero_if_empty, loss) -> None:
+def loss_of_sums(
+    intersection,
+    prediction,
+    truth,
+    numerator,
+    denominator,
+    ce_weight,
+    dice_weight,
+    smooth,
+    include_background,
+    per_image,
+    zero_if_empty,
+    loss,
+) -> None:
     """loss: [] of any floating dtype."""
     numbers, constexprs = _options(
         intersection, ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty
     )
     with on_device_of(numerator):
-        loss_of_sums_kernel[(1,)](
-            intersection, prediction, truth, numerator, denominator, loss, *numbers, **constexprs
-        )
+        loss_of_sums_kernel[(1,)](intersection, prediction, truth, numerator, denominator, loss, *numbers, **constexprs)
 
 
-def loss_of_sums_backward(intersection, prediction, truth, denominator, grad_loss, ce_weight, dice_weight, smooth,
-                          include_background, per_image, zero_if_empty, grad_intersection, grad_prediction,
-                          grad_numerator) -> None:
+def loss_of_sums_backward(
+    intersection,
+    prediction,
+    truth,
+    denominator,
+    grad_loss,
+    ce_weight,
+    dice_weight,
+    smooth,
+    include_background,
+    per_image,
+    zero_if_empty,
+    grad_intersection,
+    grad_prediction,
+    grad_numerator,
+) -> None:
     """grad_intersection, grad_prediction: [N, C] fp64; grad_numerator: [] fp64."""
     numbers, constexprs = _options(
         intersection, ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty
@@ -144,9 +165,12 @@ def aot_cases() -> list[AotCase]:
         signature |= {name: "*fp32" for name in ("loss", "grad_loss") if name in names}
         signature |= dict.fromkeys(integers, "i32") | dict.fromkeys(floats, "fp32")
         return AotCase(
-            f"{kernel.__name__}{'-per-image' if per_image else ''}", kernel, signature,
-            dict(PER_IMAGE=per_image, ZERO_IF_EMPTY=True, BLOCK=32), num_warps=1,
-        )  # fmt: skip
+            f"{kernel.__name__}{'-per-image' if per_image else ''}",
+            kernel,
+            signature,
+            dict(PER_IMAGE=per_image, ZERO_IF_EMPTY=True, BLOCK=32),
+            num_warps=1,
+        )
 
     kernels = (loss_of_sums_kernel, loss_of_sums_backward_kernel)
     return [case(kernel, per_image) for kernel in kernels for per_image in (False, True)]

@@ -22,9 +22,9 @@ constexpr ScalarType kType<bool> = ScalarType::Bool;
 
 template <typename value_t>
 const value_t* values_of(const Tensor& tensor, int64_t count, const char* name) {
-  FASTSEG_CHECK(tensor.is_cpu() && tensor.scalar_type() == kType<value_t> && tensor.is_contiguous() &&
-                    tensor.numel() == count,
-                name, " must be a contiguous CPU tensor of its dtype with ", count, " elements");
+  FASTSEG_CHECK(
+      tensor.is_cpu() && tensor.scalar_type() == kType<value_t> && tensor.is_contiguous() && tensor.numel() == count,
+      name, " must be a contiguous CPU tensor of its dtype with ", count, " elements");
   return tensor.const_data_ptr<value_t>();
 }
 
@@ -38,10 +38,10 @@ void check_offsets(const int64_t* offsets, int64_t groups, int64_t count, const 
 // One image and category: its detections by falling score, its truths, and the IoU of each with each.
 struct Group {
   int64_t detections, truths;
-  const double* ious;      // [detections, truths]
-  const bool* crowd;       // [truths]
-  const bool* ignored;     // [truths], of one range of areas
-  const bool* outside;     // [detections]
+  const double* ious;   // [detections, truths]
+  const bool* crowd;    // [truths]
+  const bool* ignored;  // [truths], of one range of areas
+  const bool* outside;  // [detections]
 };
 
 // states [detections] at one threshold; `taken` is room for [truths].
@@ -99,9 +99,9 @@ void match_detections(const Tensor& ious, const Tensor& detections, const Tensor
     for (int64_t index = begin; index < end; ++index) {
       const int64_t d = first_detection[index], g = first_truth[index];
       for (int64_t range = 0; range < ranges; ++range) {
-        const Group group{first_detection[index + 1] - d,       first_truth[index + 1] - g,
-                          iou + first_iou[index],               is_crowd + g,
-                          is_ignored + range * truth_count + g, is_outside + range * count + d};
+        const Group group{
+            first_detection[index + 1] - d,       first_truth[index + 1] - g,    iou + first_iou[index], is_crowd + g,
+            is_ignored + range * truth_count + g, is_outside + range * count + d};
         for (int64_t level = 0; level < levels; ++level) {
           match(group, std::min(threshold[level], 1 - 1e-10), taken, to + (range * levels + level) * count + d);
         }

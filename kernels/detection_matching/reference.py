@@ -22,7 +22,7 @@ def match_detections(
     for group in range(len(detections) - 1):
         found = range(detections[group], detections[group + 1])
         real = range(truths[group], truths[group + 1])
-        table = ious[first_iou:first_iou + len(found) * len(real)].view(len(found), len(real)).tolist()
+        table = ious[first_iou : first_iou + len(found) * len(real)].view(len(found), len(real)).tolist()
         first_iou += len(found) * len(real)
         for area in range(ranges):
             for t, threshold in enumerate(thresholds.tolist()):
@@ -63,7 +63,7 @@ def precision_recall(
     precision = torch.full((thresholds, len(recall_thresholds), count, ranges, most), -1.0, dtype=torch.float64)
     recall = torch.full((thresholds, count, ranges, most), -1.0, dtype=torch.float64)
     for k in range(count):
-        own = order[categories[k]:categories[k + 1]]
+        own = order[categories[k] : categories[k + 1]]
         for area in range(ranges):
             if positives[k, area] == 0:
                 continue

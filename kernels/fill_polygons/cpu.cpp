@@ -11,8 +11,8 @@
 namespace fastseg {
 namespace {
 
-constexpr int64_t kScale = 5;      // steps in a pixel
-constexpr int64_t kBefore = 2;     // the step of a column before its centre line
+constexpr int64_t kScale = 5;   // steps in a pixel
+constexpr int64_t kBefore = 2;  // the step of a column before its centre line
 constexpr int64_t kWord = 32;
 constexpr double kFarthest = 1e8;  // pixels
 
@@ -103,8 +103,8 @@ void fill_polygons(const Tensor& points, const Tensor& ends, const Tensor& objec
                       tensor->numel() == polygons,
                   "ends and objects must be int64 [polygons] on the CPU");
   }
-  FASTSEG_CHECK(words.is_cpu() && words.is_contiguous() && words.scalar_type() == ScalarType::Int &&
-                    words.dim() == 3 && width >= 0 && words.size(0) == count && words.size(1) == height &&
+  FASTSEG_CHECK(words.is_cpu() && words.is_contiguous() && words.scalar_type() == ScalarType::Int && words.dim() == 3 &&
+                    width >= 0 && words.size(0) == count && words.size(1) == height &&
                     words.size(2) == ceil_divide(width, kWord),
                 "words must be int32 [count, height, ceil(width / 32)] on the CPU");
   const int64_t *end = ends.const_data_ptr<int64_t>(), *object = objects.const_data_ptr<int64_t>();

@@ -94,9 +94,9 @@ void forward(const Tensor& words_a, const Tensor& area_a, const Tensor& boxes_a,
   Problem problem{fastseg::known_masks(words_a, area_a, boxes_a, op),
                   fastseg::known_masks(words_b, area_b, boxes_b, op), nullptr, nullptr, denominator};
   const int64_t rows = problem.a.count, columns = problem.b.count;
-  FASTSEG_CHECK(problem.a.height == problem.b.height && problem.a.pitch == problem.b.pitch &&
-                    (!pairs || rows == columns),
-                "fastseg::_mask_iou: the masks of a and b differ in size or number");
+  FASTSEG_CHECK(
+      problem.a.height == problem.b.height && problem.a.pitch == problem.b.pitch && (!pairs || rows == columns),
+      "fastseg::_mask_iou: the masks of a and b differ in size or number");
   if (crowd) {
     FASTSEG_CHECK(crowd->is_cpu() && crowd->is_contiguous() && crowd->scalar_type() == ScalarType::Bool &&
                       crowd->numel() == columns,

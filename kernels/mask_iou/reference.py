@@ -9,8 +9,14 @@ UNION, SMALLER, NOTHING = range(3)  # what the intersection is divided by: `deno
 
 
 def mask_iou(
-    words_a: Tensor, area_a: Tensor, words_b: Tensor, area_b: Tensor, crowd: Tensor | None, labels: Tensor | None,
-    denominator: int, pairs: bool,
+    words_a: Tensor,
+    area_a: Tensor,
+    words_b: Tensor,
+    area_b: Tensor,
+    crowd: Tensor | None,
+    labels: Tensor | None,
+    denominator: int,
+    pairs: bool,
 ) -> Tensor:
     """words: int32 [N, H, words] and [M, H, words], area: int64 [N] and [M]. Gives [N, M], or [N] of pairs: float32, or
     int64 if divided by nothing. labels: int64 [N], of masks with themselves: those of different labels share nothing.

@@ -59,9 +59,9 @@ int64_t suppress(const Problem& problem, const int64_t* order, int64_t most, int
 }
 
 const int64_t* indices(const Tensor& tensor, int64_t count, const char* name) {
-  FASTSEG_CHECK(tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long &&
-                    tensor.numel() == count,
-                "fastseg::_mask_nms: ", name, " must be int64 [N] on the CPU");
+  FASTSEG_CHECK(
+      tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long && tensor.numel() == count,
+      "fastseg::_mask_nms: ", name, " must be int64 [N] on the CPU");
   return tensor.const_data_ptr<int64_t>();
 }
 

@@ -15,10 +15,11 @@ void statistics(const Tensor& words, const Tensor& area, const Tensor& boxes) {
   auto* found = reinterpret_cast<fastseg::Box*>(boxes.mutable_data_ptr<int32_t>());
   fastseg::collect_statistics(masks, area.mutable_data_ptr<int64_t>(), found,
                               [&](int64_t mask, int64_t first, int64_t rows) {
-    fastseg::RowStatistics statistics(masks.pitch);
-    for (int64_t y = first; y < first + rows; ++y) statistics.add(masks.mask(mask) + y * masks.pitch, y);
-    return statistics.found();
-  });
+                                fastseg::RowStatistics statistics(masks.pitch);
+                                for (int64_t y = first; y < first + rows; ++y)
+                                  statistics.add(masks.mask(mask) + y * masks.pitch, y);
+                                return statistics.found();
+                              });
 }
 
 }  // namespace

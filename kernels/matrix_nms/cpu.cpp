@@ -47,9 +47,9 @@ struct Problem {
 };
 
 const int64_t* indices(const Tensor& tensor, int64_t count, const char* name) {
-  FASTSEG_CHECK(tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long &&
-                    tensor.numel() == count,
-                "fastseg::_matrix_decay: ", name, " must be int64 [N] on the CPU");
+  FASTSEG_CHECK(
+      tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long && tensor.numel() == count,
+      "fastseg::_matrix_decay: ", name, " must be int64 [N] on the CPU");
   return tensor.const_data_ptr<int64_t>();
 }
 
@@ -62,8 +62,11 @@ void forward(const Tensor& iou, const Tensor& order, std::optional<Tensor> label
   }
   FASTSEG_CHECK(iou.numel() == count * count && decay.numel() == count,
                 "fastseg::_matrix_decay: iou must be [N, N], order and decay [N]");
-  const Problem problem{iou.const_data_ptr<float>(), indices(order, count, "order"),
-                        labels ? indices(*labels, count, "labels") : nullptr, count, gaussian,
+  const Problem problem{iou.const_data_ptr<float>(),
+                        indices(order, count, "order"),
+                        labels ? indices(*labels, count, "labels") : nullptr,
+                        count,
+                        gaussian,
                         static_cast<float>(sigma)};
   for (int64_t i = 0; i < count; ++i) {
     FASTSEG_CHECK(problem.order[i] >= 0 && problem.order[i] < count,

@@ -104,8 +104,9 @@ void pool_interleaved(const scalar_t* input, scalar_t* output, index_t* indices,
         const int64_t first = x.first_tap(ox), origin = windows.label_origin(oy, ox);
         const auto label = splat_label<compute_t>(windows.label(windows.y.first_tap(oy), first));
         columns_of_taps(windows, ox, channels, taps);
-        pool.maximum(taps, first, x.end_tap(ox), channels, origin, 0, [&](int64_t) { return label; },
-                     [&](const scalar_t* values) { return load_before(values, past_end); });
+        pool.maximum(
+            taps, first, x.end_tap(ox), channels, origin, 0, [&](int64_t) { return label; },
+            [&](const scalar_t* values) { return load_before(values, past_end); });
       }
     }
     pool.finish();
@@ -128,8 +129,8 @@ void pool(const Tensor& input, const Tensor& output, const Tensor& indices, cons
 }
 
 void forward(const Tensor& input, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
-             std::vector<int64_t> padding, std::vector<int64_t> dilation, bool /*ceil_mode*/,
-             bool /*return_indices*/, bool /*compact*/, const Tensor& output, const Tensor& indices) {
+             std::vector<int64_t> padding, std::vector<int64_t> dilation, bool /*ceil_mode*/, bool /*return_indices*/,
+             bool /*compact*/, const Tensor& output, const Tensor& indices) {
   if (output.numel() == 0) return;
   const Planes planes = planes_of(input, output, indices);
   const Windows windows = windows_of(input, output, indices, kernel_size, stride, padding, dilation);

@@ -42,10 +42,10 @@ __device__ index_t index_of_tap(int tap, int top, int left, const RowAxis& rows,
 // Windows of any geometry: a thread takes one window of `width` neighbouring channels (1 in contiguous tensors).
 template <typename scalar_t, typename index_t, int width, int fixed_kernel, int fixed_stride>
 __global__ void __launch_bounds__(cell_threads)
-    max_pool2d_forward_kernel(CellGrid grid,                          // over [outer, PH, PW, inner / width]
-                              const scalar_t* __restrict__ input,     // [outer, H, W, inner]
-                              scalar_t* __restrict__ output,          // [outer, PH, PW, inner]
-                              index_t* __restrict__ indices,          // [outer, PH, PW, inner]
+    max_pool2d_forward_kernel(CellGrid grid,                       // over [outer, PH, PW, inner / width]
+                              const scalar_t* __restrict__ input,  // [outer, H, W, inner]
+                              scalar_t* __restrict__ output,       // [outer, PH, PW, inner]
+                              index_t* __restrict__ indices,       // [outer, PH, PW, inner]
                               Axis row_axis, Axis column_axis, int inner) {
   using value_t = accumulate_t<scalar_t>;
   constexpr int unrolled = fixed_kernel > 0 ? fixed_kernel : 1;
@@ -77,8 +77,7 @@ __global__ void __launch_bounds__(cell_threads)
 #pragma unroll
     for (int k = 0; k < width; ++k) {
       values.values[k] = static_cast<scalar_t>(best[k].value);
-      index.values[k] =
-          index_of_tap<index_t>(best[k].tap < 0 ? no_tap : best[k].tap, top, left, rows, columns);
+      index.values[k] = index_of_tap<index_t>(best[k].tap < 0 ? no_tap : best[k].tap, top, left, rows, columns);
     }
     const int64_t window = (at.outer * rows.windows + at.row) * columns.windows + at.column;
     store_pack<width>(output + window * inner + channel, values);
@@ -168,8 +167,8 @@ __global__ void __launch_bounds__(scatter_threads)
 // ---- launches ----
 
 template <int width, typename scalar_t, typename index_t>
-cudaError_t launch_forward_windows(const scalar_t* input, scalar_t* output, index_t* indices,
-                                   const PoolShape& shape, cudaStream_t stream) {
+cudaError_t launch_forward_windows(const scalar_t* input, scalar_t* output, index_t* indices, const PoolShape& shape,
+                                   cudaStream_t stream) {
   const Cells cells{shape.outer, shape.rows.windows, shape.columns.windows, shape.inner / width};
   auto kernel = max_pool2d_forward_kernel<scalar_t, index_t, width, 0, 0>;
   if (shape.is_window(2, 2)) kernel = max_pool2d_forward_kernel<scalar_t, index_t, width, 2, 2>;
@@ -185,8 +184,8 @@ cudaError_t launch_forward_rows(const scalar_t* input, scalar_t* output, index_t
                        holds_packs<width>(output) && holds_packs<width>(indices);
   if (aligned) {
     const Cells cells{shape.outer, shape.rows.windows, 1, shape.columns.windows / width};
-    return launch_over_cells(cells, stream, max_pool2d_forward_rows_kernel<scalar_t, index_t, width>, input,
-                             output, indices, shape.rows, shape.columns);
+    return launch_over_cells(cells, stream, max_pool2d_forward_rows_kernel<scalar_t, index_t, width>, input, output,
+                             indices, shape.rows, shape.columns);
   }
   if constexpr (width > 1) return launch_forward_rows<width / 2>(input, output, indices, shape, stream);
   else return launch_forward_windows<1>(input, output, indices, shape, stream);
@@ -206,8 +205,8 @@ template <typename scalar_t>
 cudaError_t launch_scatter_sums(const scalar_t* grad_output, const int64_t* indices, scalar_t* grad_input,
                                 const PoolShape& shape, cudaStream_t stream) {
   return launch_over_planes(shape.outer * shape.inner, scatter_threads, stream, scatter_sums_kernel<scalar_t>,
-                            grad_output, indices, grad_input, shape.outer, shape.window_count(),
-                            shape.element_count(), shape.inner);
+                            grad_output, indices, grad_input, shape.outer, shape.window_count(), shape.element_count(),
+                            shape.inner);
 }
 
 // Elements are copied bit by bit where there is nothing to add up.
@@ -229,8 +228,8 @@ struct bits<8> {
 }  // namespace
 
 template <typename scalar_t, typename index_t>
-cudaError_t launch_max_pool2d_forward(const scalar_t* input, scalar_t* output, index_t* indices,
-                                      const PoolShape& shape, cudaStream_t stream) {
+cudaError_t launch_max_pool2d_forward(const scalar_t* input, scalar_t* output, index_t* indices, const PoolShape& shape,
+                                      cudaStream_t stream) {
   constexpr int width = 16 / sizeof(scalar_t);
   if (shape.has_packs<width>() && holds_packs<width>(input) && holds_packs<width>(output) &&
       holds_packs<width>(indices)) {
@@ -261,11 +260,11 @@ cudaError_t launch_max_pool2d_backward(const scalar_t* grad_output, const index_
   return launch_sums<1>(grad_output, indices, grad_input, shape, stream);
 }
 
-#define INSTANTIATE_FOR(scalar_t, index_t)                                                              \
-  template cudaError_t launch_max_pool2d_forward(const scalar_t*, scalar_t*, index_t*, const PoolShape&, \
-                                                 cudaStream_t);                                         \
-  template cudaError_t launch_max_pool2d_backward(const scalar_t*, const index_t*, scalar_t*,           \
-                                                  const PoolShape&, cudaStream_t);
+#define INSTANTIATE_FOR(scalar_t, index_t)                                                                      \
+  template cudaError_t launch_max_pool2d_forward(const scalar_t*, scalar_t*, index_t*, const PoolShape&,        \
+                                                 cudaStream_t);                                                 \
+  template cudaError_t launch_max_pool2d_backward(const scalar_t*, const index_t*, scalar_t*, const PoolShape&, \
+                                                  cudaStream_t);
 #define INSTANTIATE(scalar_t)        \
   INSTANTIATE_FOR(scalar_t, int64_t) \
   INSTANTIATE_FOR(scalar_t, uint8_t)

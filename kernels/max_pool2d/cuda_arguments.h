@@ -49,8 +49,8 @@ inline PoolShape make_shape(const char* op, const PoolArguments& arguments, Name
   const auto check = [&](const NamedTensor& named) {
     check_device(named.tensor, op, named.name);
     FASTSEG_CHECK(named.tensor.dim() == 4, "fastseg::", op, ": ", named.name, " must have 4 dimensions");
-    FASTSEG_CHECK(named.tensor.get_device_index() == plane.tensor.get_device_index(), "fastseg::", op, ": ",
-                  named.name, " and ", plane.name, " are on different devices");
+    FASTSEG_CHECK(named.tensor.get_device_index() == plane.tensor.get_device_index(), "fastseg::", op, ": ", named.name,
+                  " and ", plane.name, " are on different devices");
   };
   check(plane);
   const Tensor& first = pooled.begin()->tensor;
@@ -61,8 +61,8 @@ inline PoolShape make_shape(const char* op, const PoolArguments& arguments, Name
       const int64_t expected = dimension < 2 ? plane.tensor.size(dimension) : first.size(dimension);
       FASTSEG_CHECK(named.tensor.size(dimension) == expected, "fastseg::", op, ": ", named.name, " has size ",
                     named.tensor.size(dimension), " in dimension ", dimension, "; allowed: ", expected);
-      FASTSEG_CHECK(dimension == 0 || expected <= most_size, "fastseg::", op, ": ", named.name, " has size ",
-                    expected, " in dimension ", dimension, "; allowed: up to 2^30");
+      FASTSEG_CHECK(dimension == 0 || expected <= most_size, "fastseg::", op, ": ", named.name, " has size ", expected,
+                    " in dimension ", dimension, "; allowed: up to 2^30");
     }
     contiguous = contiguous && named.tensor.is_contiguous();
     channels_last = channels_last && is_channels_last(named.tensor);

@@ -11,8 +11,8 @@ namespace fastseg::cuda {
 
 // One spatial axis. Tap t of window w lies at w * stride - padding + t * dilation.
 struct Axis {
-  int size;     // of the plane that is pooled, or unpooled to
-  int windows;  // size of the pooled plane
+  int size;                               // of the plane that is pooled, or unpooled to
+  int windows;                            // size of the pooled plane
   int kernel, stride, padding, dilation;  // kernel 0: no windows are known
 };
 

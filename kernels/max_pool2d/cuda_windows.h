@@ -61,11 +61,11 @@ __device__ auto wanted_index(int tap, int64_t position) {
 // Every element of the large plane adds up the gradients of the windows that point at it, in row-major order of the
 // windows, and is written once.
 template <typename scalar_t, typename index_t, int width, int fixed_kernel, int fixed_stride>
-__global__ void __launch_bounds__(cell_threads, 5)  // without the 5, ptxas spills to stay below 32 registers
-    gather_kernel(CellGrid grid,                              // over [outer, H, W, inner / width]
-                  const scalar_t* __restrict__ grad_output,   // [outer, PH, PW, inner]
-                  const index_t* __restrict__ indices,        // [outer, PH, PW, inner]
-                  scalar_t* __restrict__ grad_input,          // [outer, H, W, inner]
+__global__ void __launch_bounds__(cell_threads, 5)           // without the 5, ptxas spills to stay below 32 registers
+    gather_kernel(CellGrid grid,                             // over [outer, H, W, inner / width]
+                  const scalar_t* __restrict__ grad_output,  // [outer, PH, PW, inner]
+                  const index_t* __restrict__ indices,       // [outer, PH, PW, inner]
+                  scalar_t* __restrict__ grad_input,         // [outer, H, W, inner]
                   Axis row_axis, Axis column_axis, int inner) {
   using value_t = accumulate_t<scalar_t>;
   constexpr int unrolled = fixed_kernel > 0 ? fixed_kernel : 1;
@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(cell_threads, 5)  // without the 5, ptxas spil
 #pragma unroll
     for (int k = 0; k < width; ++k) pack.values[k] = static_cast<scalar_t>(sums[k]);
     const int64_t plane = static_cast<int64_t>(rows.size) * columns.size;
-    store_pack<width>(
-        grad_input + (at.outer * plane + position) * inner + static_cast<int64_t>(at.group) * width, pack);
+    store_pack<width>(grad_input + (at.outer * plane + position) * inner + static_cast<int64_t>(at.group) * width,
+                      pack);
   }
 }
 

@@ -25,7 +25,7 @@ class PhaseLayout {
   int64_t size() const { return length_ * axis_.stride; }
   int64_t stride() const { return axis_.stride; }
   int64_t phase(int64_t r) const { return r * length_ + margin_; }  // where its element 0 lies
-  int64_t in_phase(int64_t r) const { return in_phase_[r]; }         // elements that exist
+  int64_t in_phase(int64_t r) const { return in_phase_[r]; }        // elements that exist
 
   // Where tap k of window 0 lies; that of window o lies o elements further.
   int64_t tap(int64_t k) const {
@@ -63,10 +63,7 @@ class PhaseRows {
 
   // outside: value of the taps outside the row
   PhaseRows(const Windows& windows, compute_t outside)
-      : windows_(windows),
-        y_(windows.y),
-        layout_(windows.x),
-        width_(windows.x.input),
+      : windows_(windows), y_(windows.y), layout_(windows.x), width_(windows.x.input),
         rows_(std::min(windows.y.input, (windows.y.kernel - 1) * windows.y.dilation + 1), layout_.size(), outside),
         converted_(kConverts ? round_up(width_) : 0) {}
 

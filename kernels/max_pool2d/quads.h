@@ -30,10 +30,8 @@ template <bool interleaved>
 class Quads {
  public:
   Quads(const Windows& windows, const Planes& planes)
-      : windows_(windows),
-        planes_(interleaved ? planes.images : planes.images * planes.channels),
-        channels_(interleaved ? planes.channels : 1),
-        lanes_(simd::convert<simd::i64x16>(simd::lane_index()) * kStep) {}
+      : windows_(windows), planes_(interleaved ? planes.images : planes.images * planes.channels),
+        channels_(interleaved ? planes.channels : 1), lanes_(simd::convert<simd::i64x16>(simd::lane_index()) * kStep) {}
 
   int64_t planes() const { return planes_; }
   int64_t height() const { return windows_.y.input; }               // rows of pixels in a plane,

@@ -13,9 +13,9 @@ namespace fastseg::pooling {
 
 using simd::kLanes;
 
-constexpr int64_t kLine = 64;              // bytes of a cache line
-constexpr int64_t kSpare = 2 * kLanes;     // elements beyond a row that kernels may touch: whole vectors, or two
-constexpr int64_t kSliceElements = 4096;   // fewer outputs are not worth a thread
+constexpr int64_t kLine = 64;             // bytes of a cache line
+constexpr int64_t kSpare = 2 * kLanes;    // elements beyond a row that kernels may touch: whole vectors, or two
+constexpr int64_t kSliceElements = 4096;  // fewer outputs are not worth a thread
 
 inline int64_t round_up(int64_t count) { return ceil_divide(count, kLanes) * kLanes; }
 
@@ -29,8 +29,7 @@ class OutputStream {
  public:
   // to: where the first element goes; longest: run; total: elements of the whole output, of all threads
   OutputStream(value_t* to, int64_t longest, int64_t total)
-      : to_(to),
-        streamed_(total * static_cast<int64_t>(sizeof(value_t)) >= kStreamedBytes),
+      : to_(to), streamed_(total * static_cast<int64_t>(sizeof(value_t)) >= kStreamedBytes),
         memory_(kPerLine + kEnough + kPerLine + std::max(longest, kEnough) + kSpare) {
     const int64_t past_line = reinterpret_cast<uintptr_t>(memory_.data()) % kLine / sizeof(value_t);
     aligned_ = memory_.data() + (kPerLine - past_line) % kPerLine;

@@ -66,9 +66,7 @@ class Places {
  public:
   // windows: of the indices, null for int64 ones of which nothing is known; channels: interleaved ones
   Places(const Windows* windows, int64_t columns, int64_t channels)
-      : windows_(windows),
-        columns_(columns),
-        channels_(channels),
+      : windows_(windows), columns_(columns), channels_(channels),
         as_they_are_(sizeof(index_t) == 8 && (!windows || (windows->y.dilation == 1 && windows->x.dilation == 1))),
         row_(as_they_are_ ? 0 : columns * channels) {}
 
@@ -239,9 +237,7 @@ struct CoverRow {
 };
 
 // How many pooled rows can cover one row of pixels.
-inline int64_t covering_rows(const Axis& y) {
-  return std::min(y.output, (y.kernel - 1) * y.dilation / y.stride + 1);
-}
+inline int64_t covering_rows(const Axis& y) { return std::min(y.output, (y.kernel - 1) * y.dilation / y.stride + 1); }
 
 // The windows whose rows cover each row of pixels, in their order: offset is their row, label that of the
 // tap's row.
@@ -274,8 +270,8 @@ void spread(const scalar_t* pooled, const index_t* indices, scalar_t* image, con
   const Axis &y_axis = windows.y, &x_axis = windows.x;
   const int64_t height = y_axis.input, width = x_axis.input, channels = planes.channels;
   const int64_t length = x_axis.output * channels;
-  std::vector<TapColumn> covers;      // of all columns of pixels, one after the other
-  std::vector<int64_t> first{0};      // [W + 1]
+  std::vector<TapColumn> covers;  // of all columns of pixels, one after the other
+  std::vector<int64_t> first{0};  // [W + 1]
   for (int64_t x = 0; x < width; ++x) {
     for (int64_t kw = x_axis.kernel - 1; kw >= 0; --kw) {
       const int64_t ox = x_axis.window_of(x, kw);

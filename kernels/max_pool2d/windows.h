@@ -60,9 +60,7 @@ struct Windows {
     return static_cast<int32_t>(label);
   }
   // What has to be added to a label to make it an index.
-  int64_t label_origin(int64_t oy, int64_t ox) const {
-    return flat ? y.start(oy) * x.input + x.start(ox) : 0;
-  }
+  int64_t label_origin(int64_t oy, int64_t ox) const { return flat ? y.start(oy) * x.input + x.start(ox) : 0; }
 };
 
 // (N, C) planes in one of the two layouts.
@@ -134,8 +132,8 @@ FASTSEG_INLINE void columns_of_taps(const Windows& windows, int64_t ox, int64_t 
 // ---- from tensors; only what memory safety needs is checked ----
 
 inline Axis axis_of(const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
-                    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int axis,
-                    int64_t input, int64_t output) {
+                    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int axis, int64_t input,
+                    int64_t output) {
   const bool inside = (static_cast<double>(output) - 1) * stride[axis] < static_cast<double>(input) + padding[axis];
   FASTSEG_CHECK(inside, "fastseg pooling: windows begin beyond the image");
   const int64_t step = output == 1 ? 1 : stride[axis];  // of one window any; tables have the size of a stride
@@ -149,13 +147,11 @@ inline Windows windows_of(const Tensor& image, const Tensor& pooled, const Tenso
   const auto pair_from = [](const std::vector<int64_t>& values, int64_t least) {
     return values.size() == 2 && std::min(values[0], values[1]) >= least;
   };
-  FASTSEG_CHECK(pair_from(kernel_size, 1) && pair_from(stride, 1) && pair_from(padding, 0) &&
-                    pair_from(dilation, 1),
+  FASTSEG_CHECK(pair_from(kernel_size, 1) && pair_from(stride, 1) && pair_from(padding, 0) && pair_from(dilation, 1),
                 "fastseg pooling: kernel_size, stride, padding and dilation must be pairs in range");
   const bool flat = indices.scalar_type() == ScalarType::Long;
-  const Windows windows{
-      axis_of(kernel_size, stride, padding, dilation, 0, image.size(2), pooled.size(2)),
-      axis_of(kernel_size, stride, padding, dilation, 1, image.size(3), pooled.size(3)), flat};
+  const Windows windows{axis_of(kernel_size, stride, padding, dilation, 0, image.size(2), pooled.size(2)),
+                        axis_of(kernel_size, stride, padding, dilation, 1, image.size(3), pooled.size(3)), flat};
   const double reach = static_cast<double>(windows.y.kernel) * windows.y.dilation * windows.x.input +
                        static_cast<double>(windows.x.kernel) * windows.x.dilation;
   FASTSEG_CHECK(reach < INT32_MAX, "fastseg pooling: a window spans 2^31 pixels or more");

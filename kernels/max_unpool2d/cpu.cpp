@@ -37,9 +37,9 @@ bool as_quads(const Tensor& image, const Tensor& pooled, const Tensor& indices, 
   return fits;
 }
 
-void forward(const Tensor& input, const Tensor& indices, std::vector<int64_t> kernel_size,
-             std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-             std::vector<int64_t> /*size*/, const Tensor& output) {
+void forward(const Tensor& input, const Tensor& indices, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
+             std::vector<int64_t> padding, std::vector<int64_t> dilation, std::vector<int64_t> /*size*/,
+             const Tensor& output) {
   if (output.numel() == 0) return;
   const Planes planes = planes_of(output, input, indices);
   use_huge_pages(output);

@@ -35,10 +35,10 @@ struct Quad {
 // row more than the windows cover is cleared.
 template <typename element_t, typename index_t, int width>
 __global__ void __launch_bounds__(cell_threads)
-    place_rows_kernel(CellGrid grid,                          // over [planes, (H + 1) / 2, 1, PW / width]
-                      const element_t* __restrict__ input,    // [planes, PH, PW]
-                      const index_t* __restrict__ indices,    // [planes, PH, PW]
-                      element_t* __restrict__ output,         // [planes, H, 2 * PW]
+    place_rows_kernel(CellGrid grid,                        // over [planes, (H + 1) / 2, 1, PW / width]
+                      const element_t* __restrict__ input,  // [planes, PH, PW]
+                      const index_t* __restrict__ indices,  // [planes, PH, PW]
+                      element_t* __restrict__ output,       // [planes, H, 2 * PW]
                       int height, int window_rows, int window_columns, unsigned* misplaced) {
   const int64_t line_size = 2 * static_cast<int64_t>(window_columns);
   for (CellWalk at(grid); at.inside(grid); at.advance(grid)) {
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(cell_threads)
 // The same for `width` channels of one window, with sizes that the windows need not divide.
 template <typename element_t, typename index_t, int width>
 __global__ void __launch_bounds__(cell_threads)
-    place_pixels_kernel(CellGrid grid,  // over [outer, (H + 1) / 2, (W + 1) / 2, inner / width]
+    place_pixels_kernel(CellGrid grid,                        // over [outer, (H + 1) / 2, (W + 1) / 2, inner / width]
                         const element_t* __restrict__ input,  // [outer, PH, PW, inner]
                         const index_t* __restrict__ indices,  // [outer, PH, PW, inner]
                         element_t* __restrict__ output,       // [outer, H, W, inner]
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(cell_threads)
 // whose sectors hold some window's element anyway, and keeps `width`.
 template <typename element_t, int width>
 __global__ void __launch_bounds__(cell_threads)
-    collect_rows_kernel(CellGrid grid,                             // over [planes, PH, 1, PW / width]
+    collect_rows_kernel(CellGrid grid,                              // over [planes, PH, 1, PW / width]
                         const element_t* __restrict__ grad_output,  // [planes, H, 2 * PW]
                         const uint8_t* __restrict__ indices,        // [planes, PH, PW]
                         element_t* __restrict__ grad_input,         // [planes, PH, PW]
@@ -198,10 +198,10 @@ cudaError_t launch_place_pixels(const element_t* input, const index_t* indices, 
 
 // With the widest packs that rows and pointers are aligned for.
 template <int width, typename element_t, typename index_t>
-cudaError_t launch_place_rows(const element_t* input, const index_t* indices, element_t* output,
-                              const PoolShape& shape, unsigned* misplaced, cudaStream_t stream) {
-  const bool aligned = shape.columns.windows % width == 0 && holds_packs<width>(input) &&
-                       holds_packs<width>(indices) && holds_packs<2 * width>(output);
+cudaError_t launch_place_rows(const element_t* input, const index_t* indices, element_t* output, const PoolShape& shape,
+                              unsigned* misplaced, cudaStream_t stream) {
+  const bool aligned = shape.columns.windows % width == 0 && holds_packs<width>(input) && holds_packs<width>(indices) &&
+                       holds_packs<2 * width>(output);
   if (aligned) {
     const Cells cells{shape.outer, (shape.rows.size + 1) / 2, 1, shape.columns.windows / width};
     return launch_over_cells(cells, stream, place_rows_kernel<element_t, index_t, width>, input, indices, output,
@@ -232,8 +232,8 @@ template <int width, typename element_t>
 cudaError_t launch_collect_pixels(const element_t* grad_output, const uint8_t* indices, element_t* grad_input,
                                   const PoolShape& shape, cudaStream_t stream) {
   const Cells cells{shape.outer, shape.rows.windows, shape.columns.windows, shape.inner / width};
-  return launch_over_cells(cells, stream, collect_pixels_kernel<element_t, width>, grad_output, indices,
-                           grad_input, shape.rows, shape.columns, shape.inner);
+  return launch_over_cells(cells, stream, collect_pixels_kernel<element_t, width>, grad_output, indices, grad_input,
+                           shape.rows, shape.columns, shape.inner);
 }
 
 template <int width, typename element_t>
@@ -276,11 +276,10 @@ cudaError_t launch_max_unpool2d_forward(const element_t* input, const index_t* i
 }
 
 template <typename element_t, typename index_t>
-cudaError_t launch_max_unpool2d_backward(const element_t* grad_output, const index_t* indices,
-                                         element_t* grad_input, const PoolShape& shape, cudaStream_t stream) {
+cudaError_t launch_max_unpool2d_backward(const element_t* grad_output, const index_t* indices, element_t* grad_input,
+                                         const PoolShape& shape, cudaStream_t stream) {
   constexpr int width = 16 / sizeof(element_t);
-  const bool aligned =
-      holds_packs<width>(grad_output) && holds_packs<width>(indices) && holds_packs<width>(grad_input);
+  const bool aligned = holds_packs<width>(grad_output) && holds_packs<width>(indices) && holds_packs<width>(grad_input);
   const bool packs = shape.has_packs<width>() && aligned;
   if constexpr (std::is_same_v<index_t, uint8_t>) {
     if (shape.has_whole_rows_of_two()) {
@@ -297,11 +296,11 @@ cudaError_t launch_max_unpool2d_backward(const element_t* grad_output, const ind
                : launch_pick<1>(grad_output, indices, grad_input, shape, false, stream);
 }
 
-#define INSTANTIATE_FOR(element_t, index_t)                                                                  \
-  template cudaError_t launch_max_unpool2d_forward(const element_t*, const index_t*, element_t*,             \
-                                                   const PoolShape&, unsigned*, cudaStream_t);               \
-  template cudaError_t launch_max_unpool2d_backward(const element_t*, const index_t*, element_t*,            \
-                                                    const PoolShape&, cudaStream_t);
+#define INSTANTIATE_FOR(element_t, index_t)                                                                         \
+  template cudaError_t launch_max_unpool2d_forward(const element_t*, const index_t*, element_t*, const PoolShape&,  \
+                                                   unsigned*, cudaStream_t);                                        \
+  template cudaError_t launch_max_unpool2d_backward(const element_t*, const index_t*, element_t*, const PoolShape&, \
+                                                    cudaStream_t);
 #define INSTANTIATE(element_t)        \
   INSTANTIATE_FOR(element_t, int64_t) \
   INSTANTIATE_FOR(element_t, uint8_t)

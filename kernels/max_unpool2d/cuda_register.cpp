@@ -35,8 +35,7 @@ void forward(const Tensor& input, const Tensor& indices, List kernel_size, List 
     const auto* from = static_cast<const element_t*>(input.const_data_ptr());
     auto* to = static_cast<element_t*>(output.mutable_data_ptr());
     if (compact) {
-      return launch_max_unpool2d_forward(from, indices.const_data_ptr<uint8_t>(), to, shape, nullptr,
-                                         device.stream());
+      return launch_max_unpool2d_forward(from, indices.const_data_ptr<uint8_t>(), to, shape, nullptr, device.stream());
     }
     const Tensor misplaced = torch::stable::new_empty(input, {1}, ScalarType::Int);
     return launch_max_unpool2d_forward(from, indices.const_data_ptr<int64_t>(), to, shape,
@@ -59,9 +58,8 @@ void backward(const Tensor& grad_output, const Tensor& indices, List kernel_size
     using element_t = decltype(element);
     const auto* from = static_cast<const element_t*>(grad_output.const_data_ptr());
     auto* to = static_cast<element_t*>(grad_input.mutable_data_ptr());
-    return compact
-               ? launch_max_unpool2d_backward(from, indices.const_data_ptr<uint8_t>(), to, shape, device.stream())
-               : launch_max_unpool2d_backward(from, indices.const_data_ptr<int64_t>(), to, shape, device.stream());
+    return compact ? launch_max_unpool2d_backward(from, indices.const_data_ptr<uint8_t>(), to, shape, device.stream())
+                   : launch_max_unpool2d_backward(from, indices.const_data_ptr<int64_t>(), to, shape, device.stream());
   });
   check_launch(error, op);
 }

@@ -34,9 +34,7 @@ def max_unpool2d(
     return written.unflatten(2, (height, width)).contiguous(memory_format=image_format(input))
 
 
-def max_unpool2d_backward(
-    grad_output: Tensor, indices: Tensor, kernel_size, stride, padding, dilation
-) -> Tensor:
+def max_unpool2d_backward(grad_output: Tensor, indices: Tensor, kernel_size, stride, padding, dilation) -> Tensor:
     """The gradient at every index, as torch: where indices repeat, every one of them gets it."""
     size = grad_output.shape[-2:]
     index, inside = _checked(indices, size, kernel_size, stride, padding, dilation)

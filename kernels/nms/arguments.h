@@ -8,9 +8,9 @@
 namespace fastseg::nms {
 
 inline void check_integers(const char* op, const char* name, const Tensor& tensor, int64_t count) {
-  FASTSEG_CHECK(tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long &&
-                    tensor.numel() == count,
-                "fastseg::_", op, ": ", name, " must be a contiguous int64 CPU tensor with ", count, " elements");
+  FASTSEG_CHECK(
+      tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long && tensor.numel() == count,
+      "fastseg::_", op, ": ", name, " must be a contiguous int64 CPU tensor with ", count, " elements");
 }
 
 inline void check_arguments(const char* op, const Tensor& scores, const std::optional<Tensor>& idxs, int64_t most,

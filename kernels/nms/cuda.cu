@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(prepare_threads)
 // Words of boxes that are removed already are left as they are.
 template <typename real_t>
 __global__ void __launch_bounds__(nms_tile)
-    compare_kernel(const real_t* __restrict__ sorted,            // [count, 4]
-                   const int64_t* __restrict__ sorted_classes,   // [count] or null
+    compare_kernel(const real_t* __restrict__ sorted,           // [count, 4]
+                   const int64_t* __restrict__ sorted_classes,  // [count] or null
                    int64_t count, real_t threshold, int64_t first, int64_t words,
                    const Bits* __restrict__ removed,  // [words]
                    int64_t most, const int64_t* __restrict__ found,
@@ -150,10 +150,10 @@ cudaError_t launch_nms(const real_t* boxes, const int64_t* order, const int64_t*
   return cudaGetLastError();
 }
 
-#define INSTANTIATE(real_t)                                                                                       \
-  template cudaError_t launch_nms(const real_t*, const int64_t*, const int64_t*, int64_t, double, real_t*,        \
-                                  int64_t*, unsigned long long*, unsigned long long*, int64_t, int64_t*,          \
-                                  int64_t*, cudaStream_t);
+#define INSTANTIATE(real_t)                                                                                          \
+  template cudaError_t launch_nms(const real_t*, const int64_t*, const int64_t*, int64_t, double, real_t*, int64_t*, \
+                                  unsigned long long*, unsigned long long*, int64_t, int64_t*, int64_t*,             \
+                                  cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

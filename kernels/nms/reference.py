@@ -27,7 +27,7 @@ def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float
         suppresses &= idxs[order][:, None] == idxs[order]
     kept = torch.ones_like(order, dtype=torch.bool)
     for rank in range(len(order)):
-        kept[rank + 1:] &= ~(suppresses[rank, rank + 1:] & kept[rank])
+        kept[rank + 1 :] &= ~(suppresses[rank, rank + 1 :] & kept[rank])
     place = kept.cumsum(0) - 1
     place = torch.where(kept & (place < most), place, most)  # one place more, for all the others
     indices = order.new_full((most + 1,), -1).scatter_(0, place, order)[:most]

@@ -19,7 +19,7 @@ using fastseg::PackedMasks;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int kGroup = 64;  // pixels
+constexpr int kGroup = 64;        // pixels
 constexpr int64_t kAhead = 4096;  // bytes: pages are too short for the hardware to run far ahead
 
 // ---- which pixels of a group belong to the mask, as bits ----

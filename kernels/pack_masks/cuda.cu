@@ -18,10 +18,9 @@ using compared_t = std::conditional_t<std::is_same_v<pixel_t, uint8_t>, int,
                                       std::conditional_t<std::is_same_v<pixel_t, double>, double, float>>;
 
 template <typename pixel_t>
-__global__ void __launch_bounds__(mask_threads)
-    pack_masks_kernel(Pixels<pixel_t> pixels, compared_t<pixel_t> threshold,
-                      unsigned* __restrict__ words,  // [rows, pitch]
-                      long long rows, long long height, long long pitch) {
+__global__ void __launch_bounds__(mask_threads) pack_masks_kernel(Pixels<pixel_t> pixels, compared_t<pixel_t> threshold,
+                                                                  unsigned* __restrict__ words,  // [rows, pitch]
+                                                                  long long rows, long long height, long long pitch) {
   const int lane = static_cast<int>(threadIdx.x) % warpSize;
   const long long groups = (pitch + words_per_warp - 1) / words_per_warp;
   for (long long item = warp_of_grid(); item < rows * groups; item += warps_of_grid()) {
@@ -31,7 +30,7 @@ __global__ void __launch_bounds__(mask_threads)
 #pragma unroll
     for (int k = 0; k < words_per_warp; ++k) {
       const long long x = (first + k) * mask_word + lane;
-      inside[k] = x < pixels.width && static_cast<compared_t<pixel_t>>(from[x]) > threshold;
+      inside[k] = x<pixels.width&& static_cast<compared_t<pixel_t>>(from[x])> threshold;
     }
 #pragma unroll
     for (int k = 0; k < words_per_warp; ++k) {
@@ -75,9 +74,9 @@ cudaError_t launch_unpack_masks(const unsigned* words, long long rows, long long
   return cudaGetLastError();
 }
 
-#define INSTANTIATE(pixel_t)                                                                                         \
-  template cudaError_t launch_pack_masks(const Pixels<pixel_t>&, double, unsigned*, long long, long long,            \
-                                         cudaStream_t);                                                              \
+#define INSTANTIATE(pixel_t)                                                                              \
+  template cudaError_t launch_pack_masks(const Pixels<pixel_t>&, double, unsigned*, long long, long long, \
+                                         cudaStream_t);                                                   \
   template cudaError_t launch_unpack_masks(const unsigned*, long long, long long, pixel_t*, cudaStream_t);
 INSTANTIATE(uint8_t)
 INSTANTIATE(float)

@@ -60,9 +60,9 @@ void pack_forward(const Tensor& masks, std::optional<double> threshold, const Te
                  op);
   }
   auto* found = reinterpret_cast<Box*>(boxes.mutable_data_ptr<int32_t>());
-  check_launch(launch_mask_statistics(to, packed.count, packed.height, packed.pitch, long_output(area), found,
-                                      device.stream()),
-               op);
+  check_launch(
+      launch_mask_statistics(to, packed.count, packed.height, packed.pitch, long_output(area), found, device.stream()),
+      op);
 }
 
 void unpack_forward(const Tensor& words, int64_t width, ScalarType dtype, const Tensor& masks) {

@@ -19,7 +19,12 @@ inline Problem make_problem(const char* op, const Tensor& masks, int64_t height,
   constexpr int64_t most = (int64_t{1} << 31) - 64;
   FASTSEG_CHECK(masks.dim() == 3 && masks.is_contiguous(), "fastseg::", op, ": masks must be (N, h, w), contiguous");
   FASTSEG_CHECK(form >= 0 && form < 3, "fastseg::", op, ": form must be 0, 1 or 2");
-  const Problem problem{masks.size(0), masks.size(1), masks.size(2), height, width, static_cast<Form>(form),
+  const Problem problem{masks.size(0),
+                        masks.size(1),
+                        masks.size(2),
+                        height,
+                        width,
+                        static_cast<Form>(form),
                         limit_of(threshold, inclusive)};
   FASTSEG_CHECK(problem.rows >= 1 && problem.rows < most && problem.columns >= 1 && problem.columns < most,
                 "fastseg::", op, ": masks must be of a size that is not 0");

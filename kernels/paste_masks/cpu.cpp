@@ -79,8 +79,8 @@ class Columns {
     FASTSEG_UNROLL
     for (int k = 0; k < count; ++k) {
       const auto index = simd::load(&index_[k][block * kLanes]);
-      const f32x16 part = simd::load(&weight_[k][block * kLanes]) *
-                          (narrow ? simd::permute(from, index) : simd::gather(from, index));
+      const f32x16 part =
+          simd::load(&weight_[k][block * kLanes]) * (narrow ? simd::permute(from, index) : simd::gather(from, index));
       sum = k == 0 ? part : sum + part;
     }
     return sum;
@@ -106,8 +106,8 @@ class Source {
  public:
   Source(int64_t rows, int64_t columns, int border)
       : rows_(rows), columns_(columns), border_(border),
-        stride_(ceil_divide(columns + 2 * border, kLanes) * kLanes + kLanes),
-        elements_((rows + 2 * border) * stride_), mix_(stride_) {}
+        stride_(ceil_divide(columns + 2 * border, kLanes) * kLanes + kLanes), elements_((rows + 2 * border) * stride_),
+        mix_(stride_) {}
 
   template <typename scalar_t>
   void load(const scalar_t* mask) {

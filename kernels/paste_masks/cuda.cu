@@ -68,9 +68,7 @@ struct ResizeSampling {
   __device__ Axis across(int64_t, const Problem& problem) const {
     return {columns, 0, static_cast<int>(problem.width)};
   }
-  __device__ Axis down(int64_t, const Problem& problem) const {
-    return {rows, 0, static_cast<int>(problem.height)};
-  }
+  __device__ Axis down(int64_t, const Problem& problem) const { return {rows, 0, static_cast<int>(problem.height)}; }
 };
 
 template <int border, typename scalar_t>
@@ -128,8 +126,7 @@ __global__ void __launch_bounds__(32 * tile_warps)
     for (int row = warp; row < tile_rows; row += tile_warps) {
       if (!row_is_sampled[row]) continue;
       const int64_t line = image * problem.height + first_row + row;
-      const float value =
-          is_sampled ? value_at<Sampling::border>(mask, problem, row_taps[row], column_taps) : 0.0f;
+      const float value = is_sampled ? value_at<Sampling::border>(mask, problem, row_taps[row], column_taps) : 0.0f;
       const bool belongs = is_sampled && value > problem.limit;
       if (problem.form == Form::packed) {
         const unsigned bits = __ballot_sync(~0u, belongs);
@@ -166,8 +163,8 @@ cudaError_t launch(const Problem& problem, const Sampling& sampling, const scala
 }  // namespace
 
 template <typename scalar_t>
-cudaError_t launch_paste_masks(const Problem& problem, const scalar_t* masks, const float* boxes,
-                               Convention convention, void* output, cudaStream_t stream) {
+cudaError_t launch_paste_masks(const Problem& problem, const scalar_t* masks, const float* boxes, Convention convention,
+                               void* output, cudaStream_t stream) {
   return launch(problem, BoxSampling{boxes, convention}, masks, output, stream);
 }
 
@@ -180,11 +177,11 @@ cudaError_t launch_upsample_masks(const Problem& problem, const scalar_t* logits
   return launch(problem, ResizeSampling<4>{down, across}, logits, output, stream);
 }
 
-#define INSTANTIATE(scalar_t)                                                                               \
-  template cudaError_t launch_paste_masks(const Problem&, const scalar_t*, const float*, Convention, void*, \
-                                          cudaStream_t);                                                    \
-  template cudaError_t launch_upsample_masks(const Problem&, const scalar_t*, const ResizeAxis&,            \
-                                             const ResizeAxis&, void*, cudaStream_t);
+#define INSTANTIATE(scalar_t)                                                                                       \
+  template cudaError_t launch_paste_masks(const Problem&, const scalar_t*, const float*, Convention, void*,         \
+                                          cudaStream_t);                                                            \
+  template cudaError_t launch_upsample_masks(const Problem&, const scalar_t*, const ResizeAxis&, const ResizeAxis&, \
+                                             void*, cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(c10::Half)
 INSTANTIATE(c10::BFloat16)

@@ -14,8 +14,8 @@ void paste(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t wid
   constexpr const char* op = "_paste_masks";
   check_device(masks, op, "masks");
   const auto problem = paste_masks::make_problem(op, masks, height, width, threshold, !torchvision, form, output);
-  FASTSEG_CHECK(boxes.device() == masks.device() && boxes.scalar_type() == ScalarType::Float &&
-                    boxes.is_contiguous() && boxes.numel() == 4 * problem.images,
+  FASTSEG_CHECK(boxes.device() == masks.device() && boxes.scalar_type() == ScalarType::Float && boxes.is_contiguous() &&
+                    boxes.numel() == 4 * problem.images,
                 "fastseg::", op, ": boxes must be float32 (N, 4), contiguous, on the device of masks");
   const auto convention = torchvision ? paste_masks::Convention::torchvision : paste_masks::Convention::detectron2;
   const OnDeviceOf device(masks);

@@ -137,8 +137,7 @@ void backward_of(const Map<const scalar_t>& grad_output, int64_t images, const T
           const Box<value_t>& box = made[k];
           if (box.window.bottom <= band.top || box.window.top >= band.bottom) continue;
           const auto from = read_block(grad_output, lanes, k, channel, bins, bin_buffer);
-          add_bins(lanes, from, box, sampling.bin_columns, band.top, band.bottom, map.width, line.data(),
-                   cells.data());
+          add_bins(lanes, from, box, sampling.bin_columns, band.top, band.bottom, map.width, line.data(), cells.data());
         }
         round_cells(lanes, cells, map, group.image, channel, window, cell_buffer);
       });
@@ -188,9 +187,9 @@ void forward(const Tensor& input, Level input1, Level input2, Level input3, Leve
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
     const auto make = [](const Tensor& tensor) { return map_of<scalar_t>(tensor, "input"); };
-    const auto maps = pyramid<Map<const scalar_t>>(
-        {&input, pointer(input1), pointer(input2), pointer(input3), pointer(input4)}, levels, input.size(0),
-        output.size(1), make);
+    const auto maps =
+        pyramid<Map<const scalar_t>>({&input, pointer(input1), pointer(input2), pointer(input3), pointer(input4)},
+                                     levels, input.size(0), output.size(1), make);
     forward_of(maps, input.size(0), boxes, sampling, output_map<scalar_t>(output, "output"));
   });
 }
@@ -199,9 +198,9 @@ void backward(const Tensor& grad_output, const Tensor& boxes, Sizes sizes, Numbe
               int64_t sampling_ratio, bool aligned, bool /*channels_last*/, const Tensor& grad_input,
               const Tensor& grad_input1, const Tensor& grad_input2, const Tensor& grad_input3,
               const Tensor& grad_input4) {
-  FASTSEG_CHECK(grad_output.dim() == 4 && grad_input.dim() == 4 && boxes.dim() == 2 &&
-                    grad_output.size(0) == boxes.size(0),
-                "fastseg.ops.roi_align: tensors do not fit");
+  FASTSEG_CHECK(
+      grad_output.dim() == 4 && grad_input.dim() == 4 && boxes.dim() == 2 && grad_output.size(0) == boxes.size(0),
+      "fastseg.ops.roi_align: tensors do not fit");
   if (grad_input.numel() == 0) return;
   const size_t levels = spatial_scales.size();
   const Sampling sampling = sampling_of(grad_output, spatial_scales, level_areas, sampling_ratio, aligned, levels);

@@ -16,8 +16,8 @@ namespace {
 template <typename scalar_t, int width, bool packed>
 __global__ void __launch_bounds__(cell_threads)
     roi_align_forward_kernel(CellGrid grid,  // [K, PH, PW, blocks] if packed, else [K * blocks, PH, PW, 1]
-                             Pyramid<const scalar_t> input, const float* __restrict__ boxes,
-                             MapView<scalar_t> output, BoxSampling sampling, int blocks) {
+                             Pyramid<const scalar_t> input, const float* __restrict__ boxes, MapView<scalar_t> output,
+                             BoxSampling sampling, int blocks) {
   const int channels = input.channels;
   for (CellWalk at(grid); at.inside(grid); at.advance(grid)) {
     const int64_t k = packed ? at.outer : at.outer / blocks;
@@ -192,9 +192,8 @@ cudaError_t launch_roi_align_forward(const Pyramid<const scalar_t>& input, const
                                      const MapView<scalar_t>& output, const BoxSampling& sampling,
                                      cudaStream_t stream) {
   constexpr int width = 16 / sizeof(scalar_t);
-  return holds_channel_packs<width>(input, output)
-             ? launch_forward<width, true>(input, boxes, output, sampling, stream)
-             : launch_forward<4, false>(input, boxes, output, sampling, stream);
+  return holds_channel_packs<width>(input, output) ? launch_forward<width, true>(input, boxes, output, sampling, stream)
+                                                   : launch_forward<4, false>(input, boxes, output, sampling, stream);
 }
 
 template <typename scalar_t>
@@ -206,10 +205,10 @@ cudaError_t launch_roi_align_backward(const MapView<const scalar_t>& grad_output
              : launch_backward<8, false>(grad_output, boxes, grad_input, sampling, stream);
 }
 
-#define INSTANTIATE(scalar_t)                                                                                     \
-  template cudaError_t launch_roi_align_forward(const Pyramid<const scalar_t>&, const float*,                     \
-                                                const MapView<scalar_t>&, const BoxSampling&, cudaStream_t);      \
-  template cudaError_t launch_roi_align_backward(const MapView<const scalar_t>&, const float*,                    \
+#define INSTANTIATE(scalar_t)                                                                                \
+  template cudaError_t launch_roi_align_forward(const Pyramid<const scalar_t>&, const float*,                \
+                                                const MapView<scalar_t>&, const BoxSampling&, cudaStream_t); \
+  template cudaError_t launch_roi_align_backward(const MapView<const scalar_t>&, const float*,               \
                                                  const Pyramid<scalar_t>&, const BoxSampling&, cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(c10::Half)

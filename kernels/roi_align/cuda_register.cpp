@@ -14,8 +14,8 @@ using Level = std::optional<Tensor>;
 template <typename element_t>
 Pyramid<element_t> pyramid_of(const Expected& expected, std::initializer_list<const Tensor*> tensors,
                               const Numbers& scales, const Numbers& areas) {
-  FASTSEG_CHECK(!scales.empty() && scales.size() <= tensors.size() && areas.size() + 1 == scales.size(), "fastseg::",
-                expected.op, ": levels, scales and areas must fit each other");
+  FASTSEG_CHECK(!scales.empty() && scales.size() <= tensors.size() && areas.size() + 1 == scales.size(),
+                "fastseg::", expected.op, ": levels, scales and areas must fit each other");
   Pyramid<element_t> pyramid{};
   pyramid.levels = static_cast<int>(scales.size());
   pyramid.images = static_cast<int>(expected.images);
@@ -48,9 +48,9 @@ void forward(const Tensor& input, Level input1, Level input2, Level input3, Leve
   const OnDeviceOf device(input);
   const cudaError_t error = with_gpu_type(op, input, [&](auto scalar) {
     using scalar_t = decltype(scalar);
-    const auto pyramid = pyramid_of<const scalar_t>(
-        maps, {&input, pointer(input1), pointer(input2), pointer(input3), pointer(input4)}, spatial_scales,
-        level_areas);
+    const auto pyramid =
+        pyramid_of<const scalar_t>(maps, {&input, pointer(input1), pointer(input2), pointer(input3), pointer(input4)},
+                                   spatial_scales, level_areas);
     return launch_roi_align_forward(pyramid, box_values, view_of<scalar_t>(pooled, output, "output"),
                                     sampling_of(boxes, sampling_ratio, aligned), device.stream());
   });
@@ -71,9 +71,8 @@ void backward(const Tensor& grad_output, const Tensor& boxes, std::vector<int64_
   const OnDeviceOf device(grad_output);
   const cudaError_t error = with_gpu_type(op, grad_output, [&](auto scalar) {
     using scalar_t = decltype(scalar);
-    const auto pyramid =
-        pyramid_of<scalar_t>(maps, {&grad_input, &grad_input1, &grad_input2, &grad_input3, &grad_input4},
-                             spatial_scales, level_areas);
+    const auto pyramid = pyramid_of<scalar_t>(
+        maps, {&grad_input, &grad_input1, &grad_input2, &grad_input3, &grad_input4}, spatial_scales, level_areas);
     return launch_roi_align_backward(view_of<const scalar_t>(pooled, grad_output, "grad_output"), box_values, pyramid,
                                      sampling_of(boxes, sampling_ratio, aligned), device.stream());
   });

@@ -48,7 +48,7 @@ struct Grid {
   T samples;     // in a bin: a whole number
   int size;      // of the map, in cells
 
-  static constexpr T kPrecise = 4096;   // float positions of more samples would be wrong by some of their distance
+  static constexpr T kPrecise = 4096;       // float positions of more samples would be wrong by some of their distance
   static constexpr T kMost = T(1ll << 40);  // of more, those in the map weigh less than any rounding
   static constexpr T kFew = 8;
 
@@ -65,8 +65,12 @@ struct Grid {
     if (all <= kFew || bin <= 1) return {0, all};
     const double begin = start + product<double>(p, bin), density = samples / static_cast<double>(bin);
     const double first = (low - begin) * density - 2, end = (high - begin) * density + 2;
-    return {first <= 0 ? 0 : first < samples ? static_cast<int64_t>(first) : all,
-            end <= 0 ? 0 : end < samples ? static_cast<int64_t>(end) : all};
+    return {first <= 0        ? 0
+            : first < samples ? static_cast<int64_t>(first)
+                              : all,
+            end <= 0        ? 0
+            : end < samples ? static_cast<int64_t>(end)
+                            : all};
   }
 
   FASTSEG_HOST_DEVICE Sample<T> sample(int p, int64_t i) const {

@@ -131,8 +131,8 @@ void write_block(const Map<scalar_t>& map, const Lanes& lanes, int64_t image, in
                  const std::vector<scalar_t>& buffer, const Block<scalar_t>& written) {
   if (written.data != buffer.data()) return;
   for_runs(map, window, [&](int64_t first, int64_t plane_first, int64_t length) {
-    detail::transpose(buffer.data() + first * Lanes::kChannels, Lanes::kChannels,
-                      map.at(image, channel, plane_first), map.pixels(), length, lanes.count());
+    detail::transpose(buffer.data() + first * Lanes::kChannels, Lanes::kChannels, map.at(image, channel, plane_first),
+                      map.pixels(), length, lanes.count());
   });
 }
 

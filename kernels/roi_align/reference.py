@@ -75,8 +75,11 @@ def _sum_of_products(equation: str, rows: Tensor, values: Tensor, columns: Tenso
     """Where a weight is 0 it does not matter what it would weigh: NaN and infinities too."""
     total = torch.einsum(equation, rows, torch.where(values.isfinite(), values, 0.0), columns)
     dtype, reached = total.dtype, [(factor > 0).to(total.dtype) for factor in (rows, columns)]
-    for special, found in ((torch.inf, values == torch.inf), (-torch.inf, values == -torch.inf),
-                           (torch.nan, values.isnan())):
+    for special, found in (
+        (torch.inf, values == torch.inf),
+        (-torch.inf, values == -torch.inf),
+        (torch.nan, values.isnan()),
+    ):
         count = torch.einsum(equation, reached[0], found.to(dtype), reached[1])
         total = total + torch.where(count > 0, special, 0.0)
     return total

@@ -21,9 +21,7 @@ class Taps {
   int32_t first = 0;
 
   int32_t end() const { return first + static_cast<int32_t>(ends_.size()); }
-  const Tap<value_t>* begin_of(int32_t row) const {
-    return taps_.data() + (row == first ? 0 : ends_[row - first - 1]);
-  }
+  const Tap<value_t>* begin_of(int32_t row) const { return taps_.data() + (row == first ? 0 : ends_[row - first - 1]); }
   const Tap<value_t>* end_of(int32_t row) const { return taps_.data() + ends_[row - first]; }
 
   // Without taps.

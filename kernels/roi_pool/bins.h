@@ -28,8 +28,12 @@ struct Bins {
   };
   FASTSEG_HOST_DEVICE Near near(int cell, int bins) const {
     const T before = floor((cell - start) / bin) - 1, after = ceil((cell + 1 - start) / bin) + 1;
-    return {!(before > 0) ? 0 : before >= bins ? bins : static_cast<int>(before),
-            !(after > 0) ? 0 : after >= bins ? bins : static_cast<int>(after)};
+    return {!(before > 0)    ? 0
+            : before >= bins ? bins
+                             : static_cast<int>(before),
+            !(after > 0)    ? 0
+            : after >= bins ? bins
+                            : static_cast<int>(after)};
   }
 
  private:

@@ -30,8 +30,8 @@ __device__ BoxBins box_bins(const float* box, const Pyramid<element_t>& map, int
 template <typename scalar_t, int width, bool packed>
 __global__ void __launch_bounds__(cell_threads)
     roi_pool_forward_kernel(CellGrid grid,  // [K, PH, PW, blocks] if packed, else [K * blocks, PH, PW, 1]
-                            Pyramid<const scalar_t> input, const float* __restrict__ boxes,
-                            MapView<scalar_t> output, MapView<int32_t> argmax, int blocks) {
+                            Pyramid<const scalar_t> input, const float* __restrict__ boxes, MapView<scalar_t> output,
+                            MapView<int32_t> argmax, int blocks) {
   const MapView<const scalar_t>& map = input.maps[0];
   const int channels = input.channels;
   for (CellWalk at(grid); at.inside(grid); at.advance(grid)) {
@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(cell_threads)
         }
       }
     }
-    const int64_t bin_step = output.channel_step(channels), bin = static_cast<int64_t>(at.row) * output.width +
-                                                                  at.column;
+    const int64_t bin_step = output.channel_step(channels),
+                  bin = static_cast<int64_t>(at.row) * output.width + at.column;
     const int64_t to = k * channels * output.pixels() + channel * bin_step + bin * output.pixel_step(channels);
     store_channels<width, packed>(output.data + to, bin_step, channels - channel, best);
     store_channels<width, packed>(argmax.data + to, bin_step, channels - channel, place);
@@ -101,10 +101,10 @@ __global__ void __launch_bounds__(tile_threads, 2)  // without the 2, ptxas spil
       bool touches = false;
       if (own < box_count) {
         const BoxBins box = box_bins(boxes + 5 * own, grad_input, bin_rows, bin_columns);
-        touches = box.image == tile.image &&
-                  may_touch(box.rows.start, box.rows.start + box.rows.bin * bin_rows, tile.top, tile_rows) &&
-                  may_touch(box.columns.start, box.columns.start + box.columns.bin * bin_columns, tile.left,
-                            tile_columns);
+        touches =
+            box.image == tile.image &&
+            may_touch(box.rows.start, box.rows.start + box.rows.bin * bin_rows, tile.top, tile_rows) &&
+            may_touch(box.columns.start, box.columns.start + box.columns.bin * bin_columns, tile.left, tile_columns);
       }
       const int listed = list_in_order<tile_threads>(touches, threadIdx.x, list, counts);
       for (int entry = 0; writes && entry < listed; ++entry) {
@@ -190,11 +190,10 @@ cudaError_t launch_roi_pool_backward(const MapView<const scalar_t>& grad_output,
              : launch_backward<8, false>(grad_output, argmax, boxes, grad_input, count, stream);
 }
 
-#define INSTANTIATE(scalar_t)                                                                                       \
-  template cudaError_t launch_roi_pool_forward(const Pyramid<const scalar_t>&, const float*,                        \
-                                               const MapView<scalar_t>&, const MapView<int32_t>&, int64_t,          \
-                                               cudaStream_t);                                                       \
-  template cudaError_t launch_roi_pool_backward(const MapView<const scalar_t>&, const MapView<const int32_t>&,      \
+#define INSTANTIATE(scalar_t)                                                                                          \
+  template cudaError_t launch_roi_pool_forward(const Pyramid<const scalar_t>&, const float*, const MapView<scalar_t>&, \
+                                               const MapView<int32_t>&, int64_t, cudaStream_t);                        \
+  template cudaError_t launch_roi_pool_backward(const MapView<const scalar_t>&, const MapView<const int32_t>&,         \
                                                 const float*, const Pyramid<scalar_t>&, int64_t, cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(c10::Half)

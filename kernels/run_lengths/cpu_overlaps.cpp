@@ -44,8 +44,8 @@ class Lists {
   }
 
   static const int64_t* list(const Tensor& tensor, const char* op) {
-    FASTSEG_CHECK(tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long, "fastseg::",
-                  op, ": all arguments must be contiguous int64 on the CPU");
+    FASTSEG_CHECK(tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long,
+                  "fastseg::", op, ": all arguments must be contiguous int64 on the CPU");
     return tensor.const_data_ptr<int64_t>();
   }
 

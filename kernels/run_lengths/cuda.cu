@@ -16,10 +16,8 @@ struct Part {
   int first_row, end_row;
 
   __device__ Part(const RowMasks& masks, long long n)
-      : mask(masks.words + n * masks.height * masks.pitch),
-        height(static_cast<int>(masks.height)),
-        width(static_cast<int>(masks.width)),
-        pitch(static_cast<int>(masks.pitch)) {
+      : mask(masks.words + n * masks.height * masks.pitch), height(static_cast<int>(masks.height)),
+        width(static_cast<int>(masks.width)), pitch(static_cast<int>(masks.pitch)) {
     const Box box = masks.boxes[n];
     const bool empty = box.x1 >= box.x2 || box.y1 >= box.y2 || height == 0;
     first_word = max(box.x1, 0) / mask_word;

@@ -8,11 +8,12 @@ namespace {
 RowMasks row_masks(const char* op, const Tensor& words, const Tensor& boxes, int64_t width) {
   check_words(op, words);
   check_list(op, words, boxes, "boxes", ScalarType::Int, 4 * words.size(0));
-  FASTSEG_CHECK(width >= 0 && (width + mask_word - 1) / mask_word == words.size(2) &&
-                    words.size(1) * width < int64_t{1} << 31,
-                "fastseg::", op, ": width does not fit words, or there are too many pixels");
-  return {words_of(words), reinterpret_cast<const Box*>(boxes.const_data_ptr<int32_t>()), words.size(0), words.size(1),
-          width, words.size(2)};
+  FASTSEG_CHECK(
+      width >= 0 && (width + mask_word - 1) / mask_word == words.size(2) && words.size(1) * width < int64_t{1} << 31,
+      "fastseg::", op, ": width does not fit words, or there are too many pixels");
+  return {words_of(words), reinterpret_cast<const Box*>(boxes.const_data_ptr<int32_t>()),
+          words.size(0),   words.size(1),
+          width,           words.size(2)};
 }
 
 void count_runs(const Tensor& words, const Tensor& boxes, int64_t width, const Tensor& runs) {
@@ -33,9 +34,8 @@ void run_lengths(const Tensor& words, const Tensor& boxes, int64_t width, const 
   if (total == 0 || masks.count == 0) return;
   const OnDeviceOf device(words);
   const Tensor places = torch::stable::new_empty(words, {total}, ScalarType::Long);
-  check_launch(launch_run_lengths(masks, longs_of(ends), total, long_output(places), long_output(counts),
-                                  device.stream()),
-               op);
+  check_launch(
+      launch_run_lengths(masks, longs_of(ends), total, long_output(places), long_output(counts), device.stream()), op);
 }
 
 }  // namespace

@@ -63,7 +63,7 @@ def run_overlaps(counts: Tensor, begins: Tensor, ends: Tensor, first: Tensor, se
     """The pixels that masks first[p] and second[p] share, int64 [pairs]; where one has fewer, the rest is 0."""
 
     def pixels(mask):
-        lengths = counts[begins[mask]:ends[mask]]
+        lengths = counts[begins[mask] : ends[mask]]
         return torch.repeat_interleave(torch.arange(len(lengths)) % 2, lengths)
 
     shared = []

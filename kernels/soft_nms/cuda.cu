@@ -31,16 +31,15 @@ struct Candidate {
 // A score is that of `current`, of a box that is picked or dropped -1. Every thread alone reads and writes those of its
 // boxes, of which it takes every 512th.
 template <typename real_t>
-__global__ void __launch_bounds__(pick_threads)
-    soft_nms_kernel(const real_t* __restrict__ boxes,     // [count, 4]
-                    const real_t* __restrict__ scores,    // [count]
-                    const int64_t* __restrict__ classes,  // [count] or null
-                    int count, soft_nms::Decay<real_t> by, double min_score,
-                    real_t* __restrict__ current,  // [count]
-                    int64_t most,
-                    int64_t* __restrict__ indices,       // [most]
-                    real_t* __restrict__ picked_scores,  // [most]
-                    int64_t* __restrict__ found) {
+__global__ void __launch_bounds__(pick_threads) soft_nms_kernel(const real_t* __restrict__ boxes,     // [count, 4]
+                                                                const real_t* __restrict__ scores,    // [count]
+                                                                const int64_t* __restrict__ classes,  // [count] or null
+                                                                int count, soft_nms::Decay<real_t> by, double min_score,
+                                                                real_t* __restrict__ current,  // [count]
+                                                                int64_t most,
+                                                                int64_t* __restrict__ indices,       // [most]
+                                                                real_t* __restrict__ picked_scores,  // [most]
+                                                                int64_t* __restrict__ found) {
   FASTSEG_SHARED(Candidate<real_t>, of_warps, [pick_warps]);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   for (int i = thread; i < count; i += pick_threads) current[i] = scores[i] < min_score ? real_t(-1) : scores[i];
@@ -97,10 +96,9 @@ cudaError_t launch_soft_nms(const real_t* boxes, const real_t* scores, const int
   return cudaGetLastError();
 }
 
-#define INSTANTIATE(real_t)                                                                                         \
-  template cudaError_t launch_soft_nms(const real_t*, const real_t*, const int64_t*, int64_t,                       \
-                                       soft_nms::Decay<real_t>, double, real_t*, int64_t, int64_t*, real_t*,        \
-                                       int64_t*, cudaStream_t);
+#define INSTANTIATE(real_t)                                                                                            \
+  template cudaError_t launch_soft_nms(const real_t*, const real_t*, const int64_t*, int64_t, soft_nms::Decay<real_t>, \
+                                       double, real_t*, int64_t, int64_t*, real_t*, int64_t*, cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

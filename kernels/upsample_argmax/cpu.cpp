@@ -70,8 +70,7 @@ Problem describe(const Tensor& input, const std::vector<int64_t>& size,
   for (const Tile& tile : problem.tiles) most_columns = std::max(most_columns, tile.columns);
   for (const Block& block : problem.blocks) most_cells = std::max(most_cells, block.cells);
   problem.pitch = ceil_divide(most_columns, kLanes) * kLanes + kLanes;
-  problem.prune = most_cells <= kLanes &&
-                  size[0] * size[1] >= kSmallestPrunedCell * input.size(2) * input.size(3);
+  problem.prune = most_cells <= kLanes && size[0] * size[1] >= kSmallestPrunedCell * input.size(2) * input.size(3);
   return problem;
 }
 

@@ -37,9 +37,9 @@ struct Problem {
   int64_t pitch;  // staged elements per class: every tile's columns and at least 17 more, whole vectors
   bool prune;     // worth its cost, and the softmax is not wanted (it needs every class)
   bool stream;
-  uint8_t* byte_labels;   // [N, H, W], or null
-  int64_t* long_labels;   // [N, H, W], or null
-  float* probability;         // [N, H, W], or null
+  uint8_t* byte_labels;  // [N, H, W], or null
+  int64_t* long_labels;  // [N, H, W], or null
+  float* probability;    // [N, H, W], or null
 };
 
 // One source row of a tile in the accumulator type, contiguous per class.
@@ -57,11 +57,8 @@ struct StagedRow {
 class Labeller {
  public:
   explicit Labeller(const Problem& problem)
-      : problem_(problem),
-        live_((problem.pitch / kLanes + 1) * problem.classes),
-        all_(problem.classes),
-        chosen_(problem.classes),
-        expanded_(2 * problem.classes) {
+      : problem_(problem), live_((problem.pitch / kLanes + 1) * problem.classes), all_(problem.classes),
+        chosen_(problem.classes), expanded_(2 * problem.classes) {
     upper_.storage.resize(problem.classes * problem.pitch / kLanes);
     lower_.storage.resize(problem.classes * problem.pitch / kLanes);
     std::iota(all_.begin(), all_.end(), 0);
@@ -107,14 +104,11 @@ class Labeller {
         image * problem_.image_stride + row * problem_.row_stride + tile.column * problem_.column_stride;
     float* to = reinterpret_cast<float*>(staged.storage.data());
     switch (problem_.dtype) {
-      case ScalarType::Half:
-        copy_row(static_cast<const simd::Half*>(problem_.input) + offset, tile.columns, to);
-        break;
+      case ScalarType::Half: copy_row(static_cast<const simd::Half*>(problem_.input) + offset, tile.columns, to); break;
       case ScalarType::BFloat16:
         copy_row(static_cast<const simd::BFloat16*>(problem_.input) + offset, tile.columns, to);
         break;
-      default:
-        copy_row(static_cast<const float*>(problem_.input) + offset, tile.columns, to);
+      default: copy_row(static_cast<const float*>(problem_.input) + offset, tile.columns, to);
     }
     i32x16 wild{};
     for (const f32x16& lanes : staged.storage) {
@@ -170,7 +164,7 @@ class Labeller {
         const float* upper = upper_.of_class(c, pitch) + j;
         const float* lower = lower_.of_class(c, pitch) + j;
         const i32x16 reaches = (simd::load(upper) >= best_corner[0]) | (simd::load(upper + 1) >= best_corner[1]) |
-                             (simd::load(lower) >= best_corner[2]) | (simd::load(lower + 1) >= best_corner[3]);
+                               (simd::load(lower) >= best_corner[2]) | (simd::load(lower + 1) >= best_corner[3]);
         live[c] = static_cast<uint16_t>(simd::mask_bits(reaches));
       }
     }
@@ -313,10 +307,10 @@ class Labeller {
 
   const Problem& problem_;
   StagedRow upper_, lower_;
-  std::vector<uint16_t> live_;     // [pitch / 16 + 1, C] bit j: the class is live in the j-th of 16 cells
-  std::vector<int32_t> all_;       // [C] 0, 1, 2, ...
-  std::vector<int32_t> chosen_;    // [C] classes live in the block
-  std::vector<f32x16> expanded_;   // [C, 2] horizontally interpolated source rows of a block
+  std::vector<uint16_t> live_;    // [pitch / 16 + 1, C] bit j: the class is live in the j-th of 16 cells
+  std::vector<int32_t> all_;      // [C] 0, 1, 2, ...
+  std::vector<int32_t> chosen_;   // [C] classes live in the block
+  std::vector<f32x16> expanded_;  // [C, 2] horizontally interpolated source rows of a block
 };
 
 }  // namespace fastseg::upsample_argmax

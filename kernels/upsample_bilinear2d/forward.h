@@ -36,7 +36,7 @@ inline std::vector<Block> blocks_of(const Axis& axis) {
       high_weight[lane] = axis.high_weight[o];
     }
     const bool narrow = high[simd::kLanes - 1] < simd::kLanes && axis.low[begin] + simd::kLanes <= axis.source;
-    blocks[b] = {axis.low[begin], narrow, simd::load(low), simd::load(high), simd::load(low_weight),
+    blocks[b] = {axis.low[begin],        narrow, simd::load(low), simd::load(high), simd::load(low_weight),
                  simd::load(high_weight)};
   }
   return blocks;
@@ -102,10 +102,10 @@ class Forward {
       const float* lower = expanded(high, low);
       const int64_t place = (plane_ * rows.output + y) * problem_.columns.output + tile_.begin;
       const float upper_weight = rows.low_weight[y], lower_weight = rows.high_weight[y];
-      write_row(forward_.output_ + place * problem_.inner, elements, forward_.stream_, [&](int64_t i)
-                    FASTSEG_ALWAYS_INLINE {
-        return upper_weight * simd::load(upper + i) + lower_weight * simd::load(lower + i);
-      });
+      write_row(forward_.output_ + place * problem_.inner, elements, forward_.stream_,
+                [&](int64_t i) FASTSEG_ALWAYS_INLINE {
+                  return upper_weight * simd::load(upper + i) + lower_weight * simd::load(lower + i);
+                });
     }
 
    private:

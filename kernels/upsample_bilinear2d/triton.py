@@ -125,8 +125,9 @@ def tile_of(program, tiles, rows, chunks, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def expanded_row(planes, row, left, right, left_weight, right_weight, valid, source_height, row_stride,
-                 ZERO: tl.constexpr):  # fmt: skip
+def expanded_row(
+    planes, row, left, right, left_weight, right_weight, valid, source_height, row_stride, ZERO: tl.constexpr
+):
     """Source row `row` at the columns of a tile, fp32 (CHANNELS, COLUMNS); 0 if there is no such row."""
     inside_left, inside_right = valid, valid
     if ZERO:
@@ -359,8 +360,10 @@ def _aot_case(name: str, dtype: str, channels_last: bool, zero: int, factor: int
     unit = [f"{prefix}{'channel' if channels_last else 'column'}" for prefix in ("", written)]
     config = CONFIGS["forward" if forward else "gradient"]
     integers = [*strides, *_SIZES, "C", "tiles", "strips", "chunks", *(["parts"] if forward else [])]
-    axis = deconvolving_axis(128, 128 * factor, 2 * factor, factor, factor // 2) if zero else interpolating_axis(
-        128, 128 * factor, None, False
+    axis = (
+        deconvolving_axis(128, 128 * factor, 2 * factor, factor, factor // 2)
+        if zero
+        else interpolating_axis(128, 128 * factor, None, False)
     )
     constexprs = dict(HALF=axis.half, ZERO=zero, STRIP=config.strip, **dict.fromkeys(unit, 1))
     if forward:
@@ -374,9 +377,12 @@ def _aot_case(name: str, dtype: str, channels_last: bool, zero: int, factor: int
     return AotCase(
         f"{name}-{dtype}-x{factor}{'-channels_last' if channels_last else ''}{'-zero' if zero else ''}",
         upsample_kernel if forward else upsample_gradient_kernel,
-        signature | _STEPS, constexprs, num_warps=config.warps,
-        divisible=(*tensors, *(name for name in (*strides, *_SIZES, "C") if name not in unit)), **limits,
-    )  # fmt: skip
+        signature | _STEPS,
+        constexprs,
+        num_warps=config.warps,
+        divisible=(*tensors, *(name for name in (*strides, *_SIZES, "C") if name not in unit)),
+        **limits,
+    )
 
 
 def aot_cases() -> list[AotCase]:

@@ -46,10 +46,8 @@ Arguments checked(const Arguments& arguments) {
 
 decltype(Problem::read_row) reader_of(ScalarType type) {
   switch (type) {
-    case ScalarType::Float:
-      return &read_padded_row<float>;
-    case ScalarType::Half:
-      return &read_padded_row<c10::Half>;
+    case ScalarType::Float: return &read_padded_row<float>;
+    case ScalarType::Half: return &read_padded_row<c10::Half>;
     default:
       FASTSEG_CHECK(type == ScalarType::BFloat16, "upsample_cross_entropy: bad dtype of input");
       return &read_padded_row<c10::BFloat16>;
@@ -67,8 +65,15 @@ Problem make_problem(const Arguments& arguments, Task task) {
   BilinearAxis vertical(input.size(2), target.size(1), arguments.align_corners, scales ? (*scales)[0] : 0.0);
   BilinearAxis horizontal(input.size(3), target.size(2), arguments.align_corners, scales ? (*scales)[1] : 0.0);
   Plan plan = make_plan(horizontal);
-  Problem problem{task, true, input.size(0), input.size(1), std::move(vertical), std::move(horizontal), std::move(plan),
-                  reader_of(input.scalar_type()), input.const_data_ptr(),
+  Problem problem{task,
+                  true,
+                  input.size(0),
+                  input.size(1),
+                  std::move(vertical),
+                  std::move(horizontal),
+                  std::move(plan),
+                  reader_of(input.scalar_type()),
+                  input.const_data_ptr(),
                   strides_of(input),
                   fastseg::label_view(target, target.numel(), input.size(1), arguments.ignore_index)};
   problem.class_weight = dense_values<float>(arguments.weight, problem.classes, "weight");
@@ -135,8 +140,7 @@ struct StatisticsGradient {
 
   StatisticsGradient(int64_t count, const double* of_intersection, const double* of_prediction, double of_numerator,
                      bool squared)
-      : intersection(of_intersection, of_intersection + count),
-        prediction(of_prediction, of_prediction + count),
+      : intersection(of_intersection, of_intersection + count), prediction(of_prediction, of_prediction + count),
         numerator(static_cast<float>(of_numerator)) {
     for (float& value : prediction) value *= squared ? 2.0f : 1.0f;
   }
@@ -166,9 +170,9 @@ void loss(const Tensor& input, const Tensor& target, std::optional<Tensor> weigh
 }
 
 // losses: [N, H, W] float.
-void pixels(const Tensor& input, const Tensor& target, std::optional<Tensor> weight,
-            std::optional<Tensor> pixel_weight, Scales scale_factors, bool align_corners, int64_t ignore_index,
-            double label_smoothing, const Tensor& losses) {
+void pixels(const Tensor& input, const Tensor& target, std::optional<Tensor> weight, std::optional<Tensor> pixel_weight,
+            Scales scale_factors, bool align_corners, int64_t ignore_index, double label_smoothing,
+            const Tensor& losses) {
   const Arguments arguments =
       checked({input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing});
   Problem problem = make_problem(arguments, Task::kLoss);
@@ -264,10 +268,14 @@ void dice_loss(const Tensor& input, const Tensor& target, std::optional<Tensor> 
   const Totals totals = run_checked(problem, arguments);
   const int64_t count = problem.images * problem.classes;
   const double* statistics = totals.statistics.data();
-  const loss_of_sums::Sums sums{
-      statistics, statistics + count, statistics + 2 * count, totals.numerator, totals.denominator,
-      problem.images, problem.classes,
-      {ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty}};
+  const loss_of_sums::Sums sums{statistics,
+                                statistics + count,
+                                statistics + 2 * count,
+                                totals.numerator,
+                                totals.denominator,
+                                problem.images,
+                                problem.classes,
+                                {ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty}};
   fastseg::write_number(loss, loss_of_sums::loss(sums), "loss");
   double divisor = 1;
   if (with_gradient) {

@@ -98,13 +98,13 @@ struct Problem {
   const void* input;  // [N, C, h, w]
   Strides input_strides;
 
-  LabelView labels;                      // [N, H, W]
-  const float* class_weight = nullptr;   // [C] or null
-  const float* pixel_weight = nullptr;   // [N, H, W] or null
+  LabelView labels;                     // [N, H, W]
+  const float* class_weight = nullptr;  // [C] or null
+  const float* pixel_weight = nullptr;  // [N, H, W] or null
   float label_smoothing = 0;
-  float class_weight_sum = 0;            // C where class_weight is null
+  float class_weight_sum = 0;  // C where class_weight is null
 
-  const float* grad_losses = nullptr;    // [N, H, W] or null, which stands for grad_numerator everywhere
+  const float* grad_losses = nullptr;  // [N, H, W] or null, which stands for grad_numerator everywhere
   int64_t grad_losses_strides[3] = {};
   float grad_numerator = 1;
   const float* grad_intersection = nullptr;  // [N, C]
@@ -150,15 +150,13 @@ struct alignas(64) PixelTile {
   f32x16 common[kMostSteps];   // Dice gradient: what every probability is multiplied by
   f32x16 inverse[kMostSteps];  // factor that makes exponentials into probabilities (or their gradients)
   i32x16 label[kMostSteps];    // -1 where ignored or no pixel
-  ClassSet classes;             // of the labels
+  ClassSet classes;            // of the labels
 };
 
 // Scratch of one thread. Rows are padded: index q holds source column q - 1.
 struct Workspace {
   explicit Workspace(const Problem& problem)
-      : stride(problem.row_stride()),
-        rows(4 * problem.classes * stride),
-        logits(2 * kLanes * problem.classes),
+      : stride(problem.row_stride()), rows(4 * problem.classes * stride), logits(2 * kLanes * problem.classes),
         accumulators(wants_gradient(problem.task) ? 4 * kLanes * problem.classes : 0),
         statistics(problem.task == Task::kStatistics ? 3 * kLanes * problem.classes : 0),
         labels(kBandRows * problem.label_stride()) {
@@ -182,7 +180,7 @@ struct Workspace {
   Scratch<float> logits;        // [C][2][16]: ends of the cells, vertically interpolated; then start and ratio
   Scratch<float> accumulators;  // [C][4][16]: gradients of the left and right ends, then the lower row's shares
   Scratch<float> statistics;
-  Scratch<int32_t> labels;      // [kBandRows][label_stride()], -1 behind the row
+  Scratch<int32_t> labels;  // [kBandRows][label_stride()], -1 behind the row
   PixelTile tile{};
 
   float* upper;           // [C][stride] source row above the output rows

@@ -73,8 +73,18 @@ def upsample_cross_entropy_pixels_backward(
     share = grad_losses if pixel_weight is None else grad_losses * pixel_weight
     none = torch.zeros(input.shape[:2], dtype=torch.float64, device=input.device)
     return upsample_softmax_statistics_backward(
-        input, target, weight, share, none, none, none.new_ones(()),
-        scale_factors, align_corners, ignore_index, label_smoothing, True,
+        input,
+        target,
+        weight,
+        share,
+        none,
+        none,
+        none.new_ones(()),
+        scale_factors,
+        align_corners,
+        ignore_index,
+        label_smoothing,
+        True,
     )
 
 
@@ -89,14 +99,32 @@ def upsample_softmax_statistics(
 
 
 def upsample_softmax_statistics_backward(
-    input, target, weight, pixel_weight, grad_intersection, grad_prediction, grad_numerator,
-    scale_factors, align_corners, ignore_index, label_smoothing, squared,
+    input,
+    target,
+    weight,
+    pixel_weight,
+    grad_intersection,
+    grad_prediction,
+    grad_numerator,
+    scale_factors,
+    align_corners,
+    ignore_index,
+    label_smoothing,
+    squared,
 ):
     """Gradient of `input`, in its dtype."""
     logits = _upsampled(input, target, scale_factors, align_corners)
     gradient = at_full_resolution.softmax_statistics_backward(
-        logits, target, weight, pixel_weight,
-        grad_intersection, grad_prediction, grad_numerator, ignore_index, label_smoothing, squared,
+        logits,
+        target,
+        weight,
+        pixel_weight,
+        grad_intersection,
+        grad_prediction,
+        grad_numerator,
+        ignore_index,
+        label_smoothing,
+        squared,
     )
     scales = (None, None) if scale_factors is None else scale_factors
     source, output = ([int(size) for size in sizes] for sizes in (input.shape, logits.shape[2:]))  # takes no symbols
@@ -108,4 +136,3 @@ def upsample_softmax_statistics_backward(
 
 def _upsampled(input, target, scale_factors, align_corners) -> Tensor:
     return interpolate(input.to(accumulator(input.dtype)), target.shape[1:], scale_factors, align_corners)
-

@@ -129,14 +129,10 @@ class Slice {
   f32x16 block_row(Workspace& work, const Block& block, int64_t y, int row) {
     const int32_t* labels = work.labels.get() + row * problem_.label_stride();
     switch (problem_.task) {
-      case Task::kLoss:
-        return with_steps<Task::kLoss>(work, block, labels, y + row);
-      case Task::kGradient:
-        return with_steps<Task::kGradient>(work, block, labels, y + row);
-      case Task::kStatistics:
-        return with_steps<Task::kStatistics>(work, block, labels, y + row);
-      default:
-        return with_steps<Task::kStatisticsGradient>(work, block, labels, y + row);
+      case Task::kLoss: return with_steps<Task::kLoss>(work, block, labels, y + row);
+      case Task::kGradient: return with_steps<Task::kGradient>(work, block, labels, y + row);
+      case Task::kStatistics: return with_steps<Task::kStatistics>(work, block, labels, y + row);
+      default: return with_steps<Task::kStatisticsGradient>(work, block, labels, y + row);
     }
   }
 
@@ -215,9 +211,7 @@ inline Totals run(const Problem& problem) {
   const fastseg::UnevenSlices cut(rows, ceil_divide(rows, std::max<int64_t>({1, by_source, by_output})));
   const int64_t slices = cut.slices();
   std::vector<Slice> parts;
-  const auto first_row = [&](int64_t slice) {
-    return first_row_of_slice(problem, cut.begin(slice), rows / slices);
-  };
+  const auto first_row = [&](int64_t slice) { return first_row_of_slice(problem, cut.begin(slice), rows / slices); };
   for (int64_t slice = 0; slice < slices; ++slice) parts.emplace_back(problem, first_row(slice), first_row(slice + 1));
   fastseg::share_slices(slices, [&](const auto& take) {
     Workspace work(problem);

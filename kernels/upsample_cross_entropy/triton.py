@@ -175,8 +175,9 @@ def pixels_backward(
     """grad_losses: [N, H, W]; one number for all of them is read as that."""
     plan = _plan(input, target, scale_factors, align_corners, label_smoothing, True)
     one_number = grad_losses.numel() > 0 and all(stride == 0 for stride in grad_losses.stride())
-    given = dict(grad_numerator=grad_losses[0, 0, 0].double()) if one_number else \
-        dict(grad_losses=grad_losses.contiguous())
+    given = (
+        dict(grad_numerator=grad_losses[0, 0, 0].double()) if one_number else dict(grad_losses=grad_losses.contiguous())
+    )
     _gradient(plan, input, target, weight, pixel_weight, ignore_index, label_smoothing, grad_input, **given)
 
 
@@ -250,10 +251,13 @@ def _aot_case(name: str, kernel, integers, dtype: str, given: tuple[str, ...], c
     signature |= {key: "i64" if key in _STRIDES else "i32" for key in integers}
     absent = {key: None for key in _POINTERS if key in kernel.arg_names and key not in signature}
     return AotCase(
-        name, kernel, signature,
+        name,
+        kernel,
+        signature,
         dict(C=19, HALF=0.5, ROW_SPAN=1, COLUMN_SPAN=1, SMOOTHING=False, SQUARED=True) | constexprs | absent,
-        num_warps=warps, divisible=tuple(pointers),
-    )  # fmt: skip
+        num_warps=warps,
+        divisible=tuple(pointers),
+    )
 
 
 def _softmax_case(name: str, config: SoftmaxConfig, dtype: str, *given: str, **constexprs) -> AotCase:

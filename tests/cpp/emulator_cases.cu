@@ -15,13 +15,11 @@ __device__ __forceinline__ int warp_sum(int value) {
 
 // One block per row; every warp leaves its sum in shared memory, the first warp adds them up.
 template <int block_size, bool with_barrier>
-__global__ void __launch_bounds__(block_size)
-    row_sum(const int* input /*[rows, columns]*/, int* output /*[rows]*/) {
+__global__ void __launch_bounds__(block_size) row_sum(const int* input /*[rows, columns]*/, int* output /*[rows]*/) {
   FASTSEG_SHARED(int, warp_sums, [block_size / 32]);
   const int thread = threadIdx.x;
   int sum = 0;
-  for (int column = thread; column < columns; column += block_size)
-    sum += input[blockIdx.x * columns + column];
+  for (int column = thread; column < columns; column += block_size) sum += input[blockIdx.x * columns + column];
   sum = warp_sum(sum);
   if (thread % 32 == 0) warp_sums[thread / 32] = sum;
   if (with_barrier) __syncthreads();
@@ -230,8 +228,7 @@ bool run_launch_limits() {
   if (cudaGetLastError() != cudaErrorInvalidConfiguration) return false;
   FASTSEG_LAUNCH(histogram, dim3(1), dim3(32), 49 * 1024, nullptr, &untouched);
   if (cudaGetLastError() != cudaErrorInvalidValue) return false;
-  if (cudaFuncSetAttribute(histogram, cudaFuncAttributeMaxDynamicSharedMemorySize, 228 * 1024) ==
-      cudaSuccess) {
+  if (cudaFuncSetAttribute(histogram, cudaFuncAttributeMaxDynamicSharedMemorySize, 228 * 1024) == cudaSuccess) {
     return false;
   }
   return untouched == 7 && cudaGetLastError() == cudaSuccess;
@@ -249,8 +246,7 @@ bool run_planted(const char* name) {
   const dim3 one(1), warp(32), full(size);
   const auto is = [&](const char* candidate) { return std::strcmp(name, candidate) == 0; };
   return with_buffers([&](int* input, int* output) {
-    if (is("static_shared_overrun"))
-      FASTSEG_LAUNCH(static_shared_overrun<size>, one, full, 0, nullptr, output);
+    if (is("static_shared_overrun")) FASTSEG_LAUNCH(static_shared_overrun<size>, one, full, 0, nullptr, output);
     if (is("too_much_shared")) FASTSEG_LAUNCH(too_much_shared, one, full, 24 * 1024 + 4, nullptr, output);
     if (is("dynamic_shared_overrun")) {
       FASTSEG_LAUNCH(dynamic_shared_overrun, one, full, size * sizeof(int), nullptr, output, size);
@@ -260,8 +256,7 @@ bool run_planted(const char* name) {
     if (is("misaligned_vector")) FASTSEG_LAUNCH(misaligned_vector, one, warp, 0, nullptr, input, output);
     if (is("barrier_in_one_branch")) FASTSEG_LAUNCH(barrier_in_one_branch, one, warp, 0, nullptr, output);
     if (is("different_barriers")) FASTSEG_LAUNCH(different_barriers, one, warp, 0, nullptr, output);
-    if (is("mask_names_returned_lane"))
-      FASTSEG_LAUNCH(mask_names_returned_lane, one, warp, 0, nullptr, output);
+    if (is("mask_names_returned_lane")) FASTSEG_LAUNCH(mask_names_returned_lane, one, warp, 0, nullptr, output);
     if (is("mask_omits_caller")) FASTSEG_LAUNCH(mask_omits_caller, one, warp, 0, nullptr, output);
     if (is("different_operations")) FASTSEG_LAUNCH(different_operations, one, warp, 0, nullptr, output);
   });

@@ -102,9 +102,7 @@ def test_sanitizer_reports_name_the_kernel_line(programs):
 
 
 def test_thread_order_exposes_a_missing_barrier_without_a_sanitizer(programs):
-    outcomes = {
-        order: run(programs("plain"), "missing_barrier", order).stdout for order in ["forward", "reverse"]
-    }
+    outcomes = {order: run(programs("plain"), "missing_barrier", order).stdout for order in ["forward", "reverse"]}
     # in reverse order the first warp, which adds up, happens to run last
     assert outcomes == {"forward": "wrong\n", "reverse": "ok\n"}
 

@@ -34,9 +34,7 @@ def test_labels_of_every_dtype(input_dtype, target_dtype):
 @pytest.mark.parametrize("pixels", [1, 7, 8, 9, 4111])
 def test_class_counts_and_sizes(classes, pixels):
     prediction, target = labels((pixels,), classes), labels((pixels,), classes)
-    assert torch.equal(
-        kernel(prediction, target, classes, -100), reference(prediction, target, classes, -100)
-    )
+    assert torch.equal(kernel(prediction, target, classes, -100), reference(prediction, target, classes, -100))
 
 
 @pytest.mark.parametrize("input_offset, target_offset", [(1, 0), (0, 3), (5, 5)])

@@ -129,8 +129,9 @@ def test_more_masks_than_the_sweep_has_threads_for():
     equal(nms(parts, order, None, 0.5), nms_reference.mask_nms(parts[0], parts[1], order, None, 0.5, None))
 
 
-@pytest.mark.parametrize("box", [[-(2**31), -(2**31), 2**31 - 1, 2**31 - 1], [0, 0, 999, 999], [50, 50, 0, 0],
-                                 [-9, -9, -1, -1]])  # fmt: skip
+@pytest.mark.parametrize(
+    "box", [[-(2**31), -(2**31), 2**31 - 1, 2**31 - 1], [0, 0, 999, 999], [50, 50, 0, 0], [-9, -9, -1, -1]]
+)
 def test_hostile_boxes_and_indices_stay_inside(box):
     words, area, boxes = packed(ellipses(5, 12, 40))
     boxes = torch.tensor([box] * 5, dtype=torch.int32)

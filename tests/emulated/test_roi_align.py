@@ -104,5 +104,6 @@ def test_strange_boxes_give_zeros(aligned, layout):
 def test_no_boxes_and_no_images():
     assert backward(torch.zeros(0, 8, 2, 2), torch.zeros(0, 5), [1.0], [], 2, False,
                     [torch.full((1, 8, 3, 3), NAN)])[0].sum() == 0  # fmt: skip
-    assert not forward([torch.zeros(0, 8, 3, 3)], torch.zeros(1, 5), [1, 1], [1.0], [], 2, False,
-                       torch.ones(1, 8, 1, 1)).any()  # fmt: skip
+    assert not forward(
+        [torch.zeros(0, 8, 3, 3)], torch.zeros(1, 5), [1, 1], [1.0], [], 2, False, torch.ones(1, 8, 1, 1)
+    ).any()

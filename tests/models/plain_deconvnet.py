@@ -35,9 +35,7 @@ class PlainDeconvNet(nn.Module):
             normalised(nn.ConvTranspose2d(scaled(4096), scaled(512), 7)),
         )
         self.decoder = nn.ModuleList(
-            nn.Sequential(
-                *(normalised(nn.ConvTranspose2d(scaled(a), scaled(b), 3, padding=1)) for a, b in stage)
-            )
+            nn.Sequential(*(normalised(nn.ConvTranspose2d(scaled(a), scaled(b), 3, padding=1)) for a, b in stage))
             for stage in DECODER
         )
         self.score = nn.Conv2d(scaled(64), classes, 1)

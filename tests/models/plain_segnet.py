@@ -85,9 +85,7 @@ class PlainSegNetBasic(nn.Module):
 def neighbours_summed(image, count):
     """At every channel the sum over the ``count`` channels around it; beyond the ends there is nothing."""
     reach, channels = count // 2, image.shape[1]
-    return torch.stack(
-        [image[:, max(0, c - reach) : c + reach + 1].sum(1) for c in range(channels)], dim=1
-    )
+    return torch.stack([image[:, max(0, c - reach) : c + reach + 1].sum(1) for c in range(channels)], dim=1)
 
 
 def unpooled(pooled, indices, size):

@@ -55,9 +55,11 @@ def equals_plain(contract, size, training, layout=None):
     "contract, size, training",
     [
         pytest.param(contract, size, training, id=f"{contract}-{size[0]}x{size[1]}-{'train' if training else 'eval'}")
-        for contract in CONTRACTS for size in contract.sizes for training in ((False, True)[: 1 + contract.training])
+        for contract in CONTRACTS
+        for size in contract.sizes
+        for training in ((False, True)[: 1 + contract.training])
     ],
-)  # fmt: skip
+)
 def test_equals_a_plain_build_forward_and_backward(contract, size, training):
     equals_plain(contract, size, training)
 
@@ -91,9 +93,10 @@ def test_number_of_parameters_and_keys(contract):
         with torch.device("meta"):
             parameters = contract.network(**arguments).state_dict(keep_vars=True)
         counted = [
-            value.numel() for key, value in parameters.items()
+            value.numel()
+            for key, value in parameters.items()
             if isinstance(value, nn.Parameter) and not key.startswith(contract.uncounted)
-        ]  # fmt: skip
+        ]
         assert sum(counted) == number, arguments
     with torch.device("meta"):
         keys = list(contract.build(num_classes=21, width_multiplier=1).state_dict())
@@ -162,8 +165,10 @@ def test_dropout_only_while_training(contract):
 
 @every_network
 def test_bad_arguments_are_named(contract):
-    bad = [(dict(num_classes=0), "num_classes is 0; allowed: 1 or more"),
-           (dict(in_channels=0), "in_channels is 0; allowed: 1 or more")]
+    bad = [
+        (dict(num_classes=0), "num_classes is 0; allowed: 1 or more"),
+        (dict(in_channels=0), "in_channels is 0; allowed: 1 or more"),
+    ]
     if contract.has("width_multiplier"):
         bad.append((dict(width_multiplier=0), "width_multiplier is 0; allowed: above 0"))
     if contract.has("dropout"):

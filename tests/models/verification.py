@@ -96,8 +96,7 @@ def together(gradients):
     """``[(ours, stock, exact), ...]`` as three long vectors, each gradient relative to its largest value."""
     scales = [exact.abs().max().item() for _, _, exact in gradients]
     return [
-        torch.cat([values.flatten() / scale for values, scale in zip(column, scales)])
-        for column in zip(*gradients)
+        torch.cat([values.flatten() / scale for values, scale in zip(column, scales)]) for column in zip(*gradients)
     ]
 
 

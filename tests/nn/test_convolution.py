@@ -95,8 +95,10 @@ def test_accelerate_replaces_dilated_depthwise_and_transposed_convolutions():
     before = model(input)
     report = fastseg.accelerate(model)
     assert {name: entry.after for entry in report.replaced for name in entry.names} == {
-        "dilated": "fastseg.nn.Conv2d", "depthwise": "fastseg.nn.Conv2d", "up": "fastseg.nn.ConvTranspose2d"
-    }  # fmt: skip
+        "dilated": "fastseg.nn.Conv2d",
+        "depthwise": "fastseg.nn.Conv2d",
+        "up": "fastseg.nn.ConvTranspose2d",
+    }
     assert not report.skipped  # nobody expects anything of plain convolutions
     torch.testing.assert_close(model(input), before)
     torch.testing.assert_close(pickle.loads(pickle.dumps(model))(input), before)

@@ -109,8 +109,11 @@ def test_aspp_has_torchvisions_keys():
     assert sum(parameter.numel() for parameter in aspp.parameters()) == 15_535_104
     assert {name.rpartition(".")[0] for name in aspp.state_dict()} == {
         *(f"convs.{branch}.{place}" for branch in range(4) for place in (0, 1)),
-        "convs.4.1", "convs.4.2", "project.0", "project.1",
-    }  # fmt: skip
+        "convs.4.1",
+        "convs.4.2",
+        "project.0",
+        "project.1",
+    }
     assert aspp.state_dict().keys() == PlainASPP(2048, (12, 24, 36), 256).state_dict().keys()
 
 

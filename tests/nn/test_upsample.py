@@ -80,13 +80,13 @@ def test_arguments_are_those_of_stock(name):
 
 def test_accelerate_replaces_the_bilinear_ones_and_says_why_not_the_others():
     model = nn.Sequential(
-        nn.Upsample(scale_factor=2, mode="bilinear"), nn.UpsamplingBilinear2d(size=(5, 6)), nn.Upsample(scale_factor=2),
-    )  # fmt: skip
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.UpsamplingBilinear2d(size=(5, 6)),
+        nn.Upsample(scale_factor=2),
+    )
     stock = copy.deepcopy(model)
     report = fastseg.accelerate(model)
-    assert [type(module) for module in model] == [
-        fastseg.nn.Upsample, fastseg.nn.UpsamplingBilinear2d, nn.Upsample
-    ]  # fmt: skip
+    assert [type(module) for module in model] == [fastseg.nn.Upsample, fastseg.nn.UpsamplingBilinear2d, nn.Upsample]
     assert [entry.names for entry in report.replaced] == [("0",), ("1",)]
     assert all("UpsampleCrossEntropyLoss" in entry.note for entry in report.replaced)
     (skipped,) = report.skipped

@@ -10,7 +10,7 @@ from fastseg._dtypes import accumulator
 def _samples(start, length, bins, count, size):
     """(low cells, upper cells, weight of the upper ones, 1 or 0 for samples outside) of bins * count samples."""
     place = torch.arange(bins, dtype=start.dtype)[:, None]
-    at = (start + place * (length / bins) + (torch.arange(count, dtype=start.dtype) + 0.5) * (length / bins) / count)
+    at = start + place * (length / bins) + (torch.arange(count, dtype=start.dtype) + 0.5) * (length / bins) / count
     at = at.flatten()
     inside = (at >= -1) & (at <= size)
     at = torch.where(inside, at.clamp(min=0), 0)

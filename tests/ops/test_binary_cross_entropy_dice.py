@@ -17,8 +17,19 @@ from tests.ops._ranks import on_two_ranks
 SMOOTH = 1e-6
 
 
-def plain_binary_cross_entropy_dice(input, target, *, bce_weight=1.0, dice_weight=1.0, pos_weight=None,
-                                    ignore_index=None, squared=True, smooth=SMOOTH, per_image=False, pixel_weight=None):
+def plain_binary_cross_entropy_dice(
+    input,
+    target,
+    *,
+    bce_weight=1.0,
+    dice_weight=1.0,
+    pos_weight=None,
+    ignore_index=None,
+    squared=True,
+    smooth=SMOOTH,
+    per_image=False,
+    pixel_weight=None,
+):
     """The definition, written with stock PyTorch."""
     if torch.is_autocast_enabled(input.device.type):
         input = input.float()  # losses come out of autocast in fp32
@@ -90,8 +101,12 @@ def test_fp64(one_case):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    images=st.integers(1, 3), pixels=st.integers(1, 1200), seed=st.integers(0, 2**16),
-    scale=st.sampled_from([0.0, 1.0, 30.0]), squared=st.booleans(), per_image=st.booleans(),
+    images=st.integers(1, 3),
+    pixels=st.integers(1, 1200),
+    seed=st.integers(0, 2**16),
+    scale=st.sampled_from([0.0, 1.0, 30.0]),
+    squared=st.booleans(),
+    per_image=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bool, torch.uint8, torch.int32, torch.int64, torch.bfloat16]),
 )
 def test_equals_the_reference(images, pixels, seed, scale, squared, per_image, dtype):
@@ -146,16 +161,19 @@ def test_nothing_left():
         assert torch.autograd.grad(loss, empty)[0].shape == shape
 
 
-@pytest.mark.parametrize("changes, error, message", [
-    (dict(target=torch.zeros(2, 4)), RuntimeError, r"target has shape \(2, 4\); allowed: \(2, 3\)"),
-    (dict(target=torch.zeros(2, 3, dtype=torch.complex64)), RuntimeError, "target has dtype complex64"),
-    (dict(target=torch.zeros(2, 3, requires_grad=True)), RuntimeError, "target requires grad"),
-    (dict(pos_weight=torch.ones(2)), RuntimeError, "pos_weight has shape"),
-    (dict(pixel_weight=torch.ones(3)), RuntimeError, "pixel_weight has shape"),
-    (dict(smooth=-1.0), ValueError, "smooth=-1.0"),
-    (dict(input=torch.zeros(())), ValueError, r"input has shape \(\)"),
-    (dict(input=None), TypeError, "input is NoneType"),
-])
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        (dict(target=torch.zeros(2, 4)), RuntimeError, r"target has shape \(2, 4\); allowed: \(2, 3\)"),
+        (dict(target=torch.zeros(2, 3, dtype=torch.complex64)), RuntimeError, "target has dtype complex64"),
+        (dict(target=torch.zeros(2, 3, requires_grad=True)), RuntimeError, "target requires grad"),
+        (dict(pos_weight=torch.ones(2)), RuntimeError, "pos_weight has shape"),
+        (dict(pixel_weight=torch.ones(3)), RuntimeError, "pixel_weight has shape"),
+        (dict(smooth=-1.0), ValueError, "smooth=-1.0"),
+        (dict(input=torch.zeros(())), ValueError, r"input has shape \(\)"),
+        (dict(input=None), TypeError, "input is NoneType"),
+    ],
+)
 def test_bad_arguments_are_named(changes, error, message):
     with pytest.raises(error, match=message):
         fastseg.ops.binary_cross_entropy_dice(**(dict(input=torch.zeros(2, 3), target=torch.zeros(2, 3)) | changes))

@@ -32,9 +32,7 @@ def brute_force(input, target, num_classes=None, ignore_index=-100):
 def logits_case(*shape, ignored=None):
     def arguments(make):
         target = make.labels(shape[0], *shape[2:], classes=shape[1], ignored=ignored)
-        return dict(
-            input=make.floating(*shape), target=target, ignore_index=-100 if ignored is None else ignored
-        )
+        return dict(input=make.floating(*shape), target=target, ignore_index=-100 if ignored is None else ignored)
 
     return arguments
 
@@ -81,9 +79,7 @@ def test_labels_of_every_dtype(input_dtype, target_dtype, backend, device):
 def test_class_counts_and_sizes(classes, pixels, device):
     prediction = random_labels((pixels,), classes, torch.int64, seed=1)
     target = random_labels((pixels,), classes, torch.int64, seed=2)
-    expected = torch.bincount(target * classes + prediction, minlength=classes * classes).view(
-        classes, classes
-    )
+    expected = torch.bincount(target * classes + prediction, minlength=classes * classes).view(classes, classes)
     assert torch.equal(confusion_matrix(prediction.to(device), target.to(device), classes).cpu(), expected)
 
 
@@ -128,11 +124,7 @@ def test_nan_is_the_maximum_and_the_first_maximum_wins(layout, dtype, device):
         [inf, inf, nan],
         [inf, 1.0, inf],
     ]
-    logits = (
-        torch.tensor(pixels, dtype=dtype, device=device)
-        .T.reshape(1, 3, 2, 4)
-        .contiguous(memory_format=layout)
-    )
+    logits = torch.tensor(pixels, dtype=dtype, device=device).T.reshape(1, 3, 2, 4).contiguous(memory_format=layout)
     target = torch.zeros(1, 2, 4, dtype=torch.int64, device=device)
     for pixel, values in enumerate(pixels):
         target.view(-1)[pixel] = int(torch.tensor(values).argmax())
@@ -208,9 +200,7 @@ def test_any_labels_equal_the_count_or_raise(data):
                 confusion_matrix(prediction, target, classes, ignore_index, backend=backend)
         return
     for backend in BACKENDS:
-        assert torch.equal(
-            confusion_matrix(prediction, target, classes, ignore_index, backend=backend), expected
-        )
+        assert torch.equal(confusion_matrix(prediction, target, classes, ignore_index, backend=backend), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""dilated_conv2d and conv_transpose2d: what every convolution keeps; spec rows and errors in files of their own."""
+"""dilated_conv2d and conv_transpose2d: what every convolution keeps. Layers of networks and errors have own files."""
 
 import itertools
 import random

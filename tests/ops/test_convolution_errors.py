@@ -67,10 +67,11 @@ TRANSPOSED = {
     "crop=(1, 2); allowed: (top, left, height, width)": dict(crop=(1, 2)),
     "skip has shape (1, 8, 4, 4), skip_offset=(4, 0)": dict(skip=torch.ones(1, 8, 4, 4), skip_offset=(4, 0)),
     "skip has shape (4, 4)": dict(skip=torch.ones(4, 4)),
-    "skip has shape (1, 8, 7, 8), skip_offset=(0, 0) for an output of (8, 8)":
-        dict(skip=torch.ones(1, 8, 7, 8), crop=(0, 0, 8, 8)),
+    "skip has shape (1, 8, 7, 8), skip_offset=(0, 0) for an output of (8, 8)": dict(
+        skip=torch.ones(1, 8, 7, 8), crop=(0, 0, 8, 8)
+    ),
     "skip has shape (1, 3, 8, 8); allowed: (1, 8, 8, 8)": dict(skip=torch.ones(1, 3, 8, 8)),
-}  # fmt: skip
+}
 
 
 def check(function, kind, message, arguments):

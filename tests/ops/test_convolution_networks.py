@@ -104,9 +104,7 @@ def diagonal(channels, size):
 @pytest.mark.parametrize("factor", (2, 4, 8, 16, 32))
 def test_an_even_bilinear_kernel_is_interpolation_inside(factor, backend):
     (image,) = tensors((1, 3, 6, 5))
-    found = ops.conv_transpose2d(
-        image, diagonal(3, 2 * factor), stride=factor, padding=factor // 2, backend=backend
-    )
+    found = ops.conv_transpose2d(image, diagonal(3, 2 * factor), stride=factor, padding=factor // 2, backend=backend)
     expected = F.interpolate(image, scale_factor=factor, mode="bilinear", align_corners=False)
     inside = slice(factor // 2, -(factor // 2))
     torch.testing.assert_close(found[..., inside, inside], expected[..., inside, inside])

@@ -86,7 +86,7 @@ CONTRACTS = [
 ]  # fmt: skip
 
 
-# --- golden values of spec 18.2 ---
+# --- golden values ---
 
 
 def test_golden_cross_entropy():
@@ -95,9 +95,7 @@ def test_golden_cross_entropy():
     logits, weight = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]]), torch.tensor([1.0, 3.0, 1.0])
     target = torch.tensor([0, 1])
     assert cross_entropy(logits, target, weight).item() == pytest.approx(1.1576060, abs=2e-7)
-    assert cross_entropy(logits, target, weight, reduction="sum").item() / 2 == pytest.approx(
-        2.3152119, abs=2e-7
-    )
+    assert cross_entropy(logits, target, weight, reduction="sum").item() / 2 == pytest.approx(2.3152119, abs=2e-7)
 
 
 # --- values that hurt ---
@@ -135,9 +133,7 @@ def test_hostile_logits_as_stock(classes, name, label, smoothing, reduction):
     input[17] = torch.tensor(HOSTILE[name][:classes])
     target = torch.randint(classes, (40,))
     target[17] = label
-    (loss, gradient), (stock_loss, stock_gradient) = both(
-        input, target, label_smoothing=smoothing, reduction=reduction
-    )
+    (loss, gradient), (stock_loss, stock_gradient) = both(input, target, label_smoothing=smoothing, reduction=reduction)
     torch.testing.assert_close(loss, stock_loss, equal_nan=True)
     torch.testing.assert_close(gradient, stock_gradient, equal_nan=True)
 
@@ -217,16 +213,12 @@ def calls(draw):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     order = draw(st.permutations(range(len(shape))))
     steps = [draw(st.integers(1, 2)) for _ in shape]
-    stored = torch.randn(
-        [shape[axis] * steps[axis] for axis in order], generator=generator, dtype=torch.float64
-    )
+    stored = torch.randn([shape[axis] * steps[axis] for axis in order], generator=generator, dtype=torch.float64)
     input = stored.to(dtype).permute([order.index(axis) for axis in range(len(shape))])
     input = input[tuple(slice(None, None, step) for step in steps)]
     target = torch.randint(classes, [shape[0], *spatial], generator=generator)
     target[torch.rand(target.shape, generator=generator) < 0.3] = IGNORE
-    options = dict(
-        reduction=draw(st.sampled_from(["none", "sum"])), label_smoothing=draw(st.sampled_from([0.0, 0.25]))
-    )
+    options = dict(reduction=draw(st.sampled_from(["none", "sum"])), label_smoothing=draw(st.sampled_from([0.0, 0.25])))
     return input, target.to(draw(st.sampled_from([torch.int64, torch.int32]))), options
 
 
@@ -264,12 +256,8 @@ def test_offsets_beyond_31_bits():
     """A class stride of 2^30 elements over memory that is reserved and hardly touched."""
     stride, pixels = 1 << 30, 160
     count = 2 * stride + pixels
-    memory = mmap.mmap(
-        -1, 2 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
-    )  # 0x4000: MAP_NORESERVE
-    input = torch.frombuffer(memory, dtype=torch.bfloat16, count=count).as_strided(
-        (1, 3, pixels), (count, stride, 1)
-    )
+    memory = mmap.mmap(-1, 2 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # 0x4000: MAP_NORESERVE
+    input = torch.frombuffer(memory, dtype=torch.bfloat16, count=count).as_strided((1, 3, pixels), (count, stride, 1))
     values = torch.randn(1, 3, pixels).bfloat16()
     input.copy_(values)
     target = torch.randint(3, (1, pixels))
@@ -366,10 +354,16 @@ def test_instruction_levels(level):
     run_at_level(level, "-c", LEVEL_SCRIPT.format(level=level))
 
 
-@pytest.mark.parametrize("arguments, stock", [
-    ({}, True), (dict(label_smoothing=0.1, reduction="none"), True), (dict(backend="cpu"), False),
-    (dict(zero_if_empty=True), False), (dict(pixel_weight=torch.ones(2, 4, 5)), False),
-])
+@pytest.mark.parametrize(
+    "arguments, stock",
+    [
+        ({}, True),
+        (dict(label_smoothing=0.1, reduction="none"), True),
+        (dict(backend="cpu"), False),
+        (dict(zero_if_empty=True), False),
+        (dict(pixel_weight=torch.ones(2, 4, 5)), False),
+    ],
+)
 def test_few_logits_are_left_to_stock_where_it_can(arguments, stock, monkeypatch):
     op, calls = REGISTRY["cross_entropy"], []
     run = op._run

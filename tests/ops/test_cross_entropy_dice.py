@@ -17,8 +17,18 @@ from tests.ops._ranks import on_two_ranks
 SMOOTH = 1e-6
 
 
-def plain_dice_loss(input, target, weight=None, *, ignore_index=-100, include_background=True, squared=True,
-                    smooth=SMOOTH, per_image=False, reduction="mean"):
+def plain_dice_loss(
+    input,
+    target,
+    weight=None,
+    *,
+    ignore_index=-100,
+    include_background=True,
+    squared=True,
+    smooth=SMOOTH,
+    per_image=False,
+    reduction="mean",
+):
     """The definition, written with stock PyTorch on (N, C, ...) input."""
     classes = input.size(1)
     valid = (target != ignore_index).unsqueeze(1)
@@ -51,10 +61,21 @@ def plain_cross_entropy(input, target, weight, *, ignore_index, label_smoothing,
     return (share * loss).sum() / (share * class_weight).sum()
 
 
-def plain_cross_entropy_dice(input, target, weight=None, *, ce_weight=1.0, dice_weight=1.0, ignore_index=-100,
-                             label_smoothing=0.0, pixel_weight=None, **dice):
-    cross_entropy = plain_cross_entropy(input, target, weight, ignore_index=ignore_index,
-                                        label_smoothing=label_smoothing, pixel_weight=pixel_weight)
+def plain_cross_entropy_dice(
+    input,
+    target,
+    weight=None,
+    *,
+    ce_weight=1.0,
+    dice_weight=1.0,
+    ignore_index=-100,
+    label_smoothing=0.0,
+    pixel_weight=None,
+    **dice,
+):
+    cross_entropy = plain_cross_entropy(
+        input, target, weight, ignore_index=ignore_index, label_smoothing=label_smoothing, pixel_weight=pixel_weight
+    )
     return ce_weight * cross_entropy + dice_weight * plain_dice_loss(input, target, ignore_index=ignore_index, **dice)
 
 
@@ -94,8 +115,12 @@ BOTH_CASES = [
     case("ignored", 2, 3, 5, classes=4, ignored=255),
     case("smoothing", 2, 3, 4, classes=3, label_smoothing=0.1, ignored=-100),
     Case("weighted", lambda make: maps(make, 2, 3, 4, classes=3, weight=make.constant(3), label_smoothing=0.2)),
-    Case("pixel_weight", lambda make: maps(make, 2, 3, 4, classes=3, ignored=9, pixel_weight=make.constant(2, 3, 4),
-                                           weight=make.constant(3))),
+    Case(
+        "pixel_weight",
+        lambda make: maps(
+            make, 2, 3, 4, classes=3, ignored=9, pixel_weight=make.constant(2, 3, 4), weight=make.constant(3)
+        ),
+    ),
     case("linear", 2, 3, 4, classes=3, squared=False, smooth=0.5, ce_weight=0.25, dice_weight=2.0),
     case("per_image", 3, 4, 2, classes=3, per_image=True, include_background=False),
     case("rows", 23, classes=3),
@@ -110,7 +135,7 @@ CONTRACTS = [
 ]
 
 
-# --- golden values of spec 18.2 ---
+# --- golden values ---
 
 FOREGROUND = torch.tensor([[0.9, 0.2], [0.6, 0.1]], dtype=torch.float64)
 GOLDEN_INPUT = torch.stack([torch.log(1 - FOREGROUND), torch.log(FOREGROUND)]).unsqueeze(0)
@@ -238,8 +263,11 @@ def test_large_logits_keep_their_digits():
         double = leaf.detach().double().requires_grad_()
         results = [
             torch.autograd.grad(function(value, arguments["target"]), value)[0]
-            for function, value in ((fastseg.ops.cross_entropy_dice, leaf), (plain_cross_entropy_dice, leaf),
-                                    (plain_cross_entropy_dice, double))
+            for function, value in (
+                (fastseg.ops.cross_entropy_dice, leaf),
+                (plain_cross_entropy_dice, leaf),
+                (plain_cross_entropy_dice, double),
+            )
         ]
         assert_within_policy(*results, "gradient")
 
@@ -258,9 +286,16 @@ def test_fp64(contract):
 # derandomized: a tolerance of twice stock's error is a matter of luck when stock's own error happens to be tiny
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    images=st.integers(1, 3), classes=st.integers(1, 40), pixels=st.integers(1, 300), seed=st.integers(0, 2**16),
-    scale=st.sampled_from([0.0, 1.0, 30.0, 300.0]), squared=st.booleans(), per_image=st.booleans(),
-    smoothing=st.sampled_from([0.0, 0.1, 1.0]), interleaved=st.booleans(), ignored=st.sampled_from([-100, 0, 255]),
+    images=st.integers(1, 3),
+    classes=st.integers(1, 40),
+    pixels=st.integers(1, 300),
+    seed=st.integers(0, 2**16),
+    scale=st.sampled_from([0.0, 1.0, 30.0, 300.0]),
+    squared=st.booleans(),
+    per_image=st.booleans(),
+    smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+    interleaved=st.booleans(),
+    ignored=st.sampled_from([-100, 0, 255]),
 )
 def test_equals_the_reference(
     images, classes, pixels, seed, scale, squared, per_image, smoothing, interleaved, ignored
@@ -294,19 +329,26 @@ def test_empty_inputs_of_any_strides(input):
 # --- errors ---
 
 
-@pytest.mark.parametrize("changes, error, message", [
-    (dict(target=torch.zeros(2, 4, 5)), RuntimeError, "target has dtype float32"),
-    (dict(target=torch.zeros(2, 5, 4, dtype=torch.int64)), RuntimeError, r"target has shape \(2, 5, 4\)"),
-    (dict(weight=torch.ones(4)), RuntimeError, r"weight has shape \(4,\); allowed: \(3\)"),
-    (dict(pixel_weight=torch.ones(2, 4)), RuntimeError, "pixel_weight has shape"),
-    (dict(pixel_weight=torch.ones(2, 4, 5, requires_grad=True)), RuntimeError, "pixel_weight requires grad"),
-    (dict(label_smoothing=1.5), ValueError, "label_smoothing=1.5"),
-    (dict(smooth=-1.0), ValueError, "smooth=-1.0"),
-    (dict(input=[1.0]), TypeError, "input is list"),
-    (dict(input=torch.zeros(())), ValueError, r"input has shape \(\)"),
-    (dict(input=torch.zeros(2, 0, 4, 5)), ValueError, r"input has shape \(2, 0, 4, 5\); allowed: .* C of at least 1"),
-    (dict(input=torch.zeros(2, 1, 4, 5), include_background=False), ValueError, "include_background=False"),
-])
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        (dict(target=torch.zeros(2, 4, 5)), RuntimeError, "target has dtype float32"),
+        (dict(target=torch.zeros(2, 5, 4, dtype=torch.int64)), RuntimeError, r"target has shape \(2, 5, 4\)"),
+        (dict(weight=torch.ones(4)), RuntimeError, r"weight has shape \(4,\); allowed: \(3\)"),
+        (dict(pixel_weight=torch.ones(2, 4)), RuntimeError, "pixel_weight has shape"),
+        (dict(pixel_weight=torch.ones(2, 4, 5, requires_grad=True)), RuntimeError, "pixel_weight requires grad"),
+        (dict(label_smoothing=1.5), ValueError, "label_smoothing=1.5"),
+        (dict(smooth=-1.0), ValueError, "smooth=-1.0"),
+        (dict(input=[1.0]), TypeError, "input is list"),
+        (dict(input=torch.zeros(())), ValueError, r"input has shape \(\)"),
+        (
+            dict(input=torch.zeros(2, 0, 4, 5)),
+            ValueError,
+            r"input has shape \(2, 0, 4, 5\); allowed: .* C of at least 1",
+        ),
+        (dict(input=torch.zeros(2, 1, 4, 5), include_background=False), ValueError, "include_background=False"),
+    ],
+)
 def test_bad_arguments_are_named(changes, error, message):
     arguments = dict(input=torch.zeros(2, 3, 4, 5), target=torch.zeros(2, 4, 5, dtype=torch.int64)) | changes
     with pytest.raises(error, match=message):

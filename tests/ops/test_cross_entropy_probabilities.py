@@ -265,24 +265,27 @@ def test_mean_over_nothing(reduction, backend):
 # --- arguments that must be refused ---
 
 
-@pytest.mark.parametrize("arguments, error, message", [
-    (dict(target=torch.rand(2, 3, 4).long()), RuntimeError, r"target has shape \(2, 3, 4\)"),
-    (dict(target=torch.rand(2, 3, 5)), RuntimeError, "target has dtype float32; allowed: int64, int32, uint8"),
-    (dict(target=torch.rand(2, 3, 4).to(torch.complex64)), RuntimeError, "target has dtype complex64"),
-    (dict(target=torch.rand(2, 3, 4, device="meta")), RuntimeError, "target is on meta; allowed: cpu"),
-    (dict(ignore_index=1), RuntimeError, "ignore_index=1 with probabilities as target"),
-    (dict(weight=torch.ones(4)), RuntimeError, r"weight has shape \(4,\); allowed: \(3\)"),
-    (dict(weight=torch.ones(3).long()), RuntimeError, "weight has dtype int64"),
-    (dict(pixel_weight=torch.ones(2, 3)), RuntimeError, r"pixel_weight has shape \(2, 3\)"),
-    (dict(pixel_weight=torch.ones(3, 4)), ValueError, "pixel_weight has batch size 3"),
-    (dict(pixel_weight=torch.ones(2, 4, requires_grad=True)), RuntimeError, "pixel_weight requires grad"),
-    (dict(label_smoothing=1.5), RuntimeError, "label_smoothing=1.5"),
-    (dict(label_smoothing=-0.5), RuntimeError, "label_smoothing=-0.5"),
-    (dict(reduction="median"), ValueError, "reduction='median'"),
-    (dict(backend="magic"), ValueError, "backend='magic'"),
-    (dict(weight=torch.ones(3, requires_grad=True), backend="cpu"), RuntimeError, "requires grad.*backend='cpu'"),
-    (dict(input=torch.randn(2, 0, 4), target=torch.rand(2, 0, 4)), RuntimeError, "C > 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (dict(target=torch.rand(2, 3, 4).long()), RuntimeError, r"target has shape \(2, 3, 4\)"),
+        (dict(target=torch.rand(2, 3, 5)), RuntimeError, "target has dtype float32; allowed: int64, int32, uint8"),
+        (dict(target=torch.rand(2, 3, 4).to(torch.complex64)), RuntimeError, "target has dtype complex64"),
+        (dict(target=torch.rand(2, 3, 4, device="meta")), RuntimeError, "target is on meta; allowed: cpu"),
+        (dict(ignore_index=1), RuntimeError, "ignore_index=1 with probabilities as target"),
+        (dict(weight=torch.ones(4)), RuntimeError, r"weight has shape \(4,\); allowed: \(3\)"),
+        (dict(weight=torch.ones(3).long()), RuntimeError, "weight has dtype int64"),
+        (dict(pixel_weight=torch.ones(2, 3)), RuntimeError, r"pixel_weight has shape \(2, 3\)"),
+        (dict(pixel_weight=torch.ones(3, 4)), ValueError, "pixel_weight has batch size 3"),
+        (dict(pixel_weight=torch.ones(2, 4, requires_grad=True)), RuntimeError, "pixel_weight requires grad"),
+        (dict(label_smoothing=1.5), RuntimeError, "label_smoothing=1.5"),
+        (dict(label_smoothing=-0.5), RuntimeError, "label_smoothing=-0.5"),
+        (dict(reduction="median"), ValueError, "reduction='median'"),
+        (dict(backend="magic"), ValueError, "backend='magic'"),
+        (dict(weight=torch.ones(3, requires_grad=True), backend="cpu"), RuntimeError, "requires grad.*backend='cpu'"),
+        (dict(input=torch.randn(2, 0, 4), target=torch.rand(2, 0, 4)), RuntimeError, "C > 0"),
+    ],
+)
 def test_bad_arguments_are_named(arguments, error, message):
     call = dict(input=torch.randn(2, 3, 4), target=torch.rand(2, 3, 4)) | arguments
     with pytest.raises(error, match=message):
@@ -377,8 +380,7 @@ def test_few_probabilities_are_left_to_stock_where_it_can(arguments, stock, monk
     assert calls
 
 
-@pytest.mark.parametrize("shape, ours", [((20, 63), True), ((20, 64), False), ((20, 64, 2), True),
-                                         ((3, 3, 40), True)])  # fmt: skip
+@pytest.mark.parametrize("shape, ours", [((20, 63), True), ((20, 64), False), ((20, 64, 2), True), ((3, 3, 40), True)])
 def test_shapes_that_are_left_to_stock(shape, ours, monkeypatch):
     calls = calls_that_stock_does_not_take(monkeypatch, 80)
     cross_entropy(torch.randn(shape), torch.rand(shape))

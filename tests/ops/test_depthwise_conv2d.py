@@ -48,8 +48,9 @@ def outcome(run, dtype, tensors, grad_output):
 
 def check(kind, image, weight, bias=None, residual=None, relu=False, grad_output=None, **window):
     """Forward and every gradient within the policy, and the layout of the input kept."""
-    exact_output = stock(kind, *(None if t is None else t.double() for t in (image, weight, bias, residual)), relu,
-                         **window)
+    exact_output = stock(
+        kind, *(None if t is None else t.double() for t in (image, weight, bias, residual)), relu, **window
+    )
     if grad_output is None:
         grad_output = torch.randn_like(exact_output)
     grad_output = grad_output.to(image.dtype)
@@ -147,8 +148,9 @@ def test_epilogue(kind, channels, dtype, layout):
             double = [None if t is None else t.double() for t in (image, weight, own_bias, residual)]
             with torch.no_grad():
                 args = image, weight, own_bias, residual, True
-                assert_within_policy(ours(kind, *args, **window), stock(kind, *args, **window),
-                                     stock(kind, *double, True, **window))
+                assert_within_policy(
+                    ours(kind, *args, **window), stock(kind, *args, **window), stock(kind, *double, True, **window)
+                )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -59,15 +59,18 @@ def test_focal_keeps_its_digits_as_p_goes_to_one():
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("arguments, error, message", [
-    (dict(alpha=0.25), TypeError, "alpha is float; allowed: torch.Tensor"),
-    (dict(alpha=torch.ones(4)), RuntimeError, r"alpha has shape \(4,\); allowed: \(3\)"),
-    (dict(alpha=torch.ones(3, requires_grad=True)), RuntimeError, "alpha requires grad"),
-    (dict(gamma=-1.0), ValueError, "gamma=-1.0; allowed: 0 or more"),
-    (dict(gamma=float("nan")), ValueError, "gamma=nan"),
-    (dict(reduction="median"), ValueError, "reduction='median'"),
-    (dict(target=torch.zeros(2, 4)), RuntimeError, "focal_loss: target has dtype float32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (dict(alpha=0.25), TypeError, "alpha is float; allowed: torch.Tensor"),
+        (dict(alpha=torch.ones(4)), RuntimeError, r"alpha has shape \(4,\); allowed: \(3\)"),
+        (dict(alpha=torch.ones(3, requires_grad=True)), RuntimeError, "alpha requires grad"),
+        (dict(gamma=-1.0), ValueError, "gamma=-1.0; allowed: 0 or more"),
+        (dict(gamma=float("nan")), ValueError, "gamma=nan"),
+        (dict(reduction="median"), ValueError, "reduction='median'"),
+        (dict(target=torch.zeros(2, 4)), RuntimeError, "focal_loss: target has dtype float32"),
+    ],
+)
 def test_bad_arguments_are_named(arguments, error, message):
     call = dict(input=torch.randn(2, 3, 4), target=torch.zeros(2, 4, dtype=torch.int64)) | arguments
     with pytest.raises(error, match=message):

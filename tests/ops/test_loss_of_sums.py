@@ -17,8 +17,9 @@ def _sums(images, classes, denominator):
 @pytest.mark.parametrize("include_background", [True, False])
 @pytest.mark.parametrize("per_image", [True, False])
 @pytest.mark.parametrize("ce_weight, dice_weight, denominator", [(1.0, 0.7, 7.0), (0.0, 2.0, 0.0), (0.5, 0.0, 2.0)])
-def test_loss_of_sums_and_its_gradient(backend, images, classes, include_background, per_image, ce_weight, dice_weight,
-                                       denominator):
+def test_loss_of_sums_and_its_gradient(
+    backend, images, classes, include_background, per_image, ce_weight, dice_weight, denominator
+):
     sums = [value.requires_grad_(i in (0, 1, 3)) for i, value in enumerate(_sums(images, classes, denominator))]
     options = ce_weight, dice_weight, 1e-3, include_background, per_image, True
     loss = REGISTRY["loss_of_sums"](*sums, *options, torch.float64, backend=backend)
@@ -40,11 +41,14 @@ def test_a_mean_over_nothing(backend, zero_if_empty, expected):
     torch.testing.assert_close(loss, torch.tensor(expected), equal_nan=True)
 
 
-@pytest.mark.parametrize("position, change, message", [
-    (0, lambda value: value.float(), "intersection has dtype float32"),
-    (1, lambda value: value[:, :2], "prediction has shape"),
-    (4, lambda value: value.reshape(1), "denominator has shape"),
-])
+@pytest.mark.parametrize(
+    "position, change, message",
+    [
+        (0, lambda value: value.float(), "intersection has dtype float32"),
+        (1, lambda value: value[:, :2], "prediction has shape"),
+        (4, lambda value: value.reshape(1), "denominator has shape"),
+    ],
+)
 def test_bad_sums_are_named(position, change, message):
     sums = list(_sums(2, 3, 1.0))
     sums[position] = change(sums[position])

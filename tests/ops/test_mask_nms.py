@@ -53,8 +53,7 @@ CONTRACTS = [
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("threshold, kept", [(0.1, [0, 3]), (0.2, [0, 3]), (0.5, [0, 2, 3]),
-                                             (0.7, [0, 1, 2, 3])])  # fmt: skip
+@pytest.mark.parametrize("threshold, kept", [(0.1, [0, 3]), (0.2, [0, 3]), (0.5, [0, 2, 3]), (0.7, [0, 1, 2, 3])])
 def test_golden(threshold, kept, backend):
     assert mask_nms(GOLDEN, GOLDEN_SCORES, threshold, backend=backend).tolist() == kept
     assert mask_nms(GOLDEN, GOLDEN_SCORES, 0.5, GOLDEN_LABELS, backend=backend).tolist() == [0, 2, 3]

@@ -63,8 +63,9 @@ CONTRACTS = [
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("method, decayed", [("gaussian", [0.9, 0.328890, 0.594556, 0.6]),
-                                             ("linear", [0.9, 0.266667, 0.5, 0.6])])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, decayed", [("gaussian", [0.9, 0.328890, 0.594556, 0.6]), ("linear", [0.9, 0.266667, 0.5, 0.6])]
+)
 def test_golden(method, decayed, backend):
     indices, scores = matrix_nms(GOLDEN, GOLDEN_SCORES, GOLDEN_LABELS, method=method, backend=backend)
     expected = sorted(range(4), key=lambda i: -decayed[i])
@@ -82,8 +83,9 @@ def test_equals_the_definition(count, method, backend, device):
     for given_labels in (None, labels):
         expected = brute_force(masks, scores, given_labels, method, 1.5, 0.0)
         on_device = None if given_labels is None else given_labels.to(device)
-        indices, decayed = matrix_nms(masks.to(device), scores.to(device), on_device, method=method, sigma=1.5,
-                                      min_score=0.0, backend=backend)  # fmt: skip
+        indices, decayed = matrix_nms(
+            masks.to(device), scores.to(device), on_device, method=method, sigma=1.5, min_score=0.0, backend=backend
+        )
         by_mask = torch.zeros(2, count)
         by_mask[0][indices.cpu()], by_mask[1][expected[0]] = decayed.cpu(), expected[1]
         torch.testing.assert_close(by_mask[0], by_mask[1], rtol=1e-5, atol=1e-6)

@@ -93,9 +93,7 @@ def test_any_pooling_equals_stock(pooling):
     for backend in BACKENDS:
         output, flat = max_pool2d(input, **geometry, return_indices=True, backend=backend)
         assert same(output, expected) and same(flat, indices)
-        output, compact = max_pool2d(
-            input, **geometry, return_indices=True, index_format="compact", backend=backend
-        )
+        output, compact = max_pool2d(input, **geometry, return_indices=True, index_format="compact", backend=backend)
         assert same(output, expected) and compact.offsets.dtype == torch.uint8
         if (F.max_pool2d(torch.ones_like(input), **geometry) > 0).all():  # else a dilated window holds no pixel
             assert same(compact.to_flat(), indices)
@@ -275,8 +273,11 @@ def test_sizes_are_integers_of_any_kind(two):
         (dict(kernel_size="2"), TypeError, "kernel_size='2', str; allowed: int"),
         (dict(kernel_size=9), RuntimeError, "gives an output of 0x0"),
         (dict(kernel_size=2, index_format="bytes"), ValueError, "index_format='bytes'; allowed: 'flat', 'compact'"),
-        (dict(kernel_size=(16, 16), padding=8, return_indices=True, index_format="compact"),
-         RuntimeError, "at most 255"),
+        (
+            dict(kernel_size=(16, 16), padding=8, return_indices=True, index_format="compact"),
+            RuntimeError,
+            "at most 255",
+        ),
         (dict(kernel_size=2, input=[1]), TypeError, "input is list"),
         (dict(kernel_size=1, input=torch.zeros(4, 4)), RuntimeError, "input has shape"),
         (dict(kernel_size=1, input=torch.zeros(2, 0, 4, 4)), RuntimeError, "input has shape"),
@@ -295,12 +296,15 @@ def test_indices_of_an_impossible_pool_are_refused():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("arguments, stock", [
-    ({}, True),
-    (dict(return_indices=True), True),
-    (dict(return_indices=True, index_format="compact"), False),
-    (dict(backend="cpu"), False),
-])
+@pytest.mark.parametrize(
+    "arguments, stock",
+    [
+        ({}, True),
+        (dict(return_indices=True), True),
+        (dict(return_indices=True, index_format="compact"), False),
+        (dict(backend="cpu"), False),
+    ],
+)
 def test_few_elements_are_left_to_stock_where_it_can(arguments, stock, layout, monkeypatch):
     input = torch.randn(2, 3, 4, 6).contiguous(memory_format=layout).requires_grad_()
     _leave_to_stock_below(input.numel() + 1, monkeypatch)

@@ -85,8 +85,11 @@ def stock_unpool(input, indices, size):
 @given(st.data())
 def test_any_indices_equal_stocks(data):
     """int64, in any order, repeating; forward and backward."""
-    shape = [data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 5, 17, 40])), *data.draw(
-        st.tuples(st.integers(1, 9), st.integers(1, 9)))]  # fmt: skip
+    shape = [
+        data.draw(st.integers(1, 3)),
+        data.draw(st.sampled_from([1, 5, 17, 40])),
+        *data.draw(st.tuples(st.integers(1, 9), st.integers(1, 9))),
+    ]
     size = data.draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
     dtype = data.draw(st.sampled_from(FLOATS))
     layout = data.draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
@@ -131,10 +134,13 @@ def test_overlapping_windows_the_last_write_counts(pool, shape, backend, layout,
 
 @pytest.mark.sanitized
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape, layout", [
-    ((2, 19, 13, 22), torch.channels_last),
-    ((3, 9, 301, 271), torch.contiguous_format),  # large enough to go past the caches
-])
+@pytest.mark.parametrize(
+    "shape, layout",
+    [
+        ((2, 19, 13, 22), torch.channels_last),
+        ((3, 9, 301, 271), torch.contiguous_format),  # large enough to go past the caches
+    ],
+)
 @pytest.mark.parametrize("strange", [0, 1, 500])
 def test_int64_indices_that_are_no_taps_of_2x2_windows(strange, shape, layout, dtype, one_thread):
     """Those of a pooling, and some that point anywhere in the plane."""
@@ -241,10 +247,16 @@ def three_by_three():
         (dict(output_size=(6, 4)), ValueError, "allowed for W: 5 to 7"),
         (dict(output_size=(2, 6, 6)), ValueError, "output_size="),
         (dict(kernel_size=None), TypeError, "kernel_size is None"),
-        (dict(indices=torch.zeros(1, 2, 3, 3, dtype=torch.int32)), RuntimeError,
-         "indices has dtype int32; allowed: int64"),
-        (dict(indices=torch.zeros(1, 2, 3, 3, dtype=torch.uint8)), RuntimeError,
-         "indices has dtype uint8; allowed: int64"),
+        (
+            dict(indices=torch.zeros(1, 2, 3, 3, dtype=torch.int32)),
+            RuntimeError,
+            "indices has dtype int32; allowed: int64",
+        ),
+        (
+            dict(indices=torch.zeros(1, 2, 3, 3, dtype=torch.uint8)),
+            RuntimeError,
+            "indices has dtype uint8; allowed: int64",
+        ),
         (dict(indices=torch.zeros(1, 2, 3, 2).long()), RuntimeError, "indices has shape"),
         (dict(indices=None), TypeError, "indices is NoneType"),
         (dict(input=torch.zeros(3, 3)), RuntimeError, "input has shape"),
@@ -257,13 +269,16 @@ def test_bad_arguments_are_named(change, error, message):
         max_unpool2d(**{**three_by_three(), **change})
 
 
-@pytest.mark.parametrize("layout, shape, stock", [
-    (torch.contiguous_format, (1, 4, 3, 5), True),
-    (torch.contiguous_format, (4, 3, 5), True),
-    (torch.contiguous_format, (1, 3, 3, 5), False),  # of three planes two threads would share one
-    (torch.channels_last, (2, 3, 3, 5), True),
-    (torch.channels_last, (1, 4, 3, 5), False),
-])
+@pytest.mark.parametrize(
+    "layout, shape, stock",
+    [
+        (torch.contiguous_format, (1, 4, 3, 5), True),
+        (torch.contiguous_format, (4, 3, 5), True),
+        (torch.contiguous_format, (1, 3, 3, 5), False),  # of three planes two threads would share one
+        (torch.channels_last, (2, 3, 3, 5), True),
+        (torch.channels_last, (1, 4, 3, 5), False),
+    ],
+)
 def test_few_elements_are_left_to_stock_where_no_threads_share_a_plane(layout, shape, stock, monkeypatch):
     input = torch.randn(shape)
     input = input.contiguous(memory_format=layout) if len(shape) == 4 else input

@@ -60,15 +60,18 @@ CONTRACTS = [
         exact=True,
     ),
     Contract(
-        function=lambda masks, backend="auto": unpack_masks(pack_masks(masks, 0.5, backend=backend), masks.dtype,
-                                                            backend=backend),
+        function=lambda masks, backend="auto": unpack_masks(
+            pack_masks(masks, 0.5, backend=backend), masks.dtype, backend=backend
+        ),
         stock=lambda masks: (masks > 0.5).to(masks.dtype),
         name="unpack_masks",
-        cases=[Case(f"width {width}", lambda make, width=width: dict(masks=make.floating(2, 5, width)))
-               for width in (33, 1, 64, 100)],
+        cases=[
+            Case(f"width {width}", lambda make, width=width: dict(masks=make.floating(2, 5, width)))
+            for width in (33, 1, 64, 100)
+        ],
         exact=True,
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.sanitized

@@ -120,7 +120,9 @@ CONTRACTS = [
 
 GOLDEN = {
     "torchvision": (
-        [1, 1, 3, 3], [[0] * 5, [0, 0.49, 0.7, 0.49, 0], [0, 0.7, 1, 0.7, 0], [0, 0.49, 0.7, 0.49, 0], [0] * 5]),
+        [1, 1, 3, 3],
+        [[0] * 5, [0, 0.49, 0.7, 0.49, 0], [0, 0.7, 1, 0.7, 0], [0, 0.49, 0.7, 0.49, 0], [0] * 5],
+    ),
     "detectron2": ([1, 1, 3, 3], [[0] * 5, [0, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0] * 5, [0] * 5]),
     "detectron2, fractions": (
         [1.25, 1, 3.75, 3.5],
@@ -226,8 +228,17 @@ def test_any_boxes_and_masks_give_what_the_reference_gives(data):
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize(
     "box",
-    [[NAN, 0, 5, 5], [0, 0, INF, 5], [-INF, 0, INF, 5], [0, 0, 5, NAN], [90, 0, 99, 5], [0, -50, 9, -20], [1e30] * 4,
-     [9, 3, 3, 8], [3, 8, 9, 3]],
+    [
+        [NAN, 0, 5, 5],
+        [0, 0, INF, 5],
+        [-INF, 0, INF, 5],
+        [0, 0, 5, NAN],
+        [90, 0, 99, 5],
+        [0, -50, 9, -20],
+        [1e30] * 4,
+        [9, 3, 3, 8],
+        [3, 8, 9, 3],
+    ],
 )
 def test_no_pixel_of_such_boxes(box, convention, backend, device):
     masks, boxes = torch.ones(1, 4, 4, device=device), torch.tensor([box], dtype=torch.float32, device=device)

@@ -81,7 +81,7 @@ USES = {
     "is a tensor": lambda i: (isinstance(i, torch.Tensor), isinstance(i, torch.LongTensor), torch.is_tensor(i)),
     "predicates": lambda i: (i.is_floating_point(), i.is_signed(), i.is_cuda, i.is_sparse, i.is_inference()),
     "repr": repr,
-    "str and format": lambda i: (str(i), f"{i}", "{}".format(i[0, 0, 0, 0])),
+    "str and format": lambda i: (str(i), f"{i}", f"{i[0, 0, 0, 0]}"),
     "item": lambda i: (i[0, 0, 0, 0].item(), int(i[1, 2, 3, 4]), bool(i[0, 0, 0, 0])),
     "tolist": lambda i: i.tolist(),
     "iterate": lambda i: list(i),

@@ -47,13 +47,15 @@ CASES = [
 
 
 def two_levels(input, other, boxes, output_size=2, **options):
-    return multiscale_roi_align([input, other], boxes, output_size, [0.25, 0.125], canonical_scale=16,
-                                canonical_level=3, **options)  # fmt: skip
+    return multiscale_roi_align(
+        [input, other], boxes, output_size, [0.25, 0.125], canonical_scale=16, canonical_level=3, **options
+    )
 
 
 def plain_two_levels(input, other, boxes, output_size=2, **options):
-    return plain_multiscale_roi_align([input, other], boxes, output_size, [0.25, 0.125], canonical_scale=16,
-                                      canonical_level=3, **options)  # fmt: skip
+    return plain_multiscale_roi_align(
+        [input, other], boxes, output_size, [0.25, 0.125], canonical_scale=16, canonical_level=3, **options
+    )
 
 
 def pyramid_case(name, channels, **options):
@@ -73,15 +75,18 @@ CONTRACTS = [
     Contract(
         function=two_levels,
         stock=plain_two_levels,
-        cases=[pyramid_case("two samples", 2), pyramid_case("many channels", 21),
-               pyramid_case("adaptive", 2, sampling_ratio=-1, aligned=True)],
+        cases=[
+            pyramid_case("two samples", 2),
+            pyramid_case("many channels", 21),
+            pyramid_case("adaptive", 2, sampling_ratio=-1, aligned=True),
+        ],
         dtypes=FLOATS[:3],
         name="multiscale_roi_align",
     ),
-]  # fmt: skip
+]
 
 RAMP = (6 * torch.arange(6.0)[:, None] + torch.arange(6.0)).view(1, 1, 6, 6)
-GOLDEN = [  # box, sampling_ratio, not aligned, aligned: spec 2.3
+GOLDEN = [  # box, sampling_ratio, not aligned, aligned
     ((1, 1, 4, 3.5), 2, [[11.5, 13.0], [19.0, 20.5]], [[8.0, 9.5], [15.5, 17.0]]),
     ((-2, -2, 2, 2), 2, [[0, 0.5], [3, 7]], [[0, 0.25], [1.5, 3.5]]),
     ((0.2, 0.2, 0.6, 0.6), 2, [[3.15, 3.65], [6.15, 6.65]], [[0, 0.025], [0.15, 0.175]]),

@@ -216,10 +216,13 @@ def test_a_size_that_masks_do_not_have():
         (lambda: masks_to_rle([1]), TypeError, "masks is list; allowed: PackedMasks"),
         (lambda: masks_to_rle(torch.zeros(1, 2, 2)), RuntimeError, "masks has dtype float32"),
         (lambda: masks_to_rle(GOLDEN[0][0][None], "utf8"), TypeError, "compressed='utf8'; allowed: True or False"),
-        (lambda: masks_to_rle(PackedMasks(torch.zeros(0, 2**20, 2**11, dtype=torch.int32), 2**16)), ValueError,
-         "masks of 1048576 x 65536; allowed: at most 2147483647 pixels"),
+        (
+            lambda: masks_to_rle(PackedMasks(torch.zeros(0, 2**20, 2**11, dtype=torch.int32), 2**16)),
+            ValueError,
+            "masks of 1048576 x 65536; allowed: at most 2147483647 pixels",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_masks_are_named(call, error, message):
     with pytest.raises(error, match=f"fastseg.ops.masks_to_rle: {message}"):
         call()
@@ -240,8 +243,14 @@ def test_equals_pycocotools():
 @pytest.mark.parametrize("height, width", [(1, 40), (7, 1), (9, 33)])
 def test_areas_and_overlaps_of_runs(height, width):
     """Of masks that begin with ones, with nothing, that are full, and with runs of no length."""
-    masks = torch.cat([noise(6, height, width), ellipses(4, height, width), torch.ones(2, height, width).bool(),
-                       torch.zeros(1, height, width).bool()])
+    masks = torch.cat(
+        [
+            noise(6, height, width),
+            ellipses(4, height, width),
+            torch.ones(2, height, width).bool(),
+            torch.zeros(1, height, width).bool(),
+        ]
+    )
     lists = [rle["counts"] for rle in masks_to_rle(masks, compressed=False)]
     lists[0] = [0, 0, *lists[0][:1], 0, 0, *lists[0][1:], 0]
     lengths = torch.tensor([len(counts) for counts in lists])

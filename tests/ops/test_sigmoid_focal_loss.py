@@ -49,8 +49,10 @@ CONTRACTS = [
             case("gamma_zero", 7, gamma=0, reduction="mean"),
             case("gamma_half", 7, gamma=0.5, alpha=1.0),
             case("gamma_three", 4, 30, gamma=3.0, reduction="sum"),
-            Case("soft_targets", lambda make: dict(inputs=make.floating(4, 30),
-                                                   targets=make.constant(4, 30, low=0, high=1))),
+            Case(
+                "soft_targets",
+                lambda make: dict(inputs=make.floating(4, 30), targets=make.constant(4, 30, low=0, high=1)),
+            ),
             case("long", 3, 577, small=False),
             case("scalar"),
         ],
@@ -128,9 +130,14 @@ def test_gradient_of_targets_comes_from_plain_pytorch():
         torch.testing.assert_close(one, two)
 
 
-@pytest.mark.parametrize("inputs, targets", [
-    (torch.bfloat16, torch.float32), (torch.float32, torch.float64), (torch.float16, torch.bfloat16),
-])
+@pytest.mark.parametrize(
+    "inputs, targets",
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float64),
+        (torch.float16, torch.bfloat16),
+    ],
+)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_mixed_dtypes_promote(inputs, targets, reduction):
     values = torch.randn(9).to(inputs), torch.rand(9).to(targets)
@@ -150,13 +157,16 @@ def test_empty():
         assert torch.autograd.grad(loss, empty)[0].shape == shape
 
 
-@pytest.mark.parametrize("changes, error, message", [
-    (dict(targets=torch.zeros(4)), ValueError, r"targets has shape \(4,\); allowed: \(3,\)"),
-    (dict(targets=torch.zeros(3, dtype=torch.int64)), RuntimeError, "targets has dtype int64"),
-    (dict(reduction="avg"), ValueError, "reduction='avg'"),
-    (dict(alpha=1.5), ValueError, "alpha=1.5"),
-    (dict(inputs=3.0), TypeError, "inputs is float"),
-])
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        (dict(targets=torch.zeros(4)), ValueError, r"targets has shape \(4,\); allowed: \(3,\)"),
+        (dict(targets=torch.zeros(3, dtype=torch.int64)), RuntimeError, "targets has dtype int64"),
+        (dict(reduction="avg"), ValueError, "reduction='avg'"),
+        (dict(alpha=1.5), ValueError, "alpha=1.5"),
+        (dict(inputs=3.0), TypeError, "inputs is float"),
+    ],
+)
 def test_bad_arguments_are_named(changes, error, message):
     with pytest.raises(error, match=message):
         fastseg.ops.sigmoid_focal_loss(**(dict(inputs=torch.zeros(3), targets=torch.zeros(3)) | changes))

@@ -18,7 +18,14 @@ GOLDEN = {
 
 
 def brute_force(
-    boxes, scores, iou_threshold=0.3, method="linear", sigma=0.5, min_score=0.001, idxs=None, max_output=None,
+    boxes,
+    scores,
+    iou_threshold=0.3,
+    method="linear",
+    sigma=0.5,
+    min_score=0.001,
+    idxs=None,
+    max_output=None,
     dtype=None,
 ):
     """Every score falls at every pick, in the arithmetic of `dtype`."""
@@ -100,8 +107,12 @@ def test_golden(method, dtype, backend, device):
     indices, decayed = soft_nms(boxes, scores, method=method, backend=backend)
     assert indices.dtype == torch.int64 and indices.tolist() == list(GOLDEN[method])
     assert decayed.dtype == dtype
-    torch.testing.assert_close(decayed.cpu().double(), torch.tensor(list(GOLDEN[method].values())).double(),
-                               rtol=2 * torch.finfo(dtype).eps, atol=2e-6)
+    torch.testing.assert_close(
+        decayed.cpu().double(),
+        torch.tensor(list(GOLDEN[method].values())).double(),
+        rtol=2 * torch.finfo(dtype).eps,
+        atol=2e-6,
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from fastseg._layout import image_format
 from fastseg._bilinear import bilinear_kernel
+from fastseg._layout import image_format
 from fastseg.ops import upsample_bilinear2d
 from fastseg.ops.upsample_bilinear2d import bilinear_conv_transpose2d
 from fastseg.testing import assert_within_policy
@@ -139,9 +139,7 @@ def test_an_axis_that_keeps_its_size_is_copied(dtype, layout, align_corners):
 @pytest.mark.sanitized
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize(
-    "arguments", [dict(scale_factor=4), dict(size=(7, 9)), dict(size=(3, 30), align_corners=True)]
-)
+@pytest.mark.parametrize("arguments", [dict(scale_factor=4), dict(size=(7, 9)), dict(size=(3, 30), align_corners=True)])
 def test_hostile_values(value, arguments, layout):
     """They go where torch's go, down to the pixels that it multiplies by 0; so does a gradient of NaN."""
     input = torch.randn(1, 20, 7, 12)
@@ -159,8 +157,13 @@ def test_hostile_values(value, arguments, layout):
 def test_gradients_of_any_strides():
     for input in (torch.randn(2, 5, 6, 7), torch.randn(2, 5, 6, 7).to(memory_format=torch.channels_last)):
         dense = torch.randn(2, 5, 12, 14)
-        for gradient in (dense, dense.to(memory_format=torch.channels_last), dense.transpose(2, 3).contiguous().mT,
-                         torch.randn(2, 5, 12, 1).expand(2, 5, 12, 14), torch.tensor(0.5).expand(2, 5, 12, 14)):
+        for gradient in (
+            dense,
+            dense.to(memory_format=torch.channels_last),
+            dense.transpose(2, 3).contiguous().mT,
+            torch.randn(2, 5, 12, 1).expand(2, 5, 12, 14),
+            torch.tensor(0.5).expand(2, 5, 12, 14),
+        ):
             _, found = results(upsample_bilinear2d, input, gradient, scale_factor=2)
             _, expected = results(stock, input, gradient.contiguous(), scale_factor=2)
             torch.testing.assert_close(found, expected)
@@ -213,8 +216,11 @@ GEOMETRIES = [
 def test_transposed_convolution(kernel, stride, padding, layout):
     """Whole, cropped by other offsets, and beyond what the kernel reaches; the policy's stock is torch's fp32."""
     for channels, more, size in (
-        (3, 0, None), (19, 3, (4 * stride + 1, 3 * stride)), (1, -2, (1, 7 * stride + 90)), (2, 0, (9 * stride, 2)),
-    ):  # fmt: skip
+        (3, 0, None),
+        (19, 3, (4 * stride + 1, 3 * stride)),
+        (1, -2, (1, 7 * stride + 90)),
+        (2, 0, (9 * stride, 2)),
+    ):
         input = torch.randn(2, channels, 4, 5).contiguous(memory_format=layout)
         padding_here = padding + more
         size = size or deconvolution(input, kernel, stride, padding_here).shape[2:]
@@ -232,8 +238,11 @@ def test_transposed_convolution(kernel, stride, padding, layout):
             half = input.to(dtype)
             exact = results(deconvolution, half.double(), gradient, **arguments)
             plain = [result.to(dtype) for result in exact]
-            for one, two, three in zip(results(ours, half, gradient.to(dtype).float(), **arguments), plain,
-                                       results(deconvolution, half.double(), gradient.to(dtype), **arguments)):
+            for one, two, three in zip(
+                results(ours, half, gradient.to(dtype).float(), **arguments),
+                plain,
+                results(deconvolution, half.double(), gradient.to(dtype), **arguments),
+            ):
                 assert_within_policy(one, two.to(dtype), three, str(dtype))
 
 
@@ -265,17 +274,19 @@ def test_transposed_convolution_gradients():
     input = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     function = lambda input: ours(input, 3, 2, 1, (6, 7))  # noqa: E731
     assert torch.autograd.gradcheck(function, input) and torch.autograd.gradgradcheck(function, input)
-    torch.library.opcheck(torch.ops.fastseg.bilinear_conv_transpose2d,
-                          (input.detach().float().requires_grad_(), [3, 3], [2, 2], [1, 1], [6, 7], False))
+    torch.library.opcheck(
+        torch.ops.fastseg.bilinear_conv_transpose2d,
+        (input.detach().float().requires_grad_(), [3, 3], [2, 2], [1, 1], [6, 7], False),
+    )
 
 
 def test_both_pairs_are_adjoint_in_float32():
     """<A x, y> = <x, A' y>, through the kernels, also of the second derivative."""
     x, y = torch.randn(2, 3, 5, 6, requires_grad=True), torch.randn(2, 3, 17, 15, requires_grad=True)
     for function in (lambda x: upsample_bilinear2d(x, (17, 15)), lambda x: ours(x, 6, 3, 1, (17, 15))):
-        gradient, = torch.autograd.grad(function(x), x, y, create_graph=True)
+        (gradient,) = torch.autograd.grad(function(x), x, y, create_graph=True)
         torch.testing.assert_close((function(x) * y).sum(), (x * gradient).sum(), rtol=1e-4, atol=1e-4)
-        second, = torch.autograd.grad(gradient, y, x.detach())
+        (second,) = torch.autograd.grad(gradient, y, x.detach())
         assert torch.equal(second, function(x).detach())
 
 
@@ -314,8 +325,11 @@ def test_bad_inputs():
         upsample_bilinear2d([[1.0]], size=4)
     image = torch.randn(1, 1, 4, 4)
     for kernel, stride, padding, size, message in (
-        (5, 2, 0, (8, 8), "kernel_size=.*allowed: 2 stride or 2 stride - 1"), (4, 0, 0, (8, 8), "stride of at least 1"),
-        (4, 2, 1 << 31, (8, 8), "padding="), (4, 2, 0, (0, 8), "size="), (4, 2, 0, (8,), "size="),
+        (5, 2, 0, (8, 8), "kernel_size=.*allowed: 2 stride or 2 stride - 1"),
+        (4, 0, 0, (8, 8), "stride of at least 1"),
+        (4, 2, 1 << 31, (8, 8), "padding="),
+        (4, 2, 0, (0, 8), "size="),
+        (4, 2, 0, (8,), "size="),
     ):
         with pytest.raises(ValueError, match=message):
             ours(image, kernel, stride, padding, size)

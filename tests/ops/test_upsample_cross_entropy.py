@@ -42,7 +42,7 @@ def stock_cross_entropy(input, target, size=None, scale_factor=None, align_corne
 def stock_dice(
     input, target, size=None, scale_factor=None, align_corners=False, ignore_index=-100, ce_weight=1.0, dice_weight=1.0,
     include_background=True, squared=True, smooth=1e-6, per_image=False, weight=None, label_smoothing=0.0,
-):
+):  # fmt: skip
     logits = _upsampled(input, target, size, scale_factor, align_corners)
     loss = F.cross_entropy(
         logits, target.long(), weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing
@@ -54,7 +54,7 @@ def stock_dice(
     intersection, total = (probability * truth).sum(over), truth.sum(over)
     total = total + (probability**2 if squared else probability).sum(over)
     dice = 1 - (2 * intersection + smooth) / (total + smooth)
-    return ce_weight * loss + dice_weight * dice[..., 0 if include_background else 1:].mean()
+    return ce_weight * loss + dice_weight * dice[..., 0 if include_background else 1 :].mean()
 
 
 def _case(name, source, output, classes=5, ignored=None, small=True, label_dtype=torch.int64, **options):
@@ -89,8 +89,9 @@ CONTRACTS = [
             _case("eight times", (3, 4), (24, 32), ignored=-100),
             _case("aligned corners", (3, 4), (17, 25), align_corners=True, ignored=255, label_dtype=torch.uint8),
             _case("scale factor", (5, 4), (7, 9), scale_factor=(1.5, 2.4), label_dtype=torch.int32),
-            _case("sum, weights, smoothing", (4, 3), (9, 10), reduction="sum", weight=True, label_smoothing=0.1,
-                  ignored=1),
+            _case(
+                "sum, weights, smoothing", (4, 3), (9, 10), reduction="sum", weight=True, label_smoothing=0.1, ignored=1
+            ),
             _case("no reduction", (4, 3), (9, 10), reduction="none", weight=True, pixel_weight=True, ignored=-100),
             _case("downscaled", (4, 7), (3, 2), ignored=0),
             _case("same size", (4, 3), (4, 3), pixel_weight=True),
@@ -123,9 +124,7 @@ def check(function, stock, input, target, **options):
         seed = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
         return output.detach(), torch.autograd.grad(output, leaf, seed)[0]
 
-    doubled = {
-        name: value.double() for name, value in options.items() if isinstance(value, torch.Tensor)
-    }
+    doubled = {name: value.double() for name, value in options.items() if isinstance(value, torch.Tensor)}
     ours, stocks, exact = run(function, input), run(stock, input), run(stock, input.double(), **doubled)
     for what, one, two, three in zip(("loss", "gradient"), ours, stocks, exact):
         assert_within_policy(one, two, three, what)
@@ -145,7 +144,7 @@ SIZES = [
     ((1, 1), (1, 1)), ((1, 1), (40, 33)), ((1, 5), (16, 1)), ((5, 1), (1, 40)), ((2, 2), (3, 300)), ((7, 9), (7, 9)),
     ((17, 33), (34, 66)), ((16, 16), (128, 128)), ((15, 17), (44, 52)), ((33, 20), (34, 21)), ((6, 70), (60, 100)),
     ((40, 50), (13, 11)), ((64, 3), (5, 2)), ((100, 100), (99, 60)), ((4, 4), (130, 67)), ((3, 130), (9, 1170)),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("source, output", SIZES)
@@ -285,9 +284,14 @@ def test_layouts(layout, reduction):
 @given(
     source=strategies.tuples(strategies.integers(1, 20), strategies.integers(1, 40)),
     output=strategies.tuples(strategies.integers(1, 60), strategies.integers(1, 150)),
-    images=strategies.integers(1, 3), classes=strategies.integers(1, 30), align_corners=strategies.booleans(),
-    smoothing=strategies.sampled_from([0.0, 0.3]), weighted=strategies.booleans(), pixel_weighted=strategies.booleans(),
-    reduction=strategies.sampled_from(["none", "mean", "sum"]), scale=strategies.sampled_from([0.1, 3.0, 40.0]),
+    images=strategies.integers(1, 3),
+    classes=strategies.integers(1, 30),
+    align_corners=strategies.booleans(),
+    smoothing=strategies.sampled_from([0.0, 0.3]),
+    weighted=strategies.booleans(),
+    pixel_weighted=strategies.booleans(),
+    reduction=strategies.sampled_from(["none", "mean", "sum"]),
+    scale=strategies.sampled_from([0.1, 3.0, 40.0]),
     seed=strategies.integers(0, 99),
 )
 def test_any_shape(
@@ -378,8 +382,12 @@ print(status("VmHWM") - before)
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc to measure peak memory")
 @pytest.mark.parametrize(
     "function, classes, height, width, scale",
-    [("upsample_cross_entropy", 19, 64, 128, 8), ("upsample_cross_entropy_dice", 150, 64, 64, 8),
-     ("upsample_cross_entropy", 19, 256, 256, 2), ("upsample_cross_entropy_dice", 2, 8, 8, 128)],
+    [
+        ("upsample_cross_entropy", 19, 64, 128, 8),
+        ("upsample_cross_entropy_dice", 150, 64, 64, 8),
+        ("upsample_cross_entropy", 19, 256, 256, 2),
+        ("upsample_cross_entropy_dice", 2, 8, 8, 128),
+    ],
 )
 def test_peak_memory(function, classes, height, width, scale):
     """At most 4 times the low-resolution logits and 8 bytes per output pixel, all scratch included."""

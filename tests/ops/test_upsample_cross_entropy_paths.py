@@ -49,7 +49,7 @@ def test_half_types_lose_nothing_but_their_last_rounding(function, dtype, scale,
     height, width = (round(extent * scale) for extent in input.shape[2:])
     target = torch.randint(11, (2, -(-height // 5), -(-width // 7)))
     target = target.repeat_interleave(5, 1).repeat_interleave(7, 2)[:, :height, :width].contiguous()
-    target[:, height // 2: height // 2 + 9] = -100  # whole rows without a label
+    target[:, height // 2 : height // 2 + 9] = -100  # whole rows without a label
     gradients = {}
     for kind in (dtype, torch.float32):
         leaf = input.to(kind).requires_grad_()

@@ -27,7 +27,7 @@ def test_bad_masks_contribute_nothing(dtype):
     target = torch.randint(2, (2, 3, 5)).to(dtype)
     target[0, 0] = 255
     expected = binary_cross_entropy_dice(input, target, ignore_index=255, backend="triton")
-    gradient, = torch.autograd.grad(expected, input)
+    (gradient,) = torch.autograd.grad(expected, input)
     target[0, 0] = 2 if dtype == torch.uint8 else -1
     assert torch.equal(binary_cross_entropy_dice(input, target, backend="triton"), expected)
     assert gradient.isfinite().all() and (gradient[0, 0] == 0).all()
@@ -40,7 +40,7 @@ def test_nan_in_ignored_pixels_reaches_nothing():
     target = torch.randint(2, (1, 20))
     target[0, :5] = 255
     loss = binary_cross_entropy_dice(input, target, ignore_index=255, backend="triton")
-    gradient, = torch.autograd.grad(loss, input)
+    (gradient,) = torch.autograd.grad(loss, input)
     assert loss.isfinite() and gradient.isfinite().all()
 
 

@@ -89,7 +89,7 @@ CONVOLUTIONS = {
     "depthwise": ((2, 6, 9, 11), (6, 1, 3, 3), dict(padding=4, dilation=4, groups=6)),
     "depthwise runs": ((1, 5, 8, 16), (5, 1, 3, 3), dict(padding=4, dilation=4, groups=5)),
     "depthwise strided": ((1, 4, 11, 9), (4, 1, 5, 2), dict(stride=(2, 3), padding=(4, 1), dilation=(2, 1), groups=4)),
-}  # fmt: skip
+}
 TRANSPOSED = {
     "bilinear x2": ((1, 21, 5, 4), (21, 21, 4, 4), dict(stride=2, padding=1)),
     "x4": ((1, 3, 2, 3), (3, 2, 8, 8), dict(stride=4, padding=2)),
@@ -105,10 +105,11 @@ TRANSPOSED = {
     "depthwise x2": ((2, 5, 4, 3), (5, 1, 4, 4), dict(stride=2, padding=1, groups=5)),
     "depthwise x4": ((1, 4, 2, 3), (4, 1, 8, 8), dict(stride=4, padding=2, groups=4)),
     "depthwise rates and phases": (
-        (1, 6, 5, 4), (6, 1, 3, 5),
+        (1, 6, 5, 4),
+        (6, 1, 3, 5),
         dict(stride=(4, 6), dilation=(6, 4), padding=(3, 1), output_padding=(3, 2), groups=6),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -38,7 +38,7 @@ def test_nan_in_ignored_pixels_reaches_nothing():
     target = torch.randint(3, (1, 4, 4))
     target[:, 0] = 255
     loss = cross_entropy_dice(input, target, ignore_index=255, backend="triton")
-    gradient, = torch.autograd.grad(loss, input)
+    (gradient,) = torch.autograd.grad(loss, input)
     assert loss.isfinite() and gradient.isfinite().all() and (gradient[:, :, 0] == 0).all()
 
 
@@ -48,10 +48,10 @@ def test_bad_labels_contribute_nothing(label):
     target = torch.randint(3, (1, 4, 4))
     target[0, 1] = -100
     expected = cross_entropy_dice(input, target, backend="triton")
-    expected_gradient, = torch.autograd.grad(expected, input)
+    (expected_gradient,) = torch.autograd.grad(expected, input)
     target[0, 1] = label
     loss = cross_entropy_dice(input, target, backend="triton")
-    gradient, = torch.autograd.grad(loss, input)
+    (gradient,) = torch.autograd.grad(loss, input)
     assert torch.equal(loss, expected) and torch.equal(gradient, expected_gradient)
 
 

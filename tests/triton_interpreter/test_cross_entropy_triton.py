@@ -84,9 +84,9 @@ def test_hostile_labels_contribute_nothing(dtype):
     hostile[0, 0], hostile[0, 1, 0] = torch.tensor(bad[dtype][:3]), bad[dtype][3]
     target[0, 0], target[0, 1, 0] = -100, -100
     ours = cross_entropy(input, hostile.to(dtype), backend="triton")
-    ours_gradient, = torch.autograd.grad(ours, input)
+    (ours_gradient,) = torch.autograd.grad(ours, input)
     stock = F.cross_entropy(input, target)
-    stock_gradient, = torch.autograd.grad(stock, input)
+    (stock_gradient,) = torch.autograd.grad(stock, input)
     torch.testing.assert_close(ours, stock)
     torch.testing.assert_close(ours_gradient, stock_gradient)
     assert (ours_gradient[0, :, 0] == 0).all()
@@ -98,7 +98,7 @@ def test_mean_over_nothing(zero_if_empty, pixels):
     input = torch.randn(2, 4, pixels, requires_grad=True)
     target = torch.full((2, pixels), -100)
     loss = cross_entropy(input, target, zero_if_empty=zero_if_empty, backend="triton")
-    gradient, = torch.autograd.grad(loss, input)
+    (gradient,) = torch.autograd.grad(loss, input)
     assert loss.item() == 0 if zero_if_empty else loss.isnan()
     assert gradient.shape == input.shape and (gradient == 0).all()
 

@@ -12,8 +12,9 @@ from tests.ops.test_loss_of_sums import _sums
 @pytest.mark.parametrize("include_background", [True, False])
 @pytest.mark.parametrize("per_image", [True, False])
 @pytest.mark.parametrize("ce_weight, dice_weight, denominator", [(1.0, 0.5, 7.0), (0.0, 2.0, 0.0), (0.5, 0.0, 0.0)])
-def test_matches_the_reference(images, classes, include_background, per_image, ce_weight, dice_weight, denominator,
-                               monkeypatch):
+def test_matches_the_reference(
+    images, classes, include_background, per_image, ce_weight, dice_weight, denominator, monkeypatch
+):
     monkeypatch.setattr(triton_loss, "MOST_CLASSES", 4)  # several blocks of classes
     sums = _sums(images, classes, denominator)
     for zero_if_empty in (False, True):

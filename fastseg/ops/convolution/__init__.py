@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg import _private_api as private
 from fastseg._dtypes import is_autocast
 from fastseg.ops.convolution.bilinear import is_bilinear, separable
 from fastseg.ops.convolution.geometry import convolved_size, paddings, transposed_size, window
@@ -73,8 +72,25 @@ def dilated_conv2d(
     first, last = paddings(_CONV, padding, kernel_size, stride, dilation)
     size = convolved_size(_CONV, image, kernel_size, stride, first, last, dilation)
     maps = maps_of(image, weight, weight.shape[0], weight.shape[1] * groups, stride, dilation, groups)
-    return _run(_CONV, "residual", maps.forward, image, weight, bias, residual, stride, first, dilation, groups, size,
-                weight.shape[0], activation, out, single, backend)
+    return _run(
+        _CONV,
+        "residual",
+        maps.forward,
+        image,
+        weight,
+        bias,
+        residual,
+        stride,
+        first,
+        dilation,
+        groups,
+        size,
+        weight.shape[0],
+        activation,
+        out,
+        single,
+        backend,
+    )
 
 
 def conv_transpose2d(
@@ -144,8 +160,25 @@ def conv_transpose2d(
         run = separable
     else:
         run = maps_of(image, weight, weight.shape[0], channels, stride, dilation, groups).transposed
-    return _run(_TRANSPOSED, "skip", run, image, weight, bias, skip, stride, padding, dilation, groups, size,
-                channels, activation, out, single, backend)
+    return _run(
+        _TRANSPOSED,
+        "skip",
+        run,
+        image,
+        weight,
+        bias,
+        skip,
+        stride,
+        padding,
+        dilation,
+        groups,
+        size,
+        channels,
+        activation,
+        out,
+        single,
+        backend,
+    )
 
 
 def _kernel_size(op: str, weight: Tensor, image: Tensor) -> Sequence[int]:
@@ -186,8 +219,25 @@ def _cropped_skip(skip: Tensor, offset, size: list[int], shrinks: bool) -> tuple
     return skip[..., top : top + height, left : left + width], [height, width]
 
 
-def _run(op: str, name: str, map_op, image, weight, bias, residual, stride, padding, dilation, groups, size, channels,
-         activation, out, single, backend) -> Tensor:
+def _run(
+    op: str,
+    name: str,
+    map_op,
+    image,
+    weight,
+    bias,
+    residual,
+    stride,
+    padding,
+    dilation,
+    groups,
+    size,
+    channels,
+    activation,
+    out,
+    single,
+    backend,
+) -> Tensor:
     """What both functions do with their numbers: dtypes of autocast, residual and `out` in shape, and the call."""
     if activation is not None and activation != "relu":
         raise ValueError(f"fastseg.ops.{op}: activation={activation!r}; allowed: None, 'relu'")
@@ -207,8 +257,9 @@ def _run(op: str, name: str, map_op, image, weight, bias, residual, stride, padd
         output = map_op(image, weight, bias, residual, *numbers, backend=backend)
         return output.squeeze(0) if single else output
     shape = image.shape[0], channels, *size
-    _check.argument(op, "out", out, (image.dtype,), shape[1:] if single else shape, "as the output",
-                    like=("input", image))
+    _check.argument(
+        op, "out", out, (image.dtype,), shape[1:] if single else shape, "as the output", like=("input", image)
+    )
     room = out.unsqueeze(0) if single else out
     output = map_op(image, weight, bias, residual, *numbers, backend=backend, out=None if room.requires_grad else room)
     if output is not room:

@@ -61,7 +61,5 @@ def separable(image, weight, bias, residual, stride, padding, dilation, groups, 
     if residual is not None:
         _check.dtype("conv_transpose2d", "skip", residual, (image.dtype,))
     channels_last = image_format(image) is torch.channels_last
-    output = bilinear_conv_transpose2d(
-        image, weight.shape[2:], stride, padding, size, channels_last, backend=backend
-    )
+    output = bilinear_conv_transpose2d(image, weight.shape[2:], stride, padding, size, channels_last, backend=backend)
     return finish(output, residual, relu)

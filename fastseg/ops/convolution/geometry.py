@@ -71,8 +71,7 @@ def transposed_size(op: str, input: Tensor, kernel_size, stride, padding, output
     wide = (shape[3] - 1) * stride[1] - 2 * padding[1] + dilation[1] * (columns - 1) + output_padding[1] + 1
     if high < 1 or wide < 1:
         raise RuntimeError(
-            f"fastseg.ops.{op}: input of {tuple(shape[2:])} gives an output of {(high, wide)}; "
-            "allowed: at least (1, 1)"
+            f"fastseg.ops.{op}: input of {tuple(shape[2:])} gives an output of {(high, wide)}; allowed: at least (1, 1)"
         )
     if type(high) is type(wide) is int and high * wide > _MOST_PIXELS:
         raise RuntimeError(f"fastseg.ops.{op}: the output would be {high}x{wide}; allowed: at most 2^50 pixels")

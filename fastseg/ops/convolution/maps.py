@@ -72,16 +72,38 @@ _WEIGHTS = {
 def check_convolution(input, weight, bias, residual, stride, padding, dilation, groups, size):
     in_per_group = weight.shape[1] if weight.dim() == 4 else 0
     epilogue = bias, residual
-    check("dilated_conv2d", input, weight, *epilogue, stride, padding, dilation, groups, size, in_per_group,
-          weight.shape[0])
+    check(
+        "dilated_conv2d",
+        input,
+        weight,
+        *epilogue,
+        stride,
+        padding,
+        dilation,
+        groups,
+        size,
+        in_per_group,
+        weight.shape[0],
+    )
 
 
 def check_transposed(input, weight, bias, residual, stride, padding, dilation, groups, size):
     fits = weight.dim() == 4 and groups > 0
     out_channels, in_per_group = (weight.shape[1] * groups, weight.shape[0] // groups) if fits else (0, 0)
     epilogue = bias, residual
-    check("conv_transpose2d", input, weight, *epilogue, stride, padding, dilation, groups, size, in_per_group,
-          out_channels)
+    check(
+        "conv_transpose2d",
+        input,
+        weight,
+        *epilogue,
+        stride,
+        padding,
+        dilation,
+        groups,
+        size,
+        in_per_group,
+        out_channels,
+    )
 
 
 def check_grad_weight(input, grad_output, stride, padding, dilation, groups):

@@ -66,8 +66,11 @@ def backward(
         input, target, weight, pixel_weight, grad_loss, reduction, label_smoothing, needs_input, needs_target,
         backend=backend,
     )  # fmt: skip
-    return {name: gradient for name, gradient, needed in zip(
-        ("input", "target"), gradients, (needs_input, needs_target)) if needed}
+    return {
+        name: gradient
+        for name, gradient, needed in zip(("input", "target"), gradients, (needs_input, needs_target))
+        if needed
+    }
 
 
 # --- what small calls are left to ---

@@ -124,7 +124,7 @@ def dice_loss(
     if weight is None:
         weight = loss.new_ones(loss.size(1))
     else:
-        weight = weight.to(loss.dtype)[-loss.size(1):]
+        weight = weight.to(loss.dtype)[-loss.size(1) :]
     loss = loss * weight
     if reduced == NONE:
         return (loss if per_image else loss.squeeze(0)).to(loss_dtype(input))
@@ -197,6 +197,14 @@ def cross_entropy_dice(
     arguments = images, labels, weight, pixel_weight, ignore_index, label_smoothing, squared
     statistics = softmax_statistics(*arguments, backend=backend)
     return cross_entropy_dice_of(
-        statistics, ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty, process_group,
-        loss_dtype(input), backend,
+        statistics,
+        ce_weight,
+        dice_weight,
+        smooth,
+        include_background,
+        per_image,
+        zero_if_empty,
+        process_group,
+        loss_dtype(input),
+        backend,
     )

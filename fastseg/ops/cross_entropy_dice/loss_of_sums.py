@@ -56,9 +56,12 @@ def check(intersection, prediction, truth, numerator, denominator):
     _check.shape(name, "intersection", intersection, ("N", "C"))
     sums = intersection.shape
     for argument, value, shape in (
-        ("intersection", intersection, sums), ("prediction", prediction, sums), ("truth", truth, sums),
-        ("numerator", numerator, ()), ("denominator", denominator, ()),
-    ):  # fmt: skip
+        ("intersection", intersection, sums),
+        ("prediction", prediction, sums),
+        ("truth", truth, sums),
+        ("numerator", numerator, ()),
+        ("denominator", denominator, ()),
+    ):
         _check.argument(name, argument, value, (torch.float64,), shape, like=("intersection", intersection))
 
 

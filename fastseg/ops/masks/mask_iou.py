@@ -109,6 +109,15 @@ def mask_iou(
             raise ValueError(f"fastseg.ops.{_NAME}: metric={metric!r}; allowed with crowd: 'iou'")
         _check.argument(_NAME, "crowd", crowd, (torch.bool,), (len(b),), like=("b", b.words))
     return mask_iou_op(
-        a.words, a.area, a.boxes, b.words, b.area, b.boxes, crowd, None, _DENOMINATORS[metric], pairs,
+        a.words,
+        a.area,
+        a.boxes,
+        b.words,
+        b.area,
+        b.boxes,
+        crowd,
+        None,
+        _DENOMINATORS[metric],
+        pairs,
         backend=backend,
     )

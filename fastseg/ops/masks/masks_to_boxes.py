@@ -1,6 +1,6 @@
 """masks_to_boxes: the tight box around each mask, as torchvision.ops.masks_to_boxes gives it.
 
-    x1 = min x, y1 = min y, x2 = max x, y2 = max y   over the pixels (x, y) of a mask; zeros if it has none
+x1 = min x, y1 = min y, x2 = max x, y2 = max y   over the pixels (x, y) of a mask; zeros if it has none
 """
 
 import torch

@@ -130,7 +130,13 @@ def paste_masks(
     _check.one_of(_NAME, "convention", convention, CONVENTIONS)
     _check.one_of(_NAME, "output", output, OUTPUTS)
     result = paste_masks_op(
-        masks.detach(), boxes.detach(), height, width, threshold, convention == "torchvision", OUTPUTS.index(output),
+        masks.detach(),
+        boxes.detach(),
+        height,
+        width,
+        threshold,
+        convention == "torchvision",
+        OUTPUTS.index(output),
         backend=backend,
     )
     return _finished(result, output, masks, width)

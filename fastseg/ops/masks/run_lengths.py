@@ -54,12 +54,13 @@ write_counts_op = Op(
     "write_counts(Tensor counts, Tensor ends) -> (Tensor text, Tensor lengths)",
     check=check_lists,
     outputs=lambda counts, ends: (
-        counts.new_empty(reference.MOST_CHARACTERS * counts.shape[0], dtype=torch.uint8), torch.empty_like(ends)
+        counts.new_empty(reference.MOST_CHARACTERS * counts.shape[0], dtype=torch.uint8),
+        torch.empty_like(ends),
     ),
     internal=True,
     contiguous=("counts", "ends"),
     backends=rows(reference.write_counts, cpu=_LIST),
-)  # fmt: skip
+)
 
 read_counts_op = Op(
     "read_counts(Tensor text, Tensor ends) -> (Tensor counts, Tensor numbers)",

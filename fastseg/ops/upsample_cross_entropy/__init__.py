@@ -193,6 +193,14 @@ def upsample_cross_entropy_dice(
         return loss
     statistics = upsample_softmax_statistics(*tensors, *options, backend=backend)
     return cross_entropy_dice_of(
-        statistics, ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty, process_group,
-        dtype, backend,
+        statistics,
+        ce_weight,
+        dice_weight,
+        smooth,
+        include_background,
+        per_image,
+        zero_if_empty,
+        process_group,
+        dtype,
+        backend,
     )

@@ -5,7 +5,7 @@ VENV := .venv
 SYSTEM_PYTHON ?= python3
 PYTHON ?= $(VENV)/bin/python
 PACKAGES := torch triton numpy setuptools wheel cmake ninja pytest pytest-benchmark pytest-xdist hypothesis \
-	scikit-learn scikit-image pillow tqdm matplotlib ruff clang-format
+	scikit-learn scikit-image pillow tqdm matplotlib ruff clang-format mypy
 
 # what `make demo` trains: fcn or segnet_basic; or masks, which trains nothing
 NET := fcn
@@ -30,6 +30,7 @@ lint: $(VENV)/.packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	$(VENV)/bin/mypy
 
 demo: build
 	$(PYTHON) -m $(if $(filter masks,$(NET)),examples.masks,examples.digits --net $(NET)) $(ARGS)

@@ -51,8 +51,8 @@ def label(op: str, name: str, value) -> int:
         raise TypeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: an integer, or None for no label") from error
 
 
-def integer(value) -> int | torch.SymInt:
-    """`value` as an int, as torch takes it: of any kind, numpy's and 0-d tensors included; else TypeError.
+def integer(value) -> int:
+    """`value` as an int (or torch.SymInt, which stands for one), as torch takes it: of any kind, numpy's and 0-d tensors included; else TypeError.
 
     A size in a program that torch.jit.trace records stays the tensor that stands for it.
     """

@@ -14,6 +14,7 @@ import torch
 
 import fastseg.ops
 from fastseg import _library, _op
+from fastseg._backend import Stock
 from fastseg._op import BACKEND_NAMES, REGISTRY, Op
 
 ALWAYS = 1 << 62  # a limit of calls that "auto" always leaves to stock PyTorch
@@ -31,7 +32,7 @@ def explain(function: str, *args, **options) -> str:
     thread = threading.get_ident()
     _op.explaining.add(thread)
     try:
-        public.get(function, REGISTRY.get(function))(*args, **options)
+        (public[function] if function in public else REGISTRY[function])(*args, **options)
     except _op.Explanation as explanation:
         return str(explanation)
     finally:
@@ -76,7 +77,7 @@ def table(built_only: bool = True) -> list[dict[str, str]]:
         lead = next(op for op in ops if op.backends[0].dtypes is not None)  # the one that takes the caller's tensors
         row = {"op": ", ".join(names)}
         row |= {name: _dtypes(lead, name, built_only) for name in BACKEND_NAMES[1:]}
-        limits = {kind: limit for op in ops if op.stock for kind, limit in op.stock.below.items()}
+        limits = {kind: limit for op in ops if isinstance(op.stock, Stock) for kind, limit in op.stock.below.items()}
         left = [f"{kind}: {'all' if limit >= ALWAYS else f'{limit:,}'}" for kind, limit in limits.items()]
         rows.append(row | {"left to stock by auto below": "; ".join(left) or "-"})
     return rows

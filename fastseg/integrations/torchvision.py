@@ -45,6 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastseg import ops
+from fastseg._backend import Backend
 from fastseg._dtypes import FLOATING, HALF
 from fastseg._op import REGISTRY
 from fastseg._private_api import has_kernel
@@ -143,7 +144,9 @@ _KERNELS = {
     name: {
         backend.name: backend.dtypes
         for backend in REGISTRY[name].backends
-        if backend.is_native() and has_kernel(REGISTRY[name].native_name, _KEYS[backend.name])
+        if isinstance(backend, Backend)
+        and backend.is_native()
+        and has_kernel(REGISTRY[name].native_name, _KEYS[backend.name])
     }
     for name in ("roi_align", "roi_pool", "nms", "pack_masks", "paste_masks")
 }
@@ -151,7 +154,9 @@ _KERNELS = {
 
 def _has_kernel(op: str, lead) -> bool:
     """Whether there is a kernel for calls with this first tensor; else torchvision's function is faster."""
-    return isinstance(lead, Tensor) and not lead.is_quantized and lead.dtype in _KERNELS[op].get(lead.device.type, ())
+    return (
+        isinstance(lead, Tensor) and not lead.is_quantized and lead.dtype in (_KERNELS[op].get(lead.device.type) or ())
+    )
 
 
 def _takes_rois(op: str, input, boxes, output_size, spatial_scale, sampling_ratio=0) -> bool:
@@ -314,7 +319,7 @@ def _in_place_of(stock: Callable, runs: Callable | None, ours: Callable) -> Call
             return stock(*args, **options)
         return ours(runs, *args, **options)
 
-    function.__prepare_scriptable__ = lambda: stock  # what torch.jit.script compiles
+    function.__prepare_scriptable__ = lambda: stock  # type: ignore[attr-defined]  # what torch.jit.script compiles
     return function
 
 

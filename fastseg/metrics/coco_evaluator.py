@@ -1,6 +1,7 @@
 """COCO's detection metrics, batch by batch and rank by rank: `CocoEvaluator`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy
 import torch
@@ -99,7 +100,7 @@ class CocoEvaluator:
         Raises:
             ValueError: some ranks gave image_ids, others did not.
         """
-        parts = [(self._tables, self._numbered)]
+        parts: list[Any] = [(self._tables, self._numbered)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             parts = [None] * torch.distributed.get_world_size(process_group)
             torch.distributed.all_gather_object(parts, (self._tables, self._numbered), group=process_group)
@@ -142,7 +143,7 @@ class CocoEvaluator:
             instances.image = numpy.full(len(instances), image)
         return group(found, real, self.max_detections[-1], ious)
 
-    def _instances(self, entry: Mapping, what: str) -> tuple[Instances, Array | PackedMasks]:
+    def _instances(self, entry: Mapping, what: str) -> tuple[Instances, Any]:
         """Labels and areas of an image's instances, and their boxes (x, y, width, height) or packed masks."""
         name = _SHAPES[self.iou_type]
         shapes = _field(entry, name, what)
@@ -162,8 +163,8 @@ class CocoEvaluator:
             if labels.numel():  # torch.tensor([]) is of floats
                 dtype = _check.dtype_name(labels.dtype)
                 raise ValueError(f"{_NAME}: 'labels' of {what} has dtype {dtype}; allowed: integers")
-        labels = _of_length(labels, "labels", what, len(areas)).astype(numpy.int64)
-        return Instances(numpy.zeros(len(areas), numpy.int64), labels, areas), shapes
+        kinds = _of_length(labels, "labels", what, len(areas)).astype(numpy.int64)
+        return Instances(numpy.zeros(len(areas), numpy.int64), kinds, areas), shapes
 
 
 def _ints(image_ids) -> list[int]:

@@ -146,10 +146,10 @@ class CocoMasks:
             allowed = 'a list of polygons, or {"size": [H, W], "counts": ...}'
             raise ValueError(f"fastseg.metrics: {given}; allowed: {allowed}")
         image = self._images[number]
-        given = image.get("height"), image.get("width")
-        size = self._checked(given)
+        height, width = image.get("height"), image.get("width")
+        size = self._checked((height, width))
         if size is None:
-            given = f"{self._names(number)} is polygons, and its image has height={given[0]!r}, width={given[1]!r}"
+            given = f"{self._names(number)} is polygons, and its image has height={height!r}, width={width!r}"
             raise ValueError(f"fastseg.metrics: {given}; allowed: ints, at most {MOST_PIXELS} pixels")
         return size
 

@@ -6,6 +6,7 @@ images can be joined, so that a data set is taken in image by image and rank by 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy
 import torch
@@ -23,22 +24,24 @@ class Instances:
     image: Array
     category: Array
     area: Array
-    score: Array | None = None
-    crowd: Array | None = None
+    score: Any = None  # Array, of detections
+    crowd: Any = None  # Array, of truths
 
     def __getitem__(self, index) -> "Instances":
-        return Instances(*[None if value is None else value[index] for value in self._values()])
+        values: list[Any] = [None if value is None else value[index] for value in self._values()]
+        return Instances(*values)
 
     def __len__(self) -> int:
         return len(self.image)
 
-    def _values(self):
+    def _values(self) -> list[Any]:
         return [getattr(self, entry.name) for entry in fields(self)]
 
     @staticmethod
     def join(parts: Sequence["Instances"]) -> "Instances":
         columns = zip(*[part._values() for part in parts])
-        return Instances(*[None if column[0] is None else numpy.concatenate(column) for column in columns])
+        values: list[Any] = [None if column[0] is None else numpy.concatenate(column) for column in columns]
+        return Instances(*values)
 
 
 @dataclass
@@ -56,11 +59,8 @@ class Table:
 
     def of_image(self, image: int) -> "Table":
         """The table of one image, under another id."""
-        parts = {
-            name: replace(part, image=numpy.full(len(part), image))
-            for name, part in (("detections", self.detections), ("truths", self.truths))
-        }
-        return replace(self, **parts)
+        found, real = (replace(part, image=numpy.full(len(part), image)) for part in (self.detections, self.truths))
+        return replace(self, detections=found, truths=real)
 
     @staticmethod
     def join(tables: Sequence["Table"]) -> "Table":

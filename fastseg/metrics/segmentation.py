@@ -108,7 +108,7 @@ class SegmentationMetrics(nn.Module):
 
     def reset(self) -> None:
         """Forgets every batch."""
-        self._matrix = None
+        self._matrix: Tensor | None = None
 
     @property
     def matrix(self) -> Tensor:

@@ -27,8 +27,7 @@ def average_precision(hits: Sequence[bool], positives: int, method: str = "area"
         raise ValueError(f"fastseg.metrics.average_precision: method={method!r}; allowed: {', '.join(METHODS)}")
     if positives == 0:
         return float("nan")
-    hits = numpy.asarray(hits, bool)
-    found = numpy.cumsum(hits)
+    found = numpy.cumsum(numpy.asarray(hits, bool))
     recall, precision = found / positives, found / numpy.arange(1, len(hits) + 1)
     envelope = numpy.maximum.accumulate(precision[::-1])[::-1]
     if method == "area":
@@ -66,7 +65,7 @@ def voc_evaluate(
     if len(detections) != len(truths):
         given = f"detections of {len(detections)} images"
         raise ValueError(f"fastseg.metrics.voc_evaluate: {given}; allowed: {len(truths)}, as many as truths")
-    outcomes = {}  # by label: scores, hits and whether it counts, of each image
+    outcomes: dict[int, list] = {}  # by label: scores, hits and whether it counts, of each image
     positives: dict[int, int] = {}
     for image, (found, real) in enumerate(zip(detections, truths)):
         found = _arrays(found, ("boxes", "labels", "scores"), f"detections[{image}]")

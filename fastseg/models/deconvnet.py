@@ -7,7 +7,7 @@ those of the Caffe release (there the last layer is called ``seg-score-voc``).
 
 from torch import Tensor, nn
 
-from fastseg.models.blocks.convolution import initialise_he_, layer_block, scaled_width
+from fastseg.models.blocks.convolution import Layer, initialise_he_, layer_block, scaled_width
 from fastseg.models.blocks.unpooling import UnpoolingNetwork
 from fastseg.models.blocks.vgg16 import FULLY_CONNECTED_CHANNELS, STAGES, numbered, torchvision_sources, vgg16_stages
 from fastseg.nn import ConvTranspose2d
@@ -65,13 +65,13 @@ class DeconvNet(UnpoolingNetwork):
             for (layers, _), width, above in zip(STAGES, widths, [widths[0], *widths])
         ]
         self.build(
-            vgg16_stages(in_channels, width_multiplier, norm=self.batch_norm),
+            [*vgg16_stages(in_channels, width_multiplier, norm=self.batch_norm)],
             decoder[::-1],
             bottom=nn.Sequential(*map(self._normalised, bottom)),
         )
         self.score = initialise_decoder_(nn.Conv2d(widths[0], num_classes, 1))
 
-    def _normalised(self, layer: nn.Module) -> nn.Sequential:
+    def _normalised(self, layer: Layer) -> nn.Sequential:
         return layer_block(layer, norm=self.batch_norm(layer.out_channels))
 
     def _decoder_stage(self, layers: int, width: int, last_width: int) -> nn.Sequential:
@@ -89,8 +89,9 @@ class DeconvNet(UnpoolingNetwork):
             for place, prefix in ((f"encoder.{stage - 1}", ""), (f"decoder.{len(STAGES) - stage}", "de")):
                 path, number = f"{place}.layers.{layer - 1}", f"{stage}_{layer}"
                 names |= {f"{path}.layer": f"{prefix}conv{number}", f"{path}.norm": f"{prefix}bn{number}"}
-        for place, (layer, norm) in enumerate((("fc6", "bnfc6"), ("fc7", "bnfc7"), ("fc6-deconv", "fc6-deconv-bn"))):
-            names |= {f"bottom.{place}.layer": layer, f"bottom.{place}.norm": norm}
+        bottom = ("fc6", "bnfc6"), ("fc7", "bnfc7"), ("fc6-deconv", "fc6-deconv-bn")
+        for step, (layer_name, norm_name) in enumerate(bottom):
+            names |= {f"bottom.{step}.layer": layer_name, f"bottom.{step}.norm": norm_name}
         return names
 
     def load_vgg16(self, state_dict: dict[str, Tensor]) -> "DeconvNet":
@@ -112,7 +113,8 @@ class DeconvNet(UnpoolingNetwork):
         return self.score(super().forward(image))
 
 
-def initialise_decoder_(layer: nn.Module) -> nn.Module:
+def initialise_decoder_(layer: Layer) -> Layer:
     nn.init.normal_(layer.weight, std=DECODER_DEVIATION)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer

@@ -64,7 +64,7 @@ class SegNet(UnpoolingNetwork):
             for stage, ((layers, _), width, above) in enumerate(zip(STAGES, widths, [num_classes, *widths]))
         ]
         encoder = vgg16_stages(in_channels, width_multiplier, norm=self.batch_norm)
-        self.build(encoder, decoder[::-1], dropout=dropout)
+        self.build([*encoder], decoder[::-1], dropout=dropout)
 
     def _decoder_stage(self, layers: int, width: int, last_width: int, scores: bool) -> nn.Sequential:
         stage = nn.Sequential()
@@ -76,7 +76,7 @@ class SegNet(UnpoolingNetwork):
         return stage
 
     def release_names(self) -> dict[str, str]:
-        names = {}
+        names: dict[str, str] = {}
         for stage, layer in numbered():
             place = STAGES[stage - 1][0] - layer  # the decoder runs the other way
             for path, name in (
@@ -143,7 +143,7 @@ class SegNetBasic(UnpoolingNetwork):
         self.conv_classifier = initialise_he_(nn.Conv2d(width, num_classes, 1))
 
     def release_names(self) -> dict[str, str]:
-        names = {}
+        names: dict[str, str] = {}
         for stage in range(4):
             for path, name in (("encoder", f"conv{stage + 1}"), ("decoder", f"conv_decode{4 - stage}")):
                 names |= {f"{path}.{stage}.layers.layer": name, f"{path}.{stage}.layers.norm": f"{name}_bn"}

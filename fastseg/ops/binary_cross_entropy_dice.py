@@ -133,8 +133,7 @@ def binary_cross_entropy_dice(
     bce_weight, dice_weight, smooth = _check.numbers(
         name, bce_weight=bce_weight, dice_weight=dice_weight, smooth=smooth
     )
-    if ignore_index is not None:
-        ignore_index = float(_check.label(name, "ignore_index", ignore_index))
+    ignored = None if ignore_index is None else float(_check.label(name, "ignore_index", ignore_index))
     pixel_weight = _check_call(name, input, target, pixel_weight, smooth)
     pos_weight = _pos_weight(name, input, pos_weight)
     flat = in_memory_order(input, target, pixel_weight)
@@ -144,7 +143,7 @@ def binary_cross_entropy_dice(
     else:
         flat = [None if tensor is None else tensor.unsqueeze(0) for tensor in flat]
     logits, mask, pixel_weight = flat
-    statistics = sigmoid_statistics(logits, mask, pos_weight, pixel_weight, ignore_index, squared, backend=backend)
+    statistics = sigmoid_statistics(logits, mask, pos_weight, pixel_weight, ignored, squared, backend=backend)
     *sums, numerator, denominator = statistics
     return cross_entropy_dice_of(
         (*(values.unsqueeze(1) for values in sums), numerator, denominator),

@@ -174,7 +174,8 @@ def roi_align(
     output_size, sampling_ratio = _sampling(_NAME, output_size, sampling_ratio, aligned)
     scale = _check.positive(_NAME, "spatial_scale", spatial_scale)
     boxes = as_rows(_NAME, boxes, input)
-    sampling = [scale], [], sampling_ratio, aligned, is_channels_last(input)
+    one_level: tuple[list, list] = [scale], []
+    sampling = *one_level, sampling_ratio, aligned, is_channels_last(input)
     return roi_align_op(input, None, None, None, None, boxes, output_size, *sampling, backend=backend)
 
 

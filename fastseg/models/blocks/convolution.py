@@ -4,6 +4,8 @@ from collections import OrderedDict
 
 from torch import nn
 
+Layer = nn.Conv2d | nn.ConvTranspose2d
+
 
 def layer_block(layer: nn.Module, *, norm: nn.Module | None = None, relu: bool = True) -> nn.Sequential:
     """``layer``, then ``norm``, then a ReLU, as modules of these names: "layer", "norm", "relu"."""
@@ -20,8 +22,9 @@ def scaled_width(channels: int, multiplier: float) -> int:
     return max(1, round(channels * multiplier))
 
 
-def initialise_he_(layer: nn.Module) -> nn.Module:
+def initialise_he_(layer: Layer) -> Layer:
     """He's normal initialisation (fan in, ReLU gain; Caffe's "msra") and zero biases."""
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer

@@ -1,6 +1,6 @@
 """The convolutions of VGG16: configuration D of Simonyan and Zisserman (2015)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -89,14 +89,15 @@ def torchvision_keys(batch_norm: bool = False) -> dict[str, str]:
     return keys | {"fc6": "classifier.0", "fc7": "classifier.3"}
 
 
-def torchvision_sources(state_dict: dict[str, Tensor], layers: dict[str, str | None]) -> dict[str, str]:
+def torchvision_sources(state_dict: dict[str, Tensor], layers: Mapping[str, str | None]) -> dict[str, str]:
     """What `Network.copy_tensors` copies from torchvision's vgg16 or vgg16_bn: own key: torchvision's.
 
     layers: the own name of the normalisation that follows each of the layers conv1_1, ... and perhaps fc6 and fc7; None
         if there is none. vgg16 has none: those of the network then stay as they are.
     """
     batch_norm = "features.1.weight" in state_dict  # index 1 is a ReLU in vgg16
-    keys, sources = torchvision_keys(batch_norm), {}
+    keys = torchvision_keys(batch_norm)
+    sources: dict[str, str] = {}
     for layer, norm in layers.items():
         sources |= {f"{layer}.{kind}": f"{keys[layer]}.{kind}" for kind in ("weight", "bias")}
         if batch_norm and norm is not None:

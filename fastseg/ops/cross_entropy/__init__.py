@@ -67,7 +67,7 @@ def cross_entropy(
         reduction = legacy_reduction(size_average, reduce)
     reduced = NUMBERS.get(reduction) if type(reduction) is str else None
     if reduced is None:
-        reduction_number(op, reduction)  # says what is wrong
+        reduced = reduction_number(op, reduction)  # says what is wrong
     if type(ignore_index) is not int or abs(ignore_index) >= 1 << 63:
         ignore_index = _check.label(op, "ignore_index", ignore_index)
     if type(label_smoothing) is not float:

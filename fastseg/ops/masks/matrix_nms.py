@@ -94,8 +94,8 @@ def matrix_nms(
     decayed, rank = decayed.sort(descending=True, stable=True)
     indices, count = order[rank], (decayed > -torch.inf).sum()
     if max_output is None:
-        count = count.item()
-        return indices[:count], decayed[:count]
+        kept = int(count)
+        return indices[:kept], decayed[:kept]
     indices = torch.cat([indices, indices.new_full((max_output,), -1)])[:max_output]
     decayed = torch.cat([decayed, decayed.new_zeros(max_output)])[:max_output]
     count = count.clamp(max=max_output)

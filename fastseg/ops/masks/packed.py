@@ -80,18 +80,15 @@ class PackedMasks:
 
     @property
     def area(self) -> Tensor:
-        if self._area is None:
-            self._find_statistics()
-        return self._area
+        return self._statistics()[0] if self._area is None else self._area
 
     @property
     def boxes(self) -> Tensor:
-        if self._boxes is None:
-            self._find_statistics()
-        return self._boxes
+        return self._statistics()[1] if self._boxes is None else self._boxes
 
-    def _find_statistics(self) -> None:
-        self._area, self._boxes = mask_statistics_op(self.words)
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        self._area, self._boxes = found = mask_statistics_op(self.words)
+        return found
 
     def __len__(self) -> int:
         return self.words.shape[0]
@@ -163,8 +160,9 @@ class PackedMasks:
         for one in masks[1:]:
             check_same_size(f"{_NAME}.cat", "masks", one, "the first", masks[0])
         known = []
-        for parts in ([one._area for one in masks], [one._boxes for one in masks]):
-            known.append(None if any(part is None for part in parts) else torch.cat(parts))
+        for given in ([one._area for one in masks], [one._boxes for one in masks]):
+            parts = [part for part in given if part is not None]
+            known.append(torch.cat(parts) if len(parts) == len(masks) else None)
         return PackedMasks._of(torch.cat([one.words for one in masks]), masks[0].width, *known)
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> "PackedMasks":

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from fastseg._triton import DEBUG, AotCase, on_device_of
-from fastseg.kernels._binary import sigmoid_parts
+from fastseg.kernels._sigmoid import sigmoid_parts
 
 
 class Config(NamedTuple):

@@ -3,10 +3,10 @@
 
 #include "fastseg/huge_pages.h"
 #include "max_pool2d/phases.h"
-#include "max_pool2d/quads.h"
-#include "max_pool2d/rows.h"
-#include "max_pool2d/scatter.h"
-#include "max_pool2d/windows.h"
+#include "pooling/quads.h"
+#include "pooling/row_streams.h"
+#include "pooling/scatter.h"
+#include "pooling/windows.h"
 
 namespace fastseg::pooling {
 namespace {

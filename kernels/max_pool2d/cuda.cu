@@ -1,4 +1,4 @@
-// Max pooling with indices on CUDA. See README.md, and cuda_shape.h for layouts and kinds of index.
+// Max pooling with indices on CUDA. See README.md, and pooling/cuda_shape.h for layouts and kinds of index.
 #include "max_pool2d/cuda.h"
 
 #include <torch/headeronly/util/BFloat16.h>

@@ -1,9 +1,9 @@
 // Launchers of cuda.cu, free of torch: instantiated there for float, double, c10::Half and c10::BFloat16, with
-// int64 (flat) and uint8 (compact) indices. [outer, H, W, inner] and both kinds of index: see cuda_shape.h.
+// int64 (flat) and uint8 (compact) indices. [outer, H, W, inner] and both kinds of index: see pooling/cuda_shape.h.
 #pragma once
 
 #include "cuda/cuda_compat.h"
-#include "max_pool2d/cuda_shape.h"
+#include "pooling/cuda_shape.h"
 
 namespace fastseg::cuda {
 

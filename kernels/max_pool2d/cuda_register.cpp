@@ -1,7 +1,7 @@
 // Binds the launchers of cuda.cu to torch.ops.fastseg._max_pool2d and _max_pool2d_backward on CUDA.
 #include "max_pool2d/cuda.h"
 
-#include "max_pool2d/cuda_arguments.h"
+#include "pooling/cuda_arguments.h"
 
 namespace fastseg::cuda {
 namespace {

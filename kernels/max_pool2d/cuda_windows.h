@@ -6,7 +6,7 @@
 #include "cuda/accumulate.h"
 #include "cuda/cell_walk.h"
 #include "cuda/pack.h"
-#include "max_pool2d/cuda_shape.h"
+#include "pooling/cuda_shape.h"
 
 namespace fastseg::cuda {
 

@@ -3,8 +3,8 @@
 //     phase r, element q  =  row[q * stride + r]
 #pragma once
 
-#include "max_pool2d/rows.h"
-#include "max_pool2d/windows.h"
+#include "pooling/row_streams.h"
+#include "pooling/windows.h"
 
 namespace fastseg::pooling {
 

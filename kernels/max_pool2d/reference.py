@@ -1,7 +1,7 @@
 """max_pool2d, its indices in both formats and its gradient in plain PyTorch: the definition of the op.
 
 Everything is (N, C, H, W); `kernel_size`, `stride`, `padding` and `dilation` are pairs for height and width. The two
-formats of the indices, told apart by their dtype, are those of index_formats.py.
+formats of the indices, told apart by their dtype, are those of kernels/pooling/index_formats.py.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastseg._layout import image_format
-from fastseg.kernels.max_pool2d.index_formats import offsets_from_flat, positions, window_corners
+from fastseg.kernels.pooling.index_formats import offsets_from_flat, positions, window_corners
 
 
 def max_pool2d(

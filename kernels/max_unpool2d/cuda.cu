@@ -1,4 +1,4 @@
-// Max unpooling on CUDA, forward and backward. See README.md, and max_pool2d/cuda_shape.h for layouts and indices.
+// Max unpooling on CUDA, forward and backward. See README.md, and pooling/cuda_shape.h for layouts and indices.
 #include "max_unpool2d/cuda.h"
 
 #include "cuda/pack.h"

@@ -1,9 +1,9 @@
 // Launchers of cuda.cu, free of torch. Unpooling copies elements without looking at them: instantiated for uint16_t,
-// uint32_t and uint64_t, with int64 (flat) and uint8 (compact) indices. Layouts and indices: max_pool2d/cuda_shape.h.
+// uint32_t and uint64_t, with int64 (flat) and uint8 (compact) indices. Layouts and indices: pooling/cuda_shape.h.
 #pragma once
 
 #include "cuda/cuda_compat.h"
-#include "max_pool2d/cuda_shape.h"
+#include "pooling/cuda_shape.h"
 
 namespace fastseg::cuda {
 

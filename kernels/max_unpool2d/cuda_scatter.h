@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/cell_walk.h"
-#include "max_pool2d/cuda_shape.h"
+#include "pooling/cuda_shape.h"
 
 namespace fastseg::cuda {
 namespace {

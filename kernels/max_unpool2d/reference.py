@@ -1,6 +1,7 @@
 """max_unpool2d and its gradient in plain PyTorch: the definition of the op.
 
-Shapes are those of `kernels/max_pool2d/reference.py`, the two formats of `indices` those of its index_formats.py.
+Shapes are those of `kernels/max_pool2d/reference.py`, the two formats of `indices` those of
+`kernels/pooling/index_formats.py`.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fastseg._check import may_look_at
 from fastseg._layout import image_format
-from fastseg.kernels.max_pool2d.index_formats import positions
+from fastseg.kernels.pooling.index_formats import positions
 
 
 def max_unpool2d(

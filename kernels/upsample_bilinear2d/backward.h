@@ -8,7 +8,7 @@
 #include "fastseg/simd.h"
 #include "fastseg/transpose.h"
 #include "upsample_bilinear2d/axis.h"
-#include "upsample_bilinear2d/rows.h"
+#include "upsample_bilinear2d/element_rows.h"
 
 namespace fastseg::upsample_bilinear2d {
 

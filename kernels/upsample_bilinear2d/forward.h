@@ -9,7 +9,7 @@
 #include "fastseg/parallel.h"
 #include "fastseg/simd.h"
 #include "upsample_bilinear2d/axis.h"
-#include "upsample_bilinear2d/rows.h"
+#include "upsample_bilinear2d/element_rows.h"
 
 namespace fastseg::upsample_bilinear2d {
 

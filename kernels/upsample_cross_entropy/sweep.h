@@ -3,7 +3,7 @@
 #pragma once
 
 #include "block_row.h"
-#include "rows.h"
+#include "source_rows.h"
 
 namespace upsample_cross_entropy {
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from fastseg import _check
 from fastseg import _private_api as private
-from fastseg.kernels.max_pool2d import index_formats as reference
+from fastseg.kernels.pooling import index_formats as reference
 from fastseg.ops.pooling.geometry import MOST_COMPACT_TAPS, check_geometry
 
 _aten = torch.ops.aten

@@ -7,7 +7,7 @@
 
 #include "cuda/host.h"
 #include "fastseg/layout.h"
-#include "max_pool2d/cuda_shape.h"
+#include "pooling/cuda_shape.h"
 
 namespace fastseg::cuda {
 

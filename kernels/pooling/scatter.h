@@ -8,8 +8,8 @@
 #include <string>
 #include <type_traits>
 
-#include "max_pool2d/rows.h"
-#include "max_pool2d/windows.h"
+#include "pooling/row_streams.h"
+#include "pooling/windows.h"
 
 namespace fastseg::pooling {
 

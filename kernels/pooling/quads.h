@@ -7,8 +7,8 @@
 
 #include <atomic>
 
-#include "max_pool2d/rows.h"
-#include "max_pool2d/windows.h"
+#include "pooling/row_streams.h"
+#include "pooling/windows.h"
 
 namespace fastseg::pooling {
 

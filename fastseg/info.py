@@ -59,6 +59,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+GPUS = {  # what tests compile for, without a GPU; see README.md for what was measured where
+    "CUDA C++": "sm_80 and sm_90, each kernel without spills",
+    "Triton": "sm_80 and sm_90, each configuration without spills; a quarter of them for sm_100, sm_120 and gfx942 (AMD)",
+}
+
+
 def missing() -> dict[str, str | None]:
     """Per backend None if it can run on this machine, else the reason."""
     return {name: _library.missing(name) for name in BACKEND_NAMES[1:]}
@@ -145,6 +151,9 @@ def main() -> None:
     print()
     for name, reason in missing().items():
         print(f"{name:>12}  {'available' if reason is None else f'missing: {reason}'}")
+    print()
+    for kind, gpus in GPUS.items():
+        print(f"{kind:>12}  compiles for {gpus}")
     print()
     rows = table()
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]} if rows else {}

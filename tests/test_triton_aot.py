@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for sm_80 and sm_90 without spills and within its limits; no GPU is needed."""
+"""Every Triton kernel compiles for sm_80 and sm_90 without spills and within its limits, and some for other GPUs."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 from fastseg._triton import AotCase
-from tests.triton_aot import CAPABILITIES, compile_case, violations
+from tests.triton_aot import CAPABILITIES, OTHER_TARGETS, compile_case, compiled_for, violations
 
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
 FOLDERS = sorted(path.parent.name for path in KERNELS.glob("*/triton.py"))
@@ -31,6 +31,22 @@ CASES = [
 @pytest.mark.parametrize("case, capability", CASES)
 def test_kernel_keeps_its_limits(case, capability):
     assert not violations(case, compile_case(case, capability))
+
+
+ALL = [(folder, case) for folder, module in MODULES.items() for case in module.aot_cases()]
+# Every fourth specialisation for each of them, another one for each.
+ELSEWHERE = [
+    pytest.param(case, target, id=f"{folder}-{case.name}-{target}")
+    for place, target in enumerate(OTHER_TARGETS)
+    for folder, case in ALL[place::4]
+]
+
+
+@pytest.mark.parametrize("case, target", ELSEWHERE)
+def test_kernel_compiles_for_other_gpus(case, target):
+    code = compiled_for(case, OTHER_TARGETS[target]).asm
+    machine_code = code["hsaco" if target.startswith("gfx") else "cubin"]
+    assert machine_code.startswith(b"\x7fELF")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -15,6 +15,11 @@ from fastseg._triton import AotCase
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"  # both tools come inside triton's own wheel
 CAPABILITIES = (80, 90)
+OTHER_TARGETS = {
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
 # One SASS line: /*0890*/ @!P0 LDG.E.128 R4, ...
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
 
@@ -53,8 +58,8 @@ def _width(suffixes: list[str]) -> int:
     return 32
 
 
-def compile_case(case: AotCase, capability: int) -> MachineCode:
-    """Machine code of `case` for compute capability 80 or 90 (that is sm_80, sm_90)."""
+def compiled_for(case: AotCase, target: GPUTarget):
+    """`case`, compiled by Triton."""
     names = case.kernel.arg_names
     unknown = [name for name in (*case.signature, *case.constexprs, *case.divisible) if name not in names]
     missing = [name for name in names if name not in case.signature and name not in case.constexprs]
@@ -66,11 +71,13 @@ def compile_case(case: AotCase, capability: int) -> MachineCode:
         constexprs={(names.index(name),): value for name, value in case.constexprs.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in case.divisible},
     )
-    compiled = triton.compile(
-        source,
-        target=GPUTarget("cuda", capability, 32),
-        options=dict(num_warps=case.num_warps, num_stages=case.num_stages, debug=case.debug),
-    )
+    options = dict(num_warps=case.num_warps, num_stages=case.num_stages, debug=case.debug)
+    return triton.compile(source, target=target, options=options)
+
+
+def compile_case(case: AotCase, capability: int) -> MachineCode:
+    """Machine code of `case` for compute capability 80 or 90 (that is sm_80, sm_90)."""
+    compiled = compiled_for(case, GPUTarget("cuda", capability, 32))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()

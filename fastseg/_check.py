@@ -52,8 +52,8 @@ def label(op: str, name: str, value) -> int:
 
 
 def integer(value) -> int:
-    """`value` as an int (or torch.SymInt, which stands for one), as torch takes it: of any kind, numpy's and 0-d tensors
-    included; else TypeError.
+    """`value` as an int (or torch.SymInt, which stands for one), as torch takes it: of any kind, numpy's and 0-d
+    tensors included; else TypeError.
 
     A size in a program that torch.jit.trace records stays the tensor that stands for it.
     """

@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
 
 GPUS = {  # what tests compile for, without a GPU; see README.md for what was measured where
     "CUDA C++": "sm_80 and sm_90, each kernel without spills",
-    "Triton": "sm_80 and sm_90, each configuration without spills; a quarter of them for sm_100, sm_120 and gfx942 (AMD)",
+    "Triton": "sm_80 and sm_90, each configuration without spills; some for sm_100, sm_120 and gfx942 (AMD)",
 }
 
 

@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(cell_threads)
         if (!y.inside) continue;
         const scalar_t* upper = image + static_cast<int64_t>(y.low) * map.width * pixel_step;
         const scalar_t* lower = y.upper > 0 ? upper + map.width * pixel_step : upper;
+        float line[width] = {};  // a row of samples first: one chain of thousands would round too often
         for (int64_t j = right.first; j < right.end; ++j) {
           const auto x = box.columns.sample(at.column, j);
           if (!x.inside) continue;
@@ -48,9 +49,11 @@ __global__ void __launch_bounds__(cell_threads)
             float values[width];
             load_channels<width, packed>(cells[tap], channel_step, channels - channel, values);
 #pragma unroll
-            for (int c = 0; c < width; ++c) sums[c] += weights[tap] * values[c];
+            for (int c = 0; c < width; ++c) line[c] += weights[tap] * values[c];
           }
         }
+#pragma unroll
+        for (int c = 0; c < width; ++c) sums[c] += line[c];
       }
       const float share = 1 / (box.rows.samples * box.columns.samples);
 #pragma unroll

@@ -74,7 +74,9 @@ def test_every_dtype_and_layout(channels, layout, pooled_layout, dtype):
 
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("aligned", [False, True])
-@pytest.mark.parametrize("ratio, size", [(0, (2, 3)), (1, (1, 1)), (3, (35, 2)), (2, (7, 40)), (9, (2, 2))])
+@pytest.mark.parametrize(
+    "ratio, size", [(0, (2, 3)), (1, (1, 1)), (3, (35, 2)), (2, (7, 40)), (9, (2, 2)), (60, (2, 2))]
+)
 def test_samples_and_bins(ratio, size, aligned, layout):
     """More bins than a block has weights at hand, too."""
     check([torch.randn(2, 4, 11, 13)], some_boxes(5), size, [0.7], [], ratio, aligned, (layout, layout))

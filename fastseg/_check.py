@@ -190,6 +190,21 @@ def in_range(op: str, name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"fastseg.ops.{op}: {name}={value!r}; allowed: {low} to {high}")
 
 
+def max_output(op: str, value: int | None) -> int | None:
+    """The static size of an op's result as the int it must be, or None."""
+    if value is None:
+        return None
+    try:
+        if isinstance(value, bool):
+            raise TypeError("bool")
+        found = integer(value)
+    except TypeError as error:
+        raise TypeError(f"fastseg.ops.{op}: max_output={value!r}; allowed: an int, or None") from error
+    if not 0 <= found < 2**31:
+        raise ValueError(f"fastseg.ops.{op}: max_output={value!r}; allowed: 0 or more, below 2^31, or None")
+    return found
+
+
 def positive(op: str, name: str, value) -> float:
     """`value` as a float that is finite and above 0."""
     found = number(op, name, value)

@@ -29,15 +29,6 @@ def check_boxes(op: str, boxes, scores, idxs) -> None:
         _check.argument(op, "idxs", idxs, CLASSES, (count,), "one class per box", like=("boxes", boxes))
 
 
-def size_of_output(op: str, max_output: int | None, boxes: Tensor) -> int:
-    """The size of padded results: max_output, or the number of boxes."""
-    if max_output is None:
-        return boxes.shape[0]
-    (size,) = _check.integers(op, "max_output", [max_output], "an int, or None")
-    _check.in_range(op, "max_output", size, 0, 2**31 - 1)
-    return size
-
-
 def check(boxes, scores, idxs, iou_threshold):
     check_boxes(_NAME, boxes, scores, idxs)
     _check.in_range(_NAME, "iou_threshold", iou_threshold, 0, 1)
@@ -126,8 +117,9 @@ def _suppress(op, boxes, scores, idxs, iou_threshold, max_output, backend):
     check_boxes(op, boxes, scores, idxs)
     iou_threshold = _check.number(op, "iou_threshold", iou_threshold)
     _check.in_range(op, "iou_threshold", iou_threshold, 0, 1)
-    most = size_of_output(op, max_output, boxes)
+    room = _check.max_output(op, max_output)
     boxes, scores, idxs = as_kernels_take_them(boxes, scores, idxs)
+    most = boxes.shape[0] if room is None else room
     indices, count = nms_op(boxes, scores, idxs, iou_threshold, most, backend=backend)
     return (indices, count) if max_output is not None else indices.masked_select(indices >= 0)
 

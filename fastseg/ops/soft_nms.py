@@ -18,7 +18,7 @@ from fastseg._backend import rows
 from fastseg._dtypes import FLOATING, accumulator
 from fastseg._op import Op
 from fastseg.kernels.soft_nms import reference
-from fastseg.ops.nms import as_kernels_take_them, check_boxes, size_of_output
+from fastseg.ops.nms import as_kernels_take_them, check_boxes
 
 _NAME = "soft_nms"
 METHODS = ("linear", "gaussian")
@@ -96,14 +96,14 @@ def soft_nms(
     )
     check(boxes, scores, idxs, iou_threshold, sigma, min_score)
     _check.one_of(_NAME, "method", method, METHODS)
-    most = size_of_output(_NAME, max_output, boxes)
+    room = _check.max_output(_NAME, max_output)
     picked_scores, indices, count = soft_nms_op(
         *as_kernels_take_them(boxes, scores, idxs),
         iou_threshold,
         method == "gaussian",
         sigma,
         min_score,
-        most,
+        boxes.shape[0] if room is None else room,
         backend=backend,
     )
     picked_scores = picked_scores.to(scores.dtype)

@@ -28,12 +28,7 @@ def check(words, area, boxes, order, labels, iou_threshold, max_output):
     if labels is not None:
         _check.argument(_NAME, "labels", labels, (torch.int64,), count, like=("masks", words))
     _check.in_range(_NAME, "iou_threshold", iou_threshold, 0, 1)
-    check_max_output(_NAME, max_output)
-
-
-def check_max_output(op, max_output):
-    if max_output is not None and max_output < 0:
-        raise ValueError(f"fastseg.ops.{op}: max_output={max_output}; allowed: 0 or more, or None")
+    _check.max_output(_NAME, max_output)
 
 
 def outputs(words, max_output):
@@ -86,7 +81,7 @@ def mask_nms(
     iou_threshold = _check.number(_NAME, "iou_threshold", iou_threshold)
     _check.in_range(_NAME, "iou_threshold", iou_threshold, 0, 1)
     order, labels = ranking(_NAME, masks, scores, labels)
-    max_output = output_room(_NAME, max_output)
+    max_output = _check.max_output(_NAME, max_output)
     keep, count = mask_nms_op(
         masks.words, masks.area, masks.boxes, order, labels, iou_threshold, max_output, backend=backend
     )
@@ -102,17 +97,3 @@ def ranking(op: str, masks: PackedMasks, scores: Tensor, labels: Tensor | None) 
         _check.argument(op, "labels", labels, integers, (len(masks),), "one for each mask", like=masks_argument)
         labels = labels.long()
     return scores.detach().argsort(descending=True, stable=True), labels
-
-
-def output_room(op: str, max_output: int | None) -> int | None:
-    """`max_output` as the int it must be, or None."""
-    if max_output is None:
-        return None
-    try:
-        if isinstance(max_output, bool):
-            raise TypeError("bool")
-        max_output = _check.integer(max_output)
-    except TypeError as error:
-        raise TypeError(f"fastseg.ops.{op}: max_output={max_output!r}; allowed: an int, or None") from error
-    check_max_output(op, max_output)
-    return max_output

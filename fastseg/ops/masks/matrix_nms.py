@@ -16,7 +16,7 @@ from fastseg._op import Op
 from fastseg.kernels.mask_iou.reference import UNION
 from fastseg.kernels.matrix_nms import reference
 from fastseg.ops.masks.mask_iou import mask_iou_op
-from fastseg.ops.masks.mask_nms import output_room, ranking
+from fastseg.ops.masks.mask_nms import ranking
 from fastseg.ops.masks.pack_masks import packed_from
 from fastseg.ops.masks.packed import PackedMasks
 
@@ -85,7 +85,7 @@ def matrix_nms(
     _check.in_range(_NAME, "sigma", sigma, 0, 1e30)
     _check.in_range(_NAME, "min_score", min_score, -torch.inf, torch.inf)
     order, labels = ranking(_NAME, masks, scores, labels)
-    max_output = output_room(_NAME, max_output)
+    max_output = _check.max_output(_NAME, max_output)
     known = masks.words, masks.area, masks.boxes
     iou = mask_iou_op(*known, *known, None, labels, UNION, False, backend=backend)
     decay = matrix_decay_op(iou, order, labels, method == "gaussian", sigma, backend=backend)

@@ -1,7 +1,5 @@
 """upsample_argmax against torch.nn.functional.interpolate(...).argmax(1)."""
 
-import os
-
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -11,7 +9,6 @@ from hypothesis import given, settings
 from fastseg.ops import upsample_argmax
 from fastseg.testing import allowed_error, assert_within_policy
 from tests.contract import Case, Contract
-from tests.instruction_levels import run_at_level
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -257,12 +254,3 @@ def test_bad_inputs():
     with pytest.raises(ValueError, match="uint8 for 257 classes; allowed: up to 256"):
         upsample_argmax(torch.randn(1, 257, 2, 2), size=4, dtype=torch.uint8)
     assert upsample_argmax(torch.eye(256)[None, :, None], size=(1, 256), dtype=torch.uint8)[0, 0, 255] == 255
-
-
-@pytest.mark.parametrize("level", ["v3", "base"])
-def test_other_instruction_levels(level):
-    """The same source compiled for AVX2 and for plain x86-64 gives the same labels."""
-    if os.environ.get("FASTSEG_CPU_LEVEL") is not None:
-        pytest.skip("already running at a forced level")
-    options = "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "5.5 or dtype0 or hostile"
-    run_at_level(level, "-m", "pytest", __file__, *options)

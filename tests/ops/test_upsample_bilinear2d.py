@@ -1,7 +1,5 @@
 """upsample_bilinear2d against torch.nn.functional.interpolate, the bilinear transposed convolution against torch's."""
 
-import os
-
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -14,7 +12,6 @@ from fastseg.ops import upsample_bilinear2d
 from fastseg.ops.upsample_bilinear2d import bilinear_conv_transpose2d
 from fastseg.testing import assert_within_policy
 from tests.contract import Case, Contract
-from tests.instruction_levels import run_at_level
 
 HALF = (torch.float16, torch.bfloat16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -344,12 +341,3 @@ def test_bad_inputs():
     ):
         with pytest.raises(ValueError, match=message):
             ours(image, kernel, stride, padding, size)
-
-
-@pytest.mark.parametrize("level", ["v3", "base"])
-def test_other_instruction_levels(level):
-    """The same source compiled for AVX2 and for plain x86-64 keeps the policy, too."""
-    if os.environ.get("FASTSEG_CPU_LEVEL") is not None:
-        pytest.skip("already running at a forced level")
-    options = "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "large or hostile or transposed"
-    run_at_level(level, "-m", "pytest", __file__, *options)

@@ -110,9 +110,10 @@ def test_gradcheck(contract, case):
     def function(*tensors):
         return contract.function(**{**arguments, **dict(zip(wanted, tensors))})
 
-    assert torch.autograd.gradcheck(function, tuple(wanted.values()))
+    inputs = tuple(wanted.values())
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)  # random directions: every element counts in each
     if contract.double_backward:
-        assert torch.autograd.gradgradcheck(function, tuple(wanted.values()))
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 class _Recorder(TorchDispatchMode):

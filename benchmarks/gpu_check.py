@@ -30,7 +30,7 @@ TESTS_LIMIT = 150.0  # seconds the tests may take where benchmarks come after th
 STEPS = ("build", "environment", "tests", "sanitizer", "benchmarks")
 GRACE = 8.0  # seconds a step has to end after it was interrupted
 LARGEST_LOG = 2_000_000  # bytes kept of a log, its end
-MOST_FILES = 8
+MAX_FILES = 8
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,8 @@ def run_steps(plan: list[Step], out: Path, time_limit: float = TIME_LIMIT) -> in
     """Run every step whatever became of the ones before; 1 if one failed, else 0."""
     out.mkdir(parents=True, exist_ok=True)
     names = [*(f"{step.name}.log" for step in plan), "benchmarks.json", "summary.txt"]
-    if len(names) > MOST_FILES:
-        raise ValueError(f"more than {MOST_FILES} result files: {names}")
+    if len(names) > MAX_FILES:
+        raise ValueError(f"more than {MAX_FILES} result files: {names}")
     for name in names:
         (out / name).unlink(missing_ok=True)
     start = time.monotonic()

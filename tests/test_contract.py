@@ -239,8 +239,8 @@ def test_the_backend_of_the_forward_runs_the_backward(contract, case):
 
 
 # Python calls of a forward that is to be differentiated: what a GPU waits for.
-MOST_CALLS = 20
-MORE_CALLS = {  # two ops, two gradients, or one more tensor to check
+MAX_CALLS = 20
+CALLS_OF_LONGER_OPS = {  # two ops, two gradients, or one more tensor to check
     "binary_cross_entropy_dice": 35, "cross_entropy_dice": 30, "dice_loss": 30, "probabilities": 25,
     "conv_transpose2d": 39, "dilated_conv2d": 38,  # 14 of them in kernels/convolution/cpu.py
     "roi_align": 34, "roi_pool": 32,  # two tensors, checked numbers
@@ -267,4 +267,4 @@ def test_few_hops(contract, case):
         contract.function(**arguments, backend="cpu")
     finally:
         sys.setprofile(None)
-    assert len(calls) <= MORE_CALLS.get(contract.name, MOST_CALLS), calls
+    assert len(calls) <= CALLS_OF_LONGER_OPS.get(contract.name, MAX_CALLS), calls

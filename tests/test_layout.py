@@ -16,8 +16,8 @@ OP_FILES = sorted({function.__module__.rpartition(".")[2] for function in PUBLIC
 FOLDERS = sorted(path.name for path in (ROOT / "kernels").iterdir() if path.is_dir() and not path.name.startswith("_"))
 METRIC_FOLDERS = ("detection_matching", "fill_polygons")  # steps of fastseg.metrics, on the CPU only
 SHARED_FOLDERS = ("pooling",)  # by two ops
-MOST_LINES = 400
-MOST_COLUMNS = 120
+MAX_LINES = 400
+MAX_COLUMNS = 120
 
 
 @pytest.mark.parametrize("op", OP_FILES)
@@ -78,11 +78,11 @@ def _sources():
 
 
 def test_files_stay_short():
-    long = {path: len(lines) for path, lines in _sources().items() if len(lines) > MOST_LINES * 1.1}
-    assert not long, f"files over ~{MOST_LINES} lines: {long}"
+    long = {path: len(lines) for path, lines in _sources().items() if len(lines) > MAX_LINES * 1.1}
+    assert not long, f"files over ~{MAX_LINES} lines: {long}"
 
 
 def test_lines_stay_short():
     numbered = ((path, number, line) for path, lines in _sources().items() for number, line in enumerate(lines, 1))
-    long = [f"{path}:{number}: {len(line)}" for path, number, line in numbered if len(line) > MOST_COLUMNS]
-    assert not long, f"lines over {MOST_COLUMNS} characters:\n" + "\n".join(long)
+    long = [f"{path}:{number}: {len(line)}" for path, number, line in numbered if len(line) > MAX_COLUMNS]
+    assert not long, f"lines over {MAX_COLUMNS} characters:\n" + "\n".join(long)

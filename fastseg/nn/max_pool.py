@@ -8,7 +8,7 @@ from fastseg import ops
 from fastseg.nn._drop_in import drop_in
 
 _INDEX_FORMATS = ("flat", "compact", "auto")
-_MOST_COMPACT_TAPS = 255
+_MAX_COMPACT_TAPS = 255
 
 
 def _pair(value):
@@ -18,8 +18,8 @@ def _pair(value):
 def _why_flat(pool):
     """The reason why one byte does not hold an index of this pooling, or None."""
     kernel = _pair(pool.kernel_size)
-    if kernel[0] * kernel[-1] > _MOST_COMPACT_TAPS:
-        return f"its window has more than {_MOST_COMPACT_TAPS} taps"
+    if kernel[0] * kernel[-1] > _MAX_COMPACT_TAPS:
+        return f"its window has more than {_MAX_COMPACT_TAPS} taps"
     if any(dilation != 1 for dilation in _pair(pool.dilation)):
         return "its windows are dilated, and may then hold no pixel at all"
     return None

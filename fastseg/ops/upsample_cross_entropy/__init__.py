@@ -103,10 +103,10 @@ def upsample_cross_entropy(
 
     Returns:
         The loss in the dtype of `input` (fp32 for half types under autocast). Twice differentiable in `input`.
-        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
+        The backward needs the arguments unchanged: after an in-place change PyTorch raises.
 
     Raises:
-        IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)
+        IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU such a pixel does not count.)
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "upsample_cross_entropy"
@@ -165,10 +165,10 @@ def upsample_cross_entropy_dice(
 
     Returns:
         The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
-        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
+        The backward needs the arguments unchanged: after an in-place change PyTorch raises.
 
     Raises:
-        IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)
+        IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU such a pixel does not count.)
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "upsample_cross_entropy_dice"

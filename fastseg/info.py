@@ -24,7 +24,7 @@ def explain(function: str, *args, **options) -> str:
     """Says what would run `fastseg.ops.<function>(*args, **options)` here, and why the other backends would not.
 
     Nothing is computed, except if plain PyTorch runs the whole function (`cross_entropy` with class weights that
-    require grad, `sigmoid_focal_loss` with such targets). `function` may also name an op, `torch.ops.fastseg.<function>`.
+    require grad, `sigmoid_focal_loss` with such targets). `function` may also be an op, `torch.ops.fastseg.<function>`.
     """
     public = {name: getattr(fastseg.ops, name) for name in _functions()}
     if function not in public and function not in REGISTRY:

@@ -318,10 +318,7 @@ def _wrapper(content, plane, geometry, kind=PoolIndices) -> PoolIndices:
 
 
 def _flat_arguments(func, args, kwargs, written):
-    """(args, kwargs) of an op with int64 tensors instead of `PoolIndices`.
-
-    Appends (indices, int64 tensor) to `written` for each argument that the op changes.
-    """
+    """(args, kwargs) of an op with int64 tensors for `PoolIndices`; appends both to `written` if the op changes them."""
     schema = getattr(func, "_schema", None)  # higher-order ops have none
     declared = schema.arguments if schema is not None else ()
     aliasing = {argument.name: argument.alias_info for argument in declared if argument.alias_info is not None}
@@ -396,7 +393,7 @@ def _size_and_geometry(name, pooled, input_size, kernel_size, stride, padding, d
     for count, extent, *axis in zip(pooled.shape[-2:], (height, width), *geometry):
         if type(count) is type(extent) is int and count not in _counts(extent, *axis):
             raise RuntimeError(
-                f"fastseg.ops.{name}: input_size={(height, width)}; allowed: one of which a pool with "
+                f"fastseg.ops.{name}: input_size={(height, width)}; allowed: one from which a pool with "
                 f"kernel_size={geometry[0]}, stride={geometry[1]}, padding={geometry[2]}, dilation={geometry[3]} makes "
                 f"{tuple(pooled.shape[-2:])}"
             )

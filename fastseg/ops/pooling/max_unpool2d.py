@@ -198,7 +198,7 @@ def max_unpool2d(
         size = default_size
     else:
         size = unpooled_size(_NAME, shape, kernel_size, stride, padding, output_size)
-    geometry = kernel_size, stride, padding, [1, 1]  # for int64 indices: positions at which the CUDA kernel expects them
+    geometry = kernel_size, stride, padding, [1, 1]  # for int64 indices: the CUDA kernel expects these here
     if compact and indices.is_compact and tuple(size) == tuple(indices.input_size):
         indices, geometry = offsets_of(indices), indices.geometry
     elif compact:

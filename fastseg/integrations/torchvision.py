@@ -54,7 +54,7 @@ from fastseg.ops.masks.pack_masks import UNPACKED
 from fastseg.ops.nms import CLASSES
 from fastseg.ops.roi_align import MOST_LEVELS, MOST_SAMPLES
 
-# --- replacements: their parameters are `stock` (the function replaced, or None if it cannot run) and those of `stock` ---
+# --- replacements; parameters: `stock` (the function replaced, or None if it cannot run), then those of `stock` ---
 
 
 def _roi_align(stock, input, boxes, output_size, spatial_scale=1.0, sampling_ratio=-1, aligned=False):
@@ -155,7 +155,9 @@ _KERNELS = {
 def _has_kernel(op: str, first) -> bool:
     """True if there is a kernel for calls with this first tensor; else torchvision's function is faster."""
     return (
-        isinstance(first, Tensor) and not first.is_quantized and first.dtype in (_KERNELS[op].get(first.device.type) or ())
+        isinstance(first, Tensor)
+        and not first.is_quantized
+        and first.dtype in (_KERNELS[op].get(first.device.type) or ())
     )
 
 

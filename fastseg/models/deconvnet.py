@@ -97,8 +97,8 @@ class DeconvNet(UnpoolingNetwork):
     def load_vgg16(self, state_dict: dict[str, Tensor]) -> "DeconvNet":
         """Copies the weights of torchvision's ``vgg16`` or ``vgg16_bn`` into the encoder, ``fc6`` and ``fc7``.
 
-        `vgg16` has no batch normalisation: that of this network then does not change. The layer ``classifier.6``,
-        ImageNet's output, is ignored. torchvision's weights expect RGB images in [0, 1], normalised by the ImageNet mean
+        `vgg16` has no batch normalisation: that of this network then does not change. ImageNet's output layer,
+        ``classifier.6``, is ignored. torchvision's weights expect RGB images in [0, 1], normalised by the ImageNet mean
         and deviation.
 
         Raises:

@@ -113,9 +113,8 @@ class FCN(Network):
         return upsampling_layer(self.num_classes, stride, padding, self.upsampling)
 
     def _offset(self, transposed, interpolated):
-        """Where to crop: ``transposed`` is the release's offset under "pad100"; ``interpolated`` is the one
-        for maps made by interpolation, which lack the stride / 2 margin of an unpadded transposed
-        convolution."""
+        """Where to crop: ``transposed`` is the release's offset with "pad100"; ``interpolated`` is the offset
+        for interpolated maps, which lack the stride / 2 margin of an unpadded transposed convolution."""
         if self.padding == "same":
             return 0
         return interpolated if self.upsampling == "interp" else transposed
@@ -183,7 +182,7 @@ class FCN8sAtOnce(FCN8s):
 
 
 def _upsampled(layer, scores, offset, shape):
-    """``layer(scores)``, cropped to ``[offset, offset + size)`` in the last two axes; size: the last two of ``shape``."""
+    """``layer(scores)``, cropped to ``[offset, offset + size)`` in the last two axes; ``shape`` ends with the sizes."""
     height, width = shape[-2:]
     if isinstance(layer, BilinearUpsample2d):
         return layer(scores, crop=(offset, offset, height, width))

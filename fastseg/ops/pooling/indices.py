@@ -318,7 +318,7 @@ def _wrapper(content, plane, geometry, kind=PoolIndices) -> PoolIndices:
 
 
 def _flat_arguments(func, args, kwargs, written):
-    """(args, kwargs) of an op with int64 tensors for `PoolIndices`; appends both to `written` if the op changes them."""
+    """(args, kwargs) of an op with int64 tensors for `PoolIndices`; adds both to `written` if the op changes them."""
     schema = getattr(func, "_schema", None)  # higher-order ops have none
     declared = schema.arguments if schema is not None else ()
     aliasing = {argument.name: argument.alias_info for argument in declared if argument.alias_info is not None}

@@ -17,7 +17,7 @@ parallel="-q -n 2 --dist worksteal"
 # One torch thread per worker: the two workers fill the two cores, and oversubscription is slower.
 part "whole suite" env OMP_NUM_THREADS=1 "$python" -m pytest tests $parallel --durations 15
 # The kernels' values at the lower instruction levels, on the way also on two threads.
-values="not compiles and not gradcheck and not opcheck and not reference_backend and not autocast and not few_hops"
+values="not compiles and not gradcheck and not opcheck and not reference_backend and not autocast and not few_python_calls"
 for level in v3:2 base:1; do
   part "instruction level $level" env FASTSEG_CPU_LEVEL=${level%:*} OMP_NUM_THREADS=${level#*:} OMP_WAIT_POLICY=passive \
     "$python" -m pytest tests/test_contract.py tests/ops $parallel -m "not slow" -k "$values"

@@ -63,7 +63,7 @@ def test_dilated_windows_are_not_left_to_stock(shape, dilation, monkeypatch):
         output = max_pool2d(x, 2, 1, 1, dilation, backend=backend)
         gradients.append(torch.autograd.grad(output.sum(), x)[0])
     assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
-    with pytest.raises(BackendError, match="backend='stock' cannot run this call: of a dilated window"):
+    with pytest.raises(BackendError, match="backend='stock' cannot run this call: .* dilated window"):
         max_pool2d(x, 2, 1, 1, dilation, backend="stock")
 
 

@@ -100,6 +100,19 @@ def test_reference_backend(contract, case, device):
     _compare(contract, case, Make(torch.float32, device), backend="reference")
 
 
+@pytest.mark.parametrize("contract, case", FIRST)
+def test_tensors_made_in_inference_mode(contract, case, device):
+    def run():
+        with torch.no_grad():
+            return _outputs(contract.function(**case.arguments(Make(torch.float32, device))))
+
+    expected = run()
+    with torch.inference_mode():
+        outputs = run()
+    for one, two in zip(outputs, expected, strict=True):
+        assert torch.equal(one.nan_to_num(7.0), two.nan_to_num(7.0))
+
+
 @pytest.mark.parametrize("contract, case", SMALL)
 def test_gradcheck(contract, case):
     arguments = case.arguments(Make(torch.float64))

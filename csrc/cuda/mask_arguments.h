@@ -1,5 +1,5 @@
-// From the tensors of packed masks to what known_masks.h calls them. Only what memory safety needs is checked, and
-// never data: kernels keep to the masks whatever boxes and indices say.
+// Turns the tensors of packed masks into the structs of known_masks.h. Checks only what memory safety needs, and never
+// data: kernels stay inside the masks whatever the boxes and indices are.
 #pragma once
 
 #include <initializer_list>
@@ -10,7 +10,7 @@
 
 namespace fastseg::cuda {
 
-// `tensor` lies contiguous on the device of `lead`, holds `type` and has `count` elements.
+// Checks that `tensor` is contiguous, on the device of `lead`, of dtype `type`, with `count` elements.
 inline void check_list(const char* op, const Tensor& lead, const Tensor& tensor, const char* name, ScalarType type,
                        int64_t count) {
   check_device(tensor, op, name);

@@ -1,9 +1,9 @@
-"""roi_pool: the maximum of each bin of each box of a feature map, of Fast R-CNN.
+"""roi_pool: the maximum of each bin of each box of a feature map.
 
     output[k, c, i, j] = max of input[n_k, c] over the cells of bin (i, j) of box k
 
-Boxes are rounded to whole cells and include their last ones; bins may share a row or a column of cells. The index of
-each maximum is kept, and its gradient goes there. Source: Girshick, Fast R-CNN; as torchvision.ops.roi_pool.
+Boxes are rounded to whole cells and include their last row and column; bins may share a row or a column of cells. The
+index of each maximum is kept: its gradient goes there. Source: Girshick, Fast R-CNN; as torchvision.ops.roi_pool.
 """
 
 from collections.abc import Sequence

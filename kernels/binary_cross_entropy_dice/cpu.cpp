@@ -122,7 +122,7 @@ std::vector<Sums> run_forward(const Problem& problem) {
         prediction += problem.squared ? p * p : p;
         truth += problem.squared ? y * y : y;
         const vector_t of_y = 1 + (pos_weight - 1) * y;
-        const vector_t loss = ((1 - y) * z + of_y * sigmoid.below) + of_y * sigmoid.rest;
+        const vector_t loss = ((1 - y) * z + of_y * sigmoid.hinge) + of_y * sigmoid.log_term;
         numerator += simd::keep_where(chunk.valid(i), share * loss);
         denominator += share;
         odd |= (y != vector_t{}) & (y != accumulate_t(1));

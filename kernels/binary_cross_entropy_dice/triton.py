@@ -71,13 +71,13 @@ def sigmoid_statistics_kernel(
         z, y, weight, valid = masked_pixels(
             input, target, pixel_weight, place, inside, ignore_index, IGNORES, INTEGER, DEBUG
         )
-        p, _, below, rest = sigmoid_parts(z)
+        p, _, hinge, log_term = sigmoid_parts(z)
         p = tl.where(valid, p, 0.0)
         positive = 1.0 + (factor - 1.0) * y
         intersection += p * y
         prediction += p * p if SQUARED else p
         truth += y * y if SQUARED else y
-        numerator += weight * (((1.0 - y) * z + positive * below) + positive * rest)
+        numerator += weight * (((1.0 - y) * z + positive * hinge) + positive * log_term)
         denominator += weight
     tl.store(sums + 5 * program, tl.sum(intersection, 0))
     tl.store(sums + 5 * program + 1, tl.sum(prediction, 0))

@@ -77,7 +77,7 @@ struct Epilogue {
     return scalar_t(relu && sum < 0 ? accumulate_t(0) : sum);
   }
 
-  // The same of `width` sums of a row. past_cache: `to` is aligned to lines of the cache, width to vectors.
+  // The same for `width` sums of a row. past_cache requires `to` aligned to cache lines and whole vectors.
   void row(int64_t n, int64_t c, int64_t y, int64_t width, const accumulate_t* sums, scalar_t* to,
            bool past_cache) const {
     const bool vectors = !residual || column_stride == 1;

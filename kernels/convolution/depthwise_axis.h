@@ -1,10 +1,10 @@
-// Geometry, weights and epilogue of the depthwise convolutions on the CPU, whatever the layout of the images.
+// Geometry, weights and epilogue of the depthwise convolutions on the CPU, for both layouts of the images.
 //
-// Along one axis both maps are the same thing. Their outputs fall into phases, o = phase + k output_step, and what tap
-// t of a phase reads for output k is source element t.phase + (k + t.offset) source_step:
+// Along one axis both maps have one form. Their outputs fall into phases, o = phase + k output_step, and for output k
+// tap t of a phase reads source element t.phase + (k + t.offset) source_step:
 //     convolution             one phase of outputs; source_step is the stride
 //     transposed convolution  as many phases as the stride, each with the taps that reach it; source_step is 1
-// A tap is inside of the source for one range of k, and is visited for no other.
+// A tap is inside of the source for one range of k, and is visited in that range only.
 #pragma once
 
 #include <algorithm>
@@ -30,12 +30,12 @@ struct Tap {
   int64_t index;  // in the kernel
   int64_t phase;  // of the source
   int64_t offset;
-  int64_t first, end;  // outputs k in [first, end) find it inside of the source
+  int64_t first, end;  // inside of the source for outputs k in [first, end)
 };
 
 struct Phase {
   int64_t outputs;        // k in [0, outputs)
-  std::vector<Tap> taps;  // neighbours in this list are inside for neighbouring ranges of outputs
+  std::vector<Tap> taps;  // in order of the ranges of outputs that they are inside for
 };
 
 inline int64_t floor_divide(int64_t value, int64_t divisor) {
@@ -79,7 +79,7 @@ struct Axis {
   // Source elements phase, phase + source_step, ...
   int64_t elements(int64_t phase) const { return source > phase ? ceil_divide(source - phase, source_step) : 0; }
 
-  // body(tap, source element) for the taps of output `o`.
+  // Calls body(tap, source element) for the taps of output `o`.
   template <typename Body>
   void for_each_tap(int64_t o, const Body& body) const {
     const int64_t k = output_step == 1 ? o : o / output_step;  // a division takes as long as a short row
@@ -96,7 +96,7 @@ struct Axis {
                   "stride, padding or extent of the kernel is out of range");
   }
 
-  // Taps that are inside for no output are left away.
+  // Adds the tap unless it is inside for no output.
   void add(Phase& to, int64_t index, int64_t phase, int64_t offset) const {
     const int64_t first = std::max<int64_t>(0, -offset), end = std::min(to.outputs, elements(phase) - offset);
     if (first < end) to.taps.push_back({index, phase, offset, first, end});
@@ -110,7 +110,7 @@ struct Map {
   bool channels_last;
 
   int64_t taps() const { return rows.kernel * columns.kernel; }
-  // Output rows of all images worth a slice of their own.
+  // The least number of output rows (over all images) that is worth a slice.
   int64_t smallest_slice(int64_t planes_in_row) const {
     constexpr int64_t kWorthwhile = 1 << 15;  // multiplications
     const int64_t taps_met = std::max<int64_t>(1, taps() / (rows.output_step * columns.output_step));
@@ -168,7 +168,7 @@ FASTSEG_INLINE void store_first(scalar_t* to, vector_t lanes, int count) {
 // Whole vectors of 16 channels.
 inline int64_t padded(int64_t channels) { return ceil_divide(channels, kLanes) * kLanes; }
 
-// What is added to the sums, in this order: bias, residual, relu.
+// What is done to the sums, in this order: bias, residual, relu.
 template <typename scalar_t>
 struct Epilogue {
   using accumulate_t = simd::accumulate<scalar_t>;
@@ -244,11 +244,12 @@ void write_grad_weight(const double* sums, int64_t channel_stride, int64_t tap_s
 }
 
 struct ColumnTap {
-  int64_t at;  // what it reads for output k is element at + k of a source row
+  int64_t at;  // for output k it reads element at + k of a source row
   int64_t index, first, end;
 };
 
-// Neighbouring vectors of outputs that see the same taps. `masked`: one vector, some of whose lanes miss some of them.
+// Neighbouring vectors of outputs with the same taps. `masked`: one vector, in which some taps are inside for some
+// lanes only.
 struct Block {
   int64_t first, vectors;
   int begin, end;  // taps of the phase
@@ -264,8 +265,8 @@ struct Columns {
   };
 
   const Axis& axis;
-  std::vector<int64_t> source_phases;  // those that are read
-  int64_t segment;                     // elements between two of them in a split row, room for 16 at either end
+  std::vector<int64_t> source_phases;  // those that a tap reads
+  int64_t segment;                     // elements from one phase to the next in a split row, with 16 more at both ends
   std::vector<PhaseBlocks> phases;     // of the outputs
 
   // each_once: every output counts in one block only. Else the last vector of a row may repeat some of the one before.
@@ -273,7 +274,7 @@ struct Columns {
     for (const Phase& phase : axis.phases) {
       for (const Tap& tap : phase.taps) source_phases.push_back(tap.phase);
     }
-    if (source_phases.empty()) source_phases.push_back(0);  // rows are handed out even where no tap reads them
+    if (source_phases.empty()) source_phases.push_back(0);  // SourceRows needs one even if no tap reads it
     std::sort(source_phases.begin(), source_phases.end());
     source_phases.erase(std::unique(source_phases.begin(), source_phases.end()), source_phases.end());
     segment = axis.elements(0) + 2 * kLanes;
@@ -314,8 +315,8 @@ struct Columns {
   }
 };
 
-// Rows of a source [planes, H, W], 16 elements of which may be read from anywhere a lane of theirs is needed: where
-// they lie, or split into phases, or copied where there is no memory beside them.
+// Rows of a source [planes, H, W] from which 16 elements can be loaded wherever one of them is needed: rows in place,
+// or split into phases, or copied where such loads would leave the tensor.
 template <typename scalar_t>
 class SourceRows {
  public:
@@ -326,7 +327,7 @@ class SourceRows {
     held_.assign(slots_, -1);
   }
 
-  // The row that tap `tap` of an output row needs. Valid until another output row is asked for.
+  // The row that tap `tap` of an output row needs. Valid until a row for another output row is requested.
   const scalar_t* row(int64_t plane, int64_t y, int64_t tap) {
     const int64_t number = plane * height_ + y, offset = number * width_;
     const bool splits = columns_.axis.source_step > 1;
@@ -336,7 +337,7 @@ class SourceRows {
     if (!copies_) copies_.emplace(slots_ * room);
     scalar_t* copy = copies_->get() + slot * room;
     if (held_[slot] != number) {
-      if (held_[slot] < 0) std::fill_n(copy, room, scalar_t(0));  // around the phases, too: no odd numbers there
+      if (held_[slot] < 0) std::fill_n(copy, room, scalar_t(0));  // also around the phases: loads reach there
       held_[slot] = number;
       split(data_ + offset, copy + kLanes);
     }
@@ -346,7 +347,7 @@ class SourceRows {
  private:
   static constexpr int64_t kMostSlots = 64;
 
-  // As many as an output row needs and the rows between.
+  // The number of source rows from the first to the last that an output row needs.
   static int64_t slots_of(const Axis& rows) {
     int64_t most = 1;
     for (const Phase& phase : rows.phases) {
@@ -389,8 +390,8 @@ class SourceRows {
   int64_t elements_, height_, width_;
   const Columns& columns_;
   int64_t slots_;
-  bool by_tap_;                              // a slot for every tap, else for every row of as many in turn
-  std::vector<int64_t> held_;                // [slots], number of the row, -1 for none
+  bool by_tap_;                              // whether slots are numbered by tap; else row y takes slot y % slots_
+  std::vector<int64_t> held_;                // [slots], number of the row in it, -1 for none
   std::optional<Scratch<scalar_t>> copies_;  // [slots][source phases][segment]
 };
 

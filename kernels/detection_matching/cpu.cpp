@@ -28,33 +28,33 @@ const value_t* values_of(const Tensor& tensor, int64_t count, const char* name) 
   return tensor.const_data_ptr<value_t>();
 }
 
-// offsets [groups + 1] begin with 0, do not fall, and end with `count`.
+// Checks that offsets [groups + 1] begin with 0, do not fall, and end with `count`.
 void check_offsets(const int64_t* offsets, int64_t groups, int64_t count, const char* name) {
   bool rising = groups >= 0 && offsets[0] == 0 && offsets[groups] == count;
   for (int64_t group = 0; rising && group < groups; ++group) rising = offsets[group] <= offsets[group + 1];
   FASTSEG_CHECK(rising, name, " must rise from 0 to ", count);
 }
 
-// One image and category: its detections by falling score, its truths, and the IoU of each with each.
+// One image and category: its detections by falling score, its truths, and the IoU of all pairs.
 struct Group {
   int64_t detections, truths;
   const double* ious;   // [detections, truths]
   const bool* crowd;    // [truths]
-  const bool* ignored;  // [truths], of one range of areas
+  const bool* ignored;  // [truths], for one range of areas
   const bool* outside;  // [detections]
 };
 
-// states [detections] at one threshold; `taken` is room for [truths].
+// Writes states [detections] at one threshold; `taken` [truths] is scratch.
 void match(const Group& group, double threshold, std::vector<char>& taken, uint8_t* states) {
   std::fill_n(taken.begin(), group.truths, 0);
   for (int64_t d = 0; d < group.detections; ++d) {
     const double* row = group.ious + d * group.truths;
     int64_t best = -1;
-    for (const bool ignores : {false, true}) {  // a truth that is ignored only where no other can be had
+    for (const bool ignores : {false, true}) {  // ignored truths only if no other one matches
       double least = threshold;
       for (int64_t g = 0; g < group.truths; ++g) {
         if (group.ignored[g] != ignores || !(row[g] >= least) || (taken[g] && !group.crowd[g])) continue;
-        best = g, least = row[g];  // of equal ones the last
+        best = g, least = row[g];  // of equal IoUs the last
       }
       if (best >= 0) break;
     }
@@ -92,8 +92,8 @@ void match_detections(const Tensor& ious, const Tensor& detections, const Tensor
   values_of<uint8_t>(states, ranges * levels * count, "states");
   uint8_t* to = states.mutable_data_ptr<uint8_t>();
 
-  constexpr int64_t kFew = 64;  // groups of a thread
-  const UnevenSlices slices(groups, kFew);
+  constexpr int64_t kFewestGroups = 64;  // of a thread
+  const UnevenSlices slices(groups, kFewestGroups);
   slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
     std::vector<char> taken(most_truths);
     for (int64_t index = begin; index < end; ++index) {
@@ -113,14 +113,14 @@ void match_detections(const Tensor& ious, const Tensor& detections, const Tensor
 // Of one category, range of areas, threshold and number of detections per image.
 struct Curve {
   int64_t positives;
-  std::vector<double> precision;  // at the detection that is the n-th hit; then the largest from there on
+  std::vector<double> precision;  // at the n-th hit; write() makes it the largest from there on
 
-  // precision[r * step] for all recall thresholds; gives the recall at the end.
+  // Writes the precision at recall threshold r to to[r * step]; returns the last recall.
   double write(const double* recall_thresholds, int64_t count, int64_t step, double* to) {
     const int64_t hits = static_cast<int64_t>(precision.size());
     for (int64_t n = hits - 1; n > 0; --n) precision[n - 1] = std::max(precision[n - 1], precision[n]);
     for (int64_t r = 0; r < count; ++r) {
-      const double early = recall_thresholds[r] * positives - 2;  // a hit too early, whatever the rounding
+      const double early = recall_thresholds[r] * positives - 2;  // below the hit, whatever the rounding
       int64_t n = early > 0 ? static_cast<int64_t>(std::min<double>(early, hits)) : 0;
       while (n < hits && static_cast<double>(n + 1) / positives < recall_thresholds[r]) ++n;
       to[r * step] = n < hits ? precision[n] : 0.0;

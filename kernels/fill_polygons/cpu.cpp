@@ -1,4 +1,4 @@
-// Polygons as packed masks by COCO's rule. reference.py is the definition; README.md says why the crossings are found
+// Polygons as packed masks by COCO's rule. reference.py is the definition; README.md explains how crossings are found
 // without the walk.
 #include <torch/csrc/stable/library.h>
 
@@ -12,7 +12,7 @@ namespace fastseg {
 namespace {
 
 constexpr int64_t kScale = 5;   // steps in a pixel
-constexpr int64_t kBefore = 2;  // the step of a column before its centre line
+constexpr int64_t kBefore = 2;  // the last step of a column before its centre line
 constexpr int64_t kWord = 32;
 constexpr double kFarthest = 1e8;  // pixels
 
@@ -20,7 +20,7 @@ struct Point {
   int64_t x, y;  // in steps
 };
 
-// Bits of one polygon [height, words], each set where inside and outside change places, and what of them is in use.
+// Bits of one polygon [height, words], set where a column changes between inside and outside, and the range in use.
 class Crossings {
  public:
   Crossings(int64_t height, int64_t width)
@@ -44,7 +44,7 @@ class Crossings {
         const int64_t t = before - from.x;
         add(column, std::min(side(t), side(t + 1)));
       } else {
-        // The first t at which x is on the other side: near where the line without rounding is.
+        // The first t at which x is on the other side, searched from the crossing of the unrounded line.
         const auto beyond = [&](int64_t t) { return slope > 0 ? side(t) > before : side(t) <= before; };
         int64_t t = static_cast<int64_t>((before + 0.5 - from.x) / slope);
         t = std::clamp<int64_t>(t, 1, down);
@@ -55,7 +55,7 @@ class Crossings {
     }
   }
 
-  // words [height, words] |= the inside; then nothing is set.
+  // ORs the inside into words [height, words] and clears the bits.
   void fill(uint32_t* words) {
     for (int64_t y = first_row_; y <= last_row_; ++y) {
       uint32_t* const row = bits_.data() + y * words_;
@@ -79,7 +79,7 @@ class Crossings {
   void add(int64_t column, int64_t step) {
     const double row = std::ceil((step + 0.5) / kScale - 0.5);
     const int64_t y = static_cast<int64_t>(std::clamp<double>(row, 0, height_));
-    last_row_ = std::max(last_row_, std::min(y, height_ - 1));  // below it all is outside
+    last_row_ = std::max(last_row_, std::min(y, height_ - 1));  // all rows below it are outside
     if (y == height_) return;
     const int64_t word = column / kWord;
     bits_[y * words_ + word] ^= uint32_t{1} << column % kWord;

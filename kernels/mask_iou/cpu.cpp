@@ -15,14 +15,14 @@ using fastseg::KnownMasks;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kTile = 16;  // masks: two tiles of them, packed, stay in the second-level cache
+constexpr int64_t kTile = 16;  // masks; two such sets of packed masks stay in the second-level cache
 
 enum Denominator : int64_t { kUnion, kSmaller, kNothing };
 
 struct Problem {
   KnownMasks a, b;
   const bool* crowd;      // [M] or null
-  const int64_t* labels;  // [N] or null; a is b: masks of different labels share nothing
+  const int64_t* labels;  // [N] or null, only if a is b: masks of different labels count as disjoint
   int64_t denominator;
 
   // value_t: float, or int64_t for the intersection alone.
@@ -48,7 +48,7 @@ void in_pairs(const Problem& problem, value_t* iou) {
   });
 }
 
-// iou: [N, M]; symmetric: a is b, and pairs need to be looked at once.
+// iou: [N, M]; symmetric: a is b, so that each pair is compared once.
 template <typename value_t>
 void all_with_all(const Problem& problem, bool symmetric, value_t* iou) {
   const int64_t rows = problem.a.count, columns = problem.b.count;

@@ -1,5 +1,5 @@
-// IoU of packed masks on CUDA: a warp takes a mask of a and 32 of b. Each lane looks at the boxes of a pair; the words
-// of those pairs whose boxes overlap are then compared by all lanes together. See README.md.
+// IoU of packed masks on CUDA: a warp takes a mask of a and 32 of b. Each lane compares the boxes of a pair; then all
+// lanes together compare the words of each pair whose boxes overlap. See README.md.
 #include "mask_iou/cuda.h"
 
 #include <type_traits>

@@ -1,5 +1,5 @@
-// Greedy suppression of packed masks, lazily: a mask is compared with those kept before it, until one suppresses it.
-// See README.md.
+// Greedy suppression of packed masks: a mask is compared with those kept before it, until one suppresses it. See
+// README.md.
 #include <algorithm>
 #include <optional>
 #include <vector>
@@ -14,7 +14,7 @@ using fastseg::KnownMasks;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kBlock = 32;  // masks that are compared at a time, in parallel, with all that were kept before
+constexpr int64_t kBlock = 32;  // masks that are compared in parallel with all masks kept before them
 
 struct Problem {
   KnownMasks masks;
@@ -33,7 +33,7 @@ struct Problem {
   }
 };
 
-// order: [N]; kept: room for `most` of them. Returns how many were kept.
+// order: [N]; kept: [most]. Returns how many masks are kept.
 int64_t suppress(const Problem& problem, const int64_t* order, int64_t most, int64_t* kept) {
   const int64_t count = problem.masks.count;
   int64_t number = 0;

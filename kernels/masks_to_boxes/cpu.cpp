@@ -1,4 +1,4 @@
-// Area and tight box of packed masks: one reading of their words. See README.md.
+// Area and tight box of packed masks, in one pass over their words. See README.md.
 #include <torch/csrc/stable/library.h>
 
 #include "fastseg/packed_masks.h"

@@ -24,7 +24,7 @@ struct Problem {
   bool gaussian;
   float sigma;
 
-  // By place in the order. 0 for masks of different labels.
+  // The IoU of the masks ranked i and j; 0 if their labels differ.
   float overlap(int64_t i, int64_t j) const {
     const int64_t a = order[i], b = order[j];
     return labels != nullptr && labels[a] != labels[b] ? 0.0f : iou[a * count + b];
@@ -34,7 +34,7 @@ struct Problem {
     for (int64_t i = 0; i < j; ++i) most = std::max(most, overlap(i, j));
     return most;
   }
-  // covered: of the masks before j.
+  // covered: [j], of the masks before j.
   float decay(int64_t j, const float* covered) const {
     float most = 0, least = 1;
     for (int64_t i = 0; i < j; ++i) {

@@ -1,4 +1,4 @@
-// What memory safety asks of the arguments of nms and soft_nms on the CPU, beside those that dense_values() checks.
+// Checks of the arguments of nms and soft_nms on the CPU, for memory safety, besides those of dense_values().
 #pragma once
 
 #include <optional>

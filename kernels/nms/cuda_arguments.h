@@ -1,5 +1,4 @@
-// From the arguments of the native ops nms and soft_nms to those of their launchers: what memory safety needs is
-// checked.
+// Checks of the arguments of nms and soft_nms on CUDA, for memory safety.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +26,7 @@ inline void check_reals(const char* op, const char* name, const Tensor& tensor, 
                 count, " elements");
 }
 
-// Their number.
+// Checks the inputs and returns the number of boxes.
 inline int64_t check_boxes(const char* op, const Tensor& boxes, const Tensor& scores,
                            const std::optional<Tensor>& idxs) {
   const int64_t count = scores.numel();

@@ -10,12 +10,12 @@ namespace {
 
 constexpr const char* op = "_nms";
 
-// The boxes' indices by descending score, of equal ones the first one first.
+// The indices of boxes by descending score; equal scores by index.
 Tensor order_of(const Tensor& scores) {
   using torch::stable::detail::from;
   std::array<StableIValue, 4> stack{from(scores), from(std::optional<bool>(true)), from(int64_t{0}), from(true)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // the sorted scores, which nobody needs
+  torch::stable::detail::to<Tensor>(stack[0]);  // frees the sorted scores, which are not needed
   return torch::stable::detail::to<Tensor>(stack[1]);
 }
 

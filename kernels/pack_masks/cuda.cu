@@ -11,7 +11,7 @@
 namespace fastseg::cuda {
 namespace {
 
-constexpr int words_per_warp = 8;  // whose pixels are on their way at a time
+constexpr int words_per_warp = 8;  // whose pixels are loaded before the first is used
 
 template <typename pixel_t>
 using compared_t = std::conditional_t<std::is_same_v<pixel_t, uint8_t>, int,

@@ -13,7 +13,7 @@
 namespace fastseg::cuda {
 namespace {
 
-// Calls body(a value of the pixels' type); of bool they are bytes.
+// Calls body(a value of the pixels' type), uint8_t for bool.
 template <typename Body>
 cudaError_t with_pixel_type(const char* op, ScalarType type, const Body& body) {
   switch (type) {

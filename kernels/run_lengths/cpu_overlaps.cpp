@@ -1,4 +1,4 @@
-// What is asked of masks as run lengths, without decoding them: their area, and the pixels that two of them share.
+// The area of masks given as run lengths, and the pixels that two of them share, without decoding them.
 #include <algorithm>
 
 #include <torch/csrc/stable/library.h>
@@ -9,14 +9,14 @@
 namespace fastseg {
 namespace {
 
-constexpr int64_t kFewMasks = 64;  // of a thread
+constexpr int64_t kFewestItems = 64;  // masks or pairs of a thread
 
-// The runs of ones of a mask, one after the other. Sums are unsigned: whatever the counts, they may wrap around.
+// Walks the runs of ones of a mask. Sums are unsigned, because with arbitrary counts they may wrap around.
 class Ones {
  public:
   Ones(const int64_t* counts, const int64_t* end) : at_(counts), end_(end) {}
 
-  // To the first run, then to the next; false if there is none.
+  // Moves to the next run, at first to the first one; false if there is none.
   bool next() {
     if (end_ - at_ < 2) return false;
     begin = end + static_cast<uint64_t>(at_[0]);
@@ -31,7 +31,7 @@ class Ones {
   const int64_t *at_, *end_;
 };
 
-// The counts of each mask: counts [begins[n], ends[n]).
+// The counts of all masks: mask n has counts [begins[n], ends[n]).
 class Lists {
  public:
   Lists(const Tensor& counts, const Tensor& begins, const Tensor& ends, const char* op)
@@ -67,7 +67,7 @@ void run_statistics(const Tensor& counts, const Tensor& begins, const Tensor& en
   FASTSEG_CHECK(pixels.numel() == masks.size() && area.numel() == masks.size(), "fastseg::", op,
                 ": pixels and area must be int64 [N]");
   int64_t *all = pixels.mutable_data_ptr<int64_t>(), *ones = area.mutable_data_ptr<int64_t>();
-  const UnevenSlices slices(masks.size(), kFewMasks);
+  const UnevenSlices slices(masks.size(), kFewestItems);
   slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       uint64_t sums[2] = {0, 0};
@@ -104,7 +104,7 @@ void run_overlaps(const Tensor& counts, const Tensor& begins, const Tensor& ends
                   ": a pair has a mask that is not there");
   }
   int64_t* to = shared.mutable_data_ptr<int64_t>();
-  const UnevenSlices slices(pairs, kFewMasks);
+  const UnevenSlices slices(pairs, kFewestItems);
   slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       to[p] = overlap({masks.begin(one[p]), masks.end(one[p])}, {masks.begin(other[p]), masks.end(other[p])});

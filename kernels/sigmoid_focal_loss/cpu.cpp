@@ -32,7 +32,7 @@ struct Focal {
   FASTSEG_INLINE Focal(vector_t z, vector_t target, accumulate_t alpha, accumulate_t gamma)
       : sigmoid(z), t(target), gamma(gamma) {
     missed = sigmoid.p * (1 - t) + sigmoid.q * t;
-    cross_entropy = ((1 - t) * z + sigmoid.below) + sigmoid.rest;
+    cross_entropy = ((1 - t) * z + sigmoid.hinge) + sigmoid.log_term;
     alpha_t = alpha >= 0 ? alpha * t + (1 - alpha) * (1 - t) : simd::splat(accumulate_t(1));
   }
 

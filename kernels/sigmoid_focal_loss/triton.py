@@ -21,9 +21,9 @@ CONFIGS = {"any": Config(1024, 4)}  # 8 elements per thread: two accesses of 16 
 @triton.jit
 def focal_parts(z, t, alpha, ALPHA: tl.constexpr):
     """(p, q, 1 - p_t, alpha_t, cross-entropy) of logits z and targets t."""
-    p, q, below, rest = sigmoid_parts(z)
+    p, q, hinge, log_term = sigmoid_parts(z)
     weight = alpha * t + (1.0 - alpha) * (1.0 - t) if ALPHA else tl.full(t.shape, 1.0, tl.float32)
-    return p, q, p * (1.0 - t) + q * t, weight, ((1.0 - t) * z + below) + rest
+    return p, q, p * (1.0 - t) + q * t, weight, ((1.0 - t) * z + hinge) + log_term
 
 
 @triton.jit

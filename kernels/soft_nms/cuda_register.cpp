@@ -16,7 +16,7 @@ void forward(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> id
   check_reals(op, "picked_scores", picked_scores, most, boxes);
   check_integers(op, "count", found, 1, boxes);
   const OnDeviceOf device(boxes);
-  // A view may begin anywhere.
+  // A view may begin at any address.
   const Tensor corners = is_aligned(boxes.const_data_ptr(), 16) ? boxes : torch::stable::clone(boxes);
   const Tensor current = torch::stable::new_empty(boxes, {count});
   const cudaError_t error = with_real_type(boxes, [&](auto zero) {

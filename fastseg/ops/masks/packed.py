@@ -32,8 +32,8 @@ class PackedMasks:
     Attributes:
         words, width: as above; also height, device, shape (N, H, W).
         area: int64 (N), the number of pixels of each mask.
-        boxes: int32 (N, 4), the smallest box (x1, y1, x2, y2) around each mask's pixels, its ends outside
-            (x1 <= x < x2): the whole image is (0, 0, W, H), an empty mask (0, 0, 0, 0).
+        boxes: int32 (N, 4), the smallest box (x1, y1, x2, y2) around each mask's pixels, with x1 <= x < x2 and
+            y1 <= y < y2: the whole image is (0, 0, W, H), an empty mask (0, 0, 0, 0).
 
     Raises:
         RuntimeError: words of another dtype or shape; on CPU, words with bits past the end of a row.
@@ -61,7 +61,7 @@ class PackedMasks:
 
     @classmethod
     def _of(cls, words: Tensor, width: int, area: Tensor | None = None, boxes: Tensor | None = None) -> "PackedMasks":
-        """Of what an op of ours has made: nothing is checked."""
+        """From the result of an op of this library, without checks."""
         masks = cls.__new__(cls)
         masks.words, masks.width, masks._area, masks._boxes = words, width, area, boxes
         return masks
@@ -94,8 +94,8 @@ class PackedMasks:
         return self.words.shape[0]
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "PackedMasks":
-        """Some of the masks: one (`len` 1) by its int, several by a slice, a list of ints, or a tensor of indices (any
-        integer dtype, 1-d) or of N booleans.
+        """Some of the masks: one (`len` 1) by an int, several by a slice, a list of ints, or a 1-d tensor of indices
+        (any integer dtype) or of N booleans.
         """
         if isinstance(index, slice):
             return self._map(lambda part: part[index])
@@ -132,7 +132,7 @@ class PackedMasks:
         return (self[place] for place in range(len(self)))
 
     def _map(self, change) -> "PackedMasks":
-        """With `change` of the words and of what is known of them."""
+        """Applies `change` to the words and, where known, to areas and boxes."""
         known = [None if part is None else change(part) for part in (self._area, self._boxes)]
         return PackedMasks._of(change(self.words), self.width, *known)
 
@@ -226,7 +226,7 @@ def _named_parts(masks: PackedMasks):
     return [*zip(map(pytree.GetAttrKey, ("words", "_area", "_boxes", "width")), parts)], None
 
 
-pytree.register_pytree_node(  # what enters and leaves a program of torch.export
+pytree.register_pytree_node(  # torch.export takes and returns only such classes
     PackedMasks,
     _parts,
     _from_parts,

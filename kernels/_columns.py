@@ -140,8 +140,8 @@ def online_softmax(pointers, inside, plane, C: tl.constexpr, STEP: tl.constexpr,
     total = tl.zeros_like(largest)
     for start in range(0, C, STEP):
         column = read_column(pointers, inside, plane, start, C, STEP, CHUNK)
-        grown = tl.maximum(largest, column_max(column))
-        shift = tl.where(grown == -float("inf"), 0.0, grown)  # not inf - inf while all logits so far are -inf
+        maximum = tl.maximum(largest, column_max(column))
+        shift = tl.where(maximum == -float("inf"), 0.0, maximum)  # not inf - inf while all logits so far are -inf
         total = total * tl.exp2((largest - shift) * LOG2_E) + column_sum(exponentials(column, shift))
-        largest = grown
+        largest = maximum
     return largest, total

@@ -23,10 +23,16 @@ struct KnownMasks {
   __device__ const unsigned* mask(long long n) const { return words + n * height * pitch; }
 };
 
-// Blocks for `warps` warps of work, at most 2^20: kernels loop over the rest.
-inline int blocks_for_warps(long long warps) {
-  const long long blocks = (warps + mask_threads / 32 - 1) / (mask_threads / 32);
-  return static_cast<int>(blocks < (1 << 20) ? blocks : 1 << 20);
+// Words of a row of `width` pixels.
+inline long long words_in_row(long long width) { return (width + mask_word - 1) / mask_word; }
+
+// Blocks for `items` items, one each, at most 2^20: kernels loop over the rest.
+inline unsigned blocks_for(long long items) { return static_cast<unsigned>(items < (1 << 20) ? items : 1 << 20); }
+
+// Blocks for `warps` warps of work.
+inline unsigned blocks_for_warps(long long warps) {
+  constexpr int warps_of_block = mask_threads / 32;
+  return blocks_for((warps + warps_of_block - 1) / warps_of_block);
 }
 
 }  // namespace fastseg::cuda

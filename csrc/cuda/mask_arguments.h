@@ -2,23 +2,10 @@
 // data: kernels stay inside the masks whatever the boxes and indices are.
 #pragma once
 
-#include <initializer_list>
-#include <utility>
-
 #include "cuda/host.h"
 #include "cuda/known_masks.h"
 
 namespace fastseg::cuda {
-
-// Checks that `tensor` is contiguous, on the device of `lead`, of dtype `type`, with `count` elements.
-inline void check_list(const char* op, const Tensor& lead, const Tensor& tensor, const char* name, ScalarType type,
-                       int64_t count) {
-  check_device(tensor, op, name);
-  FASTSEG_CHECK(tensor.get_device_index() == lead.get_device_index() && tensor.is_contiguous() &&
-                    tensor.scalar_type() == type && tensor.numel() == count,
-                "fastseg::", op, ": ", name, " must be contiguous, on the device of the first argument, with ", count,
-                " elements of its dtype");
-}
 
 inline void check_words(const char* op, const Tensor& words) {
   check_device(words, op, "words");

@@ -46,6 +46,12 @@ __device__ inline double ratio(long long part, long long whole) {
   return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0.0;
 }
 
+// The mask at a place of a ranking; 0 for a number that is no index of a mask.
+__device__ inline long long ranked(const long long* order, long long place, long long masks) {
+  const long long index = order[place];
+  return index >= 0 && index < masks ? index : 0;
+}
+
 // This warp's number in the grid, and how many there are.
 __device__ inline long long warp_of_grid() {
   return (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) / warpSize;

@@ -3,28 +3,14 @@
 #pragma once
 
 #include <algorithm>
-#include <optional>
 #include <vector>
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
-#include "fastseg/check.h"
+#include "fastseg/dense.h"
 #include "fastseg/pixel_tile.h"
 
 namespace fastseg {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-template <typename value_t>
-constexpr ScalarType scalar_type_of() {
-  if (std::is_same_v<value_t, float>) return ScalarType::Float;
-  if (std::is_same_v<value_t, double>) return ScalarType::Double;
-  if (std::is_same_v<value_t, simd::Half>) return ScalarType::Half;
-  return ScalarType::BFloat16;
-}
 
 // Calls fn(scalar_t{}) for the four storage types.
 template <typename Function>
@@ -38,35 +24,6 @@ auto with_floating_type(const Tensor& tensor, const char* name, const Function& 
                     " must be float32, float64, float16 or bfloat16");
       return fn(simd::BFloat16{});
   }
-}
-
-// The values of a contiguous CPU tensor of `count` elements.
-template <typename value_t>
-const value_t* dense_values(const Tensor& tensor, int64_t count, const char* name) {
-  FASTSEG_CHECK(tensor.is_cpu() && tensor.scalar_type() == scalar_type_of<value_t>() && tensor.is_contiguous() &&
-                    tensor.numel() == count,
-                name, " must be a contiguous CPU tensor of the accumulator's dtype with ", count, " elements");
-  return tensor.const_data_ptr<value_t>();
-}
-
-template <typename value_t>
-const value_t* dense_values(const std::optional<Tensor>& tensor, int64_t count, const char* name) {
-  return tensor ? dense_values<value_t>(*tensor, count, name) : nullptr;
-}
-
-// The same for an output.
-template <typename value_t>
-value_t* dense_output(const Tensor& tensor, int64_t count, const char* name) {
-  dense_values<value_t>(tensor, count, name);
-  return tensor.mutable_data_ptr<value_t>();
-}
-
-// The same for an output that kernels add to: fills it with 0.
-template <typename value_t>
-value_t* zeroed_output(const Tensor& tensor, int64_t count, const char* name) {
-  value_t* values = dense_output<value_t>(tensor, count, name);
-  std::fill_n(values, count, value_t(0));
-  return values;
 }
 
 // Writes a number to a CPU tensor of one element, of any floating type.

@@ -14,12 +14,8 @@
 #include <immintrin.h>
 #endif
 
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include "fastseg/check.h"
+#include "fastseg/dense.h"
 #include "fastseg/parallel.h"
-#include "fastseg/simd.h"
 
 namespace fastseg {
 
@@ -212,9 +208,8 @@ inline double ratio(int64_t part, int64_t whole) {
 
 // ---- from tensors, checking only what memory safety needs ----
 
-inline PackedMasks packed_masks(const torch::stable::Tensor& words, const char* op) {
-  FASTSEG_CHECK(words.is_cpu() && words.is_contiguous() && words.dim() == 3 &&
-                    words.scalar_type() == torch::headeronly::ScalarType::Int,
+inline PackedMasks packed_masks(const Tensor& words, const char* op) {
+  FASTSEG_CHECK(words.is_cpu() && words.is_contiguous() && words.dim() == 3 && words.scalar_type() == ScalarType::Int,
                 "fastseg::", op, ": words must be contiguous int32 [N, H, words] on the CPU");
   return {reinterpret_cast<const uint32_t*>(words.const_data_ptr<int32_t>()), words.size(0), words.size(1),
           words.size(2)};
@@ -226,19 +221,14 @@ struct KnownMasks : PackedMasks {
   const Box* boxes;
 };
 
-inline void check_statistics(const PackedMasks& masks, const torch::stable::Tensor& area,
-                             const torch::stable::Tensor& boxes, const char* op) {
-  using torch::headeronly::ScalarType;
-  FASTSEG_CHECK(area.is_cpu() && area.is_contiguous() && area.scalar_type() == ScalarType::Long &&
-                    area.numel() == masks.count && boxes.is_cpu() && boxes.is_contiguous() &&
-                    boxes.scalar_type() == ScalarType::Int && boxes.numel() == 4 * masks.count,
-                "fastseg::", op, ": area must be int64 [N] and boxes int32 [N, 4], contiguous on the CPU");
+inline void check_statistics(const PackedMasks& masks, const Tensor& area, const Tensor& boxes) {
+  dense_values<int64_t>(area, masks.count, "area");
+  dense_values<int32_t>(boxes, 4 * masks.count, "boxes");
 }
 
-inline KnownMasks known_masks(const torch::stable::Tensor& words, const torch::stable::Tensor& area,
-                              const torch::stable::Tensor& boxes, const char* op) {
+inline KnownMasks known_masks(const Tensor& words, const Tensor& area, const Tensor& boxes, const char* op) {
   const PackedMasks masks = packed_masks(words, op);
-  check_statistics(masks, area, boxes, op);
+  check_statistics(masks, area, boxes);
   const auto* rows = reinterpret_cast<const Box*>(boxes.const_data_ptr<int32_t>());
   for (int64_t n = 0; n < masks.count; ++n) {
     FASTSEG_CHECK(rows[n].empty() || (rows[n].x1 >= 0 && rows[n].y1 >= 0 && rows[n].x2 <= masks.pitch * kWord &&

@@ -10,6 +10,9 @@
 namespace fastseg {
 
 inline int64_t ceil_divide(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+inline int64_t floor_divide(int64_t value, int64_t divisor) {
+  return value >= 0 ? value / divisor : -ceil_divide(-value, divisor);
+}
 
 // How many slices parallel_slices() cuts `count` items into: one per thread, each of `smallest` items or more.
 inline int64_t slice_count(int64_t count, int64_t smallest = 1) {

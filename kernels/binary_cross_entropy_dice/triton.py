@@ -25,7 +25,7 @@ def masked_pixels(input, target, pixel_weight, place, inside, ignore_index, IGNO
                   INTEGER: tl.constexpr, DEBUG: tl.constexpr):  # fmt: skip
     """(logits, truth, weight, which pixels count) in fp32, 0 where a pixel does not count.
 
-    An integer target other than 0 and 1 counts for nothing, as `ignore_index` does.
+    A pixel with an integer target other than 0 and 1 does not count, like one with `ignore_index`.
     """
     truth = tl.load(target + place, mask=inside, other=0)
     valid = inside
@@ -124,7 +124,7 @@ def sigmoid_statistics_backward_kernel(
 
 
 def _mask(target):
-    """bool as the bytes it is stored in."""
+    """The target, bool viewed as uint8."""
     return target.view(torch.uint8) if target.dtype == torch.bool else target
 
 

@@ -38,10 +38,6 @@ struct Phase {
   std::vector<Tap> taps;  // in order of the ranges of outputs that they are inside for
 };
 
-inline int64_t floor_divide(int64_t value, int64_t divisor) {
-  return value >= 0 ? value / divisor : -ceil_divide(-value, divisor);
-}
-
 struct Axis {
   int64_t kernel, source, output;  // extents
   int64_t source_step = 1, output_step = 1;

@@ -3,30 +3,13 @@
 
 #include <vector>
 
-#include "fastseg/arguments.h"
+#include "fastseg/dense.h"
 #include "fastseg/parallel.h"
 
 namespace fastseg {
 namespace {
 
 enum State : uint8_t { kFalse = 0, kTrue = 1, kIgnored = 2 };
-
-template <typename value_t>
-constexpr ScalarType kType = ScalarType::Double;
-template <>
-constexpr ScalarType kType<int64_t> = ScalarType::Long;
-template <>
-constexpr ScalarType kType<uint8_t> = ScalarType::Byte;
-template <>
-constexpr ScalarType kType<bool> = ScalarType::Bool;
-
-template <typename value_t>
-const value_t* values_of(const Tensor& tensor, int64_t count, const char* name) {
-  FASTSEG_CHECK(
-      tensor.is_cpu() && tensor.scalar_type() == kType<value_t> && tensor.is_contiguous() && tensor.numel() == count,
-      name, " must be a contiguous CPU tensor of its dtype with ", count, " elements");
-  return tensor.const_data_ptr<value_t>();
-}
 
 // Checks that offsets [groups + 1] begin with 0, do not fall, and end with `count`.
 void check_offsets(const int64_t* offsets, int64_t groups, int64_t count, const char* name) {
@@ -73,8 +56,8 @@ void match_detections(const Tensor& ious, const Tensor& detections, const Tensor
                 "ignored and outside must be matrices, detections must have an element");
   const int64_t ranges = ignored.size(0), truth_count = ignored.size(1), count = outside.size(1);
   const int64_t groups = detections.numel() - 1, levels = thresholds.numel();
-  const int64_t* first_detection = values_of<int64_t>(detections, groups + 1, "detections");
-  const int64_t* first_truth = values_of<int64_t>(truths, groups + 1, "truths");
+  const int64_t* first_detection = dense_values<int64_t>(detections, groups + 1, "detections");
+  const int64_t* first_truth = dense_values<int64_t>(truths, groups + 1, "truths");
   check_offsets(first_detection, groups, count, "detections");
   check_offsets(first_truth, groups, truth_count, "truths");
   std::vector<int64_t> first_iou(groups + 1);
@@ -84,13 +67,12 @@ void match_detections(const Tensor& ious, const Tensor& detections, const Tensor
     first_iou[group + 1] = first_iou[group] + own * (first_detection[group + 1] - first_detection[group]);
     most_truths = std::max(most_truths, own);
   }
-  const double* iou = values_of<double>(ious, first_iou[groups], "ious");
-  const double* threshold = values_of<double>(thresholds, levels, "thresholds");
-  const bool* is_ignored = values_of<bool>(ignored, ranges * truth_count, "ignored");
-  const bool* is_crowd = values_of<bool>(crowd, truth_count, "crowd");
-  const bool* is_outside = values_of<bool>(outside, ranges * count, "outside");
-  values_of<uint8_t>(states, ranges * levels * count, "states");
-  uint8_t* to = states.mutable_data_ptr<uint8_t>();
+  const double* iou = dense_values<double>(ious, first_iou[groups], "ious");
+  const double* threshold = dense_values<double>(thresholds, levels, "thresholds");
+  const bool* is_ignored = dense_values<bool>(ignored, ranges * truth_count, "ignored");
+  const bool* is_crowd = dense_values<bool>(crowd, truth_count, "crowd");
+  const bool* is_outside = dense_values<bool>(outside, ranges * count, "outside");
+  uint8_t* to = dense_output<uint8_t>(states, ranges * levels * count, "states");
 
   constexpr int64_t kFewestGroups = 64;  // of a thread
   const UnevenSlices slices(groups, kFewestGroups);
@@ -135,21 +117,20 @@ void precision_recall(const Tensor& states, const Tensor& ranks, const Tensor& o
   FASTSEG_CHECK(states.dim() == 3 && categories.numel() >= 1, "states must be [ranges, thresholds, detections]");
   const int64_t ranges = states.size(0), levels = states.size(1), count = states.size(2);
   const int64_t kinds = categories.numel() - 1, limits = max_detections.numel(), recalls = recall_thresholds.numel();
-  const uint8_t* state = values_of<uint8_t>(states, ranges * levels * count, "states");
-  const int64_t* rank = values_of<int64_t>(ranks, count, "ranks");
-  const int64_t* by_score = values_of<int64_t>(order, count, "order");
-  const int64_t* first = values_of<int64_t>(categories, kinds + 1, "categories");
-  const int64_t* positive = values_of<int64_t>(positives, kinds * ranges, "positives");
-  const int64_t* limit = values_of<int64_t>(max_detections, limits, "max_detections");
-  const double* at = values_of<double>(recall_thresholds, recalls, "recall_thresholds");
+  const uint8_t* state = dense_values<uint8_t>(states, ranges * levels * count, "states");
+  const int64_t* rank = dense_values<int64_t>(ranks, count, "ranks");
+  const int64_t* by_score = dense_values<int64_t>(order, count, "order");
+  const int64_t* first = dense_values<int64_t>(categories, kinds + 1, "categories");
+  const int64_t* positive = dense_values<int64_t>(positives, kinds * ranges, "positives");
+  const int64_t* limit = dense_values<int64_t>(max_detections, limits, "max_detections");
+  const double* at = dense_values<double>(recall_thresholds, recalls, "recall_thresholds");
   check_offsets(first, kinds, count, "categories");
   for (int64_t i = 0; i < count; ++i) {
     FASTSEG_CHECK(by_score[i] >= 0 && by_score[i] < count, "order must hold numbers of detections");
   }
-  values_of<double>(precision, levels * recalls * kinds * ranges * limits, "precision");
-  values_of<double>(recall, levels * kinds * ranges * limits, "recall");
-  double* precisions = precision.mutable_data_ptr<double>();  // [levels, recalls, kinds, ranges, limits]
-  double* last_recall = recall.mutable_data_ptr<double>();    // [levels, kinds, ranges, limits]
+  // [levels, recalls, kinds, ranges, limits] and [levels, kinds, ranges, limits]
+  double* precisions = dense_output<double>(precision, levels * recalls * kinds * ranges * limits, "precision");
+  double* last_recall = dense_output<double>(recall, levels * kinds * ranges * limits, "recall");
   std::fill_n(precisions, precision.numel(), -1.0);
   std::fill_n(last_recall, recall.numel(), -1.0);
 

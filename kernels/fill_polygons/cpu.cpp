@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "fastseg/arguments.h"
+#include "fastseg/dense.h"
 #include "fastseg/parallel.h"
 
 namespace fastseg {
@@ -72,10 +72,6 @@ class Crossings {
   }
 
  private:
-  static int64_t floor_divide(int64_t value, int64_t divisor) {
-    return value >= 0 ? value / divisor : -ceil_divide(-value, divisor);
-  }
-
   void add(int64_t column, int64_t step) {
     const double row = std::ceil((step + 0.5) / kScale - 0.5);
     const int64_t y = static_cast<int64_t>(std::clamp<double>(row, 0, height_));
@@ -95,19 +91,14 @@ class Crossings {
 void fill_polygons(const Tensor& points, const Tensor& ends, const Tensor& objects, int64_t count, int64_t height,
                    int64_t width, const Tensor& words) {
   const int64_t polygons = ends.numel();
-  FASTSEG_CHECK(points.is_cpu() && points.is_contiguous() && points.scalar_type() == ScalarType::Double &&
-                    points.dim() == 2 && points.size(1) == 2,
-                "points must be float64 [P, 2] on the CPU");
-  for (const Tensor* tensor : {&ends, &objects}) {
-    FASTSEG_CHECK(tensor->is_cpu() && tensor->is_contiguous() && tensor->scalar_type() == ScalarType::Long &&
-                      tensor->numel() == polygons,
-                  "ends and objects must be int64 [polygons] on the CPU");
-  }
+  FASTSEG_CHECK(points.dim() == 2 && points.size(1) == 2, "points must be [P, 2]");
+  const double* corners = dense_values<double>(points, points.numel(), "points");
+  const int64_t* end = dense_values<int64_t>(ends, polygons, "ends");
+  const int64_t* object = dense_values<int64_t>(objects, polygons, "objects");
   FASTSEG_CHECK(words.is_cpu() && words.is_contiguous() && words.scalar_type() == ScalarType::Int && words.dim() == 3 &&
                     width >= 0 && words.size(0) == count && words.size(1) == height &&
                     words.size(2) == ceil_divide(width, kWord),
                 "words must be int32 [count, height, ceil(width / 32)] on the CPU");
-  const int64_t *end = ends.const_data_ptr<int64_t>(), *object = objects.const_data_ptr<int64_t>();
   std::vector<int64_t> first(count + 1, polygons);  // polygon of each object
   for (int64_t p = polygons - 1; p >= 0; --p) {
     FASTSEG_CHECK(end[p] >= (p ? end[p - 1] : 0) && end[p] <= points.size(0), "ends must rise to the number of points");
@@ -116,7 +107,6 @@ void fill_polygons(const Tensor& points, const Tensor& ends, const Tensor& objec
     first[object[p]] = p;
   }
   for (int64_t i = count - 1; i >= 0; --i) first[i] = std::min(first[i], first[i + 1]);
-  const double* corners = points.const_data_ptr<double>();
   for (int64_t i = 0; i < points.numel(); ++i) {
     FASTSEG_CHECK(std::abs(corners[i]) <= kFarthest, "points must lie within 1e8 pixels");
   }

@@ -9,12 +9,13 @@ import math
 import torch
 from torch import Tensor
 
+from fastseg.kernels.pack_masks.reference import WORD, words_in_row
+
 SCALE = 5  # steps in a pixel
-WORD = 32
 
 
 def fill_polygons(points: Tensor, ends: Tensor, objects: Tensor, count: int, height: int, width: int) -> Tensor:
-    words = torch.zeros(count, height, (width + WORD - 1) // WORD, dtype=torch.int32)
+    words = torch.zeros(count, height, words_in_row(width), dtype=torch.int32)
     begin = 0
     for end, entry in zip(ends.tolist(), objects.tolist()):
         inside = torch.zeros(height + 1, width, dtype=torch.int32)

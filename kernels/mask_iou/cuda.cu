@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(mask_threads)
 template <typename value_t>
 cudaError_t launch_mask_iou(const KnownMasks& a, const KnownMasks& b, const IouOptions& options, value_t* iou,
                             cudaStream_t stream) {
-  const int blocks = blocks_for_warps(a.count * ((b.count + 31) / 32));
+  const unsigned blocks = blocks_for_warps(a.count * ((b.count + 31) / 32));
   FASTSEG_LAUNCH(mask_iou_kernel<value_t>, dim3(blocks), dim3(mask_threads), 0, stream, a, b, options, iou);
   return cudaGetLastError();
 }

@@ -18,7 +18,7 @@ def mask_iou(
     denominator: int,
     pairs: bool,
 ) -> Tensor:
-    """words: int32 [N, H, words] and [M, H, words], area: int64 [N] and [M]. Gives [N, M], or [N] for pairs: float32, or
+    """words: int32 [N, H, words] and [M, H, words], area: int64 [N] and [M]. Gives [N, M], or [N] for pairs: float32,
     int64 without a division. labels: int64 [N], only if a is b: masks of different labels count as disjoint.
     """
     a, b = (unpack_masks(words, words.shape[2] * 32, torch.float64).flatten(1) for words in (words_a, words_b))

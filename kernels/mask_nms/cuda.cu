@@ -9,12 +9,6 @@ namespace {
 
 constexpr int sweep_threads = 1024;
 
-// An index of a mask, whatever `order` holds.
-__device__ long long ranked(const long long* order, long long place, long long masks) {
-  const long long index = order[place];
-  return index >= 0 && index < masks ? index : 0;
-}
-
 __global__ void __launch_bounds__(mask_threads)
     find_suppressed_kernel(KnownMasks masks, const long long* __restrict__ order, const long long* __restrict__ labels,
                            double threshold, unsigned* __restrict__ suppressed) {  // [count, tiles]
@@ -93,7 +87,7 @@ __global__ void __launch_bounds__(sweep_threads)
 
 cudaError_t launch_find_suppressed(const KnownMasks& masks, const long long* order, const long long* labels,
                                    double iou_threshold, unsigned* suppressed, cudaStream_t stream) {
-  const int blocks = blocks_for_warps(masks.count * ((masks.count + 31) / 32));
+  const unsigned blocks = blocks_for_warps(masks.count * ((masks.count + 31) / 32));
   FASTSEG_LAUNCH(find_suppressed_kernel, dim3(blocks), dim3(mask_threads), 0, stream, masks, order, labels,
                  iou_threshold, suppressed);
   return cudaGetLastError();

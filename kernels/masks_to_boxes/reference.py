@@ -7,8 +7,8 @@ from fastseg.kernels.pack_masks.reference import unpack_masks
 
 
 def mask_statistics(words: Tensor) -> tuple[Tensor, Tensor]:
-    """words: int32 [N, H, words]. Gives the areas, int64 [N], and boxes x1, y1, x2, y2, int32 [N, 4], whose ends lie one
-    past the last pixel; zeros for an empty mask.
+    """words: int32 [N, H, words]. Gives the areas, int64 [N], and boxes x1, y1, x2, y2, int32 [N, 4], whose x2 and y2
+    lie one past the last pixel; zeros for an empty mask.
     """
     masks = unpack_masks(words, words.shape[2] * 32, torch.bool)
     area = masks.sum((1, 2))

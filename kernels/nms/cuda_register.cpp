@@ -22,8 +22,8 @@ Tensor order_of(const Tensor& scores) {
 void forward(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs, double iou_threshold, int64_t most,
              Tensor indices, Tensor found) {
   const int64_t count = check_boxes(op, boxes, scores, idxs);
-  check_integers(op, "indices", indices, most, boxes);
-  check_integers(op, "count", found, 1, boxes);
+  check_list(op, boxes, indices, "indices", ScalarType::Long, most);
+  check_list(op, boxes, found, "count", ScalarType::Long, 1);
   const OnDeviceOf device(boxes);
   const Tensor order = order_of(scores);
   const Tensor sorted = torch::stable::new_empty(boxes, {count, 4});

@@ -121,7 +121,7 @@ void pack_forward(const Tensor& masks, std::optional<double> threshold, const Te
                   const Tensor& boxes) {
   constexpr const char* op = "_pack_masks";
   const PackedMasks packed = fastseg::packed_masks(words, op);
-  fastseg::check_statistics(packed, area, boxes, op);
+  fastseg::check_statistics(packed, area, boxes);
   FASTSEG_CHECK(masks.is_cpu() && masks.dim() == 3 && masks.size(0) == packed.count && masks.size(1) == packed.height &&
                     fastseg::ceil_divide(masks.size(2), kWord) == packed.pitch,
                 "fastseg::_pack_masks: words do not have the size of masks");

@@ -273,7 +273,7 @@ class Upsampler {
       : problem_(problem), masks_(masks), down_(down), output_(output), columns_(problem.width),
         source_(problem.rows, problem.columns, 0) {
     columns_.end = static_cast<int>(problem.width);
-    for (int pixel = 0; pixel < columns_.end; ++pixel) columns_.set(pixel, sample(across, pixel));
+    for (int pixel = 0; pixel < columns_.end; ++pixel) columns_.set(pixel, across.sample<count>(pixel));
     columns_.finish();
   }
 
@@ -282,20 +282,12 @@ class Upsampler {
     auto* rows = output_ + image * problem_.height * stride;
     source_.load(masks_ + image * problem_.rows * problem_.columns);
     for (int64_t y = first_row; y < end_row; ++y) {
-      const Taps<count> taps = sample(down_, static_cast<int>(y));
+      const Taps<count> taps = down_.sample<count>(static_cast<int>(y));
       fill_row(source_.mix(taps), columns_, problem_.limit, Row{rows + y * stride});
     }
   }
 
  private:
-  static Taps<count> sample(const ResizeAxis& axis, int pixel) {
-    if constexpr (count == 2) {
-      return axis.sample_single(pixel);
-    } else {
-      return axis.sample(pixel);
-    }
-  }
-
   const Problem& problem_;
   const scalar_t* masks_;
   const ResizeAxis down_;

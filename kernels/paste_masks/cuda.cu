@@ -56,11 +56,7 @@ struct ResizeSampling {
 
     __device__ bool sample(int pixel, Taps<count>& at) const {
       if (pixel >= end) return false;
-      if constexpr (count == 2) {
-        at = axis.sample_single(pixel);
-      } else {
-        at = axis.sample(pixel);
-      }
+      at = axis.sample<count>(pixel);
       return true;
     }
   };

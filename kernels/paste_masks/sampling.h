@@ -99,7 +99,20 @@ struct ResizeAxis {
 
   FASTSEG_HOST_DEVICE bool is_single() const { return source == padded || input == output; }
 
-  FASTSEG_HOST_DEVICE Taps<4> sample(int pixel) const {
+  // Two taps if is_single(), else four.
+  template <int count>
+  FASTSEG_HOST_DEVICE Taps<count> sample(int pixel) const {
+    if constexpr (count == 2) return sample_single(pixel);
+    else return sample_both(pixel);
+  }
+
+ private:
+  struct Pair {
+    int low, high;
+    double share;  // of `high`
+  };
+
+  FASTSEG_HOST_DEVICE Taps<4> sample_both(int pixel) const {
     const Pair middle = interpolate(input, last_step, pixel);
     const Pair low = interpolate(source, step, middle.low), high = interpolate(source, step, middle.high);
     const double low_share = 1 - middle.share;
@@ -109,17 +122,10 @@ struct ResizeAxis {
              static_cast<float>(multiply(middle.share, high.share))}};
   }
 
-  // The two taps of an axis that is_single().
   FASTSEG_HOST_DEVICE Taps<2> sample_single(int pixel) const {
     const Pair at = source == padded ? interpolate(input, last_step, pixel) : interpolate(source, step, pixel);
     return {{at.low, at.high}, {static_cast<float>(1 - at.share), static_cast<float>(at.share)}};
   }
-
- private:
-  struct Pair {
-    int low, high;
-    double share;  // of `high`
-  };
 
   FASTSEG_HOST_DEVICE static Pair interpolate(int from, double step, int pixel) {
     const double place = ::fmax(multiply(pixel + 0.5, step) - 0.5, 0.0);

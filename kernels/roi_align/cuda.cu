@@ -68,7 +68,6 @@ __global__ void __launch_bounds__(cell_threads)
 
 // ---- backward: a block takes a tile of cells and loops over the boxes that touch it ----
 
-constexpr int tile_threads = 256, tile_rows = tile_threads / 32;
 constexpr int bin_chunk = 32;  // bins along an axis whose weights are in shared memory at a time
 
 // Packed: a lane takes `width` of 32 * width channels and the 8 cells of its warp's row. Else it takes one of 32 cells

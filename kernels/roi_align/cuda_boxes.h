@@ -25,6 +25,8 @@ __device__ BoxGrid box_grid(const float* box, const Pyramid<element_t>& pyramid,
           roi::make_grid(box[1], box[3], scale, sampling.aligned, bin_columns, sampling.sampling_ratio, map.width)};
 }
 
+constexpr int tile_threads = 256, tile_rows = tile_threads / 32;  // a warp takes a row of a tile
+
 // A rectangle of cells of an image of a level, and a block of channels: one block of threads writes it.
 struct Tile {
   int level, top, left;

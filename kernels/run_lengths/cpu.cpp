@@ -11,9 +11,10 @@
 namespace {
 
 using fastseg::Box;
+using fastseg::dense_output;
+using fastseg::dense_values;
 using fastseg::kWord;
 using fastseg::PackedMasks;
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kMostPixels = (int64_t{1} << 31) - 1;
@@ -118,11 +119,9 @@ void run_lengths(const Tensor& words, const Tensor& boxes, int64_t width, const 
   const PackedMasks masks = fastseg::packed_masks(words, op);
   check_width(masks, width, op);
   const Box* box = checked_boxes(masks, words, boxes, ends, op);
-  FASTSEG_CHECK(counts.is_cpu() && counts.is_contiguous() && counts.scalar_type() == ScalarType::Long,
-                "fastseg::_run_lengths: counts must be int64 on the CPU");
   const int64_t* stops = ends.const_data_ptr<int64_t>();
-  int64_t* to = counts.mutable_data_ptr<int64_t>();
   const int64_t total = counts.numel();
+  int64_t* to = dense_output<int64_t>(counts, total, "counts");
   std::atomic<bool> fits{true};
   for_each_mask(stops, masks.count, [&](int64_t n, int64_t begin, int64_t end) {
     const bool inside = 0 <= begin && begin <= end && end <= total;
@@ -164,14 +163,9 @@ void masks_of_runs(const Tensor& counts, const Tensor& begins, const Tensor& end
   const PackedMasks masks = fastseg::packed_masks(words, op);
   FASTSEG_CHECK(masks.height == height, "fastseg::_masks_of_runs: words do not have the height");
   check_width(masks, width, op);
-  for (const Tensor& list : {counts, begins, ends}) {
-    FASTSEG_CHECK(list.is_cpu() && list.is_contiguous() && list.scalar_type() == ScalarType::Long,
-                  "fastseg::_masks_of_runs: counts, begins and ends must be int64 on the CPU");
-  }
-  FASTSEG_CHECK(begins.numel() == masks.count && ends.numel() == masks.count,
-                "fastseg::_masks_of_runs: a begin and an end for each mask are needed");
-  const int64_t *lengths = counts.const_data_ptr<int64_t>(), *begin = begins.const_data_ptr<int64_t>(),
-                *stops = ends.const_data_ptr<int64_t>();
+  const int64_t* lengths = dense_values<int64_t>(counts, counts.numel(), "counts");
+  const int64_t* begin = dense_values<int64_t>(begins, masks.count, "begins");
+  const int64_t* stops = dense_values<int64_t>(ends, masks.count, "ends");
   auto* to = reinterpret_cast<uint32_t*>(words.mutable_data_ptr<int32_t>());
   const int64_t total = counts.numel(), mask_words = height * masks.pitch;
   std::atomic<bool> fits{true};
@@ -230,14 +224,10 @@ int64_t read_text(const uint8_t* text, int64_t characters, int64_t* counts) {
 }
 
 void check_text(const Tensor& text, const Tensor& counts, const Tensor& ends, const Tensor& numbers, const char* op) {
-  for (const Tensor& list : {counts, ends, numbers}) {
-    FASTSEG_CHECK(list.is_cpu() && list.is_contiguous() && list.scalar_type() == ScalarType::Long, "fastseg::", op,
-                  ": counts and their ends must be int64 on the CPU");
-  }
-  FASTSEG_CHECK(text.is_cpu() && text.is_contiguous() && text.scalar_type() == ScalarType::Byte &&
-                    ends.numel() == numbers.numel(),
-                "fastseg::", op, ": text must be uint8 on the CPU, with a number for each mask");
-  const int64_t* stops = ends.const_data_ptr<int64_t>();
+  const int64_t* stops = dense_values<int64_t>(ends, ends.numel(), "ends");
+  dense_values<int64_t>(counts, counts.numel(), "counts");
+  dense_values<int64_t>(numbers, ends.numel(), "numbers");
+  dense_values<uint8_t>(text, text.numel(), "text");
   const int64_t most = std::min(counts.numel(), text.numel());
   for (int64_t n = 0; n < ends.numel(); ++n) {
     FASTSEG_CHECK(stops[n] >= (n > 0 ? stops[n - 1] : 0) && stops[n] <= most, "fastseg::", op,

@@ -119,18 +119,16 @@ __global__ void __launch_bounds__(mask_threads)
   }
 }
 
-int blocks_for_masks(long long masks) { return static_cast<int>(masks < (1 << 20) ? masks : 1 << 20); }
-
 }  // namespace
 
 cudaError_t launch_count_runs(const RowMasks& masks, long long* runs, cudaStream_t stream) {
-  FASTSEG_LAUNCH(count_runs_kernel, dim3(blocks_for_masks(masks.count)), dim3(mask_threads), 0, stream, masks, runs);
+  FASTSEG_LAUNCH(count_runs_kernel, dim3(blocks_for(masks.count)), dim3(mask_threads), 0, stream, masks, runs);
   return cudaGetLastError();
 }
 
 cudaError_t launch_run_lengths(const RowMasks& masks, const long long* ends, long long total, long long* places,
                                long long* counts, cudaStream_t stream) {
-  const dim3 blocks(blocks_for_masks(masks.count)), threads(mask_threads);
+  const dim3 blocks(blocks_for(masks.count)), threads(mask_threads);
   FASTSEG_LAUNCH(find_changes_kernel, blocks, threads, 0, stream, masks, ends, total, places);
   FASTSEG_LAUNCH(subtract_kernel, blocks, threads, 0, stream, places, ends, masks.count, total, counts);
   return cudaGetLastError();

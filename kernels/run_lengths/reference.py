@@ -75,7 +75,7 @@ def run_overlaps(counts: Tensor, begins: Tensor, ends: Tensor, first: Tensor, se
 
 
 def write_counts(counts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives the texts, uint8 [7 counts], and their lengths; a mask's text begins at 7 times the place of its counts."""
+    """Gives the texts, uint8 [7 counts], and their lengths; a text begins at 7 times the place of the mask's counts."""
     text = torch.zeros(MOST_CHARACTERS * len(counts), dtype=torch.uint8)
     lengths, begin = [], 0
     for end in ends.tolist():
@@ -95,8 +95,8 @@ def write_counts(counts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_counts(text: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """text: uint8, of all masks; ends: int64 [N]. Gives the counts, int64 [characters], where the counts of a mask begin
-    at the place of its text, and their number, or what is wrong with the text.
+    """text: uint8, of all masks; ends: int64 [N]. Gives the counts, int64 [characters], where the counts of a mask
+    begin at the place of its text, and their number, or what is wrong with the text.
     """
     counts = torch.zeros(len(text), dtype=torch.int64)
     numbers, begin = [], 0

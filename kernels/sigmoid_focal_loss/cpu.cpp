@@ -38,7 +38,7 @@ struct Focal {
 
   FASTSEG_INLINE vector_t modulation() const {
     if constexpr (squared) return missed * missed;
-    const vector_t least = simd::splat(std::numeric_limits<accumulate_t>::min());  // gamma 0 of it is 1
+    const vector_t least = simd::splat(std::numeric_limits<accumulate_t>::min());  // not 0: least^0 is 1
     return simd::exp(gamma * simd::log(simd::select(missed < least, least, missed)));
   }
   FASTSEG_INLINE vector_t loss() const { return alpha_t * modulation() * cross_entropy; }
@@ -54,7 +54,7 @@ struct Focal {
   }
 };
 
-// use(slice, offset, count, values) for every chunk, values [count] being what(focal) of its elements.
+// Calls use(slice, offset, count, values) for every chunk, with values [count] = what(focal) of its elements.
 template <typename What, typename Use>
 void for_each_element(const Problem& problem, const UnevenSlices& slices, const What& what, const Use& use) {
   with_digits_of(problem.logits, problem.targets, [&](auto zero) {

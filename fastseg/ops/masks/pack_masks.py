@@ -14,7 +14,7 @@ from fastseg._backend import rows
 from fastseg._dtypes import FLOATING
 from fastseg._op import Op
 from fastseg.kernels.pack_masks import reference
-from fastseg.ops.masks.packed import MOST_ON_A_SIDE, PackedMasks
+from fastseg.ops.masks.packed import MOST_ON_A_SIDE, PackedMasks, words_in_row
 
 _NAME = "pack_masks"
 BINARY = (torch.bool, torch.uint8)
@@ -37,7 +37,7 @@ def check(masks, threshold):
 
 def outputs(masks):
     count, height, width = masks.shape
-    words = masks.new_empty((count, height, (width + 31) // 32), dtype=torch.int32)
+    words = masks.new_empty((count, height, words_in_row(width)), dtype=torch.int32)
     return words, words.new_empty(count, dtype=torch.int64), words.new_empty((count, 4))
 
 
@@ -84,7 +84,7 @@ def pack_masks(masks: Tensor, threshold: float | None = None, *, backend: str = 
 
 
 def check_unpacked(words, width, dtype):
-    _check.argument("unpack_masks", "words", words, (torch.int32,), ("N", "H", (width + 31) // 32))
+    _check.argument("unpack_masks", "words", words, (torch.int32,), ("N", "H", words_in_row(width)))
     _check.one_of("unpack_masks", "dtype", dtype, UNPACKED)
 
 

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fastseg import _check
+from fastseg.kernels.pack_masks.reference import WORD, words_in_row
 from fastseg.ops.masks.statistics import mask_statistics_op
 
 _NAME = "PackedMasks"
-WORD = 32  # pixels in a word
 MOST_ON_A_SIDE = 2**31 - 1  # pixels: boxes are 32-bit numbers
 
 
@@ -48,7 +48,7 @@ class PackedMasks:
             raise TypeError(f"fastseg.ops.{_NAME}: width={width!r}; allowed: an int") from error
         if width < 0 or width > MOST_ON_A_SIDE:
             raise ValueError(f"fastseg.ops.{_NAME}: width={width}; allowed: 0 to {MOST_ON_A_SIDE}")
-        count = (width + WORD - 1) // WORD
+        count = words_in_row(width)
         _check.argument(_NAME, "words", words, (torch.int32,), ("N", "H", count), f"words of {width} pixels")
         tail = width % WORD
         if tail and _check.may_look_at(words) and not torch.compiler.is_compiling():
@@ -182,7 +182,7 @@ class PackedMasks:
                 f"0 <= y1 <= y2 <= {self.height}"
             )
         width, shift = x2 - x1, x1 % WORD
-        count, first = (width + WORD - 1) // WORD, x1 // WORD
+        count, first = words_in_row(width), x1 // WORD
         rows = self.words[:, y1:y2]
         words = rows[..., first : first + count]
         if shift:

@@ -15,7 +15,7 @@ from fastseg._backend import rows
 from fastseg._dtypes import FLOATING, FLOATING_GPU
 from fastseg._op import Op
 from fastseg.kernels.paste_masks import reference
-from fastseg.ops.masks.packed import PackedMasks
+from fastseg.ops.masks.packed import PackedMasks, words_in_row
 
 _NAME, _UPSAMPLE = "paste_masks", "upsample_masks"
 CONVENTIONS = ("detectron2", "torchvision")
@@ -33,7 +33,7 @@ def check_masks(op: str, name: str, masks) -> None:
 def empty_output(like: Tensor, height, width, form: int) -> Tensor:
     """An uninitialised output of the form."""
     if form == reference.PACKED:
-        return like.new_empty((like.shape[0], height, (width + 31) // 32), dtype=torch.int32)
+        return like.new_empty((like.shape[0], height, words_in_row(width)), dtype=torch.int32)
     dtype = torch.bool if form == reference.BOOLEAN else torch.promote_types(like.dtype, torch.float32)
     return like.new_empty((like.shape[0], height, width), dtype=dtype)
 

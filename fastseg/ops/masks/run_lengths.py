@@ -16,14 +16,14 @@ from fastseg._backend import rows
 from fastseg._op import Op
 from fastseg.kernels.run_lengths import reference
 from fastseg.ops.masks.pack_masks import packed_from
-from fastseg.ops.masks.packed import PackedMasks
+from fastseg.ops.masks.packed import PackedMasks, words_in_row
 
 MOST_PIXELS = 2**31 - 1  # of a mask: counts are 32-bit numbers
 _LIST = (torch.int64,)
 
 
 def check_words(words, boxes, width):
-    _check.argument("masks_to_rle", "words", words, (torch.int32,), ("N", "H", (width + 31) // 32))
+    _check.argument("masks_to_rle", "words", words, (torch.int32,), ("N", "H", words_in_row(width)))
     _check.argument("masks_to_rle", "boxes", boxes, (torch.int32,), (words.shape[0], 4), like=("words", words))
 
 
@@ -75,7 +75,7 @@ masks_of_runs_op = Op(
     "masks_of_runs(Tensor counts, Tensor begins, Tensor ends, SymInt height, SymInt width) -> Tensor words",
     check=check_lists,
     outputs=lambda counts, ends, height, width: counts.new_empty(
-        (ends.shape[0], height, (width + 31) // 32), dtype=torch.int32
+        (ends.shape[0], height, words_in_row(width)), dtype=torch.int32
     ),
     internal=True,
     contiguous=("counts", "begins", "ends"),

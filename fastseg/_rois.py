@@ -24,6 +24,12 @@ def check_boxes(op: str, boxes: Tensor, input: Tensor) -> None:
     _check.argument(op, "boxes", boxes, FLOATING, ("K", 5), ROWS, like=("input", input))
 
 
+def check_grad_output(op: str, grad_output: Tensor, boxes: Tensor) -> None:
+    _check.dtype(op, "grad_output", grad_output, FLOATING)
+    _check.shape(op, "grad_output", grad_output, (boxes.shape[0], "C", "rows", "columns"))
+    _check.argument(op, "boxes", boxes, FLOATING, ("K", 5), like=("grad_output", grad_output))
+
+
 def check_output_size(op: str, output_size: Sequence[int]) -> None:
     rows, columns = output_size
     if rows < 1 or columns < 1:

@@ -85,7 +85,7 @@ struct Pair {
   FASTSEG_INLINE Pair operator<<(int bits) const { return {low << bits, high << bits}; }
   FASTSEG_INLINE Pair operator>>(int bits) const { return {low >> bits, high >> bits}; }
 
-  // clang-format off: it takes the two halves of an operator apart
+  // clang-format off: it would separate the two halves of an operator
 #define FASTSEG_ARITHMETIC(op)                                                                          \
   friend FASTSEG_INLINE Pair operator op(Pair a, Pair b) { return {a.low op b.low, a.high op b.high}; } \
   FASTSEG_INLINE Pair& operator op##=(Pair other) { return *this = *this op other; }

@@ -18,9 +18,17 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg._backend import rows
-from fastseg._dtypes import FLOATING, FLOATING_GPU
+from fastseg._dtypes import FLOATING_GPU
 from fastseg._op import Op
-from fastseg._rois import as_rows, check_boxes, check_input, check_output_size, empty, is_channels_last
+from fastseg._rois import (
+    as_rows,
+    check_boxes,
+    check_grad_output,
+    check_input,
+    check_output_size,
+    empty,
+    is_channels_last,
+)
 from fastseg.kernels.roi_align import reference
 
 _NAME = "roi_align"
@@ -82,9 +90,7 @@ roi_align_op = Op(
 
 def check_backward(grad_output, boxes, sizes, spatial_scales):
     name = "roi_align_backward"
-    _check.dtype(name, "grad_output", grad_output, FLOATING)
-    _check.shape(name, "grad_output", grad_output, (boxes.shape[0], "C", "rows", "columns"))
-    _check.argument(name, "boxes", boxes, FLOATING, ("K", 5), like=("grad_output", grad_output))
+    check_grad_output(name, grad_output, boxes)
     if len(sizes) != 1 + 2 * len(spatial_scales):
         raise RuntimeError(f"fastseg.ops.{name}: sizes={[*sizes]}; allowed: N, then H and W of each level")
 

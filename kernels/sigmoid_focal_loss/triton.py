@@ -72,7 +72,7 @@ def sigmoid_focal_loss_backward_kernel(
     if SQUARED:
         derivative = missed * (missed * derivative + spread)
     else:
-        ratio = tl.where(missed == 0.0, 0.0, spread / missed)  # 0 / 0 stands for its limit
+        ratio = tl.where(missed == 0.0, 0.0, spread / missed)  # 0 / 0 is replaced by its limit
         derivative = modulation(missed, gamma, SQUARED) * (derivative + ratio)
     tl.store(grad_inputs + place, (grad * weight * derivative).to(grad_inputs.dtype.element_ty), mask=inside)
 

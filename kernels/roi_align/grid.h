@@ -4,11 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define FASTSEG_HOST_DEVICE __host__ __device__
-#else
-#define FASTSEG_HOST_DEVICE
-#endif
+#include "fastseg/exact.h"
 
 namespace fastseg::roi {
 
@@ -17,8 +13,7 @@ namespace fastseg::roi {
 template <typename T>
 FASTSEG_HOST_DEVICE inline T product(T a, T b) {
 #if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(T) == 4) return __fmul_rn(a, b);
-  else return __dmul_rn(a, b);
+  return multiply(a, b);
 #else
   volatile T rounded = a * b;
   return rounded;

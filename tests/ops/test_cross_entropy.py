@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def weighted_definition(input, target, weight=None, pixel_weight=None, reduction="mean"):
-    """What pixel_weight means, by stock operations."""
+    """The definition of pixel_weight by stock operations."""
     loss = F.cross_entropy(input, target, weight, reduction="none")
     each = pixel_weight.to(loss.dtype)
     if reduction == "none":
@@ -206,7 +206,7 @@ def calls(draw):
     spatial = draw(st.lists(st.integers(0, 23), max_size=3))
     images = draw(st.integers(0, 3))
     if images > 0 and 0 < math.prod(spatial) * classes < 256:
-        images = -(-256 // (math.prod(spatial) * classes))  # on a few numbers stock's own error can be nothing by luck
+        images = -(-256 // (math.prod(spatial) * classes))  # with a few numbers stock's own error can be 0 by luck
     shape = [images, classes, *spatial]
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
@@ -252,7 +252,7 @@ def test_any_view_as_stock(call):
 
 
 def test_offsets_beyond_31_bits():
-    """A class stride of 2^30 elements over memory that is reserved and hardly touched."""
+    """A class stride of 2^30 elements over reserved memory, little of which is touched."""
     stride, pixels = 1 << 30, 160
     count = 2 * stride + pixels
     memory = mmap.mmap(-1, 2 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # 0x4000: MAP_NORESERVE
@@ -277,7 +277,7 @@ def test_backward_twice_over_a_retained_graph(factor):
     loss = cross_entropy(input, target) * factor
     first = torch.autograd.grad(loss, input, retain_graph=True)[0]
     torch.testing.assert_close(first, expected)
-    first.zero_()  # what the caller does with a gradient must not reach the next one
+    first.zero_()  # a change to one gradient must not change the next one
     torch.testing.assert_close(torch.autograd.grad(loss, input)[0], expected)
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(loss, input)
@@ -291,7 +291,7 @@ def test_gradients_add_up_over_two_losses_of_one_input():
 
 
 def test_half_precision_gradient_is_scaled_before_it_is_rounded():
-    """The gradient of a mean over many pixels underflows in fp16 unless GradScaler's factor comes first."""
+    """The gradient of a mean over many pixels underflows in fp16 unless GradScaler's factor is applied first."""
     input, target = torch.randn(1, 4, 128, 512).half().requires_grad_(), torch.randint(4, (1, 128, 512))
     gradient = torch.autograd.grad(cross_entropy(input, target).float() * 32768, input)[0]
     exact_input = input.detach().double().requires_grad_()

@@ -34,7 +34,7 @@ def ours(kind, input, weight, bias, residual, relu, **window):
 
 
 def leaves(dtype, *tensors):
-    """Leaves of this dtype, each as it lies in memory."""
+    """Leaves of this dtype, each with its strides."""
     return [None if t is None else t.detach().clone().to(dtype).requires_grad_() for t in tensors]
 
 
@@ -67,7 +67,7 @@ def check(kind, image, weight, bias=None, residual=None, relu=False, grad_output
 
 
 def whole(generator, *shape):
-    """Small whole numbers, whose sums are exact in any order: stock's error is 0 then, and so must ours be."""
+    """Small whole numbers, whose sums are exact in any order: stock's error is 0, and so must ours be."""
     return torch.randint(-4, 5, shape, generator=generator).float()
 
 
@@ -173,7 +173,7 @@ def test_a_dilation_beyond_the_map_leaves_the_centre_tap(dtype, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_taps_in_the_padding_are_not_visited(layout):
-    """Not even multiplied by zero: an infinite weight that meets no pixel leaves no NaN."""
+    """Not even multiplied by zero: an infinite weight that reads no pixel gives no NaN."""
     image = torch.randn(1, 18, 3, 20).contiguous(memory_format=layout).requires_grad_()
     weight = torch.full((18, 1, 5, 5), float("inf"))
     weight[:, :, 2, 2] = 2.0

@@ -186,7 +186,7 @@ def test_classes(classes, dtype):
 @pytest.mark.parametrize("spread", [30.0, 200.0, 1e4])
 @pytest.mark.parametrize("output", [(24, 40), (17, 31), (3, 5), (6, 10)])
 def test_wide_logits(spread, output):
-    """Far beyond what single-precision exponentials hold: neighbouring cells fall by hundreds."""
+    """Logits far outside the range of single-precision exponentials: neighbouring cells fall by hundreds."""
     torch.manual_seed(4)
     input, target = torch.randn(6, 6, 3, 5) * spread, torch.randint(6, (6, *output))
     for reduction in ("mean", "none"):
@@ -310,7 +310,7 @@ def test_any_shape(
 
 
 def test_threads_share_rows():
-    """Any number of threads gives the same gradient up to rounding, and the same bits again, whoever comes first."""
+    """Any number of threads gives the same gradient up to rounding, and the same bits on every run."""
     torch.manual_seed(7)
     threads = torch.get_num_threads()
     try:

@@ -27,6 +27,8 @@ void check_image(const Tensor& tensor, const Tensor& like, const char* name) {
 // small [N, S, h, w], big [N, B, H, W], weight [S, B, kh, kw].
 Shape describe(const Tensor& small, const Tensor& big, const Tensor& weight, const Numbers& stride,
                const Numbers& padding, const Numbers& dilation, int64_t groups) {
+  FASTSEG_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+                "stride, padding and dilation must be pairs");
   check_image(small, small, "input");
   check_image(big, small, "output");
   FASTSEG_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.scalar_type() == small.scalar_type(),

@@ -62,6 +62,7 @@ Problem make_problem(const Arguments& arguments, Task task) {
   const Tensor& input = arguments.input;
   const Tensor& target = arguments.target;
   const Scales& scales = arguments.scale_factors;
+  FASTSEG_CHECK(!scales || scales->size() == 2, "upsample_cross_entropy: scale_factors must be two numbers");
   BilinearAxis vertical(input.size(2), target.size(1), arguments.align_corners, scales ? (*scales)[0] : 0.0);
   BilinearAxis horizontal(input.size(3), target.size(2), arguments.align_corners, scales ? (*scales)[1] : 0.0);
   Plan plan = make_plan(horizontal);

@@ -65,6 +65,13 @@ def test_networks_learn_a_scene_by_heart(net):
     assert measured["pixel_accuracy"] > 0.5
 
 
+@pytest.mark.parametrize("net, convolutions", [("fcn", 15), ("segnet_basic", 8)])
+def test_every_hidden_convolution_is_normalised(net, convolutions):
+    """Without that the networks do not learn from random weights."""
+    network = CHOICES[net].build(0.03)
+    assert sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules()) == convolutions
+
+
 def test_scenes_are_labelled_reproducible_and_split():
     images, labels = Scenes(training=True, seed=0).make(4, 2 * CELL, 3 * CELL)
     again = Scenes(training=True, seed=0).make(4, 2 * CELL, 3 * CELL)

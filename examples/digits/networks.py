@@ -40,9 +40,10 @@ def build_fcn8s(width):
     network = fastseg.models.FCN8s(
         len(CLASSES), padding="same", upsampling="interp", width_multiplier=width, dropout=0.0
     )
-    for name, layer in list(network.named_children()):
-        if name.startswith(("conv", "fc")):
-            setattr(network, name, nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels)))
+    for module in list(network.trunk.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, nn.Conv2d):
+                setattr(module, name, nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels)))
     return network
 
 

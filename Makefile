@@ -29,7 +29,7 @@ format: $(VENV)/.packages
 lint: $(VENV)/.packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	@$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
 	$(VENV)/bin/mypy
 
 demo: build

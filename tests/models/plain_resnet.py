@@ -15,6 +15,10 @@ BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 class FrozenBatchNorm(nn.BatchNorm2d):
     """Batch normalisation that always uses its running statistics and never updates them."""
 
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.eval()
+
     def train(self, mode=True):
         return super().train(False)
 

@@ -2,6 +2,19 @@
 
 from fastseg.models.deconvnet import DeconvNet
 from fastseg.models.fcn import FCN8s, FCN8sAtOnce, FCN16s, FCN32s
+from fastseg.models.fcn_resnet import FCNResNet
 from fastseg.models.segnet import SegNet, SegNetBasic
+from fastseg.models.training import parameter_groups, poly_schedule
 
-__all__ = ["DeconvNet", "FCN8s", "FCN8sAtOnce", "FCN16s", "FCN32s", "SegNet", "SegNetBasic"]
+__all__ = [
+    "DeconvNet",
+    "FCN8s",
+    "FCN8sAtOnce",
+    "FCN16s",
+    "FCN32s",
+    "FCNResNet",
+    "SegNet",
+    "SegNetBasic",
+    "parameter_groups",
+    "poly_schedule",
+]

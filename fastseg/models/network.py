@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from fastseg import ops
+
+IGNORED_LABEL = 255  # of PASCAL VOC and Cityscapes; counts for nothing in losses
+
 
 class Network(nn.Module):
     """A network that maps images ``(N, in_channels, H, W)`` to class scores ``(N, num_classes, H, W)``.
@@ -37,6 +41,21 @@ class Network(nn.Module):
         """The release's name of each module that has another one here, by its path."""
         return {}
 
+    def loss(self, images: Tensor, targets: Tensor, **options) -> Tensor:
+        """Cross entropy of the scores, the mean over the labelled pixels unless `options` say otherwise.
+
+        Args:
+            images: (N, in_channels, H, W).
+            targets: labels (N, H, W) in int64, int32 or uint8; 255 is ignored.
+            options: those of `fastseg.ops.cross_entropy`, such as weight, pixel_weight, ignore_index and reduction.
+        """
+        return ops.cross_entropy(self(images), targets, **{"ignore_index": IGNORED_LABEL, **options})
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """The label of the highest score at each pixel, (N, H, W) in `dtype`, uint8, int32 or int64."""
+        return ops.upsample_argmax(self(images), images.shape[2:], dtype=dtype)
+
     def check_at_least_one(self, **arguments: int) -> None:
         for argument, value in arguments.items():
             if value < 1:
@@ -47,10 +66,10 @@ class Network(nn.Module):
             if not value > 0:
                 raise ValueError(f"{self.name}: {argument} is {value}; allowed: above 0")
 
-    def check_one_of(self, choices: tuple[str, ...], **arguments: str) -> None:
+    def check_one_of(self, choices: tuple, **arguments) -> None:
         for argument, value in arguments.items():
             if value not in choices:
-                raise ValueError(f"{self.name}: {argument} is {value!r}; allowed: {', '.join(choices)}")
+                raise ValueError(f"{self.name}: {argument} is {value!r}; allowed: {', '.join(map(str, choices))}")
 
     def check_image(self, image: Tensor) -> None:
         """RuntimeError unless it is (N, in_channels, H, W) with H and W at least `smallest_image`."""

@@ -19,7 +19,9 @@ from tests.models.verification import (
     assert_vary,
     by_release_name,
     copied,
+    loss_and_gradients,
     outputs_and_gradients,
+    plain_names,
     randomised,
 )
 
@@ -39,7 +41,7 @@ def image_of(contract, size, images=2):
 
 def equals_plain(contract, size, training, layout=None):
     """Output, every gradient and every running statistic within the policy."""
-    model = randomised(contract.build()).train(training)
+    model = randomised(contract.build(**contract.without_dropout())).train(training)
     image = image_of(contract, size)
     if layout is not None:
         model, image = model.to(**layout), image.to(**layout)
@@ -62,6 +64,32 @@ def equals_plain(contract, size, training, layout=None):
 )
 def test_equals_a_plain_build_forward_and_backward(contract, size, training):
     equals_plain(contract, size, training)
+
+
+@every_network
+def test_loss_and_its_gradients_equal_those_of_a_plain_build(contract):
+    model = randomised(contract.build(**contract.without_dropout())).train(contract.training)
+    image = image_of(contract, contract.sizes[0])
+    target = torch.randint(CLASSES, (2, *contract.sizes[0]), generator=torch.Generator().manual_seed(3))
+    target[:, 1, 2:9] = 255
+    stock, exact = (copied(contract.plain(), model, contract.keys_of_plain) for _ in range(2))
+    exact.double()
+    ours = loss_and_gradients(model, lambda image: model.loss(image, target), image)
+    theirs = loss_and_gradients(stock, lambda image: contract.plain_loss(stock, image, target), image)
+    truth = loss_and_gradients(exact, lambda image: contract.plain_loss(exact, image, target), image.double())
+    names = plain_names(model, ours[2], theirs[2], contract.keys_of_plain(model, stock))
+    assert_close_results(ours, theirs, truth, names, alike=False)
+
+
+@every_network
+def test_predicts_the_labels_of_the_highest_scores(contract):
+    model, image = randomised(contract.build()).eval(), image_of(contract, contract.sizes[-1])
+    labels, scores = model.predict(image), model(image).detach()
+    assert labels.shape == (2, *contract.sizes[-1]) and labels.dtype == torch.uint8
+    highest, second = scores.topk(2, dim=1).values.unbind(1)
+    clear = highest - second > 1e-4 * highest.abs()
+    assert clear.float().mean() > 0.9
+    assert torch.equal(labels[clear].long(), scores.argmax(1)[clear])
 
 
 @every_network

@@ -1,5 +1,5 @@
-# Everything a newcomer types. Each command makes the .venv and builds the libraries as needed.
-# PYTHON=python3 make gpu-check uses the packages of that interpreter, as found, and installs nothing.
+# The commands for development. Each makes the .venv and builds the libraries if needed.
+# PYTHON=python3 make gpu-check uses the packages of that interpreter and installs nothing.
 
 VENV := .venv
 SYSTEM_PYTHON ?= python3
@@ -7,10 +7,10 @@ PYTHON ?= $(VENV)/bin/python
 PACKAGES := torch triton numpy setuptools wheel cmake ninja pytest pytest-benchmark pytest-xdist hypothesis \
 	scikit-learn scikit-image pillow tqdm matplotlib ruff clang-format mypy
 
-# what `make demo` trains: fcn or segnet_basic; or masks, which trains nothing
+# what `make demo` runs: fcn or segnet_basic, which it trains, or masks
 NET := fcn
 
-# what `make test-torch` tests with, in an environment of its own
+# the version of torch for `make test-torch`, which has its own environment
 VERSION := 2.11.0
 TORCH_VENV = .venv-torch-$(VERSION)
 TEST_PACKAGES := numpy 'setuptools>=77' wheel cmake ninja pytest pytest-xdist hypothesis
@@ -38,7 +38,7 @@ demo: build
 test: build-all
 	bash tests/run_all.sh $(PYTHON)
 
-# The contract with another torch: make test-torch VERSION=2.11.0. Its libraries lie in its environment, not in fastseg/.
+# The tests with another torch: make test-torch VERSION=2.11.0. Its libraries are in its environment, not in fastseg/.
 test-torch: $(TORCH_VENV)/.packages
 	FASTSEG_LEVELS=native $(TORCH_VENV)/bin/python setup.py build_ext --build-lib $(TORCH_VENV)/libraries
 	$(TORCH_VENV)/bin/python -c "import torch; print('torch', torch.__version__)"
@@ -51,8 +51,8 @@ $(TORCH_VENV)/.packages:
 	$(TORCH_VENV)/bin/python -m pip install --quiet torch==$(VERSION) $(TEST_PACKAGES)
 	touch $@
 
-# With torchvision, pycocotools and faster-coco-eval themselves, which are 5.5 GB to install: `make test` skips these tests.
-# The library that `build` made for another torch serves: it uses the stable ABI only.
+# With the real torchvision, pycocotools and faster-coco-eval, an environment of 5.5 GB: `make test` skips these tests.
+# The library that `build` made for another torch works here: it uses the stable ABI only.
 test-interop: build $(INTEROP_VENV)/.packages
 	OMP_NUM_THREADS=1 $(INTEROP_VENV)/bin/python -m pytest tests/interop --nothing-skipped -q -n 2 --dist worksteal $(ARGS)
 
@@ -72,7 +72,7 @@ info: build
 bench: build
 	$(PYTHON) -m benchmarks.run $(OPS) $(ARGS)
 
-# For a GPU machine: no network, packages as found; results in $OUT (default build/gpu-check).
+# For a GPU machine: no network, installed packages only; results in $OUT (default build/gpu-check).
 gpu-check:
 	$(if $(wildcard $(PYTHON)),$(PYTHON),$(SYSTEM_PYTHON)) -m benchmarks.gpu_check $(OPS) $(ARGS)
 

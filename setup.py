@@ -1,7 +1,7 @@
-"""Builds every shared library of fastseg by one CMake + Ninja run; see CMakeLists.txt for what is built when.
+"""Builds the shared libraries of fastseg by one CMake + Ninja run; CMakeLists.txt says which, and when.
 
-Environment: FASTSEG_CUDA=AUTO|ON|OFF, FASTSEG_CUDA_ARCHS, FASTSEG_LEVELS (";"-separated, or "native": the best one this
-machine runs, a third of the build time, or "none": no library, no compiler needed), FASTSEG_BUILD_DIR, MAX_JOBS.
+Environment: FASTSEG_CUDA=AUTO|ON|OFF, FASTSEG_CUDA_ARCHS, FASTSEG_LEVELS (";"-separated; "native": the best level of
+this machine, in a third of the build time; "none": no library, no compiler needed), FASTSEG_BUILD_DIR, MAX_JOBS.
 """
 
 import hashlib
@@ -33,13 +33,15 @@ HOW_TO_DO_WITHOUT = (
 
 
 def tool(name: str) -> str:
-    """The path of `cmake` or `ninja`: of the Python package of that name if it is installed, else of the system."""
+    """The path of `cmake` or `ninja`: from the Python package of that name if it is installed, else from PATH."""
     try:
         files = metadata.files(name) or []
     except metadata.PackageNotFoundError:
         files = []
     programs = [Path(file.locate()).resolve() for file in files if file.name == name and file.parent.name == "bin"]
-    programs.sort(key=lambda path: "data" not in path.parts)  # elsewhere cmake's is a script that calls this one
+    programs.sort(
+        key=lambda path: "data" not in path.parts
+    )  # first the binary in "data": another may be a script that calls it
     found = next((str(path) for path in programs if os.access(path, os.X_OK)), None) or shutil.which(name)
     if found is None:
         raise ExecError(f"fastseg: {name} was found neither as a Python package nor on PATH: `pip install {name}`")
@@ -47,15 +49,15 @@ def tool(name: str) -> str:
 
 
 def build_folder() -> Path:
-    """One for every Python environment, which may have another torch."""
+    """A build folder for each Python environment, since each may have another torch."""
     environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
     default = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{environment}"
     return Path(os.environ.get("FASTSEG_BUILD_DIR", default))
 
 
 def configure(build: Path) -> None:
-    """Configures `build`: from the start if other tools did so before, as those of an isolated `pip install` do, which
-    are deleted after it and whose names CMake would keep.
+    """Configures `build`. Starts afresh if it was configured with other tools: CMake would keep their paths, but those
+    of an isolated `pip install` are deleted afterwards.
     """
     cmake, ninja = tool("cmake"), tool("ninja")
     torch = importlib.util.find_spec("torch")
@@ -83,7 +85,7 @@ def levels_option() -> list[str]:
     """-DFASTSEG_LEVELS; without the variable CMake builds every level of the platform."""
     levels = os.environ.get("FASTSEG_LEVELS")
     if levels == "native":
-        import torch  # not at the top: isolated builds of the sdist need no torch to read this file
+        import torch  # not at the top: an isolated build of the sdist reads this file without torch
 
         levels = {"AVX512": "v4", "AVX2": "v3"}.get(torch.backends.cpu.get_cpu_capability(), "base")
     # An earlier configuration of the same build folder must not stay in force: hence the -U.
@@ -91,7 +93,7 @@ def levels_option() -> list[str]:
 
 
 class CMakeBuild(build_ext):
-    """One CMake build for all the libraries; those the machine cannot build are simply absent."""
+    """One CMake build for all libraries; those that the machine cannot build are absent."""
 
     def get_ext_filename(self, fullname):
         # fastseg.libfastseg_v4 -> fastseg/libfastseg_v4.so: no CPython ABI suffix, none is used
@@ -106,7 +108,7 @@ class CMakeBuild(build_ext):
     def run(self):
         target = ROOT / "fastseg" if self.inplace else Path(self.build_lib).resolve() / "fastseg"
         target.mkdir(parents=True, exist_ok=True)
-        if not self.inplace:  # what an earlier build has left would go into the wheel
+        if not self.inplace:  # else libraries of an earlier build would go into the wheel
             for name in LIBRARIES:
                 (target / f"{name}.so").unlink(missing_ok=True)
         if os.environ.get("FASTSEG_LEVELS") == "none":

@@ -1,8 +1,7 @@
 """`python -m benchmarks.run --against REV`: the same cases here and on another git revision.
 
-The revision is unpacked and built under `build/against/<commit>`; its `fastseg` runs under the benchmark
-files of this checkout, so both sides do the same work. The processes of the two sides alternate, and the
-ratio is taken pair by pair.
+The revision is unpacked and built under `build/against/<commit>`. The benchmark files of this checkout run its
+`fastseg`, so both sides do the same work. The processes of the two sides alternate, and each pair gives a ratio.
 """
 
 import argparse
@@ -28,7 +27,7 @@ def install(target: Path, source: Path) -> None:
 
 
 def build(revision: str) -> Path:
-    """The folder from which that revision's `fastseg` can be imported; built once per commit."""
+    """The folder to import that revision's `fastseg` from; built once per commit."""
     commit = results.git("rev-parse", "--verify", f"{revision}^{{commit}}")
     if not commit:
         raise SystemExit(f"--against: git knows no revision {revision!r}")
@@ -48,7 +47,7 @@ def build(revision: str) -> Path:
 
 
 def time_once(job: Job, options: argparse.Namespace, path: list[str]) -> float | str:
-    """Milliseconds of our op in a fresh process, or why there are none."""
+    """Milliseconds of our op in a new process, or the reason why it was not measured."""
     records, failure = run_worker(job, options, "--only-ours", path=path)
     if failure or records[0]["refused"]:
         return failure or f"check failed: {records[0]['refused']}"
@@ -56,7 +55,7 @@ def time_once(job: Job, options: argparse.Namespace, path: list[str]) -> float |
 
 
 def link_benchmarks(folder: str) -> str:
-    """A folder from which `benchmarks` can be imported and `fastseg` cannot."""
+    """A folder that contains `benchmarks` without `fastseg`, to import from."""
     (Path(folder) / "benchmarks").symlink_to(results.ROOT / "benchmarks")
     return folder
 

@@ -1,5 +1,5 @@
-"""Charts of results as SVG files, by matplotlib. Each file ends with a digest of what it shows, so that whether it is
-up to date can be told without drawing.
+"""Charts of results as SVG files, by matplotlib. Each file ends with a digest of its data, so that `--check` can tell
+without drawing whether it is up to date.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ Group = dict[str, dict]  # the records of a case by allocator
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows, and the function that draws it on axes of matplotlib."""
+    """The data of a chart, and the function that draws it on matplotlib axes."""
 
     data: list
     plot: Callable
@@ -63,7 +63,7 @@ def first_of_each_op(groups: list[Group]) -> list[Group]:
 
 
 def speedups(groups: list[Group]) -> Chart:
-    """A bar a case: how often the fastest peer's time is ours."""
+    """One bar per case: the fastest peer's time / ours."""
     bars = []
     for record in map(of_one_allocator, groups):
         best = results.best_peer(record, "median_ms")
@@ -79,13 +79,13 @@ def plot_speedups(axes, bars):
     for row, (_, best, ratio) in enumerate(bars):
         axes.annotate(f"{ratio:.1f}x {best}", (max(ratio, 1), row), (4, 0), textcoords="offset points", va="center")
     axes.set(xscale="log", xlabel="speed-up over the fastest other implementation")
-    axes.set_xlim(min([0.5, *ratios]) * 0.9, max(ratios) * 4)  # room for the words
+    axes.set_xlim(min([0.5, *ratios]) * 0.9, max(ratios) * 4)  # room for the labels
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     label_rows(axes, [title for title, _, _ in bars])
 
 
 def memory(groups: list[Group]) -> Chart:
-    """Two bars a case: the least extra memory of a peer, and ours."""
+    """Two bars per case: the least extra memory of a peer, and ours."""
     bars = []
     for record in (group.get("default") or group["tuned"] for group in groups):
         best = results.best_peer(record, "extra_bytes")
@@ -114,7 +114,7 @@ def label_rows(axes, titles):
 
 
 def roofline(groups: list[Group]) -> Chart:
-    """A dot a case: time against the time in which a copy moves its minimal bytes."""
+    """One dot per case: our time against the time of a copy of its minimal bytes."""
     dots = []
     for record in map(of_one_allocator, groups):
         floor = record["minimal_bytes"] / record["copy_bytes_per_second"] * 1e3

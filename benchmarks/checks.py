@@ -1,4 +1,4 @@
-"""The gate in front of every timing: our result against stock's and fp64's, by `fastseg.testing`'s policy."""
+"""The check before every timing: our result against stock's and fp64's, by `fastseg.testing`'s policy."""
 
 from collections.abc import Callable
 
@@ -24,14 +24,14 @@ def value_and_gradient(function: Callable, inputs: Inputs) -> tuple[Tensor, Tens
 
 
 def differentiable_within_policy(stock: Callable) -> Callable[[Case, Inputs], str | None]:
-    """A check of value and gradient; `stock` is the plain expression, run in the case's dtype and in fp64."""
+    """A check of value and gradient; `stock` is the expression in PyTorch, run in the case's dtype and in fp64."""
 
     def verify(case: Case, inputs: Inputs) -> str | None:
         ours = value_and_gradient(case.ours, inputs)
-        plain = value_and_gradient(stock, inputs)
+        stock_result = value_and_gradient(stock, inputs)
         exact = value_and_gradient(stock, in_double(inputs))
         try:
-            for what, mine, theirs, true in zip(("value", "gradient"), ours, plain, exact):
+            for what, mine, theirs, true in zip(("value", "gradient"), ours, stock_result, exact):
                 assert_within_policy(mine, theirs, true, what)
         except AssertionError as error:
             return str(error)
@@ -41,22 +41,21 @@ def differentiable_within_policy(stock: Callable) -> Callable[[Case, Inputs], st
 
 
 def labels_of_maximum(scores: Callable) -> Callable[[Case, Inputs], str | None]:
-    """A check of an arg max over dim 1 of the (N, C, H, W) values that `scores(*inputs)` gives.
+    """A check of an arg max over dim 1 of the (N, C, H, W) values that `scores(*inputs)` returns.
 
-    The fp64 score under our label may fall short of the fp64 maximum only by what stock's rounding could
-    cost: twice the error of its scores plus one rounding. Where the maximum is unique beyond that, the label
-    must be the right one.
+    The fp64 score of our label may be below the fp64 maximum only by stock's rounding: twice the error of its
+    scores plus one rounding. If the maximum is unique by more than that, the label must be the right one.
     """
 
     def verify(case: Case, inputs: Inputs) -> str | None:
         with torch.no_grad():
             labels = case.ours(*inputs)
-            plain, exact = scores(*inputs), scores(*in_double(inputs))
+            stock_result, exact = scores(*inputs), scores(*in_double(inputs))
         if labels.shape != exact[:, 0].shape:
             return f"labels: shape {tuple(labels.shape)}, expected {tuple(exact[:, 0].shape)}"
         chosen = exact.gather(1, labels.long().unsqueeze(1)).squeeze(1)
         shortfall = (exact.amax(1) - chosen).max().item()
-        allowed = allowed_error(plain, exact)
+        allowed = allowed_error(stock_result, exact)
         if shortfall > allowed:
             return f"labels: a class falls {shortfall:.3e} short of the fp64 maximum; allowed {allowed:.3e}"
         return None

@@ -1,6 +1,6 @@
 """`python -m benchmarks.exercise [op ...]`: run the check of every case once at its small size, untimed.
 
-What `make gpu-check` runs under compute-sanitizer: every op, forward and backward, in one short process.
+`make gpu-check` runs this under compute-sanitizer: every op, forward and backward, in one short process.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""`make gpu-check [OPS="op ..."] [ARGS="..."]`: all a GPU machine has to tell, in one command of at most eight minutes.
+"""`make gpu-check [OPS="op ..."] [ARGS="..."]`: all checks on a GPU machine, in one command of at most eight minutes.
 
 Builds with CUDA from the packages as found (no network), runs the test suite and every benchmark on CUDA and
 a small subset under compute-sanitizer. A step that fails or runs out of time does not stop the others. All
-results are flat files in `$OUT` (default `build/gpu-check`), at most eight; the last thing printed is a table
-of what failed. Without a CUDA device the steps that need one are reported as not run, which is not a failure.
+results are flat files in `$OUT` (default `build/gpu-check`), at most eight; the last output is a table of what
+failed. Without a CUDA device the steps that need one are reported as not run, which is not a failure.
 `--rehearse` runs the same steps on the CPU, benchmarks at small sizes. `--steps build tests` and then
 `--steps benchmarks` give each of two commands all of its time.
 """
@@ -25,19 +25,19 @@ import torch
 
 from benchmarks import harness, results
 
-TIME_LIMIT = 460.0  # seconds for everything unless told, start-up, reporting and a last GRACE excluded
-TESTS_LIMIT = 150.0  # seconds the tests may take where benchmarks come after them
+TIME_LIMIT = 460.0  # default seconds for all steps, without start-up, reporting and a last GRACE
+TESTS_LIMIT = 150.0  # seconds for the tests, if benchmarks follow
 STEPS = ("build", "environment", "tests", "sanitizer", "benchmarks")
-GRACE = 8.0  # seconds a step has to end after it was interrupted
-LARGEST_LOG = 2_000_000  # bytes kept of a log, its end
-MOST_FILES = 8
+GRACE = 8.0  # seconds for a step to end after it was interrupted
+LARGEST_LOG = 2_000_000  # bytes: only the end of a longer log is kept
+MAX_FILES = 8
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command. `command(limit)` is asked when the step starts, with the seconds it has.
+    """One command: `command(limit)`, called when the step starts, where limit is its number of seconds.
 
-    `alternative` is tried if the command fails. `not_run` says why the step cannot run here, or is None.
+    `alternative` is tried if the command fails. `not_run`: the reason why the step cannot run here, or None.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step: `result` is "passed", "failed" or "not run"."""
+    """The outcome of a step: `result` is "passed", "failed" or "not run"."""
 
     name: str
     result: str
@@ -59,12 +59,12 @@ class Outcome:
 
 
 def no_cuda() -> str | None:
-    """Why nothing can run on CUDA here, or None."""
+    """The reason why nothing can run on CUDA here, or None."""
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
 def architectures() -> str:
-    """CMake's name for the architecture of the device at hand."""
+    """CMake's name for the architecture of the device."""
     major, minor = torch.cuda.get_device_capability()
     return f"{major}{minor}-real"
 
@@ -89,7 +89,7 @@ def build_step(device: str, reason: str | None) -> Step:
 
 
 def test_step(ops: list[str], device: str, limit: float, reason: str | None) -> Step:
-    """The whole suite, what runs on the device first; or the tests of the ops asked for."""
+    """The whole suite, tests on the device first; or the tests of the given ops."""
     selected = ["tests/test_contract.py", "tests/ops", "tests"]
     if ops:
         files = [f"tests/ops/test_{op}.py" for op in ops]
@@ -103,7 +103,7 @@ def test_step(ops: list[str], device: str, limit: float, reason: str | None) -> 
 
 
 def sanitizer_step(ops: list[str], reason: str | None) -> Step:
-    """Every op once under memcheck, each tensor an allocation of its own so that overruns are seen."""
+    """Every op once under memcheck, with a separate allocation for each tensor, so that overruns are found."""
     tool = shutil.which("compute-sanitizer")
     if reason is None and tool is None:
         reason = "no compute-sanitizer on the PATH"
@@ -119,7 +119,7 @@ def sanitizer_step(ops: list[str], reason: str | None) -> Step:
 
 
 def benchmark_step(ops: list[str], device: str, quick: bool, out: Path, reason: str | None) -> Step:
-    """All benchmarks, as many as the time left allows; the JSON is written after every case."""
+    """As many benchmarks as the remaining time allows; the JSON is written after every case."""
 
     def command(limit: float) -> list[str]:
         options = ["--device", device, "--json", str(out / "benchmarks.json")]
@@ -130,7 +130,7 @@ def benchmark_step(ops: list[str], device: str, quick: bool, out: Path, reason: 
 
 
 def steps(ops: list[str], device: str, rehearse: bool, out: Path, wanted: Sequence[str] = STEPS) -> list[Step]:
-    """The wanted steps in order. Those before the benchmarks end long before their limits, or leave them little."""
+    """The wanted steps in order. The limits of the steps before the benchmarks are far above their usual time."""
     reason = no_cuda() if device == "cuda" else None
     plan = [
         build_step(device, reason),
@@ -143,7 +143,7 @@ def steps(ops: list[str], device: str, rehearse: bool, out: Path, wanted: Sequen
 
 
 def run_command(command: list[str], log: Path, limit: float, environment: dict[str, str]) -> str | None:
-    """Run to the end or the limit, output into the log; gives None or what went wrong."""
+    """Run to the end or the limit, with output to the log; returns None or what went wrong."""
     with log.open("a") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
@@ -168,14 +168,14 @@ def run_command(command: list[str], log: Path, limit: float, environment: dict[s
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a process and its children: politely first, so that pytest still prints what has failed."""
+    """End a process and its children: with an interrupt first, so that pytest still prints what has failed."""
     os.killpg(process.pid, signal.SIGINT)
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:
         pass
     try:
-        os.killpg(process.pid, signal.SIGKILL)  # whatever is left of the group, children included
+        os.killpg(process.pid, signal.SIGKILL)  # the rest of the process group, with all children
     except ProcessLookupError:
         pass
     process.wait()
@@ -224,11 +224,11 @@ def summary(outcomes: list[Outcome], seconds: float) -> str:
 
 
 def run_steps(plan: list[Step], out: Path, time_limit: float = TIME_LIMIT) -> int:
-    """Run every step whatever became of the ones before; 1 if one failed, else 0."""
+    """Run every step, also after failures; 1 if one failed, else 0."""
     out.mkdir(parents=True, exist_ok=True)
     names = [*(f"{step.name}.log" for step in plan), "benchmarks.json", "summary.txt"]
-    if len(names) > MOST_FILES:
-        raise ValueError(f"more than {MOST_FILES} result files: {names}")
+    if len(names) > MAX_FILES:
+        raise ValueError(f"more than {MAX_FILES} result files: {names}")
     for name in names:
         (out / name).unlink(missing_ok=True)
     start = time.monotonic()

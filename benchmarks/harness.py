@@ -1,7 +1,6 @@
-"""What a benchmark is, a `Case`: workload, our call, peers, least bytes, targets; and how it is called.
+"""The definition of a benchmark, `Case`: workload, our call, peers, minimal bytes, targets; and how it is called.
 
-A file `benchmarks/ops/<op>.py` exports `CASES`, a list of `Case`; everything else in this package walks those
-lists.
+A file `benchmarks/ops/<op>.py` exports `CASES`, a list of `Case`; all other modules use those lists.
 """
 
 import importlib
@@ -13,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 Shape = tuple[int, ...]
-Inputs = tuple  # what the case's functions are called with; the first is the tensor that gets a gradient
+Inputs = tuple  # arguments of the case's functions; the first is the tensor that gets a gradient
 
 OURS = "fastseg"
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -21,12 +20,12 @@ MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.
 
 @dataclass(frozen=True)
 class Peer:
-    """Something to be compared with, called with the same inputs as our op.
+    """A function to compare with, called with the same inputs as our op.
 
     `layout` None keeps the case's layout. `compiled` passes `run` through `torch.compile` first. `dtype` None
-    keeps the case's dtype. `missing` says why the peer cannot run on this machine (a package that is not
-    installed), or is None. `devices` are those it runs on. `ours` marks fastseg itself under other
-    conditions, shown for comparison and never taken for the best peer.
+    keeps the case's dtype. `missing`: the reason why the peer cannot run on this machine (a package that is
+    not installed), or None. `devices`: where it runs. `ours` marks fastseg under other conditions, which is
+    shown for comparison but is never the best peer.
     """
 
     run: Callable
@@ -40,12 +39,12 @@ class Peer:
 
 @dataclass(frozen=True)
 class Target:
-    """A figure the case has to reach.
+    """A figure that the case must reach.
 
     `kind`: "speedup" (peer's time / ours, at least), "extra_memory" (peak extra bytes, at most),
     "memory_ratio" (peer's peak extra / ours, at least) or "bandwidth" (share of the measured copy bandwidth,
-    at least). `peer`: a peer's name, or "best" for whichever peer is fastest (smallest, for memory) in the
-    same run. `allocator`: "default" or "tuned"; on CUDA there is only "default".
+    at least). `peer`: a peer's name, or "best" for the fastest peer (for memory: the smallest) of the same
+    run. `allocator`: "default" or "tuned"; on CUDA there is only "default".
     """
 
     kind: str
@@ -59,10 +58,10 @@ class Target:
 class Case:
     """One workload of one op.
 
-    `make(shape, device, dtype, layout)` returns the inputs; the first is differentiated when `backward` is
-    set. `minimal_bytes(shape, dtype)` counts what must cross the memory bus however the op is written: every
-    input read as often as the algorithm cannot avoid, every output written once. `flops(shape)` is optional.
-    `verify(case, inputs)` returns None or says how our result is wrong.
+    `make(shape, device, dtype, layout)` returns the inputs; the first is differentiated if `backward` is set.
+    `minimal_bytes(shape, dtype)`: the bytes that any implementation must move across the memory bus: inputs read
+    as often as the algorithm must, outputs written once. `flops(shape)` is optional. `verify(case, inputs)`
+    returns None or says how our result is wrong.
     """
 
     op: str
@@ -83,7 +82,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """The line that names this case, unique in its file."""
+        """The name of this case, unique in its file."""
         return f"{self.op} {self.workload}"
 
     @property
@@ -95,7 +94,7 @@ class Case:
         return " ".join(part for part in parts if part)
 
     def quick(self) -> "Case":
-        """The same case at a size that takes milliseconds; it has no targets."""
+        """The same case at a size that takes milliseconds, without targets."""
         return replace(self, shape=self.quick_shape or shrink(self.shape), targets=())
 
 
@@ -106,7 +105,7 @@ def shrink(shape: Shape) -> Shape:
 
 
 def op_names() -> list[str]:
-    """The benchmark files there are."""
+    """The names of the benchmark files."""
     import benchmarks.ops
 
     return sorted(module.name for module in pkgutil.iter_modules(benchmarks.ops.__path__))
@@ -122,17 +121,13 @@ def cases_of(op: str) -> list[Case]:
 
 
 def differentiable(inputs: Inputs, backward: bool) -> Inputs:
-    """The inputs with a first tensor that is a leaf of its own and asks for a gradient if `backward` is
-    set.
-    """
+    """The inputs with a new leaf as first tensor; it requires grad if `backward` is set."""
     first = inputs[0].detach()
     return (first.requires_grad_(backward), *inputs[1:])
 
 
 def converted(inputs: Inputs, layout: str, dtype: torch.dtype) -> Inputs:
-    """The inputs with every floating tensor in `dtype` and every 4-d tensor in `layout`; copied only if need
-    be.
-    """
+    """The inputs with every floating tensor in `dtype` and every 4-d tensor in `layout`; copied only if necessary."""
 
     def convert(value):
         if not isinstance(value, torch.Tensor):
@@ -144,14 +139,14 @@ def converted(inputs: Inputs, layout: str, dtype: torch.dtype) -> Inputs:
 
 
 def first_tensor(result) -> torch.Tensor:
-    """What is differentiated of a result: the values, not their indices."""
+    """The tensor of a result to differentiate: the values, not their indices."""
     return result[0] if isinstance(result, tuple) else result
 
 
 def step(function: Callable, inputs: Inputs, backward: bool, gradient: torch.Tensor | None = None) -> Callable:
-    """A call without arguments: forward, and backward with a fresh gradient if the case asks for it.
+    """A call without arguments: forward, and backward with a new gradient if `backward` is set.
 
-    `gradient` is that of the result; only a scalar does without.
+    `gradient` is that of the result; only a scalar needs none.
     """
     inputs = differentiable(inputs, backward)
     first = inputs[0]
@@ -171,7 +166,7 @@ def step(function: Callable, inputs: Inputs, backward: bool, gradient: torch.Ten
 
 @dataclass(frozen=True)
 class Contestant:
-    """A function to be timed and the inputs it is called with."""
+    """A function to time, and its inputs."""
 
     run: Callable
     inputs: Inputs
@@ -182,9 +177,9 @@ class Contestant:
 
 
 def contestants(case: Case, inputs: Inputs, device: str) -> tuple[dict[str, Contestant], dict[str, str]]:
-    """Ours (the first) and the peers that run here by name, and the reasons why the others do not.
+    """By name, ours (first) and the peers that run here, and the reasons why the others do not.
 
-    Compiled peers are specialised to the shape (`dynamic=False`): the fastest code the compiler makes.
+    Compiled peers are specialised to the shape (`dynamic=False`), which gives the compiler's fastest code.
     """
     prepared = {(case.layout, case.dtype): inputs}
     running = {OURS: Contestant(case.ours, inputs, ours=True)}
@@ -202,12 +197,10 @@ def contestants(case: Case, inputs: Inputs, device: str) -> tuple[dict[str, Cont
 
 
 def check(case: Case, inputs: Inputs) -> str | None:
-    """None, or how our result is wrong on these very inputs. An exception of ours is a red check, not a
-    crash.
-    """
+    """None, or how our result is wrong on these inputs. An exception of ours is a failed check, not a crash."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return case.verify(case, inputs)
-    except Exception as error:  # whatever it is, the case must not be timed
+    except Exception as error:  # after any error the case must not be timed
         return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.run host`: what a call costs around its kernel, in calls of a few hundred elements.
+"""`python -m benchmarks.run host`: the overhead of a call without its kernel, in calls of a few hundred elements.
 
 Ours and stock take turns in one process on one thread. Ours runs with backend="cpu": "auto" would leave such calls to
-stock. The way to a Triton kernel is timed on CPU tensors up to its launch: the launcher is replaced by a function that
-returns, and the checks that there is a GPU let the call pass.
+stock. Calls of Triton kernels are timed on CPU tensors up to the launch: the launcher is replaced by a function that
+returns at once, and the checks for a GPU are off.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from fastseg._op import REGISTRY
 
 SHAPE = (1, 4, 8, 8)
 
-# What a call is asked for.
+# Kinds of calls.
 INFERENCE, FORWARD, BACKWARD = "forward, no gradient wanted", "forward, gradient wanted", "forward and backward"
 
 
@@ -52,7 +52,7 @@ class Case:
         return {name: partial(run, *inputs) for name, run in self.workload.contestants(self.backend).items()}
 
     def calls(self) -> dict[str, Callable]:
-        """What is timed of each contestant."""
+        """The timed call of each contestant."""
         if self.passes == BACKWARD:
             return self.workload.steps(self.inputs(), True, self.backend)
         return self.forwards()
@@ -76,7 +76,7 @@ CASES = [
 
 
 def python_calls(call: Callable) -> int:
-    """How many Python functions are entered during a call."""
+    """The number of Python function calls during a call."""
     entered = []
 
     def note(frame, event, argument):
@@ -100,7 +100,7 @@ def stopping_at_the_launch(name: str) -> contextlib.ExitStack:
         (_library, "interpreting", lambda: True),
         (triton, "_available", True),
         (triton, "kernel", lambda *values: None),
-        (op, "_choices", {}),  # a choice made meanwhile must not outlive it
+        (op, "_choices", {}),  # discards choices made while this is open
     ):
         patched.enter_context(unittest.mock.patch.object(where, what, value))
     return patched
@@ -126,7 +126,7 @@ def measured(case: Case, turns: int) -> dict:
 
 
 def judged(record: dict) -> list[tuple[str, bool]]:
-    """Every target of a record in words, and whether it is met."""
+    """Every target of a record as text, and whether it is met."""
     words = {"ratio": "<= {:g}x stock", "python_calls": "<= {} Python calls"}
     return [
         (words[figure].format(most), record[figure] <= most)
@@ -154,7 +154,7 @@ def target_cell(record: dict) -> str:
 
 
 def tables(records: list[dict], targets: bool) -> list[tuple[list[str], list[list[str]]]]:
-    """Header and rows of what is shown."""
+    """Header and rows of each table."""
     header = [*HEADER, "targets"] if targets else HEADER
     return [(header, [row(record) + ([target_cell(record)] if targets else []) for record in records])]
 

@@ -1,4 +1,4 @@
-"""Inputs of the benchmark cases: random with the caller's seed, in the device, dtype and layout asked for."""
+"""Random inputs of the benchmark cases; the caller sets the seed, device, dtype and layout."""
 
 import torch
 from torch import Tensor
@@ -16,10 +16,9 @@ def logits(shape, device: torch.device, dtype: torch.dtype, layout: str) -> Tens
 
 
 def labels(shape, classes: int, device: torch.device, ignored_share: float = 0.05) -> Tensor:
-    """int64 labels in blobs of about 16 pixels, as segmentation labels are, a share of them ignored: (N, H,
-    W).
+    """int64 labels (N, H, W) in blobs of about 16 pixels, similar to segmentation labels; a share is ignored.
 
-    Ignored pixels carry `IGNORED`; with more than 255 classes, where that is a class, nothing is ignored.
+    Ignored pixels have the label `IGNORED`; with more than 255 classes, where that is a class, none is ignored.
     """
     coarse = torch.randint(classes, (shape[0], 1, *(-(-extent // 16) for extent in shape[1:])), device=device)
     values = interpolate(coarse.float(), size=tuple(shape[1:]), mode="nearest")[:, 0].long()

@@ -1,4 +1,4 @@
-"""What the processes of a benchmark run do: which cases each takes, and how one is started."""
+"""The worker processes of a benchmark run: their cases, and how to start them."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ def essential(cases: list[harness.Case], device: str) -> set[str]:
 
 
 def plan(ops: list[str], device: str, match: str) -> list[list[Job]]:
-    """The jobs in two passes: the essential cases first, so that a time limit costs the others.
+    """The jobs in two passes, the essential cases first: a time limit then cuts the others.
 
     CPU: one job per case and allocator. CUDA: one per op (starting CUDA costs more than most cases).
     """
@@ -53,11 +53,11 @@ def plan(ops: list[str], device: str, match: str) -> list[list[Job]]:
 def run_worker(
     job: Job,
     options: argparse.Namespace,
-    *extra: str,
+    *arguments: str,
     limit: float = WORKER_LIMIT,
     path: list[str] | None = None,
 ) -> tuple[list[dict], str | None]:
-    """The records a worker wrote, and None or why it did not write all of them.
+    """The records that a worker wrote, and None or the reason why some are missing.
 
     `path`: directories to import `fastseg` and `benchmarks` from, instead of the current directory.
     """
@@ -65,7 +65,7 @@ def run_worker(
         output = Path(folder) / "records"
         command = [sys.executable, *(["-P"] if path else []), "-m", "benchmarks.worker", job.op, *job.titles]
         command += ["--device", options.device, "--allocator", job.allocator, "--output", str(output)]
-        command += ["--threads", str(options.threads), *(["--quick"] if options.quick else []), *extra]
+        command += ["--threads", str(options.threads), *(["--quick"] if options.quick else []), *arguments]
         environment = os.environ | ({"PYTHONPATH": os.pathsep.join(path)} if path else {})
         try:
             done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What the benchmarks of ops on masks share: masks as a network gives them, and the usual formulations."""
+"""Shared by the benchmarks of ops on masks: typical masks, and the usual formulations in PyTorch."""
 
 import numpy
 import torch
@@ -19,7 +19,7 @@ def coco_peer(run) -> Peer:
 
 
 def instances(shape, device, dtype=torch.bool, layout="contiguous") -> Tensor:
-    """(N, H, W): ellipses of 2 to 30 percent of the image's extent in radius, about five proposals to an object."""
+    """(N, H, W): ellipses with radii of 2 to 30 percent of the image's extent, about five proposals per object."""
     count, height, width = shape
     extent = torch.tensor([height, width], dtype=torch.float32)
     objects = max(1, count // 5)
@@ -44,7 +44,7 @@ def matmul_iou(masks: Tensor) -> Tensor:
 
 
 def greedy(iou: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Suppression by a matrix of IoU, a row at a time."""
+    """Suppression by a matrix of IoU, row by row."""
     order = scores.argsort(descending=True, stable=True)
     over = (iou[order][:, order] > threshold).cpu().numpy()
     suppressed = numpy.zeros(len(order), dtype=bool)

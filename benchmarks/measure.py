@@ -17,13 +17,13 @@ COLD_BYTES = 256 * 2**20  # CUDA inputs are rotated over at least this much memo
 
 @dataclass
 class Timing:
-    """Seconds per call, one entry a round; `clean[i]` says whether round i was undisturbed."""
+    """Seconds per call, one entry per round; `clean[i]` says whether round i was undisturbed."""
 
     seconds: list[float]
     clean: list[bool]
 
     def kept(self) -> list[float]:
-        """The clean samples, or all of them where fewer than three are clean (`reliable` is False then)."""
+        """The clean samples, or all if fewer than three are clean (`reliable` is False then)."""
         kept = [value for value, clean in zip(self.seconds, self.clean) if clean]
         return kept if len(kept) >= 3 else self.seconds
 
@@ -47,16 +47,14 @@ def quartiles(values: list[float]) -> tuple[float, float]:
 
 
 def ratio_quartiles(peer: Timing, ours: Timing) -> tuple[float, float]:
-    """Quartiles of peer / ours taken round by round, so that slow drifts of the machine cancel."""
+    """Quartiles over the rounds of peer / ours, so that slow drifts of the machine cancel."""
     rounds = list(zip(peer.seconds, ours.seconds, peer.clean, ours.clean))
     paired = [theirs / mine for theirs, mine, *clean in rounds if all(clean)]
     return quartiles(paired if len(paired) >= 3 else [theirs / mine for theirs, mine, *_ in rounds])
 
 
 def run_queue_wait() -> int:
-    """Nanoseconds the threads of this process have waited, ready to run, for a core (0 where it is not
-    told).
-    """
+    """Nanoseconds that the threads of this process have waited, ready to run, for a core (0 if unknown)."""
     waited = 0
     try:
         threads = os.listdir("/proc/self/task")
@@ -72,7 +70,7 @@ def run_queue_wait() -> int:
 
 
 def sample(call: Callable, repeats: int) -> tuple[float, bool]:
-    """Seconds per call of `repeats` calls, and whether no other process held a core of ours meanwhile."""
+    """Seconds per call of `repeats` calls, and True if our threads did not have to wait for a core."""
     waited = run_queue_wait()
     start = time.perf_counter()
     for _ in range(repeats):
@@ -84,9 +82,9 @@ def sample(call: Callable, repeats: int) -> tuple[float, bool]:
 
 
 def measure_cpu(calls: dict[str, Callable], budget: float = 1.5) -> dict[str, Timing]:
-    """Time the calls in turn until each has enough clean samples: about `budget` seconds a call, four times
-    that at most on a busy machine. A call finds in the caches what the one before it has left there, so every round has
-    another order, and none begins with the call that ended the last: it alone would find its own.
+    """Time the calls in turn until each has enough clean samples: about `budget` seconds per call, at most four times
+    that on a busy machine. A call starts with the cache contents of the call before it, so every round has another
+    order; no round begins with the last call of the round before, which would find its own data.
     """
     repeats = {}
     for name, call in calls.items():
@@ -116,10 +114,10 @@ def measure_cpu(calls: dict[str, Callable], budget: float = 1.5) -> dict[str, Ti
 
 
 def measure_turns(calls: dict[str, Callable], fewest: int, budget: float = 0.0) -> dict[str, Timing]:
-    """Time single calls in turn, `fewest` of each at least and for `budget` seconds. The first fifth warms up.
+    """Time single calls in turn: at least `fewest` of each, and for `budget` seconds. The first fifth warms up.
 
-    For calls of microseconds: whoever disturbs a few of thousands of turns leaves the medians alone, and to look for
-    him would cost more than the call.
+    For calls of microseconds: a few disturbed turns among thousands do not change the medians, and detecting them
+    would take longer than the call.
     """
     seconds = {name: [] for name in calls}
     began = time.perf_counter()
@@ -135,16 +133,16 @@ def measure_turns(calls: dict[str, Callable], fewest: int, budget: float = 0.0) 
 
 
 def copies_for_cold_cache(inputs: tuple) -> int:
-    """How many copies of the inputs, used in rotation, push each other out of the GPU's L2."""
+    """The number of copies of the inputs that, used in rotation, evict each other from the GPU's L2."""
     held = sum(value.nbytes for value in inputs if isinstance(value, torch.Tensor))
     return max(2, min(64, -(-COLD_BYTES // max(held, 1))))
 
 
 def measure_cuda(calls: dict[str, list[Callable]], budget: float = 0.4) -> dict[str, Timing]:
-    """Device time of each contestant; its list of calls works on different copies of the inputs (cold L2).
+    """Device time of each contestant; its calls use different copies of the inputs (cold L2).
 
-    A sleep is queued before each batch, so that the CPU is ahead when the device starts: launch cost is not
-    in these figures, kernels and the gaps between them are.
+    A sleep is queued before each batch, so that all launches are queued when the device starts: these figures
+    include kernels and the gaps between them, but not the cost of launches.
     """
     per_batch = 5
     for rotation in calls.values():
@@ -172,12 +170,11 @@ def measure_cuda(calls: dict[str, list[Callable]], budget: float = 0.4) -> dict[
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes per second (read plus written) of PyTorch's own `destination.copy_(source)` on memory already
-    mapped.
+    """Bytes per second (read plus written) of PyTorch's `destination.copy_(source)` on memory already mapped.
 
-    On the CPU that copy writes through the caches, so each written line is read first: about half of what
-    non-temporal stores reach. A kernel that streams its output, or whose data stays in a cache, may exceed
-    it.
+    On the CPU that copy writes through the caches, so each written line is read first: it reaches about half
+    the rate of non-temporal stores. A kernel that streams its output, or whose data stays in a cache, may be
+    faster.
     """
     size = (256 if device == "cpu" else 1024) * 2**20
     source = torch.ones(size, dtype=torch.uint8, device=device)

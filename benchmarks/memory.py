@@ -1,11 +1,11 @@
-"""Peak extra memory of a call: the most that was held during it, beyond what was held before.
+"""Peak extra memory of a call: the peak during the call minus the memory in use before it.
 
-On the CPU the operating system is asked, not the framework: free heap is given back (`malloc_trim`), the
+On the CPU the operating system measures it, not the framework: free heap is returned (`malloc_trim`), the
 kernel's high-water mark of resident memory is reset (`/proc/self/clear_refs`), the call runs once, and the
-mark is read. That counts every page touched by anybody: tensors, scratch buffers of oneDNN or OpenMP, ours.
-The call has been warmed up before, so code pages, thread stacks and caches are already resident. Pages are
-counted when they are touched, so memory that is reserved and never written costs nothing, as it should. The
-kernel batches its counters per thread, which makes the figure exact to about half a megabyte.
+mark is read. This counts every page touched: tensors, scratch buffers of oneDNN and OpenMP, and ours. The
+call has been warmed up before, so code pages, thread stacks and caches are already resident. Pages count
+when they are touched, so memory that is reserved and never written does not count. The kernel batches its
+counters per thread, so the figure is exact to about half a megabyte.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ def give_back_free_memory() -> None:
 
 
 def peak_extra_cpu(call: Callable) -> int | None:
-    """Peak extra bytes of one call, or None where the system does not tell."""
+    """Peak extra bytes of one call, or None if the system cannot measure them."""
     try:
         give_back_free_memory()
         with open("/proc/self/clear_refs", "w") as file:

@@ -1,4 +1,4 @@
-"""Peers: stock PyTorch in both layouts and compiled, and other packages where they happen to be installed."""
+"""Peers: stock PyTorch in both layouts and compiled, and other packages if they are installed."""
 
 import importlib.util
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from benchmarks.inputs import IGNORED
 def stock(function: Callable, layouts: tuple[str, ...] = ("contiguous", "channels_last")) -> dict[str, Peer]:
     """The stock expression, eager and through `torch.compile`, in each layout.
 
-    A channels_last peer gets its inputs already in channels_last: the conversion is not charged to it.
+    A channels_last peer gets its inputs already in channels_last: its time does not include the conversion.
     """
     suffix = {"contiguous": "", "channels_last": " channels_last"}
     peers = {}
@@ -23,7 +23,7 @@ def stock(function: Callable, layouts: tuple[str, ...] = ("contiguous", "channel
 
 
 def ours_in_float32(function: Callable) -> dict[str, Peer]:
-    """Our own op on the same values in fp32: what a half-precision case is compared with."""
+    """Our own op on the same values in fp32, to compare half-precision cases with."""
     return {"fastseg float32": Peer(function, dtype=torch.float32, ours=True)}
 
 
@@ -31,14 +31,12 @@ HALF_SPEED = (Target("speedup", 0.95, "fastseg float32"),)  # half types are nev
 
 
 def missing(package: str) -> str | None:
-    """None if the package can be imported, else the reason that is reported for its peers."""
+    """None if the package can be imported, else the reason, for the report on its peers."""
     return None if importlib.util.find_spec(package) else f"{package} is not installed"
 
 
 def liger_cross_entropy(input, target):
-    """Liger-Kernel's mean cross entropy, which takes (rows, classes): the permutation is part of its
-    price.
-    """
+    """Liger-Kernel's mean cross entropy, which takes (rows, classes): its time includes the permutation."""
     from liger_kernel.transformers.functional import liger_cross_entropy as function
 
     classes = input.shape[1]

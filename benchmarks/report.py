@@ -1,10 +1,9 @@
 """`python -m benchmarks.report`: write the committed results into README.md and docs/benchmarks.md, and draw them.
 
-Between `<!-- benchmarks:cpu:KIND -->` and `<!-- /benchmarks:cpu:KIND -->` (or `cuda`) stand: `headline`, some cases for
-the README, each as measured last; `all`, every case, allocator and peer, machine by machine; `targets`, what the
-project wants of some of them; `host` and `sweep`, the results of those commands. Charts go to `docs/images`: drawing
-them takes matplotlib, but not finding out whether they are up to date. `--check` writes nothing and fails if a file
-differs from what would be written.
+It writes between `<!-- benchmarks:cpu:KIND -->` and `<!-- /benchmarks:cpu:KIND -->` (or `cuda`). Kinds: `headline`,
+some cases for the README, each as measured last; `all`, every case, allocator and peer, machine by machine; `targets`,
+the targets of some cases; `host` and `sweep`, the results of those commands. Charts go to `docs/images`. `--check`
+writes nothing and fails if a file is not up to date; it needs no matplotlib, which draws the charts.
 """
 
 import argparse
@@ -44,7 +43,7 @@ def pairs(machine: Path) -> list[dict[str, dict]]:
 
 
 def caption(machine: Path, command: str | None = None) -> str:
-    """Where and when: machine, software and day, and the commits that were measured there."""
+    """Machine, software, day and commits of the measurements."""
     commits: dict[str, list[str]] = {}
     for meta, _ in results.load(machine, command):
         others = {name: version for name, version in meta["versions"].items() if name != "fastseg"}
@@ -84,7 +83,7 @@ def target_cell(record: dict) -> str:
 
 
 def latest(device: str) -> dict[str, tuple[dict, dict[str, dict]]]:
-    """By title: meta and records (by allocator) of every case, of the machine that measured it last."""
+    """By title: meta and records (by allocator) of every case, from the machine that measured it last."""
     found: dict[str, tuple[dict, dict[str, dict]]] = {}
     for machine in results.machines(device):
         for meta, records in results.load(machine):
@@ -118,7 +117,7 @@ def headline_rows(device: str) -> Iterator[list[str]]:
 
 
 def losses(device: str) -> str:
-    """One sentence on the cases that a peer wins."""
+    """One sentence on the cases in which a peer is faster."""
     lost = {}
     known = latest(device)
     for title, (_, group) in known.items():
@@ -192,7 +191,7 @@ def full(machine: Path) -> str:
 
 
 def of_command(machine: Path, command: str) -> str:
-    """What `benchmarks.run host` or `sweep` found."""
+    """The results of `benchmarks.run host` or `sweep`."""
     module = {"host": host, "sweep": sweep}[command]
     ((_, records),) = results.load(machine, command)
     tables = [markdown(header, rows) for header, rows in module.tables(records, targets=True)]
@@ -200,7 +199,7 @@ def of_command(machine: Path, command: str) -> str:
 
 
 def filled(text: str) -> str:
-    """The text with everything between benchmark markers generated afresh."""
+    """The text with everything between benchmark markers generated again."""
 
     def replacement(match: re.Match) -> str:
         device, kind = match["device"], match["kind"]
@@ -216,7 +215,7 @@ def filled(text: str) -> str:
 
 
 def drawings() -> dict[Path, charts.Chart]:
-    """Every chart by its file: one of the newest results of each op, and three of each machine."""
+    """Every chart by its file: one with the newest results of each op, and three for each machine."""
     found = {}
     for device in DEVICES:
         groups = [group for _, group in latest(device).values()]
@@ -229,7 +228,7 @@ def drawings() -> dict[Path, charts.Chart]:
 
 
 def outdated(root: Path = results.ROOT) -> list[Path]:
-    """Every text and chart that differs from what the committed results say."""
+    """Every text and chart that does not match the committed results."""
     texts = [path for path in (root / name for name in FILES) if path.read_text() != filled(path.read_text())]
     return texts + [path for path, chart in drawings().items() if not chart.is_drawn_in(path)]
 

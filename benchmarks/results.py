@@ -1,8 +1,8 @@
-"""Result files: what they hold, where they lie, and how targets are judged from the raw figures.
+"""Result files: their contents and folders, and the evaluation of targets from the raw figures.
 
-A file is `{"meta": {...}, "records": [...]}`; a record is what `benchmarks/worker.py` writes for one case
-under one allocator. Committed results lie in `benchmarks/results/<device>/<machine>/<op file>.json`, beside those of
-`benchmarks.run host` and `sweep`, whose records are of their own kinds.
+A file is `{"meta": {...}, "records": [...]}`; `benchmarks/worker.py` writes one record per case and allocator.
+Committed results are in `benchmarks/results/<device>/<machine>/<op file>.json`, next to those of `benchmarks.run host`
+and `sweep`, which have records of other forms.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PACKAGES = ("torch", "triton", "numpy", "liger-kernel", "torchvision", "pycocoto
 
 
 def git(*arguments: str) -> str:
-    """Output of a git command in this checkout, or an empty string where there is no git or no repository."""
+    """Output of a git command in this checkout, or an empty string without git or a repository."""
     try:
         done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
 
 
 def meta(device: str, threads: int) -> dict:
-    """Where, when and with what the records were measured."""
+    """Machine, date, software and commit of the measurement."""
     return {
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else cpu_model(),
@@ -70,7 +70,7 @@ def meta(device: str, threads: int) -> dict:
         "environment": {name: value for name, value in os.environ.items() if name.startswith("FASTSEG_")},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD"),
-        # Results of the runs before this one change nothing that is measured.
+        # Changes of these files do not change what is measured.
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no", ":!benchmarks/results")),
     }
 
@@ -82,14 +82,14 @@ def save(path: Path, meta: dict, records: list[dict]) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Where the records of a command go, and what is said of them."""
+    """Options on where the records of a command go, and on what is printed."""
     parser.add_argument("--targets", action="store_true", help="also say which of the project's targets are reached")
     parser.add_argument("--save", action="store_true", help="write into benchmarks/results, to be committed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all records into this file")
 
 
 def place(options: argparse.Namespace, meta: dict) -> Path:
-    """The file or folder of the records of a command, as its options say."""
+    """The file or folder for the records of a command, from its options."""
     return options.json or folder(meta, RESULTS if options.save else UNCOMMITTED)
 
 
@@ -100,18 +100,18 @@ def keep(options: argparse.Namespace, name: str, meta: dict, records: list[dict]
 
 
 def folder(meta: dict, root: Path | None = None) -> Path:
-    """Where results of that machine lie: those of "Intel(R) Xeon(R) Processor" in `cpu/intel-xeon`."""
+    """The folder for the results of that machine: `cpu/intel-xeon` for "Intel(R) Xeon(R) Processor"."""
     words = re.findall("[a-z0-9]+", re.sub(r"\((r|tm)\)|processor", " ", meta["device_name"].lower()))
     return (root or RESULTS) / meta["device"] / "-".join(words)
 
 
 def machines(device: str, command: str | None = None) -> list[Path]:
-    """The folder of every machine whose results, of ops or of a command, are committed."""
+    """The folders of all machines with committed results of ops, or of a command."""
     return sorted(folder for folder in (RESULTS / device).glob("*") if files(folder, command))
 
 
 def files(machine: Path, command: str | None = None) -> list[Path]:
-    """The result files of the ops, or that of a command, in a machine's folder, in order of name."""
+    """The result files of the ops, or that of a command, in a machine's folder, sorted by name."""
     if command is not None:
         return sorted(machine.glob(f"{command}.json"))
     return [path for path in sorted(machine.glob("*.json")) if path.stem not in COMMANDS]
@@ -135,9 +135,7 @@ def best_peer(record: dict, figure: str) -> str | None:
 
 
 def share_of_copy_bandwidth(record: dict) -> float:
-    """Minimal bytes of the case over our time, as a share of the copy bandwidth measured in the same
-    process.
-    """
+    """Minimal bytes of the case over our time, as a share of the copy bandwidth of the same process."""
     return bytes_per_second(record, OURS) / record["copy_bytes_per_second"]
 
 
@@ -146,9 +144,7 @@ def bytes_per_second(record: dict, name: str) -> float:
 
 
 def judge(record: dict, target: dict) -> tuple[float | None, str | None, bool]:
-    """(figure reached, the peer it refers to, whether the target is met); None, None, False if it cannot be
-    told.
-    """
+    """(figure reached, the peer it refers to, whether the target is met); None, None, False if unknown."""
     contestants = record["contestants"]
     ours = contestants[OURS]
     kind, wanted = target["kind"], target["value"]
@@ -170,6 +166,6 @@ def judge(record: dict, target: dict) -> tuple[float | None, str | None, bool]:
 
 
 def judged(record: dict) -> list[tuple[dict, float | None, str | None, bool]]:
-    """Every target that belongs to the record's allocator, judged."""
+    """The results of `judge` for every target of the record's allocator."""
     mine = [target for target in record["targets"] if target["allocator"] == record["allocator"]]
     return [(target, *judge(record, target)) for target in mine]

@@ -1,9 +1,9 @@
 """`python -m benchmarks.run [op ...]`: check every case, time it against its peers, print and save.
 
-A case whose check is red is refused and not timed. On the CPU each case runs twice, with the default
-allocator and with `fastseg.tune_allocator()`, the peers under the same one. The records go to `build/benchmarks`, with
-`--save` to `benchmarks/results`, where they are committed. Exit status: 0 if every case was measured, 1 if one was
-refused, crashed or ran out of time.
+A case whose check fails is refused and not timed. On the CPU each case runs twice, with the default allocator and with
+`fastseg.tune_allocator()`, for ours and the peers. The records go to `build/benchmarks`, with `--save` to
+`benchmarks/results`, where they are committed. Exit status: 0 if every case was measured, 1 if one was refused, crashed
+or ran out of time.
 
 `python -m benchmarks.run host` and `sweep` measure small calls and calls of any size; each has a `--help` of its own.
 """
@@ -22,13 +22,13 @@ from benchmarks.jobs import WORKER_LIMIT, Job, plan, run_worker
 
 
 class Session:
-    """One run of the command: knows which cases are sound, collects, prints and saves after every job."""
+    """One run of the command: remembers which cases are correct, and prints and saves the records after every job."""
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
         self.meta = results.meta(options.device, options.threads)
         self.records: dict[str, list[dict]] = {}
-        self.checked: dict[str, bool] = {}  # title -> whether its check was green
+        self.checked: dict[str, bool] = {}  # title -> True if its check passed
         self.failures: list[str] = []
         self.left_out: list[str] = []  # for lack of time
         self.deadline = time.monotonic() + options.time_limit
@@ -42,14 +42,14 @@ class Session:
         print(f"\n{title}: NOT MEASURED: {reason}", flush=True)
 
     def out_of_time(self, job: Job) -> bool:
-        """Whether nothing can be started any more; the job's cases are then listed as left out."""
+        """True if there is no time for the job; its cases are then listed as left out."""
         if self.remaining() > 1:
             return False
         self.left_out += job.titles
         return True
 
     def prepare(self, jobs: list[Job]) -> None:
-        """Check and compile every case, several at once: the timings that follow then start from caches."""
+        """Check and compile every case, several in parallel: the timings afterwards use the compiler's cache."""
         single = [Job(job.op, (title,), job.allocator) for job in jobs for title in job.titles]
 
         def check(job: Job) -> tuple[list[dict], str | None] | None:
@@ -63,9 +63,9 @@ class Session:
                     self.note(job, *outcome)
 
     def note(self, job: Job, records: list[dict], failure: str | None) -> list[dict]:
-        """Remember what was sound and report what was not; gives the records of the sound cases.
+        """Remember the correct cases and report the others; returns the records of the correct cases.
 
-        A failed worker is put down to the first case that it wrote no record of, unless its time was up.
+        A worker that failed before its time limit counts as a failure of the first case without a record.
         """
         for title, record in zip(job.titles, records):
             self.checked[title] = True
@@ -83,8 +83,8 @@ class Session:
         if not titles or self.out_of_time(job):
             return
         known = all(title in self.checked for title in titles)
-        extra = ["--no-verify"] if known else []
-        records, failure = run_worker(job, self.options, *extra, limit=self.remaining())
+        arguments = ["--no-verify"] if known else []
+        records, failure = run_worker(job, self.options, *arguments, limit=self.remaining())
         for record in self.note(job, records, failure):
             print("\n" + table.text(record, self.options.targets), flush=True)
             self.records.setdefault(job.op, []).append(record)
@@ -96,7 +96,7 @@ class Session:
         return [record for records in self.records.values() for record in records]
 
     def save(self) -> None:
-        """After every job: what a run that is stopped has measured so far is kept."""
+        """Called after every job, so that a stopped run keeps its results."""
         if self.options.json:
             lost = {"failures": self.failures, "left_out": self.left_out}
             results.save(self.options.json, self.meta | lost, self.all_records())

@@ -1,10 +1,10 @@
-"""`python -m benchmarks.run sweep`: the promise that `backend="auto"` never loses, on calls drawn at random.
+"""`python -m benchmarks.run sweep`: is `backend="auto"` ever slower than stock? On random calls.
 
-Every op that has a stock equivalent takes its turn, at any size, in either layout, forward only or with backward; half
-of the calls under the default allocator, half under `fastseg.tune_allocator()`. A call is lost if "auto" takes more
-than 15% and more than 5 us longer than stock eager, and still does when it is measured again.
+The calls go through all ops with a stock equivalent, at random sizes, in either layout, forward only or with backward;
+half of them under the default allocator, half under `fastseg.tune_allocator()`. A call is lost if "auto" takes more
+than 15% and more than 5 us longer than stock eager, in two measurements.
 
-On a busy machine several threads tell little: each call ends when the last of them has got a core. Take `--threads 1`.
+On a busy machine use `--threads 1`: a call with several threads ends only when the last of them has got a core.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from benchmarks.harness import OURS
 from benchmarks.progress import progress
 from benchmarks.workloads import STOCK, WORKLOADS, Workload
 
-SMALLEST, LARGEST = 200, 6_000_000  # elements: of the logits (upsampled ones, where the op upsamples) or the image
-MOST_IMAGES = 4
-FEWEST, BUDGET = 4, 0.2  # turns, and seconds for both contestants; four times that for a call that seems lost
-SHARE, SECONDS = 0.15, 5e-6  # a call lost is slower by more than both
-MOST_LOST = 0.05  # the target: share of the calls
+SMALLEST, LARGEST = 200, 6_000_000  # elements of the image or the logits (the upsampled ones, if the op upsamples)
+MAX_IMAGES = 4
+FEWEST, BUDGET = 4, 0.2  # turns, and seconds for both contestants; four times that to confirm a lost call
+SHARE, SECONDS = 0.15, 5e-6  # a lost call is slower by more than both
+MAX_LOST_SHARE = 0.05  # the target: share of the calls
 GROUPS = ("op", "layout", "passes", "dtype", "allocator", "size")
 
 
@@ -49,9 +49,9 @@ def log_uniform(draw: random.Random, low: float, high: float) -> float:
 
 
 def drawn_shape(draw: random.Random, channels: tuple[int, int]) -> harness.Shape:
-    """(N, C, H, W) of about as many elements as are drawn; images of 2 x 2 at least, up to twice as wide as high."""
+    """(N, C, H, W) with a random number of elements; images are at least 2 x 2, and up to twice as wide as high."""
     elements = log_uniform(draw, SMALLEST, LARGEST)
-    images = draw.randint(1, MOST_IMAGES)
+    images = draw.randint(1, MAX_IMAGES)
     fewest, most = channels
     count = round(log_uniform(draw, fewest, max(fewest, min(most, elements / images / 4))))
     pixels = elements / images / count
@@ -91,7 +91,7 @@ def measured(call: Call, allocator: str) -> dict:
     return {
         "op": call.workload.name,
         "shape": call.shape,
-        "elements": inputs[0].numel(),  # what the limits of "auto" count
+        "elements": inputs[0].numel(),  # the number that the limits of "auto" compare
         "size": decade(inputs[0].numel()),
         "dtype": str(call.dtype).removeprefix("torch."),
         "layout": call.layout,
@@ -105,7 +105,7 @@ def measured(call: Call, allocator: str) -> dict:
 
 
 def records_of(calls: list[Call]) -> Iterator[dict]:
-    """The first half of the calls under the default allocator, then the others under the tuned one, for good."""
+    """Measures the first half of the calls under the default allocator, the others under the tuned one, which stays."""
     half = len(calls) // 2
     for number, call in enumerate(progress(calls)):
         if number == half:
@@ -118,7 +118,7 @@ SHARES_HEADER = ["calls", "measured", "lost", "share", "median of ours / stock"]
 
 
 def lost_rows(records: list[dict]) -> list[list[str]]:
-    """The losses, worst first."""
+    """The lost calls, worst first."""
     lost = sorted((record for record in records if record["lost"]), key=lambda record: -record["ratio"])
     return [
         [
@@ -134,7 +134,7 @@ def lost_rows(records: list[dict]) -> list[list[str]]:
 
 
 def share_rows(records: list[dict]) -> list[list[str]]:
-    """All calls, then those of each op, layout and so on."""
+    """Rows for all calls, then for each op, layout and so on."""
     groups = [("all", records)]
     for key in GROUPS:
         for value in sorted({record[key] for record in records}):
@@ -151,12 +151,12 @@ def verdict(records: list[dict], targets: bool) -> str:
     share = sum(record["lost"] for record in records) / len(records)
     words = f"Lost: {share:.1%} of the calls"
     if targets:
-        words += f"; target, at most {MOST_LOST:.0%}: {'reached' if share <= MOST_LOST else 'missed'}"
+        words += f"; target, at most {MAX_LOST_SHARE:.0%}: {'reached' if share <= MAX_LOST_SHARE else 'missed'}"
     return words
 
 
 def tables(records: list[dict], targets: bool) -> list[tuple[list[str], list[list[str]]]]:
-    """Header and rows of what is shown, with or without targets."""
+    """Header and rows of each table, with or without targets."""
     return [(SHARES_HEADER, share_rows(records)), (LOST_HEADER, lost_rows(records))]
 
 

@@ -1,4 +1,4 @@
-"""Text of records and targets for the terminal and, in the same words, for the generated Markdown."""
+"""Text of records and targets, for the terminal and for the generated Markdown."""
 
 from benchmarks import results
 from benchmarks.harness import OURS
@@ -19,7 +19,7 @@ def heading(meta: dict) -> str:
 
 
 def columns(header: list[str], rows: list[list[str]]) -> str:
-    """A table for the terminal, the first column to the left."""
+    """A table for the terminal; the first column is left-aligned."""
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join(
@@ -28,12 +28,12 @@ def columns(header: list[str], rows: list[list[str]]) -> str:
 
 
 def report(tables: list[tuple[list[str], list[list[str]]]], verdict: str) -> str:
-    """The tables of a command and what they come to."""
+    """The tables of a command and its verdict."""
     return "\n\n".join([*(columns(header, rows) for header, rows in tables), verdict])
 
 
 def text(record: dict, targets: bool) -> str:
-    """A block of lines: ours, every peer, and every target if they are asked for."""
+    """Lines for ours, every peer, and, with `targets`, every target."""
     ours = record["contestants"][OURS]
     passes = "forward + backward" if record["backward"] else "forward"
     lines = [f"{record['op']} {record['case']}, {passes}, {record['allocator']} allocator"]
@@ -63,7 +63,7 @@ def text(record: dict, targets: bool) -> str:
 
 
 def target_words(target: dict, peer: str | None) -> str:
-    """What was asked for."""
+    """The target as text."""
     against = f"best ({peer})" if target["peer"] == "best" else target["peer"]
     value = target["value"]
     return {
@@ -75,7 +75,7 @@ def target_words(target: dict, peer: str | None) -> str:
 
 
 def reached_words(target: dict, reached: float | None) -> str:
-    """What was measured."""
+    """The figure reached as text."""
     if reached is None:
         return "not measured"
     if target["kind"] == "extra_memory":

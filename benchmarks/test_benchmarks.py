@@ -1,7 +1,6 @@
-"""`pytest benchmarks`: every case at a small size under pytest-benchmark, ours beside stock eager.
+"""`pytest benchmarks`: every case at a small size under pytest-benchmark, ours next to stock eager.
 
-A case whose check is red fails instead of being timed. The figures worth quoting come from `python -m
-benchmarks.run`.
+A case whose check fails is not timed, and its test fails. `python -m benchmarks.run` gives the figures to quote.
 """
 
 import pytest

@@ -1,8 +1,8 @@
 """`python -m benchmarks.tune_convolution [table ...]`: times block sizes of the Triton convolutions, rewrites tables.
 
-For every row of a table (dense, weight, depthwise, depthwise_weight) each candidate that fits is timed on the shapes of
-that row, and the one with the least total replaces it in the source. Needs a GPU; `--dry-run` only prints. Run
-tests/test_triton_aot.py afterwards: it holds every row to its limits, spills among them.
+For every row of a table (dense, weight, depthwise, depthwise_weight) it times each candidate that fits, on the shapes
+of that row, and writes the one with the smallest total into the source. Needs a GPU; `--dry-run` only prints. Run
+tests/test_triton_aot.py afterwards: it checks limits of every row, such as no spills.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from fastseg._triton import MAX_SHARED
 from fastseg.kernels.convolution.launch import ROOMY
 
 KERNELS = Path(__file__).resolve().parent.parent / "kernels" / "convolution"
-TABLES = {  # what is tuned: the module below kernels/convolution, and its table
+TABLES = {  # name: (module in kernels/convolution, table in it)
     "dense": ("triton", "CONFIGS"),
     "weight": ("triton_weight", "CONFIGS"),
     "depthwise": ("triton_depthwise", "CONFIGS"),
@@ -30,7 +30,7 @@ OUTPUTS = {"few": 21, "medium": 64, "wide": 256, "widest": 512}
 
 
 def shapes(table: str, key: tuple) -> list[tuple]:
-    """(batch, channels, outputs, size, rate) of the calls that the row `key` is for."""
+    """(batch, channels, outputs, size, rate) of the calls for which the row `key` is used."""
     if table.startswith("depthwise"):
         small = key[1] is not None
         return [(8, 256, 256, 16 if small else size, rate) for size in (65, 64) for rate in (2, 12)]
@@ -80,7 +80,7 @@ def call(table: str, key: tuple, shape: tuple) -> Callable[[], None]:
 
 
 def best(table: str, key: tuple, module, calls: list[Callable]) -> tuple[float, tuple]:
-    """(milliseconds over all calls, configuration); what is there now if nothing is faster."""
+    """(milliseconds over all calls, configuration); the present one if no other is faster."""
     from triton.testing import do_bench
 
     found = []
@@ -96,7 +96,7 @@ def best(table: str, key: tuple, module, calls: list[Callable]) -> tuple[float, 
 
 
 def rewritten(text: str, table: str, key: tuple, config: tuple) -> str:
-    """`text`, the source of a module, with another configuration at `key` of the table."""
+    """`text`, the source of a module, with `config` as the configuration at `key` of the table."""
     start = text.index(f"{TABLES[table][1]} = {{")
     row = re.escape("(" + ", ".join(f'"{part}"' if isinstance(part, str) else str(part) for part in key) + ")")
     values = ", ".join(map(str, config))

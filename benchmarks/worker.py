@@ -1,7 +1,7 @@
-"""Cases of one op in a process of their own: check, time, take the memory, write one JSON record a line.
+"""Runs cases of one op in a separate process: check, time, measure memory, write one JSON record per line.
 
-`benchmarks.run` starts this module, on the CPU once per case and allocator, so that no case inherits another
-one's heap and a crash costs one case. By hand: `python -m benchmarks.worker cross_entropy "<title>" --quick`.
+`benchmarks.run` starts this module, on the CPU once per case and allocator, so that no case inherits the heap of
+another one and a crash loses only one case. By hand: `python -m benchmarks.worker cross_entropy "<title>" --quick`.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from fastseg._op import Op
 
 
 def tune_allocator() -> None:
-    """Recycle large buffers instead of mapping them afresh on every call, for every contestant alike."""
+    """Keep large buffers instead of mapping them again on every call, for ours and all peers."""
     import fastseg
 
     fastseg.tune_allocator()
 
 
 def copies(inputs: harness.Inputs, count: int) -> list[harness.Inputs]:
-    """`count` sets of inputs in memory of their own, strides kept."""
+    """`count` separate copies of the inputs, with the same strides."""
     clone = [
         tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in inputs) for _ in range(count - 1)
     ]
@@ -45,14 +45,12 @@ def run_timings(case: harness.Case, running: dict, device: str, quick: bool) -> 
 
 
 def warm_up(case: harness.Case, running: dict[str, harness.Contestant]) -> dict[str, str]:
-    """Call every contestant once (compiling it); peers that fail are taken out and returned with the
-    reason.
-    """
+    """Call every contestant once (compiling it); removes peers that fail, and returns them with the reason."""
     failed = {}
     for name, contestant in list(running.items()):
         try:
             contestant.step(case.backward)()
-        except Exception as error:  # a peer that cannot do this case is reported, and ours is still timed
+        except Exception as error:  # report a peer that cannot run this case, and still time ours
             if name == harness.OURS:
                 raise
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -61,7 +59,7 @@ def warm_up(case: harness.Case, running: dict[str, harness.Contestant]) -> dict[
 
 
 def backends_used(call: Callable) -> dict[str, str]:
-    """Which backend ran each op of ours during the call: a figure of the reference must say so."""
+    """The backend of each op of ours during the call, so that results of the reference are marked."""
     used = {}
     choose = Op.choose
 
@@ -91,7 +89,7 @@ def contestant_record(timing: measure.Timing, ours: measure.Timing, extra_bytes:
 
 
 def describe(case: harness.Case, device: str) -> dict:
-    """What a record says about its case before anything has run."""
+    """The part of a record that describes its case."""
     return {
         "op": case.op,
         "case": case.workload,
@@ -107,7 +105,7 @@ def describe(case: harness.Case, device: str) -> dict:
 
 
 def run_case(case: harness.Case, options: argparse.Namespace) -> dict:
-    """The record of one case; a red check leaves its reason in `refused` and no figures."""
+    """The record of one case; if the check fails, `refused` is the reason and there are no figures."""
     device = options.device
     torch.manual_seed(0)
     inputs = case.make(case.shape, torch.device(device), case.dtype, case.layout)
@@ -130,14 +128,14 @@ def run_case(case: harness.Case, options: argparse.Namespace) -> dict:
     record["contestants"] = {}
     for name, timing in timings.items():
         contestant = running[name]
-        extra = memory.peak_extra(contestant.step(case.backward), device)
-        figures = contestant_record(timing, timings[harness.OURS], extra)
+        extra_bytes = memory.peak_extra(contestant.step(case.backward), device)
+        figures = contestant_record(timing, timings[harness.OURS], extra_bytes)
         record["contestants"][name] = figures | {"ours": contestant.ours}
     return record
 
 
 def find_case(op: str, title: str, quick: bool) -> harness.Case:
-    """The case of that full-size title; at its small size if `quick`."""
+    """The case with that full-size title; at its small size if `quick`."""
     for case in harness.cases_of(op):
         if case.title == title:
             return case.quick() if quick else case
@@ -161,7 +159,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of compilers beside the measurement
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no compiler processes during the measurement
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.allocator == "tuned":

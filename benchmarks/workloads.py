@@ -1,4 +1,4 @@
-"""Every public op that has an equivalent in stock PyTorch, beside it: what `host` and `sweep` call at their sizes."""
+"""The public ops with an equivalent in stock PyTorch, and these equivalents, for `host` and `sweep`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ FLOATING = (torch.float32,) * 3 + (torch.bfloat16,)
 class Workload:
     """Our public function and its stock equivalent, for the same inputs.
 
-    `make`: as in `Case`. `channels`: fewest and most classes or channels. `dtypes`: one of them is drawn.
+    `make`: as in `Case`. `channels`: least and largest number of classes or channels. `dtypes`: one is drawn.
     """
 
     name: str
@@ -58,14 +58,14 @@ def one_image(*arguments):
 
 
 def pooled(shape, *arguments):
-    """Values of that shape and int64 indices, from a 2x2 pooling."""
+    """Values of shape `shape` and int64 indices, from a 2x2 pooling."""
     batch, channels, height, width = shape
     values, _, indices, _ = max_unpool2d.make((batch, channels, 2 * height, 2 * width), *arguments)
     return values, indices
 
 
 def convolved(name: str, taps: int, across: bool, function: str = "dilated_conv2d", **numbers) -> Workload:
-    """A convolution of as many channels as come in; `across` them, or each by itself."""
+    """A convolution with as many output as input channels: over all of them (`across`), or depthwise."""
 
     def make(shape, device, dtype, layout):
         channels = shape[1]

@@ -1,4 +1,4 @@
-"""Programs that show fastseg at work on real images."""
+"""Programs that use fastseg on real images."""
 
 
 def heading(text):

@@ -1,6 +1,6 @@
-"""The rows of an op's table: `Backend` and `Stock`, and how their functions get values by name (`Named`).
+"""The rows of an op's table, `Backend` and `Stock`; `Named` passes values to their functions by parameter name.
 
-What an `Op` does with them: fastseg/_op.py.
+`Op` (fastseg/_op.py) uses them.
 """
 
 import importlib
@@ -24,7 +24,7 @@ class BackendError(RuntimeError):
 
 
 def parse(schema: str) -> tuple[str, list[str], list[str], list[str]]:
-    """Name, argument names, those of tensors, and output names of `name(Tensor a, int b) -> (Tensor c, Tensor d)`."""
+    """Splits `name(Tensor a, int b) -> (Tensor c, Tensor d)`: name, arguments, tensor arguments and outputs."""
     name, arguments, returns = re.fullmatch(r"(\w+)\((.*)\) -> \(?(.*?)\)?", schema).groups()
     typed = [part.split() for part in arguments.split(", ")]
     tensors = [argument for kind, argument in typed if kind in ("Tensor", "Tensor?")]
@@ -32,7 +32,7 @@ def parse(schema: str) -> tuple[str, list[str], list[str], list[str]]:
 
 
 def picker(positions: Sequence[int]) -> Callable[[tuple], tuple]:
-    """A function of a tuple that gives the values at these positions, always as a tuple."""
+    """A function that takes a tuple and returns the tuple of the values at these positions."""
     if len(positions) > 1:
         return itemgetter(*positions)
     return itemgetter(slice(positions[0], positions[0] + 1) if positions else slice(0, 0))
@@ -40,15 +40,15 @@ def picker(positions: Sequence[int]) -> Callable[[tuple], tuple]:
 
 def native_schema(schema: str) -> str:
     """The schema of the C++ entry point: `_<name>(arguments, outputs to fill) -> ()`."""
-    name, _, rest = schema.partition("(")
-    arguments, _, returns = rest.rpartition(") -> ")
+    name, _, signature = schema.partition("(")
+    arguments, _, returns = signature.rpartition(") -> ")
     outputs = [part.split()[-1] for part in returns.strip("()").split(", ")]
     filled = [f"Tensor({letter}!) {output}" for letter, output in zip("abcdefgh", outputs)]
     return f"_{name}({', '.join([arguments.replace('SymInt', 'int'), *filled])}) -> ()"
 
 
 class Named:
-    """A function of some of an op's values, which it asks for by the names of its parameters."""
+    """A function of some of an op's values: the names of its parameters say which."""
 
     __slots__ = ("function", "pick", "positions")
 
@@ -62,11 +62,11 @@ class Named:
         self.function = function
 
     def __call__(self, values: tuple):
-        return self.function(*[values[position] for position in self.positions])  # as torch.compile can trace it
+        return self.function(*[values[position] for position in self.positions])  # torch.compile can trace this
 
 
 class Bound(Protocol):
-    """What a row needs to know of the op whose table it stands in."""
+    """What a row of the table reads from its op."""
 
     name: str
     native_name: str
@@ -75,16 +75,16 @@ class Bound(Protocol):
 
 
 class Backend:
-    """One way to run an op, and the conditions under which it may: the predicate that decides is the one that explains.
+    """One way to run an op, and the conditions under which it can (`why_not`, which also gives the explanation).
 
     name: "cpu", "cuda", "triton" or "reference".
-    run: "cpu" and "cuda" take none: they are the C++ entry point `fastseg::_<op>`, which takes the arguments and then
-        the outputs to fill, as every kernel does. A "cpu" that is put together from PyTorch's ops instead is a plain
-        function of the arguments that returns the outputs. "triton": where its launcher stands, "<module>.<function>"
-        below fastseg.kernels, imported when it is first called; it fills the outputs among its parameters.
-        "reference": a plain function of the arguments that returns the outputs.
+    run: None for "cpu" and "cuda" in C++: the entry point `fastseg::_<op>` takes the arguments, then the outputs to
+        fill, as every kernel does. For a "cpu" made of PyTorch's ops: a function that takes the arguments and returns
+        the outputs. For "triton": the path of the launcher, "<module>.<function>" below fastseg.kernels, imported at
+        the first call; it fills the outputs among its parameters. For "reference": a function that takes the arguments
+        and returns the outputs.
     dtypes: allowed dtypes of the op's first argument; None for any.
-    refuses: gives the reason why this call cannot run here, or None.
+    refuses: returns the reason why this backend cannot run a call, or None.
     """
 
     def __init__(
@@ -97,20 +97,20 @@ class Backend:
     ):
         self.name, self.dtypes = name, dtypes
         self._run, self._refuses = run, refuses
-        self._available = False  # found so, which is not asked again
+        self._available = False  # True once `missing` has found nothing: it is then not called again
 
     def is_native(self) -> bool:
         """True if it is a C++ entry point."""
         return self.name in ("cpu", "cuda") and self._run is None
 
     def bind(self, op: "Bound") -> None:
-        """Resolves names and the C++ entry point for the op whose table this stands in."""
+        """Resolves names and the C++ entry point for the op that has this row."""
         self._native = op.native_name if self.is_native() else None
         self._values = (*op.arguments, *op.results)
         self._where = f"{op.name}, backend {self.name}"
         refuses = self._refuses
         self.refuses = None if refuses is None else Named(refuses, op.arguments, f"{self._where}: refuses")
-        self.function = None  # for what returns the outputs rather than filling them
+        self.function = None  # set if it returns the outputs; a `kernel` fills them
         if callable(self._run):
             self.function = Named(self._run, op.arguments, self._where)
         elif self._native is not None:
@@ -119,7 +119,7 @@ class Backend:
             self.kernel = self._load
 
     def _load(self, *values) -> None:
-        """The first call of a Triton kernel imports its module, and triton with it."""
+        """The first call of a Triton kernel: imports its module and triton."""
         module, _, function = self._run.rpartition(".")
         launcher = getattr(importlib.import_module(f"fastseg.kernels.{module}"), function)
         named = Named(launcher, self._values, self._where)
@@ -129,28 +129,28 @@ class Backend:
 
     def why_not(self, args: tuple) -> str | None:
         """None if this backend can run the call, else the reason."""
-        lead = args[0]
-        # The device first: asking for a GPU initialises CUDA, which a process that uses none (and forks) must not do.
-        device = lead.device.type
+        first = args[0]
+        # The device first: `missing` may initialise CUDA, which a process without GPU tensors must not (it may fork).
+        device = first.device.type
         if self.name == "cpu" or (self.name == "triton" and _library.interpreting()):
             fits = device == "cpu"
         else:
             fits = device == "cuda" or self.name == "reference"
         if not fits:
             wanted = "cpu" if self.name == "cpu" or _library.interpreting() else "cuda"
-            return f"tensors are on {lead.device}; it runs on {wanted}"
+            return f"tensors are on {first.device}; it runs on {wanted}"
         if not self._available:
             reason = self.missing()
             if reason is not None:
                 return reason
-        if self.dtypes is not None and lead.dtype not in self.dtypes:
+        if self.dtypes is not None and first.dtype not in self.dtypes:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
-            return f"dtype {str(lead.dtype).removeprefix('torch.')}; supported: {names}"
+            return f"dtype {str(first.dtype).removeprefix('torch.')}; supported: {names}"
         refuses = self.refuses
         return None if refuses is None else refuses.function(*refuses.pick(args))
 
     def missing(self) -> str | None:
-        """None if this backend's code is there and this machine can run it, else the reason."""
+        """None if this backend's code exists and this machine can run it, else the reason."""
         reason = None if self.function else _library.missing(self.name)
         if reason is None and self._native is not None:
             key = "CUDA" if self.name == "cuda" else "CPU"
@@ -164,13 +164,13 @@ class Backend:
 
 
 class Stock:
-    """PyTorch's own function as a backend: "auto" takes it for small CPU tensors, where one call into C++ ends sooner.
+    """PyTorch's own function as a backend: "auto" takes it for small CPU tensors, where one call into C++ is faster.
 
-    run: a plain function of the arguments, differentiated by PyTorch; returns what the op returns, of several outputs
-        those that the public function uses. What it raises reaches the user.
-    below: by class of calls, the number of elements of the first argument below which "auto" takes it.
-    which: names the class of a call, a key of `below`, or None where it is never faster; by default the only key.
-    refuses: gives the reason why stock does not keep every promise of the op on this call, or None.
+    run: a function of the arguments, differentiated by PyTorch; returns what the op returns, or of several outputs
+        those that the public function uses. The user sees the errors it raises.
+    below: for each class of calls, the number of elements of the first argument below which "auto" takes it.
+    which: returns the class of a call, a key of `below`, or None if stock is never faster; by default the only key.
+    refuses: returns the reason why stock would break a promise of the op on this call, or None.
     on_gpu: True if "auto" takes it for this call on a GPU; by default never.
     """
 
@@ -204,14 +204,14 @@ class Stock:
     def is_faster(self, args: tuple) -> bool:
         """True if "auto" leaves this call to stock PyTorch.
 
-        Never in a traced program, where the answer would become a condition on the sizes that it takes.
+        False in a traced program: the comparison would restrict the sizes that the program accepts.
         """
-        lead, which, refuses = args[0], self.which, self.refuses
-        elements = lead.numel()
+        first, which, refuses = args[0], self.which, self.refuses
+        elements = first.numel()
         if type(elements) is not int:
             return False
-        if not lead.is_cpu:
-            return lead.is_cuda and self.on_gpu(args) and self.refuses(args) is None
+        if not first.is_cpu:
+            return first.is_cuda and self.on_gpu(args) and self.refuses(args) is None
         kind = self._only if which is None else which.function(*which.pick(args))
         if kind is None or elements >= self.below[kind]:
             return False
@@ -229,7 +229,7 @@ def rows(
 ) -> list[Backend | Stock]:
     """The usual table: stock for small calls, a C++ kernel for the dtypes `cpu`, one GPU kernel, the reference.
 
-    cuda: the dtypes of a CUDA kernel; triton: where a Triton launcher stands, for fp32 and half types.
+    cuda: the dtypes of a CUDA kernel; triton: the path of a Triton launcher, for fp32 and half types.
     """
     table: list[Backend | Stock] = [stock] if stock else []
     table.append(Backend("cpu", dtypes=cpu))

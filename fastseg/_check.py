@@ -1,7 +1,7 @@
-"""Argument checks whose messages name the argument, what came and what is allowed.
+"""Argument checks. Their messages name the argument, the value given and the values allowed.
 
-Every function takes `op` (the public name) and `name` (the argument) and raises what the stock function would
-raise: TypeError for wrong types, ValueError for values, RuntimeError for dtype, device and shape mismatches.
+Every function takes `op` (the public name) and `name` (the argument) and raises as the stock function does:
+TypeError for wrong types, ValueError for values, RuntimeError for dtype, device and shape mismatches.
 """
 
 import operator
@@ -38,7 +38,7 @@ NO_LABEL = -(1 << 63)  # an ignore_index that no label has
 
 
 def label(op: str, name: str, value) -> int:
-    """`value` as the int that an `ignore_index` is; None means that no label is ignored."""
+    """An `ignore_index` as an int; None means that no label is ignored."""
     if type(value) is int:
         return value if NO_LABEL <= value < -NO_LABEL else NO_LABEL  # no label is larger than 64 bits
     if value is None:
@@ -52,10 +52,10 @@ def label(op: str, name: str, value) -> int:
 
 
 def integer(value) -> int:
-    """`value` as an int (or torch.SymInt, which stands for one), as torch takes it: of any kind, numpy's and 0-d
-    tensors included; else TypeError.
+    """`value` as an int or torch.SymInt. Accepts what torch accepts, also numpy integers and 0-d tensors; raises
+    TypeError for anything else.
 
-    A size in a program that torch.jit.trace records stays the tensor that stands for it.
+    While torch.jit.trace records, a size is a tensor; it is returned unchanged.
     """
     if isinstance(value, (int, torch.SymInt)):
         return value
@@ -65,7 +65,7 @@ def integer(value) -> int:
 
 
 def integers(op: str, name: str, value: int | Sequence[int], allowed: str) -> list[int]:
-    """The int or the ints that `value` is, or TypeError: bools and floats are none."""
+    """`value`, one int or several, as a list of ints; TypeError for bools and floats."""
     values = [*value] if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     try:
         for place, entry in enumerate(values):
@@ -79,28 +79,28 @@ def integers(op: str, name: str, value: int | Sequence[int], allowed: str) -> li
     return values
 
 
-_MOST = 2**31 - 1  # of the numbers that describe windows: torch's own limit, but for the stride
-_MOST_STRIDE = 2**63 - 1  # of a single window it may be anything
+_MAX_WINDOW = 2**31 - 1  # torch's limit for kernel_size, padding and dilation
+_MAX_STRIDE = 2**63 - 1  # a single window may have any stride
 
 
 def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
-    """One int, or a sequence of one or two, as [height, width]."""
-    if type(value) is int and 0 <= value <= _MOST:
+    """One int, or a sequence of one or two ints, as [height, width]."""
+    if type(value) is int and 0 <= value <= _MAX_WINDOW:
         return [value, value]
     values = integers(op, name, value, "int, or two of them")
     if len(values) not in (1, 2):
         raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: one int, or one each for height and width")
-    most = _MOST_STRIDE if name == "stride" else _MOST
+    most = _MAX_STRIDE if name == "stride" else _MAX_WINDOW
     if max(values) > most or min(values) < -most:
         raise RuntimeError(f"fastseg.ops.{op}: {name}={value!r}; allowed: at most {most}")
     return [values[0], values[-1]]
 
 
 def number(op: str, name: str, value) -> float:
-    """`value` as a float: of any kind of number, 0-d tensors included."""
+    """`value`, any kind of number or a 0-d tensor, as a float."""
     if type(value) is float:
         return value
-    if not isinstance(value, str):  # which float() would read
+    if not isinstance(value, str):  # float() would accept it
         try:
             return float(value)
         except (TypeError, ValueError):
@@ -116,7 +116,7 @@ def numbers(op: str, **values) -> list[float]:
 
 
 def may_look_at(value: Tensor) -> bool:
-    """True if a reference may look at data to raise an error: on a GPU the host would have to wait for it."""
+    """True if a reference may read data to raise an error; not on a GPU, where the host would have to wait."""
     return value.device.type == "cpu" and not is_batched(value)
 
 
@@ -134,7 +134,7 @@ def same_device(op: str, name: str, value: Tensor, other_name: str, other: Tenso
 
 
 def shape(op: str, name: str, value: Tensor, allowed: Sequence[int | str], what: str = "") -> None:
-    """`allowed` may hold strings for sizes that are free, e.g. ("N", 3, "H", "W")."""
+    """`allowed` has strings for sizes that may be anything, e.g. ("N", 3, "H", "W")."""
     given = tuple(value.shape)
     fits = len(given) == len(allowed)
     for want, have in zip(allowed, given):  # a loop: a generator costs a microsecond more
@@ -155,7 +155,7 @@ def argument(
     *,
     like: tuple[str, Tensor] | None = None,
 ) -> None:
-    """All of the above for one tensor; `like`: the name and value of the argument whose device it shares."""
+    """Type, dtype, device and shape of one tensor; `like`: name and value of the argument on the required device."""
     if not isinstance(value, Tensor):
         tensor(op, name, value)
     if value.dtype not in dtypes:
@@ -173,7 +173,7 @@ def argument(
 
 
 def constant(op: str, name: str, value: Tensor) -> None:
-    """`value` is not to be differentiated."""
+    """`value` must not require grad."""
     if value.requires_grad:
         raise RuntimeError(f"fastseg.ops.{op}: {name} requires grad; allowed: a constant")
 
@@ -191,7 +191,7 @@ def in_range(op: str, name: str, value: float, low: float, high: float) -> None:
 
 
 def max_output(op: str, value: int | None) -> int | None:
-    """The static size of an op's result as the int it must be, or None."""
+    """The static size of an op's result, an int or None."""
     if value is None:
         return None
     try:
@@ -206,7 +206,7 @@ def max_output(op: str, value: int | None) -> int | None:
 
 
 def positive(op: str, name: str, value) -> float:
-    """`value` as a float that is finite and above 0."""
+    """`value` as a float; it must be finite and above 0."""
     found = number(op, name, value)
     if not 0 < found < float("inf"):
         raise ValueError(f"fastseg.ops.{op}: {name}={value!r}; allowed: a positive number")

@@ -1,4 +1,4 @@
-"""In a checkout that is built in place but not installed, `fastseg.kernels` is the folder beside the package."""
+"""In a checkout built in place, without an installation: imports the folder `kernels` as `fastseg.kernels`."""
 
 import importlib.util
 import sys

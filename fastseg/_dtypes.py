@@ -1,4 +1,4 @@
-"""Dtypes that several ops share: what they take, what they compute in, what a loss is returned in."""
+"""Dtypes that several ops share: of their inputs, of their sums, and of their losses."""
 
 import torch
 from torch import Tensor
@@ -17,18 +17,18 @@ _ACCUMULATORS = {
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What kernels compute and sum in: fp32 for half types."""
+    """The dtype in which kernels compute and sum: fp32 for half types."""
     return _ACCUMULATORS[dtype]
 
 
 def is_autocast(tensor: Tensor) -> bool:
-    """True if autocast is on for the device of `tensor`; there is none for meta tensors."""
+    """True if autocast is on for the device of `tensor`; False for meta tensors, which have no autocast."""
     device = tensor.device.type
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def loss_dtype(input: Tensor) -> torch.dtype:
-    """The dtype of a loss of `input`: its own; fp32 for half types under autocast, as stock PyTorch has it."""
+    """The dtype of a loss of `input`: the input's; fp32 for half types under autocast, as in stock PyTorch."""
     if input.dtype in HALF and is_autocast(input):
         return torch.float32
     return input.dtype

@@ -1,4 +1,4 @@
-"""Gradients that the forward has made already: what is left of the backward."""
+"""The backward of losses whose gradient was computed in the forward: multiplies it by the incoming gradient."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ _scale_on_gpu = lazy("cross_entropy.triton", "scale_in_place")
 
 
 def scaled(gradient: Tensor, grad_loss: Tensor, backend: str) -> Tensor:
-    """gradient * grad_loss, in place where nobody can see the saved gradient again. backend: of the forward."""
+    """gradient * grad_loss, in place if the saved gradient is not used again. backend: of the forward."""
     if type(gradient) is not Tensor or not private.is_last_backward():
         return gradient * grad_loss
     if gradient.is_cpu:
@@ -23,7 +23,7 @@ def scaled(gradient: Tensor, grad_loss: Tensor, backend: str) -> Tensor:
 
 
 def scaled_mean(gradient: Tensor, grad_loss: Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient * grad_loss / count in `dtype`, for the gradient of a sum whose mean over `count` is the loss.
+    """gradient * grad_loss / count in `dtype`: `gradient` is that of a sum, the loss is the mean sum / count.
 
     0 for a mean over nothing.
     """
@@ -34,6 +34,6 @@ def scaled_mean(gradient: Tensor, grad_loss: Tensor, count: Tensor, dtype: torch
 
 
 def share(grad_loss: Tensor, count: Tensor) -> Tensor:
-    """The gradient of a sum from that of its mean over `count`, in fp64; 0 for a mean over nothing."""
+    """grad_loss / count in fp64: the gradient of a sum, from that of its mean; 0 for a mean over nothing."""
     empty = count == 0
     return torch.where(empty, 0.0, grad_loss.double() / torch.where(empty, 1.0, count))

@@ -1,4 +1,4 @@
-"""Memory formats: how a tensor lies in memory, and room for a tensor that lies as another one does."""
+"""Memory formats: tests for them, and allocation of tensors in the memory format of another tensor."""
 
 import torch
 from torch import Tensor
@@ -7,12 +7,12 @@ from fastseg._private_api import in_functional_transform
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """True if dim 1 is the innermost of a tensor of any number of dimensions, and the tensor is not contiguous."""
+    """True if dim 1 is innermost in memory and the tensor is not contiguous; for any number of dimensions."""
     return tensor.dim() > 2 and tensor.shape[1] > 1 and tensor.stride(1) == 1 and not tensor.is_contiguous()
 
 
 def empty_as(input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Room for a tensor like `input` (N, C, ...), dense, in its memory format."""
+    """An uninitialised dense tensor of the shape and memory format of `input` (N, C, ...)."""
     if input.is_contiguous():
         return torch.empty_like(input, dtype=dtype)
     if is_channels_last(input):
@@ -21,7 +21,7 @@ def empty_as(input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def in_layout_of(input: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor` as `empty_as(input)` would lie."""
+    """`tensor` in the memory format of `empty_as(input)`."""
     if is_channels_last(input):
         return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
     return tensor.contiguous()
@@ -30,15 +30,15 @@ def in_layout_of(input: Tensor, tensor: Tensor) -> Tensor:
 def _is_channels_last_image(like: Tensor) -> bool:
     if like.dim() != 4 or like.is_contiguous():
         return False
-    if in_functional_transform():  # a batch of torch.func.vmap does not tell, and the fallback copies anyway
+    if in_functional_transform():  # a batch of torch.func.vmap cannot be tested, and is copied anyway
         return False
     return like.is_contiguous(memory_format=torch.channels_last)
 
 
 def in_memory_order(like: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
-    """`like` and other tensors of its shape as (n,), their elements in the order in which `like` stores its own.
+    """`like` and other tensors of its shape as (n,), with elements in the memory order of `like`.
 
-    For elementwise ops: NC... and channels_last are both read in place.
+    For elementwise ops: NC... and channels_last are read without a copy.
     """
     channels_last, flat = _is_channels_last_image(like), []
     for tensor in (like, *tensors):
@@ -49,7 +49,7 @@ def in_memory_order(like: Tensor, *tensors: Tensor | None) -> list[Tensor | None
 
 
 def like_memory_order(flat: Tensor, like: Tensor) -> Tensor:
-    """The inverse: (n,) values as a view of the shape and memory format of `like`."""
+    """The inverse of `in_memory_order`: (n,) values as a view with the shape and memory format of `like`."""
     if _is_channels_last_image(like):
         images, channels, height, width = like.shape
         return flat.view(images, height, width, channels).permute(0, 3, 1, 2)
@@ -57,10 +57,10 @@ def like_memory_order(flat: Tensor, like: Tensor) -> Tensor:
 
 
 def image_format(image: Tensor) -> torch.memory_format:
-    """The memory format in which torch answers an op on `image`: channels_last or contiguous.
+    """The memory format that torch gives to the result of an op on `image`: channels_last or contiguous.
 
-    The rule of torch's Tensor::suggest_memory_format in plain comparisons of the strides, for tracers too; of empty
-    batches, which torch takes for contiguous, it tells the same as of others. Other than (N, C, H, W): contiguous.
+    The rule of torch's Tensor::suggest_memory_format, by comparisons of strides that tracers support. Unlike torch,
+    which takes empty batches for contiguous, it treats them as other batches. Other than (N, C, H, W): contiguous.
     """
     if image.dim() != 4:
         return torch.contiguous_format
@@ -75,13 +75,13 @@ def image_format(image: Tensor) -> torch.memory_format:
     if height < least:
         return torch.contiguous_format
     least = height * sizes[2] if sizes[2] > 1 else height
-    if images < least or least == channels:  # equal: nothing but N is more than 1, either format fits
+    if images < least or least == channels:  # equal: C, H and W are 1, so either format fits
         return torch.contiguous_format
     return torch.channels_last
 
 
 def in_format_of_first(args: tuple, images: list[int]) -> tuple:
-    """`args` with the tensors at the positions `images` all dense in the memory format of the first of them."""
+    """`args` with the tensors at the positions `images` dense in the memory format of the first of these."""
     layout = image_format(args[images[0]])
     for position in images:
         if args[position] is not None and not args[position].is_contiguous(memory_format=layout):
@@ -91,9 +91,9 @@ def in_format_of_first(args: tuple, images: list[int]) -> tuple:
 
 
 def empty_image(like: Tensor, rows: int, columns: int, layout: torch.memory_format) -> Tensor:
-    """Room for (N, C, rows, columns) in the memory format `layout`; N, C, dtype and device are those of `like`."""
+    """An uninitialised (N, C, rows, columns) in the memory format `layout`; N, C, dtype and device as `like`."""
     images, channels = like.shape[:2]
-    if layout is torch.contiguous_format:  # numbers one by one: a tuple of them takes a microsecond more
+    if layout is torch.contiguous_format:  # separate numbers: a tuple of them takes a microsecond more
         return like.new_empty(images, channels, rows, columns)
     size = images, channels, rows, columns
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)

@@ -1,8 +1,8 @@
-"""Loads the compiled libraries, and knows why one is absent.
+"""Loads the compiled libraries, and keeps the reason if one is absent.
 
 `libfastseg_{v4,v3,base}.so` hold the CPU kernels, the same sources compiled for AVX-512, AVX2 and plain
 x86-64 (or the platform's baseline); exactly one of them is loaded. `libfastseg_cuda.so` holds the CUDA
-kernels. Both register implementations of ops whose schemas `fastseg._op.native` defines.
+kernels. Both register implementations of ops whose schemas `fastseg._op.Op` defines.
 
 Environment: FASTSEG_CPU_LEVEL=v4|v3|base|none forces a level (`none`: no compiled library at all);
 FASTSEG_LIBRARY_DIR loads them from another folder (the sanitizer builds of the tests).
@@ -25,7 +25,7 @@ HOW_TO_BUILD = (
 
 
 def _cpu_candidates() -> list[str]:
-    """The levels this machine can run, or the one the environment names, best first."""
+    """The levels this machine can run, best first, or the level that the environment names."""
     forced = os.environ.get("FASTSEG_CPU_LEVEL")
     if forced == "none":
         return []
@@ -38,7 +38,7 @@ def _cpu_candidates() -> list[str]:
 
 
 def _load_cpu() -> tuple[str | None, str | None]:
-    """(level loaded, None) or (None, why none was)."""
+    """(the level loaded, None) or (None, the reason why none was)."""
     candidates = _cpu_candidates()
     if not candidates:
         return None, "FASTSEG_CPU_LEVEL=none asks for no compiled library"
@@ -58,7 +58,7 @@ def _load_cpu() -> tuple[str | None, str | None]:
 
 
 def _load_cuda() -> str | None:
-    """None when loaded, else why not."""
+    """None if loaded, else the reason."""
     if torch.version.cuda is None:
         return f"this torch ({torch.__version__}) has no CUDA"
     path = LIBRARY_DIR / "libfastseg_cuda.so"
@@ -102,6 +102,7 @@ def missing(backend: str) -> str | None:
 
 
 def _no_device() -> str | None:
-    if torch.version.cuda is None:
+    """None if there is a GPU, NVIDIA's or AMD's (a ROCm torch calls its devices "cuda", too), else the reason."""
+    if torch.version.cuda is None and torch.version.hip is None:
         return f"this torch ({torch.__version__}) has no CUDA"
     return None if torch.cuda.is_available() else "torch finds no CUDA device"

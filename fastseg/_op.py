@@ -1,4 +1,4 @@
-"""The one place for schemas, backend choice, autograd and fakes: `Op`.
+"""`Op`: schemas, backend choice, autograd and fake implementations of all ops.
 
     scale = Op(
         "scale(Tensor input, float factor) -> Tensor output",
@@ -13,10 +13,10 @@
         ],
     )
 
-Callbacks are plain functions whose parameter names say what they get: any argument of the schema, any output,
+Callbacks are plain functions. The name of a parameter says which value it gets: any argument of the schema, any output,
 `grad_<output>`, `needs_<argument>`, `shape_<argument>` (which keeps no tensor alive), `backend`. Names are resolved
-once, when the op is defined (a name that the schema lacks is an error there), into positions: a call makes no
-dictionary of them. CONTRIBUTING.md follows one op through this file.
+into positions once, when the op is defined (a name that the schema lacks raises there): a call makes no dictionary.
+CONTRIBUTING.md describes the path of one op through this file.
 
 Environment: FASTSEG_BACKEND=<name>, read at import, is what `backend="auto"` means (for debugging; never falls back).
 """
@@ -40,19 +40,19 @@ from fastseg._layout import in_format_of_first
 AUTO = os.environ.get("FASTSEG_BACKEND", "auto")  # what backend="auto" means
 
 _definitions = torch.library.Library("fastseg", "DEF")
-NATIVE_SCHEMAS: list[str] = []  # every C++ entry point, so that the CUDA emulator can define them a second time
+NATIVE_SCHEMAS: list[str] = []  # of all C++ entry points: the CUDA emulator defines them a second time
 REGISTRY: dict[str, "Op"] = {}  # every Op by name, in order of import
 
 
 class Explanation(Exception):
-    """Raised instead of running, while `explaining` holds the thread: what would run, and why."""
+    """Raised by a call in a thread of `explaining`, instead of running: says what would run, and why."""
 
 
-explaining: set[int] = set()  # threads in fastseg.info.explain
+explaining: set[int] = set()  # ids of the threads in fastseg.info.explain
 
 
 THROUGH_REFERENCE = object()
-_EARLY = "with_gradient", "to_input", "to_target"  # arguments that ask for a gradient in the forward
+_EARLY_GRADIENT_FLAGS = "with_gradient", "to_input", "to_target"  # if true, the forward also computes a gradient
 
 
 class Op:
@@ -60,22 +60,23 @@ class Op:
 
     schema: `name(arguments) -> (outputs)`, every output named; `str backend="auto"` is appended as the last argument.
         The first argument is a tensor.
-    check: semantic validation, for eager and traced calls alike; never looks at data.
-    internal: of an op that is a step of a public function, which has checked its arguments: plain eager calls from
-        Python are not checked once more, those through torch.ops.fastseg are.
-    outputs: allocates what the op returns; on tensors without data it is the fake.
+    check: semantic validation, for eager and traced calls; never reads data.
+    internal: the op is a step of a public function, which has checked the arguments: plain eager calls from Python are
+        not checked again; calls through torch.ops.fastseg are checked.
+    outputs: allocates what the op returns. On tensors without data this is the fake implementation.
     backends: in the order in which "auto" tries them.
-    contiguous: arguments that kernels get contiguous. accumulated: those that they get in the accumulator's dtype of
-        the first argument, too. image_layout: (N, C, H, W) arguments that they get dense in one memory format, that of
-        the first of them (`fastseg._layout.image_format`).
-    backward: gives {argument: gradient}. What it names is what is saved. Outputs whose gradient it does not name are
-        not differentiable. A gradient is None where nothing arrives, unless it names several.
-        THROUGH_REFERENCE, for ops that are a backward themselves: the op differentiates through its own reference
-        with respect to all its floating tensor arguments.
+    contiguous: arguments that kernels get contiguous. accumulated: arguments that they get contiguous and in the
+        accumulator dtype of the first argument. image_layout: (N, C, H, W) arguments that they get dense and in the
+        memory format of the first of these (`fastseg._layout.image_format`).
+    backward: returns {argument: gradient}. The forward saves the values that its parameters name. Outputs without a
+        `grad_` parameter are not differentiable. The gradient of an output that the loss does not use is None if there
+        is one `grad_` parameter, zeros if there are several.
+        THROUGH_REFERENCE, for ops that are a backward themselves: autograd differentiates the op's reference with
+        respect to all floating tensor arguments.
     saved_if: {output: argument} for outputs that the backward needs only where that boolean argument is true.
-    recorded: torch.jit.trace records the op itself: as PyTorch's own ops, it would fit inputs of this size only.
-    early: of an op whose last argument says whether to make the gradient in the forward, already. Callers give False;
-        for a plain eager call that is to be differentiated the answer of `early` stands in its place.
+    recorded: torch.jit.trace records the op itself, since a trace of its reference would fit inputs of one size only.
+    early_gradient: for an op whose last argument says whether the forward also computes the gradient. Callers pass
+        False; a plain eager call that autograd records passes what `early_gradient` returns instead.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Op:
         check: Callable[..., None] | None = None,
         backward: Callable[..., dict[str, Tensor | None]] | object | None = None,
         saved_if: Mapping[str, str] = {},
-        early: Callable[..., bool] | None = None,
+        early_gradient: Callable[..., bool] | None = None,
         internal: bool = False,
         recorded: bool = False,
         contiguous: Sequence[str] = (),
@@ -100,15 +101,17 @@ class Op:
         self.native_name = f"_{self.name}"
         self.stock = next((backend for backend in backends if backend.name == "stock"), None)
         self.backends = tuple(backend for backend in backends if backend.name != "stock")
-        self._trusts, self._recorded, self._is_backward = internal, recorded, backward is THROUGH_REFERENCE
+        self._is_internal, self._recorded, self._is_backward = internal, recorded, backward is THROUGH_REFERENCE
         self._check = Named(check or (lambda: None), self.arguments, f"{self.name}.check")
         self._outputs = Named(outputs, self.arguments, f"{self.name}.outputs")
-        self._single = len(self.results) == 1
-        self._normalised = [(self.arguments.index(name), name in accumulated) for name in (*contiguous, *accumulated)]
-        self._early = None if early is None else Named(early, self.arguments, f"{self.name}.early")
+        self._has_one_output = len(self.results) == 1
+        self._contiguous = [(self.arguments.index(name), name in accumulated) for name in (*contiguous, *accumulated)]
+        self._early_gradient = None
+        if early_gradient is not None:
+            self._early_gradient = Named(early_gradient, self.arguments, f"{self.name}.early_gradient")
         self._saved_if = saved_if
-        self._choices: dict[tuple, Backend] = {}  # by backend, device and dtype, where nothing else decides
-        self._images = [self.arguments.index(name) for name in image_layout]
+        self._choices: dict[tuple, Backend] = {}  # by (backend, device, dtype), if these alone decide
+        self._image_layout = [self.arguments.index(name) for name in image_layout]
         if any(backend.is_native() for backend in self.backends):
             NATIVE_SCHEMAS.append(native_schema(schema))
             _definitions.define(NATIVE_SCHEMAS[-1])
@@ -128,42 +131,42 @@ class Op:
         full = f'{self.name}{arguments}, str backend="auto") -> {returns}'
         _definitions.define(full, tags=(torch.Tag.pt2_compliant_tag,))
         count = len(self.arguments)
-        # The dispatcher drops trailing arguments that equal their default; `backend` alone has one.
+        # The dispatcher drops trailing arguments that equal their default; only `backend` has a default.
         run = lambda *args: self._run(args[:count], args[count] if len(args) > count else AUTO)  # noqa: E731
         _definitions.impl(self.name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastseg::{self.name}", lambda *args: self._fake(args[:count]), lib=_definitions)
-        self._packet = getattr(torch.ops.fastseg, self.name).default
+        self._overload = getattr(torch.ops.fastseg, self.name).default
 
     # --- one call ---
 
     def __call__(self, *args, backend: str = "auto", out: Tensor | None = None, **named):
-        """out: room for the only output, for a Triton kernel to fill where nobody differentiates; of anything else that
-        is returned the caller makes a copy.
+        """out: a tensor that a Triton kernel may fill as the only output, in calls without autograd. If the call
+        returns another tensor, `out` was not filled.
         """
         if named:
             args += self._in_order(len(args), named)
         if backend == "auto":
             backend = AUTO
         if torch.compiler.is_compiling():
-            return self._run_stock(args) if backend == "stock" else self._packet(*args, backend)
+            return self._run_stock(args) if backend == "stock" else self._overload(*args, backend)
         if explaining and threading.get_ident() in explaining:
             raise Explanation(self.explain(args, backend))
         stock = self.stock
         if stock is not None and (stock.is_faster(args) if backend == "auto" else self._asks_for_stock(args, backend)):
-            run = stock.function  # called directly, which spares a microsecond
-            if not self._trusts:
+            run = stock.function  # a direct call saves a microsecond
+            if not self._is_internal:
                 self._check.function(*self._check.pick(args))
             return run.function(*run.pick(args))
         tensors = self._pick_tensors(args)
-        if private.is_watched(tensors):
-            return self._call_watched(args, backend)
+        if private.must_dispatch(tensors):
+            return self._call_dispatcher(args, backend)
         if self._apply is not None and torch.is_grad_enabled():
             for tensor in tensors:
                 if tensor is not None and tensor.requires_grad:
-                    if self._early is not None:
-                        args = (*args[:-1], self._early.function(*self._early.pick(args)))
+                    if self._early_gradient is not None:
+                        args = (*args[:-1], self._early_gradient.function(*self._early_gradient.pick(args)))
                     return self._apply(*args, backend)
-        return self._run(args, backend, self._trusts, out)
+        return self._run(args, backend, self._is_internal, out)
 
     def _in_order(self, given: int, named: Mapping[str, Any]) -> tuple:
         """The values of the named arguments, after the first `given` of the schema."""
@@ -174,8 +177,8 @@ class Op:
             raise TypeError(f"fastseg.{self.name}: arguments {', '.join(named)}; allowed: {', '.join(wanted)}")
         return tuple(named[name] for name in wanted)
 
-    def _call_watched(self, args: tuple, backend: str):
-        """Through PyTorch's dispatcher, save where that would drop or refuse a derivative."""
+    def _call_dispatcher(self, args: tuple, backend: str):
+        """Calls PyTorch's dispatcher, except where that would drop or refuse a derivative."""
         for name, value in zip(self.tensors, self._pick_tensors(args)):
             if value is not None and not isinstance(value, Tensor):
                 self._check(args)
@@ -187,32 +190,32 @@ class Op:
             return self._run_reference(args, backend)
         if transformed and self._transformable is not None:
             return self._transformable.apply(*args, backend)
-        return self._packet(*args, backend)
+        return self._overload(*args, backend)
 
-    def _run(self, args: tuple, backend: str, trusted: bool = False, out: Tensor | None = None):
-        if not trusted:
+    def _run(self, args: tuple, backend: str, checked: bool = False, out: Tensor | None = None):
+        if not checked:
             check = self._check
             check.function(*check.pick(args))
         if args[0].is_meta:
             return self._outputs(args)
-        lead = args[0]
-        chosen = self._choices.get((backend, lead.device, lead.dtype)) or self.choose(args, backend)
+        first = args[0]
+        chosen = self._choices.get((backend, first.device, first.dtype)) or self.choose(args, backend)
         if chosen.function is not None:
             return chosen.function(args)
-        for position, accumulated in self._normalised:
+        for position, accumulated in self._contiguous:
             value = args[position]
             if value is not None:
                 if accumulated:
-                    value = value.to(accumulator(lead.dtype))
+                    value = value.to(accumulator(first.dtype))
                 if value is not args[position] or not value.is_contiguous():
                     args = (*args[:position], value.contiguous(), *args[position + 1 :])
-        for position in self._images:
+        for position in self._image_layout:
             if args[position] is not None and not args[position].is_contiguous():
-                args = in_format_of_first(args, self._images)
+                args = in_format_of_first(args, self._image_layout)
                 break
         outputs = self._outputs
         results = out if out is not None and chosen.name == "triton" else outputs.function(*outputs.pick(args))
-        if self._single:
+        if self._has_one_output:
             chosen.kernel(*args, results)
         else:
             chosen.kernel(*args, *results)
@@ -233,25 +236,25 @@ class Op:
         return self.stock.function(args)
 
     def _run_reference(self, args: tuple, backend: str):
-        """By PyTorch's own ops, which know the derivatives that an autograd function does not."""
+        """Runs PyTorch's own ops, for derivatives that an autograd function does not support."""
         if backend not in ("auto", "reference"):
             reason = "in forward-mode or nested torch.func differentiation; allowed: auto, reference"
             raise BackendError(f"fastseg.{self.name}: backend={backend!r} {reason}")
         return self._run_definition(args)
 
     def _run_definition(self, args: tuple):
-        """The reference, without a gradient in the forward: PyTorch differentiates its ops itself."""
+        """Runs the reference, whose ops PyTorch differentiates: the forward computes no gradient."""
         self._check(args)
         if not self._is_backward:
-            args = tuple(False if name in _EARLY else value for name, value in zip(self.names, args))
+            args = tuple(False if name in _EARLY_GRADIENT_FLAGS else value for name, value in zip(self.names, args))
         return self._reference(args)
 
     def _run_traced(self, args: tuple):
-        """By PyTorch's own ops, whatever the backend: what torch.jit.trace records can then be differentiated, fits
-        inputs of other sizes and needs no fastseg.
+        """Runs PyTorch's own ops, for every `backend`: the program that torch.jit.trace records can then be
+        differentiated, accepts inputs of other sizes and needs no fastseg.
         """
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of checks
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # from the checks
             if self.stock is not None and self.stock.why_not(args) is None:
                 return self._run_stock(args)
             return self._run_definition(args)
@@ -264,11 +267,11 @@ class Op:
 
     def choose(self, args: tuple, backend: str = "auto") -> Backend:
         """The kernel or reference that runs this call. Raises BackendError with each backend's reason if none can."""
-        lead = args[0]
-        kind = backend, lead.device, lead.dtype
+        first = args[0]
+        kind = backend, first.device, first.dtype
         if backend != "auto" and backend not in BACKEND_NAMES:
             raise ValueError(f"fastseg.{self.name}: backend={backend!r}; allowed: auto, {', '.join(BACKEND_NAMES)}")
-        refusals = False  # predicates that look at more than device and dtype
+        refusals = False  # True if a predicate depends on more than device and dtype
         for candidate in self.backends:
             if backend in ("auto", candidate.name):
                 refusals = refusals or candidate.refuses is not None
@@ -279,7 +282,7 @@ class Op:
         raise BackendError(f"fastseg.{self.name}: backend={backend!r} cannot run this call:\n{self._reasons(args)}")
 
     def explain(self, args: tuple, backend: str = "auto") -> str:
-        """What would run this call, and why the other backends would not."""
+        """Says what would run this call, and why the other backends would not."""
         self._check(args)
         stock = self.stock
         faster = stock is not None and (backend == "stock" or (backend == "auto" and stock.is_faster(args)))
@@ -304,19 +307,19 @@ class Op:
         """Makes the autograd functions: for plain eager calls, for torch.func, and for the dispatcher.
 
         kept: the arguments, "backend" and outputs that `backward` needs; shapes: arguments whose shapes it needs.
-        differentiable: outputs. backward(values, grads, needs) -> {argument: gradient}, of the kept values, tensors
-        first and shapes last.
+        differentiable: outputs. backward(values, grads, needs) -> {argument: gradient}; `values` are those of `kept`,
+        tensors first, then the shapes.
         """
-        arguments, results, run_op, trusts = self.arguments, self.results, self._run, self._trusts
-        held = [*arguments, "backend", *results]
+        arguments, results, run_op, is_internal = self.arguments, self.results, self._run, self._is_internal
+        names = [*arguments, "backend", *results]
         is_tensor = {*self.tensors, *results}
-        pick_tensors = picker([held.index(name) for name in kept if name in is_tensor])
-        pick_constants = picker([held.index(name) for name in kept if name not in is_tensor])
-        pick_constant_results = picker([held.index(name) for name in results if name not in differentiable])
-        pick_shaped = picker([held.index(name) for name in shapes])
-        conditions = [(held.index(name), held.index(flag)) for name, flag in self._saved_if.items()]
+        pick_tensors = picker([names.index(name) for name in kept if name in is_tensor])
+        pick_constants = picker([names.index(name) for name in kept if name not in is_tensor])
+        pick_constant_results = picker([names.index(name) for name in results if name not in differentiable])
+        pick_shaped = picker([names.index(name) for name in shapes])
+        conditions = [(names.index(name), names.index(flag)) for name, flag in self._saved_if.items()]
         several = len(differentiable) > 1
-        single, nothing = self._single, (None,) * (len(arguments) + 1)
+        has_one_output, nothing = self._has_one_output, (None,) * (len(arguments) + 1)
         places = {name: place for place, name in enumerate(arguments)}
 
         def constants_and_shapes(values: tuple) -> tuple:
@@ -334,19 +337,19 @@ class Op:
         to_save = to_save if conditions else pick_tensors
 
         def forward_and_save(ctx, *args):
-            output = run_op(args[:-1], args[-1], trusts)
-            values = (*args, output) if single else (*args, *output)
+            output = run_op(args[:-1], args[-1], is_internal)
+            values = (*args, output) if has_one_output else (*args, *output)
             ctx.constants = constants_of(values)
             private.keep(ctx, to_save(values), pick_constant_results(values), several)
             return output
 
         def forward(*args):
-            # Inside of vmap the tensors are batches: the dispatcher takes them apart.
-            return self._packet(*args) if private.in_functional_transform() else run_op(args[:-1], args[-1])
+            # Inside vmap the tensors are batched: the dispatcher unwraps them.
+            return self._overload(*args) if private.in_functional_transform() else run_op(args[:-1], args[-1])
 
         def setup_context(ctx, inputs, output):
             inputs = inputs if len(inputs) > len(arguments) else (*inputs, AUTO)
-            values = (*inputs, output) if single else (*inputs, *output)
+            values = (*inputs, output) if has_one_output else (*inputs, *output)
             ctx.constants = constants_of(values)
             ctx.save_for_backward(*to_save(values))
             ctx.mark_non_differentiable(*pick_constant_results(values))
@@ -377,7 +380,7 @@ class Op:
         return type(self.name, (torch.autograd.Function,), statics)
 
     def _differentiate_by_names(self, backward: Callable) -> None:
-        """Of a backward that names what it needs."""
+        """Makes the autograd functions of a backward whose parameters name what it needs."""
         wanted = list(inspect.signature(backward).parameters)
         kept = self._tensors_first(name for name in (*self.arguments, "backend", *self.results) if name in wanted)
         shapes = [argument for argument in self.arguments if f"shape_{argument}" in wanted]
@@ -392,7 +395,7 @@ class Op:
         self._differentiate(kept, [name for name in self.results if f"grad_{name}" in wanted], run, shapes)
 
     def _differentiate_through_reference(self) -> None:
-        """With respect to every floating tensor argument."""
+        """Makes the autograd functions that differentiate the reference, for every floating tensor argument."""
         kept = self._tensors_first(self.arguments)
         order = [kept.index(name) for name in self.arguments]
 

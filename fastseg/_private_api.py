@@ -1,4 +1,4 @@
-"""Everything of PyTorch that is used here without being public: one place to look when a new version comes out.
+"""All uses of PyTorch's private API, to be checked when a new version comes out.
 
 Checked on torch 2.11, 2.13 and 2.14.1 (`make test-torch VERSION=...`).
 """
@@ -10,33 +10,33 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import _reduction
 
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+_STANDARD_TYPES = (Tensor, torch.nn.Parameter, type(None))
 
 
-# torch.nn.functional.cross_entropy of (input, target, weight, reduction, ignore_index, label_smoothing), its reduction
-# being a number of fastseg._reduction.
+# torch.nn.functional.cross_entropy of (input, target, weight, reduction, ignore_index, label_smoothing), where
+# `reduction` is a number of fastseg._reduction.
 stock_cross_entropy = torch._C._nn.cross_entropy_loss
 
 
-# A __torch_function__ that leaves the results of a tensor subclass as they are.
+# A __torch_function__ that does not convert results to the tensor subclass.
 no_torch_function = torch._C._disabled_torch_function_impl
 
-# Of a tensor without memory: C++ that asks for its pointer gets an error rather than null.
+# Of a tensor without memory: C++ code that reads its data pointer gets an error instead of null.
 refuse_data_pointer = torch._C._set_throw_on_mutable_data_ptr
 
 
 def in_dispatch_mode() -> bool:
-    """True under a TorchDispatchMode, such as those that trace."""
+    """True under a TorchDispatchMode, such as a tracer."""
     return torch._C._len_torch_dispatch_stack() > 0
 
 
-def is_watched(tensors: tuple) -> bool:
+def must_dispatch(tensors: tuple) -> bool:
     """True if a mode, transform, profiler or tensor subclass must see a call with these tensors (or None).
 
-    Not for torch.compile, which cannot trace this: ask torch.compiler.is_compiling() first.
+    torch.compile cannot trace this function: test torch.compiler.is_compiling() first.
     """
     for tensor in tensors:  # a loop: a generator costs a microsecond more
-        if type(tensor) not in _PLAIN:
+        if type(tensor) not in _STANDARD_TYPES:
             return True
     return (
         torch._C._len_torch_dispatch_stack() > 0
@@ -54,20 +54,20 @@ def is_traced() -> bool:
 
 
 def in_functional_transform() -> bool:
-    """True inside of a transform of torch.func."""
+    """True inside a transform of torch.func."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def differentiates_twice(tensors: tuple) -> bool:
     """True if transforms of torch.func ask for more than one derivative of these tensors, or for a forward-mode one.
 
-    Of a forward-mode transform that is the innermost one, `has_tangent` knows better.
+    Ignores a forward-mode transform that is the innermost one: `has_tangent` detects it exactly.
     """
     functorch = torch._C._functorch
     kinds = functorch.TransformType
     transforms = {transform.level(): transform.key() for transform in functorch.get_interpreter_stack()}
     if forward_ad._current_level >= 0 and kinds.Jvp not in transforms.values():
-        return True  # dual tensors of forward_ad inside of a transform
+        return True  # dual tensors of forward_ad inside a transform
     innermost, reverse = max(transforms), set()
     for tensor in tensors:
         while tensor is not None and functorch.is_functorch_wrapped_tensor(tensor):
@@ -82,7 +82,7 @@ def differentiates_twice(tensors: tuple) -> bool:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """True of a batch of torch.func.vmap, whose data cannot be looked at."""
+    """True for a batch of torch.func.vmap, whose data cannot be read."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):
@@ -100,7 +100,7 @@ def has_tangent(args: tuple) -> bool:
 
 
 def is_last_backward() -> bool:
-    """True in a plain backward after which the graph is freed: neither retain_graph=True nor torch.func."""
+    """True in a backward after which the graph is freed: neither retain_graph=True nor torch.func."""
     return (
         torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._autograd._get_current_graph_task_keep_graph()
@@ -108,16 +108,16 @@ def is_last_backward() -> bool:
 
 
 def apply_of(function: type[torch.autograd.Function]):
-    """`function.apply` without its search for transforms of torch.func, for callers that have looked already."""
+    """`function.apply` without its test for transforms of torch.func, for callers that have made this test."""
     return super(torch.autograd.Function, function).apply
 
 
 def boxed_call_of(name: str):
-    """`torch.ops.fastseg.<name>` as the built-in function behind it."""
+    """The built-in function that `torch.ops.fastseg.<name>` calls."""
     return getattr(torch.ops.fastseg, name).default._op
 
 
-# torch's pooling without its Python front, and its unpooling without the bounds that this sets to output_size.
+# torch's pooling without its Python wrapper, and its unpooling without the limits of the wrapper on output_size.
 max_pool2d_with_indices = torch._C._nn.max_pool2d_with_indices
 max_unpool2d = torch._C._nn.max_unpool2d
 
@@ -127,7 +127,7 @@ upsample_bilinear2d = torch._C._nn.upsample_bilinear2d
 
 @functools.cache
 def multiplies_halves(dtype: torch.dtype) -> bool:
-    """True if this processor multiplies matrices of a half type, which torch's convolution then makes use of."""
+    """True if this processor multiplies matrices of a half type; torch's convolution then uses these instructions."""
     if dtype == torch.bfloat16:
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.cpu._is_amx_fp16_supported()
@@ -139,12 +139,12 @@ def has_kernel(name: str, dispatch_key: str) -> bool:
 
 
 def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
-    """The `reduction` that torch's deprecated arguments stand for."""
+    """The `reduction` that torch's deprecated arguments mean."""
     return _reduction.legacy_get_string(size_average, reduce)
 
 
 def keep(ctx, tensors: tuple, constant_outputs: tuple, materialize: bool) -> None:
-    """save_for_backward, mark_non_differentiable, set_materialize_grads of a plain autograd function, in one call."""
+    """save_for_backward, mark_non_differentiable and set_materialize_grads in one call."""
     ctx.to_save = tensors
     ctx.non_differentiable = constant_outputs
     ctx.materialize_grads = materialize

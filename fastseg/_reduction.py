@@ -1,4 +1,4 @@
-"""`reduction` as C++ and Triton get it: csrc/fastseg/reduction.h."""
+"""`reduction` as a number, for C++ and Triton: csrc/fastseg/reduction.h."""
 
 from fastseg import _check
 
@@ -8,7 +8,7 @@ NUMBERS = {"none": NONE, "mean": MEAN, "sum": SUM}
 
 
 def reduction_number(op: str, reduction: str) -> int:
-    """NONE, MEAN or SUM; ValueError for any other word."""
+    """NONE, MEAN or SUM; ValueError for any other value."""
     number = NUMBERS.get(reduction) if isinstance(reduction, str) else None
     if number is None:
         _check.one_of(op, "reduction", reduction, tuple(NUMBERS))

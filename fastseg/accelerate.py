@@ -1,11 +1,10 @@
-"""Replaces stock modules inside somebody else's model by those of `fastseg.nn`, in place, with a report and an undo.
+"""Replaces stock modules of a model by those of `fastseg.nn`, in place, with a report and an undo.
 
 A replacement is a subclass of the stock class that computes the same and needs no state of its own.
 Replacing a module therefore only changes its class: it remains the same object, so parameters, buffers,
-hooks, train/eval mode, dtype, device, and every name and reference under which it is known stay the same.
-The model is never run.
+hooks, train/eval mode, dtype, device, and all its names and references stay the same. The model is never run.
 
-Each `fastseg/nn/<op>.py` registers for the stock class it replaces; nothing here knows any of them.
+Each `fastseg/nn/<op>.py` registers its replacements; this file names none of them.
 """
 
 import threading
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-_MARK = "_accelerated"  # set on a module whose class was changed: those built as fastseg.nn.* are the user's own choice
+_MARK = "_accelerated"  # set on a module whose class was changed; modules that the user built as fastseg.nn.* lack it
 _lock = threading.Lock()
 
 
@@ -38,11 +37,11 @@ def register(stock, replacement, why_not=lambda module: None, note=lambda module
     Args:
         stock: the class to look for; subclasses are never replaced, they may compute something else.
         replacement: a subclass of ``stock`` that needs no instance attributes beyond those of ``stock``
-            (class attributes give the defaults of others), or None where users should only be told why
-            nothing is done.
-        why_not: gives the reason to leave one particular module alone, or None.
-        note: says how a module will work after its replacement, where there is a choice, or None.
-        concerns: False for modules that nobody expects to be replaced, which the report then leaves out.
+            (class attributes give the defaults of others), or None if the report should only say why the
+            module is not replaced.
+        why_not: returns the reason not to replace a particular module, or None.
+        note: says how a module will work after its replacement, if there is a choice, or None.
+        concerns: False for modules that users do not expect to be replaced: the report omits them.
     """
     if replacement is not None and not issubclass(replacement, stock):
         raise TypeError(f"{replacement.__qualname__} is not a subclass of {stock.__qualname__}")
@@ -51,8 +50,8 @@ def register(stock, replacement, why_not=lambda module: None, note=lambda module
 
 @dataclass(frozen=True)
 class Entry:
-    """One module: every name it has in the model, its class before, and its class now or why it was left; how
-    its new class works, if there is a choice.
+    """One module: all its names in the model, its class before, its class now or why it was skipped, and how its
+    new class works, if there is a choice.
     """
 
     names: tuple[str, ...]
@@ -67,7 +66,7 @@ class Report:
     """What `accelerate` did; prints as a table.
 
     replaced: modules whose class was changed.
-    skipped: modules that look replaceable but were left alone, with the reason in `why`.
+    skipped: modules that look replaceable but were not replaced, with the reason in `why`.
     """
 
     replaced: list[Entry] = field(default_factory=list)
@@ -75,7 +74,7 @@ class Report:
     _modules: list[nn.Module] = field(default_factory=list, repr=False)
 
     def undo(self):
-        """Give every module that was replaced its class back. What `fastseg.restore` undid already stays undone."""
+        """Give every replaced module its old class. Modules that `fastseg.restore` has restored stay so."""
         with _lock:
             for module in self._modules:
                 _restore(module)
@@ -93,25 +92,25 @@ class Report:
 
 
 def accelerate(model):
-    """Replace the modules of ``model`` that `fastseg.nn` knows to be faster at the same result, in place.
+    """Replace the modules of ``model`` for which `fastseg.nn` has a faster one with the same result, in place.
 
-    Only modules are seen: a call of ``torch.nn.functional.cross_entropy`` inside somebody's ``forward``
-    stays as it is. Pass a module that holds network and loss to have both looked at, or the loss by itself.
-    The model is not run, no random numbers are drawn, and any thread may do so at any time. Wrapped models (DDP,
-    ``torch.compile``) can be passed; so can a part of a model.
+    Only modules are replaced: a call of ``torch.nn.functional.cross_entropy`` inside a ``forward`` stays.
+    Pass a module that contains network and loss to replace modules in both, or call this on the loss, too.
+    The model is not run, no random numbers are drawn, and any thread may call this at any time. Wrapped models
+    (DDP, ``torch.compile``) can be passed; so can a part of a model.
 
-    A pooling that returns indices then returns `fastseg.ops.PoolIndices` of one byte each, which whoever is not an
-    unpooling of fastseg uses as torch's int64 tensor.
+    A pooling that returns indices then returns `fastseg.ops.PoolIndices` of one byte each. Everything but an
+    unpooling of fastseg uses them as torch's int64 tensor.
 
-    Where a model is scripted, traced (``torch.jit``, ``torch.fx``) or exported to ONNX, its modules run stock's code.
-    A program of ``torch.export`` holds the ops of fastseg: who loads it needs ``import fastseg`` before
-    ``torch.export.load``. For a program of stock ops alone, call `restore` before the export.
+    If a model is scripted, traced (``torch.jit``, ``torch.fx``) or exported to ONNX, its modules run stock's code.
+    A program of ``torch.export`` contains ops of fastseg: ``import fastseg`` before ``torch.export.load``. For a
+    program of stock ops alone, call `restore` before the export.
 
     Args:
         model: any ``torch.nn.Module``; it may itself be a module that is replaced.
 
     Returns:
-        Report: what was replaced and what was not, and why; ``print`` it. Its ``undo()`` takes it all back.
+        Report: what was replaced and what was not, and why; ``print`` it. Its ``undo()`` reverts all replacements.
 
     Raises:
         TypeError: ``model`` is not a ``torch.nn.Module``.
@@ -127,16 +126,16 @@ def accelerate(model):
 
 
 def restore(model):
-    """Give every module of ``model`` that `accelerate` replaced its class back, in place.
+    """Give every module of ``model`` that `accelerate` replaced its old class, in place.
 
-    The model then computes, bit by bit, what it did before, also if it is a copy of what `accelerate` was given, or
-    was pickled since. Modules that were built as ``fastseg.nn.*`` stay.
+    The model then computes bitwise the same as before. This also works on a copy of the model given to `accelerate`,
+    and after pickling. Modules that were built as ``fastseg.nn.*`` stay.
 
     Args:
         model: any ``torch.nn.Module``.
 
     Returns:
-        int: how many modules were given back their class.
+        int: how many modules were restored.
 
     Raises:
         TypeError: ``model`` is not a ``torch.nn.Module``.
@@ -169,7 +168,7 @@ def _replace(module, names, report):
 
 
 def _restore(module):
-    """Whether it had been replaced."""
+    """Returns True if the module had been replaced."""
     if _MARK not in vars(module):
         return False
     delattr(module, _MARK)
@@ -178,7 +177,7 @@ def _restore(module):
 
 
 def _why_not(module, rule):
-    """The reason to leave ``module`` as it is, or None; ``rule`` is that of its class or of a base class."""
+    """The reason not to replace ``module``, or None; ``rule`` is that of its class or of a base class."""
     kind = type(module)
     if rule.replacement is not None:
         if issubclass(kind, rule.replacement):

@@ -1,6 +1,6 @@
-"""What is built, what runs where, and why anything is missing: `python -m fastseg.info`.
+"""Shows what is built, what runs where, and why anything is missing: `python -m fastseg.info`.
 
-`python -m fastseg.info --write README.md` renews the op x backend table of the README.
+`python -m fastseg.info --write README.md` updates the op x backend table of the README.
 """
 
 import importlib.util
@@ -21,10 +21,10 @@ ALWAYS = 1 << 62  # a limit of calls that "auto" always leaves to stock PyTorch
 
 
 def explain(function: str, *args, **options) -> str:
-    """What would run `fastseg.ops.<function>(*args, **options)` here, and why the other backends would not.
+    """Says what would run `fastseg.ops.<function>(*args, **options)` here, and why the other backends would not.
 
-    Nothing is computed, but where plain PyTorch runs all of it (`cross_entropy` with class weights to differentiate,
-    `sigmoid_focal_loss` with such targets). `function` may also be the name of an op, `torch.ops.fastseg.<function>`.
+    Nothing is computed, except if plain PyTorch runs the whole function (`cross_entropy` with class weights that
+    require grad, `sigmoid_focal_loss` with such targets). `function` may also be an op, `torch.ops.fastseg.<function>`.
     """
     public = {name: getattr(fastseg.ops, name) for name in _functions()}
     if function not in public and function not in REGISTRY:
@@ -59,20 +59,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-GPUS = {  # what tests compile for, without a GPU; see README.md for what was measured where
+GPUS = {  # targets that the tests compile for, without a GPU; README.md says what was measured where
     "CUDA C++": "sm_80 and sm_90, each kernel without spills",
     "Triton": "sm_80 and sm_90, each configuration without spills; some for sm_100, sm_120 and gfx942 (AMD)",
 }
 
 
 def missing() -> dict[str, str | None]:
-    """Per backend None if it can run on this machine, else the reason."""
+    """For each backend None if it can run on this machine, else the reason."""
     return {name: _library.missing(name) for name in BACKEND_NAMES[1:]}
 
 
 def table(built_only: bool = True) -> list[dict[str, str]]:
-    """One row per module of `fastseg.ops`: its public functions, the dtypes that each backend takes ("-" where there is
-    none), and the CPU calls that "auto" leaves to stock PyTorch.
+    """One row per module of `fastseg.ops`: its public functions, the dtypes of each backend ("-" if the op lacks it),
+    and the CPU calls that "auto" leaves to stock PyTorch.
     """
     functions: dict[str, list[str]] = {}
     for name in _functions():
@@ -80,9 +80,9 @@ def table(built_only: bool = True) -> list[dict[str, str]]:
     rows = []
     for module, names in functions.items():
         ops = [op for op in _ops_of(module) if not op.name.endswith("_backward")]
-        lead = next(op for op in ops if op.backends[0].dtypes is not None)  # the one that takes the caller's tensors
+        main = next(op for op in ops if op.backends[0].dtypes is not None)  # the op that takes the caller's tensors
         row = {"op": ", ".join(names)}
-        row |= {name: _dtypes(lead, name, built_only) for name in BACKEND_NAMES[1:]}
+        row |= {name: _dtypes(main, name, built_only) for name in BACKEND_NAMES[1:]}
         limits = {kind: limit for op in ops if isinstance(op.stock, Stock) for kind, limit in op.stock.below.items()}
         left = [f"{kind}: {'all' if limit >= ALWAYS else f'{limit:,}'}" for kind, limit in limits.items()]
         rows.append(row | {"left to stock by auto below": "; ".join(left) or "-"})
@@ -90,11 +90,11 @@ def table(built_only: bool = True) -> list[dict[str, str]]:
 
 
 def _ops_of(module: str) -> list[Op]:
-    """The ops that stand in a module or, if it is a package, below it."""
+    """The ops of a module or package."""
     found = []
     for name, loaded in list(sys.modules.items()):
         if name == module or name.startswith(f"{module}."):
-            for value in vars(loaded).values():  # an op, or a family of them (fastseg.ops.convolution.maps)
+            for value in vars(loaded).values():  # an op, or a tuple of ops (fastseg.ops.convolution.maps)
                 found += [op for op in (value if isinstance(value, tuple) else (value,)) if isinstance(op, Op)]
     return [op for op in REGISTRY.values() if op in found]
 
@@ -134,10 +134,10 @@ README_MARKERS = "<!-- ops -->\n", "<!-- /ops -->"
 
 
 def with_table(text: str) -> str:
-    """`text` with the op x backend table between its markers."""
+    """`text` with a new op x backend table between the markers."""
     start, end = README_MARKERS
-    before, _, rest = text.partition(start)
-    return before + start + markdown_table() + "\n" + end + rest.partition(end)[2]
+    before, _, after = text.partition(start)
+    return before + start + markdown_table() + "\n" + end + after.partition(end)[2]
 
 
 def main() -> None:

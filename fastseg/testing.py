@@ -1,6 +1,6 @@
 """The tolerance policy, public so that users can check their own models with it.
 
-An implementation is right when its error against an fp64 reference is at most twice the error of stock
+An implementation is correct if its error against an fp64 reference is at most twice the error of stock
 PyTorch in the same dtype, plus one rounding of the output dtype, both in the maximum norm (FlashAttention's
 rule). There are no other tolerances.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def max_error(value: Tensor, exact: Tensor) -> float:
-    """Largest |value - exact|; NaN where exact is NaN and equal infinities count as no error, other NaN as infinite."""
+    """Largest |value - exact|: 0 where both are NaN or the same infinity, infinite for any other NaN."""
     value, exact = value.detach().double(), exact.detach().double()
     same = (value == exact) | (value.isnan() & exact.isnan())
     error = torch.where(same, torch.zeros_like(exact), (value - exact).abs())
@@ -29,7 +29,7 @@ def allowed_error(stock: Tensor, exact: Tensor, dtype: torch.dtype | None = None
 
 
 def assert_within_policy(ours: Tensor, stock: Tensor, exact: Tensor, what: str = "output") -> None:
-    """Raises AssertionError unless `ours` is as good as `stock` measured against `exact` (fp64)."""
+    """Raises AssertionError unless the error of `ours` against `exact` (fp64) is allowed, given that of `stock`."""
     if ours.shape != exact.shape:
         raise AssertionError(f"{what}: shape {tuple(ours.shape)}, expected {tuple(exact.shape)}")
     if ours.dtype != stock.dtype:

@@ -1,4 +1,4 @@
-"""Made-up data sets in COCO's structures."""
+"""Random data sets in COCO's structures."""
 
 import numpy
 
@@ -73,9 +73,9 @@ def random_data_set(seed, images=30, categories=5, truths=6, found=12, ties=True
 
 
 def with_masks(annotations, detections, seed=0, size=(330, 400)):
-    """The same with a "segmentation" for each, about an ellipse in its box, in each of the forms that COCO has:
-    polygons (one, or two halves), counts, and their text; crowds and detections as counts only. Detections lose their
-    boxes.
+    """The same with a "segmentation" for each instance, roughly an ellipse in its box, in all forms of COCO: polygons
+    (one, or two halves), counts, and counts as text; crowds and detections have counts only. Removes the boxes of the
+    detections.
     """
     random = numpy.random.default_rng(seed)
 

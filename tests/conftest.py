@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import fastseg.ops  # noqa: F401  fills the table
+import fastseg.ops  # noqa: F401  fills REGISTRY
 from fastseg._op import REGISTRY
 
 

@@ -1,4 +1,4 @@
-"""What a test file says about a public op so that tests/test_contract.py can hold it to the contract.
+"""Descriptions of public ops, in their test files, for tests/test_contract.py.
 
     CONTRACTS = [
         Contract(
@@ -22,7 +22,7 @@ LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded")
 
 
 class Make:
-    """Builds the tensors of one call in one dtype, device and memory layout, the same ones on every run."""
+    """Builds the tensors of one call in one dtype, device and memory layout; every run gives the same ones."""
 
     def __init__(self, dtype: torch.dtype, device: str = "cpu", layout: str = "contiguous", seed: int = 0):
         self.dtype, self.device, self.layout = dtype, device, layout
@@ -75,7 +75,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Contract:
-    """A public op, what it must equal, and on which calls.
+    """A public op, the function that it must equal, and the calls to test.
 
     exact: outputs are integers that must equal stock's; nothing is differentiated.
     dtypes, rejected: of the floating arguments; rejected ones must raise an error that names the dtype.
@@ -104,7 +104,7 @@ def leaves(arguments: dict) -> dict[str, Tensor]:
 
 
 def to_double(arguments: dict) -> dict:
-    """The same call in fp64, with leaves of its own."""
+    """The same call in fp64, with new leaves."""
 
     def convert(value):
         if not isinstance(value, Tensor) or not value.is_floating_point():

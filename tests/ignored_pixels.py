@@ -24,7 +24,7 @@ def _mask():
     return mask
 
 
-# function, target: one logit of the first row of the first image is not finite
+# (function, target, options); one logit in the first row of the first image is not finite
 INERT = {
     "focal_loss": (ops.focal_loss, _labels(8, 6), {}),
     "focal_loss without a sum": (ops.focal_loss, _labels(8, 6), dict(reduction="none")),
@@ -39,7 +39,7 @@ INERT = {
 
 
 def check_inert(backend, values=(math.inf, -math.inf, math.nan), layouts=LAYOUTS):
-    """A module's test of our own losses: early gradient, and late."""
+    """Tests our own losses, with the gradient computed in the forward and in the backward."""
 
     @pytest.mark.parametrize("value", values)
     @pytest.mark.parametrize("name", INERT)
@@ -66,7 +66,7 @@ def check_inert(backend, values=(math.inf, -math.inf, math.nan), layouts=LAYOUTS
 
 
 def check_as_stock(backend, values=(math.inf, -math.inf, math.nan), layouts=LAYOUTS):
-    """A module's test of cross_entropy: 0 in the loss and NaN in the gradient."""
+    """Tests cross_entropy: 0 in the loss and NaN in the gradient."""
 
     @pytest.mark.parametrize("value", values)
     @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -87,6 +87,6 @@ def check_as_stock(backend, values=(math.inf, -math.inf, math.nan), layouts=LAYO
                     for loss in losses
                 )
                 torch.testing.assert_close(ours, stock, equal_nan=True)
-                assert ours[0, :, 0, 2].isnan().any() == (value != -math.inf)  # whose probability is 0
+                assert ours[0, :, 0, 2].isnan().any() == (value != -math.inf)  # -inf has probability 0
 
     return check

@@ -1,4 +1,4 @@
-"""Tests of one instruction level of the CPU library. It is chosen when the library loads: in a process of its own."""
+"""Tests of one instruction level of the CPU library, in a separate process: the level is chosen at import."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from fastseg import _library
 
 
 def run_at_level(level: str, *arguments: str) -> None:
-    """`python <arguments>` must succeed with `level` loaded; skips where that level is not built or cannot run."""
+    """`python <arguments>` must succeed with `level` loaded; skips if that level is not built or cannot run."""
     if not (_library.LIBRARY_DIR / f"libfastseg_{level}.so").exists():
         pytest.skip(f"libfastseg_{level}.so is not built")
     if _library.LEVELS.index(level) < _library.LEVELS.index(_library.CPU_LEVEL or "base"):

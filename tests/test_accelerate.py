@@ -1,4 +1,4 @@
-"""`fastseg.accelerate`: what it replaces stays the same module in all else; what it leaves, it explains; its undo."""
+"""`fastseg.accelerate`: replaced modules stay the same otherwise; skipped modules have a reason; undo."""
 
 import copy
 import io
@@ -16,7 +16,7 @@ from fastseg.testing import assert_within_policy
 
 
 class NetworkWithLoss(nn.Module):
-    """Somebody's module that holds both; the loss goes by two names."""
+    """A module that contains network and loss; the loss has two names."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +74,7 @@ def test_report_names_what_was_replaced_and_why_the_rest_was_not():
     assert lines[0] == "fastseg.accelerate: 2 replaced, 0 skipped"
     assert lines[1].startswith("  net.3             Upsample -> fastseg.nn.Upsample (if it feeds a cross-entropy")
     assert lines[2] == "  loss, criteria.0  CrossEntropyLoss -> fastseg.nn.CrossEntropyLoss"
-    assert len(lines) == 3  # nothing on modules for which there is no replacement
+    assert len(lines) == 3  # no line for modules without a replacement
 
 
 def test_the_module_itself_is_replaced_in_place():
@@ -186,7 +186,7 @@ def test_fastseg_models_can_be_passed():
 
 
 class PoolsInside(nn.Module):
-    """Network and loss in one, indices that go many ways, an assert on shapes, a forward that must not be run."""
+    """Network and loss in one, several uses of indices, an assert on shapes, a forward that must not run."""
 
     runs = 0
 
@@ -211,7 +211,7 @@ def pools_batch():
 
 
 def state_of(model):
-    """Class and attributes of every module, these by identity."""
+    """Class and attributes of every module; attributes by identity."""
     return [(type(module), {name: id(value) for name, value in vars(module).items()}) for module in model.modules()]
 
 
@@ -225,7 +225,7 @@ def test_undo_brings_back_classes_attributes_and_every_bit(model, data, undo):
     undo(model, report)
     assert state_of(model) == before
     assert torch.equal(model(*data), expected)
-    undo(model, report)  # there is nothing left to undo
+    undo(model, report)  # a second time: nothing to undo
     assert fastseg.restore(model) == 0 and type(model.loss) is nn.CrossEntropyLoss
 
 
@@ -252,7 +252,7 @@ def test_the_model_is_not_run_and_no_random_number_is_drawn():
 
 
 def test_many_threads_accelerate_run_and_restore():
-    """Each its own model, and all of them one."""
+    """Each thread with its own model, and all with the same model."""
     data, shared = pools_batch(), PoolsInside()
     expected = PoolsInside()(*data)
     failures = []

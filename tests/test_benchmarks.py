@@ -1,4 +1,4 @@
-"""The benchmark machinery: what it counts, refuses and judges, and that the README shows what it measured."""
+"""The benchmark code: counting, refusal, targets, and that the README shows the committed results."""
 
 import dataclasses
 import functools
@@ -386,7 +386,7 @@ def test_an_unknown_revision_is_refused():
 
 
 def test_cuda_timings_rotate_through_the_copies(monkeypatch):
-    clock = [0.0]  # milliseconds of a device that is not there
+    clock = [0.0]  # milliseconds of a simulated device
     calls = []
 
     class Event:

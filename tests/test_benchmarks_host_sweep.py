@@ -1,4 +1,4 @@
-"""`benchmarks.run host` and `sweep`: what they draw, measure, judge and save."""
+"""`benchmarks.run host` and `sweep`: random calls, measurement, targets and saved results."""
 
 import argparse
 import functools
@@ -25,7 +25,7 @@ def test_a_workload_and_its_stock_do_the_same(workload):
             result.backward(torch.ones_like(result))
         found.append((result.double(), leaves[0].grad))
     (ours, our_gradient), (stock, stock_gradient) = found
-    torch.testing.assert_close(ours, stock, rtol=1.3e-6, atol=1e-5)  # as of float32
+    torch.testing.assert_close(ours, stock, rtol=1.3e-6, atol=1e-5)  # the tolerance of float32
     if workload.differentiable:
         torch.testing.assert_close(our_gradient, stock_gradient, rtol=1e-4, atol=1e-6)
 
@@ -94,7 +94,7 @@ def test_a_loss_is_large_in_share_and_in_time(ours, stock, lost):
 
 
 def timings_of(*medians):
-    """What one measurement gives after another."""
+    """Results for consecutive measurements."""
     pairs = iter(medians)
 
     def measure_turns(steps, fewest, budget):

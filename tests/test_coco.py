@@ -1,4 +1,4 @@
-"""fastseg.metrics.coco: golden values, hand-made cases, C++ against the definition, what errors say."""
+"""fastseg.metrics.coco: golden values, hand-made cases, C++ against the reference, error messages."""
 
 import numpy
 import pytest
@@ -44,14 +44,13 @@ def test_golden_figures():
 
 
 def test_golden_recall_of_proposals():
-    """Spec 4.4."""
     moved = [entry | {"category_id": 7} for entry in GOLDEN_DETECTIONS]
     result = coco_evaluate(GOLDEN, moved, max_detections=(1, 2, 3), use_categories=False)
     assert [result[f"AR@{n}"] for n in (1, 2, 3)] == pytest.approx([0.3, 2 / 3, 0.7])
 
 
 def test_the_last_of_equal_truths_is_taken():
-    """A later truth of the same IoU wins; the first is then left for the second detection, which it misses."""
+    """A later truth of the same IoU wins; only the first remains for the second detection, which misses it."""
     truths = data_set([annotation(1, 1, (0, 0, 10, 10)), annotation(2, 1, (20, 0, 10, 10))], [1])
     both = [detection(1, (10, 0, 10, 10), 0.9), detection(1, (20, 0, 10, 10), 0.8)]
     assert coco_evaluate(truths, both)["AR@100"] == 0.5
@@ -84,7 +83,7 @@ def test_crowds_take_any_number_and_cost_nothing():
 
 
 def boxes_as_masks(entries, form):
-    """The golden boxes, whose corners are whole, are the masks of the same figures."""
+    """The golden boxes have integer corners: as masks they give the same results."""
     found = []
     for entry in entries:
         x, y, width, height = entry["bbox"]
@@ -121,7 +120,7 @@ def test_no_masks():
 
 
 def test_areas_of_masks_and_of_boxes():
-    """Without boxes, areas are those of the masks; with them those of the boxes, as pycocotools has it."""
+    """Without boxes, areas are those of the masks; with them those of the boxes, as in pycocotools."""
     truths = data_set([annotation(1, 1, (0, 0, 9, 9)) | {"segmentation": [[90, 90, 99, 90, 99, 99]]}], [1])
     truths["images"] = MASK_IMAGES[:1]
     found = [{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": [[0, 0, 40, 0, 40, 40, 0, 40]]}]
@@ -220,7 +219,7 @@ RLE = {"size": [120, 110], "counts": [0, 13200]}
 
 
 def second_mask(change):
-    """Detections whose second has another mask."""
+    """Detections, the second of which has another mask."""
     found = boxes_as_masks(GOLDEN_DETECTIONS, "text")
     return dict(detections=[found[0], found[1] | {"segmentation": change}, *found[2:]])
 

@@ -1,4 +1,4 @@
-"""fastseg.metrics.CocoEvaluator: equal to coco_evaluate, whatever the batches, the form of the masks, and the ranks."""
+"""fastseg.metrics.CocoEvaluator: equal to coco_evaluate for any batches, forms of masks, and ranks."""
 
 import os
 
@@ -14,8 +14,8 @@ from tests.coco_data import random_data_set, with_masks
 SIZE = (330, 400)
 
 
-def whole_boxes(annotations, detections):
-    """Boxes whose corners are exact in float32, areas that are not those of the boxes."""
+def exact_boxes(annotations, detections):
+    """Boxes with corners that are exact in float32, and areas that are not those of the boxes."""
     for entry in (*annotations["annotations"], *detections):
         entry["bbox"] = [float(round(value)) for value in entry["bbox"]]
     return annotations, detections
@@ -66,7 +66,7 @@ def equal(ours, expected):
 @pytest.mark.parametrize("use_categories", [True, False])
 @pytest.mark.parametrize("iou_type, form", [("bbox", ""), ("segm", "packed"), ("segm", "bool"), ("segm", "uint8")])
 def test_equals_coco_evaluate(iou_type, form, use_categories):
-    data = whole_boxes(*random_data_set(3, images=8, categories=3))
+    data = exact_boxes(*random_data_set(3, images=8, categories=3))
     if iou_type == "segm":
         data = with_masks(*data, size=SIZE)
     expected = coco_evaluate(*data, iou_type, use_categories=use_categories)
@@ -185,7 +185,7 @@ def test_a_batch_with_an_error_is_left_out():
 
 
 def _rank(rank: int, ranks: int, folder: str) -> None:
-    """Images are dealt out as a sampler does it; the last rank sees none; with ids, rank 1 sees the first one, too."""
+    """Images are distributed as by a sampler; the last rank gets none; with ids, rank 1 also gets the first one."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
     found = {}

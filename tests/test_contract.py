@@ -31,7 +31,7 @@ def _outputs(result) -> tuple[torch.Tensor, ...]:
 
 
 def _run(function, arguments: dict, grad_layout: str = "random"):
-    """(outputs, {leaf name: gradient}) of one call; grad_layout names how the gradient of the output looks."""
+    """(outputs, {leaf name: gradient}) of one call; grad_layout: the layout of the output's gradient."""
     outputs = _outputs(function(**arguments))
     wanted = leaves(arguments)
     differentiable = [output for output in outputs if output.requires_grad]
@@ -44,7 +44,7 @@ def _run(function, arguments: dict, grad_layout: str = "random"):
 
 def _grad_output(output: torch.Tensor, layout: str) -> torch.Tensor:
     generator = torch.Generator().manual_seed(7)
-    if layout == "stride0":  # what .sum() sends back
+    if layout == "stride0":  # the gradient of .sum()
         return torch.full((), 0.75, dtype=output.dtype, device=output.device).expand(output.shape)
     shape = (*output.shape[:-1], 2 * output.shape[-1]) if layout == "sliced" and output.dim() else output.shape
     values = torch.randn(shape, generator=generator, dtype=torch.float64).to(torch.bfloat16)  # exact in every dtype
@@ -116,7 +116,7 @@ def test_gradcheck(contract, case):
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every public fastseg op that a call reaches, with its arguments."""
+    """Records every public fastseg op that a call reaches, with its arguments."""
 
     def __init__(self):
         super().__init__()
@@ -142,7 +142,7 @@ def test_opcheck(contract, case, device):
 
 @pytest.mark.parametrize("contract, case", CASES)
 def test_deterministic(contract, case, device):
-    """Bitwise the same twice, also when uninitialised memory is filled with NaN."""
+    """Two runs are bitwise equal, also if uninitialised memory is filled with NaN."""
     make_arguments = lambda: case.arguments(Make(torch.float32, device))  # noqa: E731
     first_outputs, first_gradients = _run(contract.function, make_arguments())
     torch.use_deterministic_algorithms(True)
@@ -170,7 +170,7 @@ def test_compiles_to_one_graph(contract, case, device):
             for one, two in zip(outputs, eager_outputs):
                 torch.testing.assert_close(one, two)
             continue
-        # eager stands in for stock: compiling may round in another order, but not worse
+        # Eager replaces stock: compiling may round in another order, but not worse.
         exact_outputs, exact_gradients = _run(contract.stock, to_double(arguments))
         for one, two, exact in zip(outputs, eager_outputs, exact_outputs):
             assert_within_policy(one, two, exact)
@@ -206,9 +206,9 @@ def test_unknown_backend_is_refused(device):
 
 
 def _kernels_of(function) -> set[str]:
-    """Where the Python code of fastseg.kernels that a call runs stands, and the C++ entry points: {"reference", ...}.
+    """The files of fastseg.kernels whose Python code a call runs, and "native" for C++ entry points.
 
-    By the interpreter's and PyTorch's own profilers, which know nothing of `Op`.
+    By the interpreter's and PyTorch's profilers, which do not depend on `Op`.
     """
     files = set()
 
@@ -238,9 +238,9 @@ def test_the_backend_of_the_forward_runs_the_backward(contract, case):
     assert ran & {"native", "cpu"} and not ran & {"reference", "triton"}
 
 
-# Python calls of a forward that is to be differentiated: what a GPU waits for.
-MOST_CALLS = 20
-MORE_CALLS = {  # two ops, two gradients, or one more tensor to check
+# Python calls of a forward with autograd: a GPU waits for them.
+MAX_CALLS = 20
+CALLS_OF_LONGER_OPS = {  # two ops, two gradients, or one more tensor to check
     "binary_cross_entropy_dice": 35, "cross_entropy_dice": 30, "dice_loss": 30, "probabilities": 25,
     "conv_transpose2d": 39, "dilated_conv2d": 38,  # 14 of them in kernels/convolution/cpu.py
     "roi_align": 34, "roi_pool": 32,  # two tensors, checked numbers
@@ -253,7 +253,7 @@ PUBLIC_FIRST = [parameter for parameter in FIRST if parameter.values[0].function
 
 
 @pytest.mark.parametrize("contract, case", PUBLIC_FIRST)
-def test_few_hops(contract, case):
+def test_few_python_calls(contract, case):
     arguments = case.arguments(Make(torch.float32))
     contract.function(**arguments, backend="cpu")
     calls = []
@@ -267,4 +267,4 @@ def test_few_hops(contract, case):
         contract.function(**arguments, backend="cpu")
     finally:
         sys.setprofile(None)
-    assert len(calls) <= MORE_CALLS.get(contract.name, MOST_CALLS), calls
+    assert len(calls) <= CALLS_OF_LONGER_OPS.get(contract.name, MAX_CALLS), calls

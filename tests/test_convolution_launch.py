@@ -1,7 +1,7 @@
-"""The launchers of the Triton convolutions up to the launch: what they pass, specialised as Triton does, compiles.
+"""The launchers of the Triton convolutions up to the launch: their arguments, specialised as by Triton, compile.
 
-A driver that only names its target stands in for the GPU, so that whole calls are compiled for sm_90. The interpreter
-does not see what becomes of sizes and strides of 1, of None and of numbers that are multiples of 16.
+A driver that only names its target replaces the GPU, so that complete calls are compiled for sm_90. The interpreter
+does not specialise on sizes and strides of 1, None, and multiples of 16.
 """
 
 import os

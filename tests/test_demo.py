@@ -1,4 +1,4 @@
-"""The demo runs from end to end at a tiny size, prints what it promises and writes its picture."""
+"""The demo runs from end to end at a tiny size, prints its results and writes its picture."""
 
 import re
 import subprocess
@@ -51,7 +51,7 @@ def test_make_passes_the_network_on():
 
 @pytest.mark.parametrize("net", CHOICES)
 def test_networks_learn_a_scene_by_heart(net):
-    """A few steps on one scene: what `build`, `loss` and `predict` of a choice mean fits together."""
+    """A few steps on one scene: `build`, `loss` and `predict` of a choice fit together."""
     choice = CHOICES[net]
     images, labels = Scenes(training=True, seed=0).make(1, CELL, CELL)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The demo of masks runs from end to end at a tiny size; what its scenes, proposals and picture are made of."""
+"""The demo of masks runs from end to end at a tiny size; properties of its scenes, proposals and picture."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""`make gpu-check` without a GPU: it reports, goes on past failures, keeps its limits, says what it skips."""
+"""`make gpu-check` without a GPU: reports, continues after failures, keeps its limits, says what it skips."""
 
 import subprocess
 import sys
@@ -78,7 +78,7 @@ def test_the_alternative_is_tried_after_a_failure(tmp_path):
 
 
 def test_what_the_alternative_builds_can_be_imported():
-    """It installs nothing: fastseg.kernels must be found beside the package."""
+    """It installs nothing: fastseg.kernels must be found next to the package."""
     code = (
         "import sys\n"
         "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in str(finder)]\n"
@@ -101,7 +101,7 @@ def test_long_logs_keep_their_end(tmp_path, monkeypatch):
 
 def test_every_step_fits_into_the_file_limit(tmp_path):
     plan = gpu_check.steps([], "cpu", rehearse=True, out=tmp_path)
-    assert len(plan) + 2 <= gpu_check.MOST_FILES
+    assert len(plan) + 2 <= gpu_check.MAX_FILES
 
 
 def test_ops_narrow_tests_and_benchmarks(tmp_path):

@@ -1,4 +1,4 @@
-"""The kernels of the metrics, called with values that no check of ours has seen: an error or numbers, at once."""
+"""The kernels of the metrics, called with unchecked values: they must raise or return numbers, at once."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.sanitized
 
 
 def matching(**changes):
-    """Two groups: of two detections and one truth, and of one and two."""
+    """Two groups: two detections and one truth; one detection and two truths."""
     arguments = dict(
         ious=torch.rand(4).double(), detections=torch.tensor([0, 2, 3]), truths=torch.tensor([0, 1, 3]),
         ignored=torch.zeros(2, 3, dtype=torch.bool), crowd=torch.zeros(3, dtype=torch.bool),
@@ -21,7 +21,7 @@ def matching(**changes):
 
 
 def curves(**changes):
-    """Two categories, of three detections and of none."""
+    """Two categories, with three detections and with none."""
     arguments = dict(
         states=torch.ones(1, 2, 3, dtype=torch.uint8), ranks=torch.tensor([0, 1, 0]), order=torch.tensor([2, 0, 1]),
         categories=torch.tensor([0, 3, 3]), positives=torch.tensor([[5], [0]]), max_detections=torch.tensor([1, 9]),
@@ -83,6 +83,6 @@ def test_polygons_of_no_object(ends, objects, message):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_polygons_of_few_points(count):
-    """Fewer than three enclose nothing; none at all, too."""
+    """Fewer than three points, or none, enclose nothing."""
     words = OPS.fill_polygons(SQUARE[:count], torch.tensor([count]), torch.tensor([0]), 1, 5, 6)
     assert words.any() == (count == 3)

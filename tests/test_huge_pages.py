@@ -1,4 +1,4 @@
-"""Large outputs of the C++ kernels are advised to lie on huge pages (csrc/fastseg/huge_pages.h)."""
+"""The C++ kernels request huge pages for large outputs (csrc/fastseg/huge_pages.h)."""
 
 import subprocess
 import sys

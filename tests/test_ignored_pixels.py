@@ -1,4 +1,4 @@
-"""An infinite or NaN logit at an ignored pixel: nothing in our own losses, stock's NaN in cross_entropy."""
+"""An infinite or NaN logit at an ignored pixel: no effect in our own losses, stock's NaN in cross_entropy."""
 
 from tests.ignored_pixels import check_as_stock, check_inert
 

@@ -1,4 +1,4 @@
-"""Building and installing: tools of any environment, a second build after they are gone, no compiler at all."""
+"""Building and installing: tools of any environment, a second build after their removal, no compiler."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def setup():
-    """setup.py as a module: it sets nothing up unless it is run."""
+    """setup.py as a module; importing it runs no setup."""
     spec = importlib.util.spec_from_file_location("fastseg_setup", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -49,7 +49,7 @@ def test_every_environment_has_a_build_folder_of_its_own(setup, monkeypatch):
 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_build_folder_outlives_the_tools_that_made_it(setup, monkeypatch, tmp_path, again):
-    """As with `pip install .` twice in one checkout: its isolated environment is gone the second time."""
+    """As with `pip install .` twice in one checkout: the isolated environment of the first no longer exists."""
     monkeypatch.setenv("FASTSEG_LEVELS", "")  # nothing to compile
     monkeypatch.setenv("FASTSEG_CUDA", "OFF")
     build, real = tmp_path / "build", setup.tool
@@ -60,7 +60,7 @@ def test_a_build_folder_outlives_the_tools_that_made_it(setup, monkeypatch, tmp_
     mark.touch()
     if again:
         setup.configure(build)
-        assert mark.exists()  # what is built already is kept
+        assert mark.exists()  # existing results are kept
         return
     deleted.unlink()
     monkeypatch.setattr(setup, "tool", real)
@@ -82,7 +82,7 @@ def test_without_a_compiler_the_error_says_what_to_do(tmp_path):
 
 
 def test_without_a_compiler_the_package_builds_without_libraries(tmp_path):
-    """Those of an earlier build neither."""
+    """Also without the libraries of an earlier build."""
     library = tmp_path / "library" / "fastseg" / "libfastseg_base.so"
     library.parent.mkdir(parents=True)
     library.touch()

@@ -1,4 +1,4 @@
-"""An op that misses its reference, README, tests, benchmark or info row fails here; so does a file or line too long."""
+"""Every op has a reference, README, tests, benchmark and info row; files and lines are not too long."""
 
 import importlib
 from pathlib import Path
@@ -15,9 +15,9 @@ PUBLIC = [getattr(fastseg.ops, name) for name in fastseg.ops.__all__]
 OP_FILES = sorted({function.__module__.rpartition(".")[2] for function in PUBLIC if not isinstance(function, type)})
 FOLDERS = sorted(path.name for path in (ROOT / "kernels").iterdir() if path.is_dir() and not path.name.startswith("_"))
 METRIC_FOLDERS = ("detection_matching", "fill_polygons")  # steps of fastseg.metrics, on the CPU only
-SHARED_FOLDERS = ("pooling",)  # by two ops
-MOST_LINES = 400
-MOST_COLUMNS = 120
+SHARED_FOLDERS = ("pooling",)  # used by two ops
+MAX_LINES = 400
+MAX_COLUMNS = 120
 
 
 @pytest.mark.parametrize("op", OP_FILES)
@@ -46,7 +46,7 @@ def test_op_declares_contracts_and_benchmarks(op):
 
 
 def test_every_function_has_an_info_row():
-    """Every public function has one, and every op belongs to one, or to the metrics."""
+    """Every public function has a row, and every op belongs to a row or to the metrics."""
     functions = [name for row in table() for name in row["op"].split(", ")]
     assert sorted(functions) == sorted(function.__name__ for function in PUBLIC if not isinstance(function, type))
     modules = {getattr(fastseg.ops, name).__module__ for name in functions} | {"fastseg.metrics"}
@@ -65,7 +65,7 @@ def test_every_op_of_the_registry_has_a_reference():
 
 
 def test_the_readme_shows_the_table_of_ops(monkeypatch):
-    monkeypatch.undo()  # conftest.py's, which leaves nothing to stock
+    monkeypatch.undo()  # removes conftest.py's patch, which leaves no calls to stock
     text = (ROOT / "README.md").read_text()
     assert fastseg.info.with_table(text) == text, "run `python -m fastseg.info --write README.md`"
 
@@ -78,11 +78,11 @@ def _sources():
 
 
 def test_files_stay_short():
-    long = {path: len(lines) for path, lines in _sources().items() if len(lines) > MOST_LINES * 1.1}
-    assert not long, f"files over ~{MOST_LINES} lines: {long}"
+    long = {path: len(lines) for path, lines in _sources().items() if len(lines) > MAX_LINES * 1.1}
+    assert not long, f"files over ~{MAX_LINES} lines: {long}"
 
 
 def test_lines_stay_short():
     numbered = ((path, number, line) for path, lines in _sources().items() for number, line in enumerate(lines, 1))
-    long = [f"{path}:{number}: {len(line)}" for path, number, line in numbered if len(line) > MOST_COLUMNS]
-    assert not long, f"lines over {MOST_COLUMNS} characters:\n" + "\n".join(long)
+    long = [f"{path}:{number}: {len(line)}" for path, number, line in numbered if len(line) > MAX_COLUMNS]
+    assert not long, f"lines over {MAX_COLUMNS} characters:\n" + "\n".join(long)

@@ -1,4 +1,4 @@
-"""What errors say: the argument and what is allowed, never a file of the build; and what `explain` says."""
+"""Error messages: the argument and the allowed values, never a source file; and the text of `explain`."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def _hostile(kind, shape, dtype):
 @pytest.mark.sanitized
 @pytest.mark.parametrize("schema", NATIVE_SCHEMAS, ids=lambda schema: schema.partition("(")[0])
 def test_kernels_name_no_file_of_the_build(schema):
-    """Called with tensors that no check of ours has seen."""
+    """Called with unchecked tensors."""
     name, _, arguments = schema.partition("(")
     kinds = [part.split()[0] for part in arguments.partition(") -> ")[0].split(", ")]
     messages = []
@@ -92,7 +92,7 @@ MODULES = ["CrossEntropyLoss", "DiceLoss", "CrossEntropyDiceLoss", "FocalLoss", 
 
 @pytest.mark.parametrize("name", [*WITH_IGNORED, *MODULES])
 def test_ignore_index(name):
-    """None, like any number that is no label, ignores nothing; what is no integer is refused."""
+    """None, like any number that is not a label, ignores nothing; other types are refused."""
 
     def run(**options):
         if name in MODULES:
@@ -145,7 +145,7 @@ LOSS_CALLS = [name for name in CALLS if not name.startswith(NO_LOSSES)]
 
 @pytest.mark.parametrize("name", LOSS_CALLS)
 def test_a_backward_needs_the_logits_as_they_were(name):
-    """As the docstrings and the README say; PyTorch's check of versions finds it."""
+    """As the docstrings and the README say; PyTorch's check of versions raises."""
     logits, labels = data(name, LANDSCAPE)
     loss = CALLS[name][0](logits, labels).sum()
     with torch.no_grad():
@@ -207,6 +207,6 @@ def test_explain_every_public_op(name):
 
 
 def test_explain_names_stock_where_auto_takes_it(monkeypatch):
-    monkeypatch.undo()  # conftest.py's, which leaves nothing to stock
+    monkeypatch.undo()  # removes conftest.py's patch, which leaves no calls to stock
     for name in ("cross_entropy", "max_pool2d"):
         assert explain(name, *EXPLAINED[name]).splitlines()[0].endswith(": stock runs")

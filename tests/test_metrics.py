@@ -177,7 +177,7 @@ def test_counts_are_in_the_models_checkpoint():
         resumed.metrics.update(*batch)
     assert torch.equal(resumed.metrics.matrix, model.metrics.matrix)
     assert torch.equal(copy.deepcopy(model).metrics.matrix, model.metrics.matrix)
-    assert not torch.equal(state["metrics.matrix"], model.metrics.matrix)  # what was saved does not go on counting
+    assert not torch.equal(state["metrics.matrix"], model.metrics.matrix)  # saved counts do not change
     fresh = SegmentationMetrics(5)
     fresh.load_state_dict(SegmentationMetrics(5).state_dict())
     assert fresh.matrix.sum() == 0
@@ -203,7 +203,7 @@ def test_counts_move_with_the_model_and_stay_integers(device):
 
 
 def _rank(rank: int, ranks: int, folder: str) -> None:
-    """Rank 0 sees all batches but the first, rank 1 the first; rank 2 sees none."""
+    """Rank 0 gets all batches but the first, rank 1 the first, rank 2 none."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
     counted = SegmentationMetrics(5, ignore_index=255)

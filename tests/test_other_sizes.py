@@ -1,4 +1,4 @@
-"""Programs made from one call fit inputs of other sizes: torch.jit.trace, torch.compile, torch.export."""
+"""Programs made from one call accept inputs of other sizes: torch.jit.trace, torch.compile, torch.export."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def positive(image):
 
 
 def wide(image):
-    """Rows of several words, when they are packed: one word to a row, a size of 1, makes a program of its own."""
+    """Packed rows have several words: one word per row, a size of 1, would need another program."""
     return image.flatten(0, 1).repeat_interleave(12, 2)
 
 
@@ -27,12 +27,17 @@ BOXES = torch.tensor([[1.0, 2, 7, 6], [0, 0, 5, 4], [-3, 1, 4, 90], [2, 2, 3, 3]
 
 
 def boxes_of(image):
-    """As many as the image is wide."""
+    """As many boxes as the image has columns."""
     low = image[0, :2, 0].T
     return torch.cat([low, low + image[0, :2, 1].T.abs() + 1], 1)
 
 
-RECORDED = ("nms", "batched_nms", "soft_nms", "mask_nms")  # by torch.jit.trace, as ops of ours: they loop over boxes
+RECORDED = (
+    "nms",
+    "batched_nms",
+    "soft_nms",
+    "mask_nms",
+)  # torch.jit.trace records our ops: their references loop over boxes
 ROIS = torch.tensor([[0, 1, 1, 5.3, 4.2], [1, 0, 2, 7.1, 9], [1, 2, 2, 4, 3]])
 
 # function of images and labels, how many times larger the labels are, the function in stock PyTorch if there is one
@@ -60,7 +65,7 @@ CALLS = {
                                    lambda x, y: F.interpolate(x, scale_factor=(1.5, 2.3), mode="bilinear").argmax(1)),
     "upsample_argmax, probability": (lambda x, y: ops.upsample_argmax(x, scale_factor=2, return_probability=True)[1],
                                      1, None),
-    # Factors whose inverse float32 holds: in others torch's coordinates have an error.
+    # Factors with an inverse that is exact in float32: for others torch's coordinates have an error.
     "upsample_bilinear2d": (lambda x, y: ops.upsample_bilinear2d(x, y.shape[1:]), 2,
                             lambda x, y: F.interpolate(x, y.shape[1:], mode="bilinear")),
     "upsample_bilinear2d, scaled": (lambda x, y: ops.upsample_bilinear2d(x, scale_factor=4), 1,
@@ -138,7 +143,7 @@ def check_other_sizes(name, program):
 
 def test_every_public_function_is_called():
     names = {name.partition(",")[0] for name in CALLS}
-    lists = {"masks_to_rle", "rle_to_masks"}  # of dictionaries: no part of a program
+    lists = {"masks_to_rle", "rle_to_masks"}  # lists of dictionaries cannot be part of a program
     functions = {name for name in ops.__all__ if not isinstance(getattr(ops, name), type)}
     assert names == {*functions, "probabilities"} - lists
 
@@ -146,7 +151,7 @@ def test_every_public_function_is_called():
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", CALLS)
 def test_trace(name):
-    """Plain PyTorch, which can also be differentiated."""
+    """The trace has PyTorch's own ops only, and can be differentiated."""
     traced = torch.jit.trace(CALLS[name][0], data(name, LANDSCAPE))
     ours = [node for node in traced.inlined_graph.nodes() if "fastseg" in node.kind()]
     assert len(ours) == (name in RECORDED)
@@ -161,8 +166,8 @@ def test_trace(name):
 @pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("name", CALLS)
 def test_compiled_programs(name, dynamic, monkeypatch):
-    """One, and with dynamic=None the first, of fixed sizes: none for an orientation, or for a size threshold."""
-    monkeypatch.undo()  # conftest.py's, which leaves nothing to stock
+    """One program, and with dynamic=None a first one of fixed sizes: no others for orientations or size thresholds."""
+    monkeypatch.undo()  # removes conftest.py's patch, which leaves no calls to stock
     torch._dynamo.reset()
     programs = []
 

@@ -1,4 +1,4 @@
-"""fastseg.metrics.polygons_to_masks: golden values, C++ against the definition, what errors say."""
+"""fastseg.metrics.polygons_to_masks: golden values, C++ against the reference, error messages."""
 
 import numpy
 import pytest
@@ -38,7 +38,7 @@ def test_objects_without_polygons_are_empty():
 @pytest.mark.sanitized
 @pytest.mark.parametrize("seed", range(12))
 def test_the_kernel_equals_the_definition(seed):
-    """Corners inside, outside and on the borders; every size of image that ends in a word."""
+    """Corners inside, outside and on the borders; widths near multiples of a word."""
     random = numpy.random.default_rng(seed)
     height, width = int(random.integers(1, 40)), int(random.choice([1, 31, 32, 33, 50, 64, 65]))
     lengths = random.integers(3, 9, 30)
@@ -50,7 +50,7 @@ def test_the_kernel_equals_the_definition(seed):
 
 
 def test_sums_are_rounded_as_they_are_written():
-    """A line that passes within a rounding of a pixel: with fused multiply-adds it falls on the other side."""
+    """A line within a rounding of a pixel: fused multiply-adds would put it on the other side."""
     corners = [
         [-12.925944423124758, -2.495651866452672],
         [37.46155095202, 67.2621007908112],

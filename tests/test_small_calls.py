@@ -1,4 +1,4 @@
-"""The other side of every size threshold: calls that "auto" leaves to stock PyTorch keep all that the ops promise."""
+"""Calls below the size thresholds, which "auto" leaves to stock PyTorch, keep all promises of the ops."""
 
 import pytest
 import torch
@@ -96,7 +96,7 @@ def test_bad_arguments_are_refused_alike(name, leave_to_stock):
 
 @pytest.mark.parametrize("name", ["probabilities", "labels", "weights"])
 def test_half_types_are_summed_in_float(name):
-    """Sums beyond what fp16 holds: stock gives inf and NaN."""
+    """Sums above the range of fp16: stock gives inf and NaN."""
     if name == "probabilities":
         call = image(1, 2, 512, 512), image(1, 2, 512, 512).flip(3).softmax(1), None
     elif name == "labels":

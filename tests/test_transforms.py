@@ -1,4 +1,4 @@
-"""Every public op under what PyTorch does with ops besides plain backward: forward mode, torch.func, meta tensors."""
+"""Every public op in forward mode, under torch.func and with meta tensors."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.test_contract import CASES, DIFFERENTIABLE_FIRST, SMALL
 
 
 def _as_function_of_leaves(contract, case, make):
-    """(function of the leaves that gives the sum of the floating outputs, the leaves)."""
+    """(function of the leaves that returns the sum of the floating outputs, the leaves)."""
     arguments = case.arguments(make)
     wanted = leaves(arguments)
 
@@ -42,7 +42,7 @@ def test_forward_mode_is_refused_by_the_kernels():
 
 
 def test_a_backend_is_refused_only_where_derivatives_flow():
-    """Not for a loss of constants inside of a transform, be it nested."""
+    """Not for a loss of constants inside a transform, even a nested one."""
     logits, labels, other = torch.randn(2, 3, 4), torch.zeros(2, 4, dtype=torch.int64), torch.randn(5)
     loss = ops.cross_entropy(logits, labels, backend="cpu")
 
@@ -58,7 +58,7 @@ def test_a_backend_is_refused_only_where_derivatives_flow():
 
 
 def _products(function, at, direction):
-    """Second derivatives times `direction`, by every order of transforms, each under its name."""
+    """{name: second derivative times `direction`}, for every order of transforms."""
     func = torch.func
 
     def along(values):
@@ -90,7 +90,7 @@ def _by_backward(function, at, direction):
 @pytest.mark.parametrize("limit", [0, 1 << 62], ids=["ours", "stock"])
 @pytest.mark.parametrize("contract, case", DIFFERENTIABLE_FIRST)
 def test_torch_func_of_second_order(contract, case, limit, monkeypatch):
-    """Each the product that plain PyTorch gives, on either side of the size from which ours run."""
+    """All products equal PyTorch's, below and above the size threshold of stock."""
     for op in REGISTRY.values():
         for kind in op.stock.below if op.stock else ():
             monkeypatch.setitem(op.stock.below, kind, limit)
@@ -116,7 +116,7 @@ def test_torch_func_of_second_order(contract, case, limit, monkeypatch):
 
 @pytest.mark.parametrize("contract, case", DIFFERENTIABLE_FIRST)
 def test_torch_func_grad(contract, case, device):
-    """The same gradient as that of backward; of a batch the gradient of each of its elements; forward over reverse."""
+    """The gradient of backward; in a batch the gradients of its elements; forward over reverse."""
     function, tensors = _as_function_of_leaves(contract, case, Make(torch.float32, device))
     inputs = [tensor.clone().requires_grad_() for tensor in tensors]
     expected = torch.autograd.grad(function(*inputs), inputs)
@@ -130,7 +130,7 @@ def test_torch_func_grad(contract, case, device):
 
 @pytest.mark.parametrize("contract, case", CASES)
 def test_meta_tensors(contract, case):
-    """Shapes and dtypes without data, as of stock's ops, forward and backward."""
+    """Shapes and dtypes without data, as in stock's ops, forward and backward."""
     if not contract.compile_whole:
         pytest.skip("the result depends on data")
     arguments = case.arguments(Make(torch.float32))
@@ -166,7 +166,7 @@ PER_IMAGE = {  # function, size of the labels of (2, 3, 2, 2) logits
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("name", PER_IMAGE)
 def test_second_derivatives_of_each_of_a_batch_with_its_labels(name):
-    """Labels in a batch of vmap cannot be looked at, and a reference does not."""
+    """Labels in a batch of vmap cannot be read: a reference does not try."""
     function, size = PER_IMAGE[name]
     logits = torch.randn(2, 2, 3, 2, 2, dtype=torch.float64)
     labels = torch.randint(3, (2, *size))

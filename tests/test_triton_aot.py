@@ -34,7 +34,7 @@ def test_kernel_keeps_its_limits(case, capability):
 
 
 ALL = [(folder, case) for folder, module in MODULES.items() for case in module.aot_cases()]
-# Every fourth specialisation for each of them, another one for each.
+# Every fourth specialisation for each of these GPUs, starting at another one for each.
 ELSEWHERE = [
     pytest.param(case, target, id=f"{folder}-{case.name}-{target}")
     for place, target in enumerate(OTHER_TARGETS)
@@ -66,7 +66,7 @@ def test_every_kernel_of_a_folder_has_a_case(folder):
 
 @triton.jit
 def spilling_kernel(values, size, BLOCK: tl.constexpr):
-    """Keeps far more values alive than there are registers."""
+    """Keeps many more values alive than there are registers."""
     offsets = tl.arange(0, BLOCK)
     kept = tl.load(values + offsets)
     total = tl.sum(kept, 0)

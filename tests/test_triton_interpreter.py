@@ -1,4 +1,4 @@
-"""Runs each file of tests/triton_interpreter in its own process: Triton reads TRITON_INTERPRET when it is imported."""
+"""Runs each file of tests/triton_interpreter in a separate process: Triton reads TRITON_INTERPRET at import."""
 
 import os
 import subprocess

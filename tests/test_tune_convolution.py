@@ -1,4 +1,4 @@
-"""The tuner of the Triton convolutions, as far as it goes without a GPU."""
+"""The tuner of the Triton convolutions: the parts that need no GPU."""
 
 import ast
 import importlib
@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 
 def _table(text, name, module):
-    """The table `name` that stands in `text`."""
+    """The table `name` in the source `text`."""
     values = {
         node.targets[0].id: node.value
         for node in ast.parse(text).body

@@ -1,4 +1,4 @@
-"""fastseg.metrics.voc and .proposals: golden values, hand-made cases, what errors say."""
+"""fastseg.metrics.voc and .proposals: golden values, hand-made cases, error messages."""
 
 import math
 
@@ -15,7 +15,7 @@ HITS = [True, True, False, True, False, False, True]
 
 @pytest.mark.parametrize("method, expected", [("11point", 0.678571), ("area", 0.664286), ("101point", 0.667610)])
 def test_golden_average_precision(method, expected):
-    """The golden value of 11 points is that of the VOC 2007 code, which misses the point at 0.6 by rounding."""
+    """The golden value for 11 points is from the VOC 2007 code, which misses the point at 0.6 by rounding."""
     assert average_precision(HITS, 5, method, strict=True) == pytest.approx(expected, abs=6e-7)
     if method == "11point":
         assert average_precision(HITS, 5, method) == pytest.approx((5 + 2 * 3 / 4 + 2 * 4 / 7) / 11)
@@ -49,7 +49,7 @@ def test_voc_rules():
         [[0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 29, 29], [50, 50, 59, 54], [80, 80, 90, 90]],
         scores=[0.9, 0.8, 0.7, 0.6, 0.5],
     )
-    # right; its truth is taken; difficult, not counted; IoU exactly 0.5, which is not above it; nothing there
+    # correct; truth already matched; difficult, not counted; IoU 0.5, not above the threshold; no truth
     result = voc_evaluate([found], truths)
     assert result["per_class"] == {1: average_precision([True, False, False, False], 2)}
     assert voc_evaluate([found], truths, iou_threshold=0.49)["per_class"][1] == average_precision(
@@ -100,7 +100,7 @@ def test_recall_of_proposals_is_that_of_coco_without_categories(iou_type):
 
 @pytest.mark.parametrize("first, recalls, expected", [(2.5, (12.6, 24.5, 33.1), 18.3), (None, (50, 50, 50), 50)])
 def test_area_under_the_curve_of_published_rows(first, recalls, expected):
-    """Spec 4.4: DeepMask's row of the seed table, AR@1 as assumed there; and a constant."""
+    """DeepMask's published AR@10, AR@100, AR@1000 and AUC, with an assumed AR@1; and a constant."""
     values = [recalls[0] if first is None else first, *recalls]
     curve = numpy.interp(numpy.log10(numpy.arange(1, 1001)), [0, 1, 2, 3], values)
     assert area_under_curve(curve) == pytest.approx(expected, abs=0.1)

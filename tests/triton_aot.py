@@ -1,4 +1,4 @@
-"""Compiles Triton kernels for absent GPUs, and reads registers, spills and load widths from the machine code."""
+"""Compiles Triton kernels without a GPU, and reads registers, spills and load widths from the machine code."""
 
 import collections
 import re
@@ -13,7 +13,7 @@ from triton.compiler import ASTSource
 
 from fastseg._triton import AotCase
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"  # both tools come inside triton's own wheel
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"  # both tools are in triton's wheel
 CAPABILITIES = (80, 90)
 OTHER_TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
@@ -26,7 +26,7 @@ _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What was compiled: per-thread registers and stack bytes, shared bytes of a block, counts of SASS opcodes."""
+    """Per-thread registers and stack bytes, shared bytes of a block, counts of SASS opcodes."""
 
     registers: int
     stack: int
@@ -36,7 +36,7 @@ class MachineCode:
     capability: int
 
     def count(self, *names: str) -> int:
-        """How many instructions have one of these names, whatever their suffixes: count("STL", "LDL")."""
+        """The number of instructions with one of these names and any suffixes: count("STL", "LDL")."""
         return sum(number for opcode, number in self.opcodes.items() if opcode.split(".")[0] in names)
 
     def widths(self, name: str) -> collections.Counter:
@@ -102,7 +102,7 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def violations(case: AotCase, code: MachineCode) -> list[str]:
-    """Which limits of `case` its machine code breaks; empty when it keeps them all."""
+    """The limits of `case` that its machine code breaks."""
     found = []
     if code.count("STL", "LDL") or code.stack:
         found.append(f"spills: {code.count('STL')} stores, {code.count('LDL')} loads, {code.stack} bytes of stack")

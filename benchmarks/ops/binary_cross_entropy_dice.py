@@ -17,9 +17,7 @@ def make(shape, device, dtype, layout):
 
 
 def minimal_bytes(shape, dtype):
-    """The gradient needs the sums over all pixels first: logits and mask read twice, gradient written
-    once.
-    """
+    """The gradient needs the sums over all pixels: logits and mask are read twice, the gradient is written once."""
     batch, channels, height, width = shape
     return 5 * batch * channels * height * width * dtype.itemsize
 

@@ -1,9 +1,8 @@
-"""coco_evaluate of boxes and of masks, as COCO's val set has them in an image: 7 truths, 100 detections, 80 categories.
+"""coco_evaluate of boxes and of masks, similar to COCO's val set: 7 truths and 100 detections per image, 80 categories.
 The shape of a case is (images,).
 
-A run of pycocotools on the 5000 images of that set is too long to be repeated: there are fewer here, and the time of
-all grows as their number. Peers change the structures that they get, so each is given a shallow copy, which is part of
-its time.
+pycocotools takes too long on the 5000 images of that set, so there are fewer here; all times grow linearly with their
+number. Peers change their arguments, so each gets a shallow copy; its time includes the copy.
 """
 
 import contextlib
@@ -20,11 +19,11 @@ from fastseg.metrics.polygons import polygons_to_masks
 from fastseg.ops import masks_to_rle
 
 HEIGHT, WIDTH, CATEGORIES = 480, 640, 80
-BYTES = {"bbox": 4 * 8, "segm": 200}  # of a detection: its box, or the text of its counts
+BYTES = {"bbox": 4 * 8, "segm": 200}  # per detection: its box, or the text of its counts
 
 
 def corners(random, centre, radius):
-    """The corners of a polygon about an ellipse, inside of the image."""
+    """The corners of a polygon near an ellipse, inside the image."""
     angles = numpy.sort(random.uniform(0, 2 * numpy.pi, random.integers(8, 50)))
     length = random.uniform(0.75, 1.1, len(angles))
     points = centre + radius * length[:, None] * numpy.stack([numpy.cos(angles), numpy.sin(angles)], 1)
@@ -36,7 +35,7 @@ def box_of(points):
 
 
 def image_of(random, image, iou_type):
-    """Truths and detections of an image: about half of these belong to its categories, and some lie near a truth."""
+    """Truths and detections of an image: about half of the detections have its categories, some are near a truth."""
     truths, found, polygons = [], [], []
     categories = random.integers(1, CATEGORIES + 1, 3)
 
@@ -91,7 +90,7 @@ def ours(iou_type, scores, annotations, detections):
 
 
 def peer(coco_module, evaluator_module, evaluator, iou_type):
-    """That of a package with the interface of pycocotools."""
+    """The peer of a package with the interface of pycocotools."""
     try:
         coco = importlib.import_module(coco_module).COCO
         evaluate = getattr(importlib.import_module(evaluator_module), evaluator)

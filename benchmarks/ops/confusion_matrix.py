@@ -1,5 +1,5 @@
-"""confusion_matrix of predicted and true labels, ignored pixels skipped. The shape of a case is (N, classes,
-H, W), its dtype that of the labels.
+"""confusion_matrix of predicted and true labels, without ignored pixels. The shape of a case is (N, classes, H, W);
+its dtype is that of the labels.
 """
 
 import numpy

@@ -18,7 +18,7 @@ from fastseg.testing import assert_within_policy
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution of the given numbers; `weight` is (K, C / groups, R, S), transposed (C, K / groups, R, S)."""
+    """A convolution; `weight` is the shape (K, C / groups, R, S), for a transposed one (C, K / groups, R, S)."""
 
     weight: tuple[int, int, int, int]
     numbers: dict = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Layer:
 
     def step(self, function):
         def run(image, weight, gradient):
-            weight = weight.detach().requires_grad_(not self.bilinear)  # a leaf of its own: nothing is accumulated
+            weight = weight.detach().requires_grad_(not self.bilinear)  # a new leaf: no gradient is accumulated
             return receive(function(image, weight), gradient)
 
         return run
@@ -62,7 +62,7 @@ class Layer:
         return dtype.itemsize * (2 * maps + (1 if self.bilinear else 2) * prod(self.weight))
 
     def flops(self, shape):
-        """Of the taps inside of the image, forward and backward; fixed bilinear weights: two taps an axis."""
+        """FLOPs of the taps inside the image, forward and backward; fixed bilinear weights: two taps per axis."""
         output = self.output_shape(shape)
         if self.bilinear:
             return 2 * 8.0 * prod(output)
@@ -111,7 +111,7 @@ def case(
 
 
 def faster(factor, on_gpu=None):
-    """Targets: so many times the best stock on the CPU, and on a GPU."""
+    """Targets: speedups over the best stock on the CPU, and on a GPU."""
     gpu = () if on_gpu is None else (Target("speedup", on_gpu, allocator="default", device="cuda"),)
     return Target("speedup", factor), *gpu
 
@@ -191,7 +191,7 @@ CASES = [
     upsampling("per channel x2", 2, *faster(1.0), dense=False),
     case("2x2 stride 2", (1, 256, 64, 64), (256, 128, 2, 2), *faster(1.0), transposed=True, stride=2,
          quick_shape=(1, 256, 9, 9)),
-    # For a GPU alone: cuDNN in bf16 is what a training run would use.
+    # GPU only: a training run would use cuDNN in bf16.
     aspp(36, *faster(1, 2.2)[1:], images=8, dtype=torch.bfloat16, layout="channels_last", devices=("cuda",)),
     aspp(24, *faster(1, 1.6)[1:], images=8, dtype=torch.bfloat16, layout="channels_last", devices=("cuda",)),
     case("rate 2", (8, 512, 64, 64), (512, 512, 3, 3), *faster(1, 0.95)[1:], padding=2, dilation=2,

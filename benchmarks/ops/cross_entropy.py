@@ -15,15 +15,13 @@ def make(shape, device, dtype, layout):
 
 
 def minimal_bytes(shape, dtype):
-    """Logits read once and gradient written once (it can be computed in the forward), int64 labels read
-    once.
-    """
+    """Logits and int64 labels read once, gradient written once (it can be computed in the forward)."""
     batch, classes, height, width = shape
     return batch * height * width * (2 * classes * dtype.itemsize + 8)
 
 
 def make_probabilities(shape, device, dtype, layout):
-    """Logits, and the softmax of others as target."""
+    """Logits, and the softmax of other logits as target."""
     target = logits(shape, device, torch.float32, layout).softmax(1).to(dtype)
     return logits(shape, device, dtype, layout), target.contiguous(memory_format=MEMORY_FORMATS[layout])
 
@@ -113,7 +111,7 @@ CASES = [
     ),
     cross_entropy_case(
         (2, 19, 512, 1024),
-        # the issue measures channels_last logits against the best stock on channels_last logits
+        # The target for channels_last logits is relative to the best stock on channels_last logits.
         (Target("speedup", 1.8, "compile channels_last"),),
         layout="channels_last",
     ),

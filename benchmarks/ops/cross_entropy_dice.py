@@ -1,6 +1,4 @@
-"""cross_entropy_dice and dice_loss: forward and backward of the mean over the valid pixels and over the
-classes.
-"""
+"""cross_entropy_dice and dice_loss: forward and backward of the mean over the valid pixels and over the classes."""
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +13,7 @@ SMOOTH = 1e-6
 
 
 def minimal_bytes(shape, dtype):
-    """The gradient needs the sums over all pixels first: logits and int64 labels read twice, gradient written
-    once.
-    """
+    """The gradient needs the sums over all pixels: logits and int64 labels read twice, gradient written once."""
     batch, classes, height, width = shape
     return batch * height * width * (3 * classes * dtype.itemsize + 2 * 8)
 

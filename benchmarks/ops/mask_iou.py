@@ -1,4 +1,4 @@
-"""mask_iou of all masks with all, from bool masks: packing is included. The shape of a case is (N, H, W)."""
+"""mask_iou of all pairs, from bool masks: packing is included. The shape of a case is (N, H, W)."""
 
 import torch
 
@@ -12,7 +12,7 @@ def make(shape, device, dtype, layout):
 
 
 def make_noise(shape, device, dtype, layout):
-    """Masks whose boxes are the image: no pair is decided by boxes."""
+    """Masks whose boxes are the whole image: boxes decide no pair."""
     return (torch.rand(shape, device=device) < 0.5,)
 
 
@@ -29,7 +29,7 @@ def verify(case, inputs):
 
 def case(shape, make=make, name="", targets=()):
     peers = {"matmul": Peer(masks.matmul_iou)}
-    if not name:  # of noise its run lengths take minutes
+    if not name:  # it takes minutes on the run lengths of noise
         peers["pycocotools"] = masks.coco_peer(masks.coco_iou)
     return Case("mask_iou", shape, make, fastseg.ops.mask_iou, peers, minimal_bytes, verify, name=name,
                 dtype=torch.bool, targets=targets, backward=False, quick_shape=(5, 24, 64))  # fmt: skip

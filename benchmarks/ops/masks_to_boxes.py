@@ -13,7 +13,7 @@ def make(shape, device, dtype, layout):
 
 
 def search(masks):
-    """One mask after the other."""
+    """The boxes mask by mask."""
     boxes = torch.zeros(len(masks), 4, device=masks.device)
     for n, mask in enumerate(masks):
         y, x = torch.where(mask)

@@ -28,7 +28,7 @@ def minimal_bytes(shape, dtype):
 
 
 def verify(case, inputs):
-    """By mask: the ranks of nearly equal scores are rounding."""
+    """Compares scores by mask: rounding decides the ranks of nearly equal scores."""
     found = []
     for indices, decayed in (case.ours(*inputs), solo(*[value.cpu() for value in inputs])):
         found.append(torch.zeros(len(inputs[1])).index_put((indices.cpu(),), decayed.cpu()))

@@ -1,4 +1,4 @@
-"""max_pool2d with indices: forward, and backward for a gradient that is already there."""
+"""max_pool2d with indices: forward, and backward for a given gradient."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from fastseg.testing import assert_within_policy
 
 
 class Receive(torch.autograd.Function):
-    """A scalar that costs nothing, and whose gradient with respect to `output` is `gradient`."""
+    """A scalar that takes no time to compute; its gradient with respect to `output` is `gradient`."""
 
     @staticmethod
     def forward(ctx, output: Tensor, gradient: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class Receive(torch.autograd.Function):
 
 @torch.compiler.disable
 def receive(output: Tensor, gradient: Tensor) -> Tensor:
-    """Between two graphs of a compiled peer: nobody looks at the output, and it would be left out otherwise."""
+    """Outside the graphs of a compiled peer: without a use of the output, the compiler would not compute it."""
     return Receive.apply(output, gradient)
 
 

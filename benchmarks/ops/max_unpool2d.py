@@ -1,5 +1,5 @@
-"""max_unpool2d by the indices of a 2x2 pooling, and the pair of both: forward, and backward for a gradient
-that is already there. The shape of a case is that of the image, the pool's input.
+"""max_unpool2d with the indices of a 2x2 pooling, and both together: forward, and backward for a given gradient. The
+shape of a case is that of the image, the pool's input.
 """
 
 import torch
@@ -17,14 +17,14 @@ KERNEL = 2
 
 
 def make(shape, device, dtype, layout):
-    """Pooled values, the gradient of the unpooled image, int64 indices and the same ones compact."""
+    """Pooled values, the gradient of the unpooled image, int64 indices and compact indices."""
     image = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
     values, indices = F.max_pool2d(image, KERNEL, return_indices=True)
     return values, torch.randn_like(image), indices, PoolIndices.from_flat(indices, shape, KERNEL)
 
 
 def make_pair(shape, device, dtype, layout):
-    """The image, and the gradient of what comes back."""
+    """The image, and the gradient of the result."""
     image = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
     return image, torch.randn_like(image)
 
@@ -55,12 +55,12 @@ def our_pair(index_format):
     return run
 
 
-def verifier(plain):
+def verifier(stock):
     """The gradient within the policy, and the unpooled image equal to stock's."""
 
     def verify(case: Case, inputs: Inputs) -> str | None:
         gradients = []
-        for function, arguments in ((case.ours, inputs), (plain, inputs), (plain, in_double(inputs))):
+        for function, arguments in ((case.ours, inputs), (stock, inputs), (stock, in_double(inputs))):
             arguments = differentiable(arguments, backward=True)
             function(*arguments).backward()
             gradients.append(arguments[0].grad)

@@ -47,7 +47,7 @@ def ours(cells, gradient, boxes, shapes, layout):
 
 
 def level_by_level(cells, gradient, boxes, shapes, layout):
-    """A call for the boxes of each level, put together by index, as detectors do; with our roi_align."""
+    """One call of our roi_align for the boxes of each level; results are joined by index, as detectors do."""
     sides = (boxes[:, 3:] - boxes[:, 1:3]).prod(1).sqrt()
     wanted = (CANONICAL_LEVEL + torch.log2(sides / CANONICAL_SCALE) + 1e-6).floor().clamp(2, 5).long() - 2
     output = torch.zeros_like(gradient)
@@ -69,7 +69,7 @@ def torchvision_pooler(cells, gradient, boxes, shapes, layout):
 
 
 def minimal_bytes(shape, dtype):
-    """Levels and output once, and their gradients."""
+    """Levels and output once, and the same for their gradients."""
     cells = sum(torch.Size(level).numel() for level in level_shapes(shape))
     return dtype.itemsize * 2 * (cells + BOXES * shape[1] * BINS * BINS)
 

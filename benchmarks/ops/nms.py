@@ -1,5 +1,5 @@
-"""nms of boxes as a detector's first stage gives them: 20 around each of some objects on an image of 800 x 1333. The
-shape of a case is (N, 4).
+"""nms of boxes similar to those of a detector's first stage: 20 around each object on an image of 800 x 1333. The shape
+of a case is (N, 4).
 """
 
 import torch
@@ -13,7 +13,7 @@ CLASSES = 80
 
 
 def boxes_and_scores(shape, device, dtype):
-    """Boxes that are shifted and scaled by a tenth of their size, with distinct scores."""
+    """Boxes, randomly shifted and scaled by a tenth of their size, with distinct scores."""
     count = shape[0]
     objects = max(1, count // 20)
     side = 16 * 2 ** (5 * torch.rand(objects, 2))  # 16 to 512 pixels
@@ -35,27 +35,29 @@ def make_classes(shape, device, dtype, layout):
 
 
 def minimal_bytes(shape, dtype):
-    """Boxes and scores read once, an index written for each at most."""
+    """Boxes and scores read once, at most one index per box written."""
     return shape[0] * (5 * dtype.itemsize + 8)
 
 
-def plain(boxes, scores):
-    """Plain PyTorch: the best box that is left, and those left that it does not suppress, one after the other."""
-    left = scores.argsort(descending=True, stable=True)
+def nms_in_torch(boxes, scores):
+    """In PyTorch: takes the best remaining box and removes those that it suppresses, in a loop."""
+    remaining = scores.argsort(descending=True, stable=True)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     kept = []
-    while left.numel() > 0:
-        best, left = left[0], left[1:]
+    while remaining.numel() > 0:
+        best, remaining = remaining[0], remaining[1:]
         kept.append(best)
-        size = torch.minimum(boxes[best, 2:], boxes[left, 2:]) - torch.maximum(boxes[best, :2], boxes[left, :2])
+        size = torch.minimum(boxes[best, 2:], boxes[remaining, 2:]) - torch.maximum(
+            boxes[best, :2], boxes[remaining, :2]
+        )
         shared = size.clamp(min=0).prod(1)
-        left = left[shared / (areas[best] + areas[left] - shared) <= THRESHOLD]
+        remaining = remaining[shared / (areas[best] + areas[remaining] - shared) <= THRESHOLD]
     return torch.stack(kept)
 
 
-def plain_classes(boxes, scores, idxs):
-    """With boxes moved apart by an offset for each class, as is usual."""
-    return plain(boxes + (idxs * (boxes.max() - boxes.min() + 1))[:, None].to(boxes), scores)
+def nms_with_offsets(boxes, scores, idxs):
+    """The usual formulation: an offset for each class moves the boxes of the classes apart."""
+    return nms_in_torch(boxes + (idxs * (boxes.max() - boxes.min() + 1))[:, None].to(boxes), scores)
 
 
 def ours(boxes, scores):
@@ -79,11 +81,11 @@ def torchvision_batched_nms(boxes, scores, idxs):
 
 
 def class_by_class(boxes, scores, idxs):
-    """What ours_classes must give: no offset rounds there."""
+    """The correct result of ours_classes, without the rounding of offsets."""
     kept = []
     for k in idxs.unique():
         members = (idxs == k).nonzero()[:, 0]
-        kept.append(members[plain(boxes[members], scores[members])])
+        kept.append(members[nms_in_torch(boxes[members], scores[members])])
     kept = torch.cat(kept)
     return kept[scores[kept].argsort(descending=True)]
 
@@ -97,9 +99,9 @@ def case(count, targets=()):
         (count, 4),
         make,
         ours,
-        {"plain": Peer(plain), "torchvision": Peer(torchvision_nms, missing=MISSING)},
+        {"plain": Peer(nms_in_torch), "torchvision": Peer(torchvision_nms, missing=MISSING)},
         minimal_bytes,
-        checks.equal_to(plain),
+        checks.equal_to(nms_in_torch),
         targets=targets,
         backward=False,
         quick_shape=(100, 4),
@@ -114,7 +116,7 @@ def case_of_classes(count):
         make_classes,
         ours_classes,
         {
-            "plain": Peer(plain_classes, missing=too_slow),
+            "plain": Peer(nms_with_offsets, missing=too_slow),
             "torchvision": Peer(torchvision_batched_nms, missing=MISSING),
         },
         minimal_bytes,

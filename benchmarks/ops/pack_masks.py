@@ -22,7 +22,7 @@ def with_area(masks):
 
 
 def shifts(masks):
-    """In plain PyTorch, for widths that are multiples of 32."""
+    """In PyTorch, for widths that are multiples of 32."""
     pixels = masks > 0.5 if masks.is_floating_point() else masks
     count, height, width = pixels.shape
     bits = pixels.view(count, height, width // 32, 32).to(torch.int32)
@@ -31,7 +31,7 @@ def shifts(masks):
 
 
 def minimal_bytes(shape, dtype):
-    """Every pixel read, a bit of it written."""
+    """Every pixel read, one bit per pixel written."""
     pixels = shape[0] * shape[1] * shape[2]
     return pixels * dtype.itemsize + pixels // 8
 

@@ -1,5 +1,5 @@
-"""paste_masks of Mask R-CNN's 28 x 28 masks, and upsample_masks of masks a quarter of the image's size, to bits. The
-shape of a case is (N, H, W), the size of the image.
+"""paste_masks of Mask R-CNN's 28 x 28 masks, and upsample_masks of masks a quarter of the image's size, to packed bits.
+The shape of a case is (N, H, W), the size of the image.
 """
 
 import torch
@@ -10,7 +10,7 @@ from benchmarks.harness import Case, Inputs, Peer, Target
 from fastseg.testing import assert_within_policy
 
 CELLS = 28
-LOW = 256  # rows and columns of Segment Anything's logits, of a square of 4 times as many pixels
+LOW = 256  # rows and columns of Segment Anything's logits, for a square with 4 times as many rows and columns
 PADDED = (4 * LOW, 4 * LOW)
 
 
@@ -32,7 +32,7 @@ def make_logits(shape, device, dtype, layout):
 
 
 def input_size(height, width):
-    """Of the image, resized so that its longer side fits the padded square."""
+    """The size of the image, resized so that its longer side fits the padded square."""
     scale = PADDED[0] / max(height, width)
     return round(height * scale), round(width * scale)
 
@@ -47,7 +47,7 @@ def minimal_bytes(shape, dtype):
 
 
 def minimal_bytes_of_values(shape, dtype):
-    """Masks and boxes read once, a value of each pixel written."""
+    """Masks and boxes read once, one value per pixel written."""
     return shape[0] * (CELLS * CELLS * dtype.itemsize + 16) + dtype.itemsize * torch.Size(shape).numel()
 
 
@@ -65,7 +65,7 @@ def ours_upsampled(logits, height, width):
 
 
 def grid_sample(masks, boxes, height, width):
-    """detectron2's: every pixel of the image samples every mask."""
+    """As in detectron2: every pixel of the image samples every mask."""
     left, top, right, bottom = boxes.split(1, 1)
     y = (torch.arange(height, device=masks.device) + 0.5 - top) / (bottom - top) * 2 - 1
     x = (torch.arange(width, device=masks.device) + 0.5 - left) / (right - left) * 2 - 1
@@ -74,7 +74,7 @@ def grid_sample(masks, boxes, height, width):
 
 
 def grid_sample_of_boxes(masks, boxes, height, width):
-    """detectron2's on the CPU: mask by mask, in the part of the image that its box covers."""
+    """As in detectron2 on the CPU: mask by mask, in the part of the image that its box covers."""
     result = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
     for place, (left, top, right, bottom) in enumerate(boxes.tolist()):
         x0, y0 = max(int(left) - 1, 0), max(int(top) - 1, 0)
@@ -87,12 +87,12 @@ def grid_sample_of_boxes(masks, boxes, height, width):
 
 
 def ours_soft(masks, boxes, height, width):
-    """What fastseg.integrations.torchvision puts in the place of torchvision's."""
+    """The call of fastseg.integrations.torchvision."""
     return fastseg.ops.paste_masks(masks, boxes, (height, width), convention="torchvision", output="soft")
 
 
 def interpolate_boxes(masks, boxes, height, width):
-    """torchvision's paste_masks_in_image: each mask, with its border, at the size of its box in whole pixels."""
+    """torchvision's paste_masks_in_image: each mask, with its border, at the size of its box in integer pixels."""
     half = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * ((CELLS + 2) / CELLS)
     centre = (boxes[:, 2:] + boxes[:, :2]) * 0.5
     images = []
@@ -114,7 +114,7 @@ def interpolate(logits, height, width):
 
 
 def verify(case: Case, inputs: Inputs) -> str | None:
-    """The bits of the first peer, but for pixels whose value is the threshold up to roundings."""
+    """Equal to the first peer, except for pixels whose value equals the threshold up to rounding."""
     expected = next(iter(case.peers.values())).run(*inputs)
     bits = fastseg.ops.unpack_masks(fastseg.ops.PackedMasks(case.ours(*inputs), inputs[-1]))
     wrong = (bits != expected).sum().item()
@@ -133,8 +133,9 @@ def case_of_logits(shape):
 
 
 def verify_soft(case: Case, inputs: Inputs) -> str | None:
-    masks, *rest = inputs
-    values, exact = interpolate_boxes(masks, *rest), interpolate_boxes(masks.double(), *rest)
+    masks, *boxes_and_size = inputs
+    values = interpolate_boxes(masks, *boxes_and_size)
+    exact = interpolate_boxes(masks.double(), *boxes_and_size)
     try:
         assert_within_policy(case.ours(*inputs), values, exact)
     except AssertionError as error:

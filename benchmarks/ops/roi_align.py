@@ -1,4 +1,4 @@
-"""roi_align of 512 boxes of one image, forward alone, and with the backward for a gradient that is there.
+"""roi_align of 512 boxes of one image: forward, or forward and backward for a given gradient.
 
 The shape of a case is that of the feature map, its name the number of bins along each side.
 """
@@ -19,8 +19,8 @@ BOXES, SCALE, SAMPLES = 512, 0.25, 2
 
 def make(bins, backward=True):
     def build(shape, device, dtype, layout):
-        """The map, the gradient of the output (None for the forward alone), boxes of 25 to 180 pixels, and how many
-        bins.
+        """The map, the gradient of the output (None for the forward alone), boxes of 25 to 180 pixels, and the number
+        of bins.
         """
         image = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
         extent = torch.tensor([shape[3], shape[2]]) / SCALE
@@ -50,8 +50,8 @@ def torchvision_roi_align(image, gradient, boxes, bins):
 
 
 def grid_sample(image, gradient, boxes, bins):
-    """Every sample of the one image by grid_sample, then their means: equal but for samples outside of the map. Of half
-    types in fp32: the backward of grid_sample in bfloat16 and channels_last crashes torch 2.14.
+    """All samples by grid_sample, then their means: equal except for samples outside the map. Half types are computed
+    in fp32: the backward of grid_sample in bfloat16 and channels_last crashes torch 2.14.
     """
     height, width = image.shape[2:]
     dtype, image = image.dtype, image.float() if image.dtype in HALF else image
@@ -68,12 +68,12 @@ def grid_sample(image, gradient, boxes, bins):
     return finish(means.to(dtype), gradient)
 
 
-def verifier(plain):
-    """The gradient within the policy, or the value where there is none; other values are held to it by the tests."""
+def verifier(stock):
+    """The gradient within the policy, or the value if there is no gradient; tests check the other values."""
 
     def verify(case, inputs):
         results = []
-        for function, arguments in ((case.ours, inputs), (plain, inputs), (plain, in_double(inputs))):
+        for function, arguments in ((case.ours, inputs), (stock, inputs), (stock, in_double(inputs))):
             arguments = differentiable(arguments, backward=case.backward)
             result = function(*arguments)
             if case.backward:
@@ -90,7 +90,7 @@ def verifier(plain):
 
 def minimal_bytes(bins, backward=True):
     def count(shape, dtype):
-        """Map and output once, and their gradients."""
+        """Map and output once, and the same for their gradients."""
         return dtype.itemsize * (1 + backward) * (torch.Size(shape).numel() + BOXES * shape[1] * bins * bins)
 
     return count

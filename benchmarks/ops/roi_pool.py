@@ -23,7 +23,7 @@ def torchvision_roi_pool(image, gradient, boxes, bins):
 
 
 def adaptive_max_pool(image, gradient, boxes, bins):
-    """Box by box, as it was done before there were kernels; boxes may reach one cell over the border."""
+    """A loop over boxes, as usual without a kernel; boxes may extend one cell over the border."""
     padded = F.pad(image, (0, 1, 0, 1), value=-float("inf"))
     corners = (boxes[:, 1:].double() * SCALE + 0.5).floor().long().tolist()
     crops = [padded[0, :, top : bottom + 1, left : right + 1] for left, top, right, bottom in corners]

@@ -9,7 +9,7 @@ from benchmarks.harness import Case, Target
 
 
 def make(shape, device, dtype, layout):
-    """Words of packed masks first (the harness wants a tensor), then the masks for either library."""
+    """The words of the packed masks (the harness needs a tensor first), then the masks for both libraries."""
     pixels = masks.instances(shape, device)
     packed = fastseg.ops.pack_masks(pixels)
     rles = fastseg.ops.masks_to_rle(packed)

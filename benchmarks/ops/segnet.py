@@ -1,4 +1,4 @@
-"""Whole networks that pool and unpool: a training step of SegNet with our pooling against torch's, all else alike."""
+"""Networks that pool and unpool: a training step of SegNet with our pooling against torch's, otherwise identical."""
 
 import functools
 
@@ -14,7 +14,7 @@ CLASSES = 11
 
 
 def with_stock_pooling(network: nn.Module) -> nn.Module:
-    """The same network on torch's own pooling and unpooling, with int64 indices."""
+    """The same network with torch's own pooling and unpooling, with int64 indices."""
     for name, module in list(network.named_children()):
         if isinstance(module, nn.MaxPool2d):
             setattr(network, name, nn.MaxPool2d(2, 2, ceil_mode=True, return_indices=True))
@@ -25,7 +25,7 @@ def with_stock_pooling(network: nn.Module) -> nn.Module:
 
 @functools.cache
 def network(build, stock: bool, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """One network for every call on this device in this dtype, the same weights each time."""
+    """One network for all calls on this device in this dtype, always with the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = build(CLASSES)
@@ -46,7 +46,7 @@ def make(shape, device, dtype, layout):
 
 
 def minimal_bytes(build):
-    """Image and weights read, their gradients written, labels read: what no training step can do without."""
+    """The least of any training step: image and weights read, their gradients written, labels read."""
 
     def count(shape, dtype):
         with torch.device("meta"):
@@ -59,7 +59,7 @@ def minimal_bytes(build):
 
 def case(build, shape, **options):
     stock = loss(build, stock=True)
-    # Eager only: a compiled network is another one, convolutions and normalisations included.
+    # Eager only: compiling also changes convolutions and normalisations.
     eager = {"eager": Peer(stock, "contiguous"), "eager channels_last": Peer(stock, "channels_last")}
     return Case(
         build.__name__, shape, make, loss(build, stock=False), eager, minimal_bytes(build),

@@ -13,8 +13,8 @@ def make(shape, device, dtype, layout):
     return boxes_and_scores(shape, device, dtype)
 
 
-def plain(method):
-    """Plain PyTorch: every score falls at every pick."""
+def soft_nms_in_torch(method):
+    """In PyTorch: every pick updates all scores."""
 
     def soft_nms(boxes, scores):
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
@@ -46,7 +46,7 @@ def ours(method):
 
 
 def verify(case: Case, inputs: Inputs) -> str | None:
-    """The same picks with the same scores; where two scores differ by roundings only, in either order."""
+    """The same picks with the same scores; picks whose scores differ only by rounding may be in either order."""
     (indices, decayed), (_, expected) = case.ours(*inputs), next(iter(case.peers.values())).run(*inputs)
     if len(decayed) != len(expected) or len(indices.unique()) != len(indices):
         return f"{len(decayed)} boxes, expected {len(expected)}"
@@ -60,7 +60,7 @@ def case(count, method):
         (count, 4),
         make,
         ours(method),
-        {"plain": Peer(plain(method))},
+        {"plain": Peer(soft_nms_in_torch(method))},
         minimal_bytes,
         verify,
         name=method,

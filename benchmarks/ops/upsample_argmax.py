@@ -1,6 +1,4 @@
-"""upsample_argmax: low-resolution logits straight to uint8 labels. The shape of a case is that of the
-upsampled logits.
-"""
+"""upsample_argmax: from low-resolution logits to uint8 labels. The shape of a case is that of the upsampled logits."""
 
 from functools import partial
 
@@ -24,9 +22,7 @@ def minimal_bytes(shape, dtype, scale):
 
 
 def flops(shape, scale):
-    """A horizontal and a vertical interpolation (2 each) and a comparison per class and output pixel at
-    most.
-    """
+    """At most a horizontal and a vertical interpolation (2 each) and a comparison per class and output pixel."""
     return 5 * shape[0] * shape[1] * shape[2] * shape[3]
 
 
@@ -60,7 +56,7 @@ def case(shape, scale, targets=(), align_corners=False, **options):
 
 
 LABEL_MAP = 2 * 1024 * 2048
-RESOLUTION = 1e6  # the kernel counts resident pages in batches; see benchmarks/memory.py
+RESOLUTION = 1e6  # Linux counts resident pages in batches; see benchmarks/memory.py
 
 CASES = [
     case(

@@ -1,6 +1,4 @@
-"""upsample_bilinear2d: forward, and backward for a gradient that is already there. The shape of a case is that of the
-output.
-"""
+"""upsample_bilinear2d: forward, and backward for a given gradient. The shape of a case is that of the output."""
 
 from functools import partial
 

@@ -1,7 +1,6 @@
-"""upsample_cross_entropy and upsample_cross_entropy_dice: forward and backward from the low-resolution
-logits.
+"""upsample_cross_entropy and upsample_cross_entropy_dice: forward and backward from the low-resolution logits.
 
-The shape of a case is that of the upsampled logits, which our ops never make.
+The shape of a case is that of the upsampled logits, which our ops never store.
 """
 
 from functools import partial
@@ -28,7 +27,7 @@ def make(shape, device, dtype, layout, scale):
 
 
 def minimal_bytes(shape, dtype, scale, passes):
-    """Low-resolution logits and int64 labels read once a pass, gradient written once."""
+    """Low-resolution logits and int64 labels read once per pass, gradient written once."""
     batch, classes, height, width = low_resolution(shape, scale)
     low = batch * classes * height * width * dtype.itemsize
     return (passes + 1) * low + passes * 8 * shape[0] * shape[2] * shape[3]
@@ -56,7 +55,7 @@ def upsample_cross_entropy_dice(input, target, align_corners):
     )
 
 
-# Ours, stock, and how many times ours reads the logits.
+# Ours, stock, and the number of times that ours reads the logits.
 FUNCTIONS = {
     "upsample_cross_entropy": (upsample_cross_entropy, stock_upsample_cross_entropy, 1),
     "upsample_cross_entropy_dice": (upsample_cross_entropy_dice, stock_upsample_cross_entropy_dice, 2),
@@ -81,7 +80,7 @@ def case(op, shape, scale, targets=(), align_corners=False, more_peers=None, **o
 
 
 def in_bfloat16(op, images):
-    """In bfloat16, which is to be no slower than our own float32."""
+    """In bfloat16, which must not be slower than our own float32."""
     return case(
         op,
         (images, 19, 512, 1024),

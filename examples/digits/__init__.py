@@ -1,1 +1,1 @@
-"""The main job of fastseg on real images: find and read handwritten digits in photographs."""
+"""Semantic segmentation of real images: find and classify handwritten digits in photographs."""

@@ -1,4 +1,4 @@
-"""`make demo`: what is installed, what `fastseg.accelerate` brings, and a network trained on real images.
+"""`make demo`: shows what is installed and what `fastseg.accelerate` gains, and trains a network on real images.
 
 Nothing is downloaded: the images come with scikit-learn and scikit-image.
 """
@@ -34,7 +34,7 @@ def arguments():
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder of the picture")
     options = parser.parse_args()
     for name in ("steps", "batch", "width", "learning_rate"):
-        if getattr(options, name) is None:  # then it depends on the network
+        if getattr(options, name) is None:  # the default depends on the network
             setattr(options, name, getattr(CHOICES[options.net], name))
     return options
 
@@ -43,7 +43,7 @@ def main():
     options = arguments()
     choice = CHOICES[options.net]
     begin = time.perf_counter()
-    fastseg.tune_allocator()  # stock and ours alike: keep freed memory instead of page-faulting it anew
+    fastseg.tune_allocator()  # for stock and ours: keep freed memory, which avoids page faults
     torch.manual_seed(0)
 
     heading("1. What is installed (python -m fastseg.info)")
@@ -84,7 +84,7 @@ def main():
     print(f"{training.summary(measured)} (background everywhere: {training.summary(background)})")
     for name, iou in zip(CLASSES, measured["iou"].tolist()):
         print(f"  IoU of {name:<10} {iou:.3f}")
-    shown = slice(0, 6)  # the first ones, whatever they look like
+    shown = slice(0, 6)  # the first ones, without selection
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / choice.picture
     title = f"fastseg: {choice.title} after {options.steps} steps on held-out scenes: "

@@ -15,7 +15,7 @@ from fastseg.testing import allowed_error, assert_within_policy, max_error
 
 
 class StockTraining(nn.Module):
-    """A network and its loss as anybody would write them in ``torch.nn``."""
+    """A network and its loss in ``torch.nn``."""
 
     def __init__(self, net):
         super().__init__()
@@ -41,7 +41,7 @@ def stock_upsampling_network(classes):
 
 
 class StockUnpoolingNetwork(nn.Module):
-    """A small network that pools with indices and unpools by them, as SegNet does."""
+    """A small network that pools with indices and unpools with them, as SegNet does."""
 
     def __init__(self, classes):
         super().__init__()
@@ -60,14 +60,14 @@ class StockUnpoolingNetwork(nn.Module):
 
 
 def fuse_by_hand(model):
-    """What the report of `fastseg.accelerate` proposes for the Upsample at the end of the network."""
+    """The proposal in the report of `fastseg.accelerate` for the Upsample at the end of the network."""
     model.net = model.net[:-1]
     model.loss = fastseg.nn.UpsampleCrossEntropyLoss(ignore_index=IGNORE)
     return model
 
 
 def make_indices_flat_by_hand(model):
-    """Eight bytes per index, as in torch, instead of the one of `fastseg.accelerate`."""
+    """Eight bytes per index, as in torch, instead of one byte after `fastseg.accelerate`."""
     model.net.pool.index_format = "flat"
     return model
 
@@ -80,7 +80,7 @@ def loss_and_gradients(model, images, labels):
 
 
 def prove_equal(name, ours, stock, exact):
-    """Print the largest error of all values relative to what the policy of `fastseg.testing` allows."""
+    """Print the largest error of all values relative to the error that the policy of `fastseg.testing` allows."""
     shares = []
     for what, value in ours.items():
         assert_within_policy(value, stock[what], exact[what], what)
@@ -90,10 +90,10 @@ def prove_equal(name, ours, stock, exact):
 
 
 def compare(stock_network, by_hand, change_by_hand, batch, side, repetitions):
-    """Stock, accelerated and further changed training steps on the same scenes: proof, time and peak memory.
+    """Stock, accelerated and further changed training steps on the same scenes: equality, time and peak memory.
 
-    ``stock_network(classes)`` builds the network; ``change_by_hand(model)`` does to the accelerated one what
-    ``by_hand`` says in a few words.
+    ``stock_network(classes)`` builds the network; ``change_by_hand(model)`` makes a change to the accelerated one
+    that the text ``by_hand`` describes.
     """
     images, labels = Scenes(training=True, seed=0).make(batch, side, side)
     images, labels = normalised(images), labels.long()
@@ -114,7 +114,7 @@ def compare(stock_network, by_hand, change_by_hand, batch, side, repetitions):
         prove_equal(name, results[name], results["stock torch.nn"], exact)
 
     times = {name: [] for name in models}
-    for _ in range(repetitions):  # interleaved, so that a disturbance hits all of them
+    for _ in range(repetitions):  # interleaved, so that a disturbance affects all of them
         for name, model in models.items():
             begin = time.perf_counter()
             loss_and_gradients(model, images, labels)

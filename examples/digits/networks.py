@@ -1,4 +1,4 @@
-"""The networks that the demo can train: how each is built, its loss and its predictions."""
+"""The networks that the demo can train: construction, loss and predictions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ class Choice:
     width: float  # 1 is the published one
     steps: int
     batch: int  # scenes per step
-    learning_rate: float  # the highest
-    comparison: tuple  # the first arguments of `comparison.compare`: a stock network and what to do by hand
+    learning_rate: float  # the maximum
+    comparison: tuple  # the first arguments of `comparison.compare`: a stock network and the change by hand
 
 
 def build_fcn8s(width):
-    """FCN-8s whose every layer is ``width`` times as wide as VGG16's.
+    """FCN-8s with all layers ``width`` times as wide as in VGG16.
 
-    A batch normalisation after each trunk convolution lets it learn from nothing in a few hundred steps.
+    With a batch normalisation after each trunk convolution it trains from random weights in a few hundred steps.
     """
     network = fastseg.models.FCN8s(
         len(CLASSES), padding="same", upsampling="interp", width_multiplier=width, dropout=0.0
@@ -52,7 +52,7 @@ def fcn8s_loss(network, images, labels):
 
 
 def fcn8s_predict(network, images):
-    """The full-size scores never exist."""
+    """Labels from the coarse scores; the full-size scores are never stored."""
     scores = network.coarse_scores(images)
     return fastseg.ops.upsample_argmax(scores, size=images.shape[2:], dtype=torch.uint8)
 

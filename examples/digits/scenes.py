@@ -1,8 +1,8 @@
 """Labelled scenes from real images: handwritten digits pasted on photographs, nothing downloaded.
 
-scikit-learn brings the digits and two photographs along, scikit-image the other photographs. Training and
-test scenes share neither a handwritten digit nor a part of a photograph: the test scenes use the last 397
-digits and the right third of every photograph.
+scikit-learn contains the digits and two photographs, scikit-image the other photographs. Training and test
+scenes have no digit and no part of a photograph in common: the test scenes use the last 397 digits and the
+right third of every photograph.
 """
 
 import math
@@ -14,7 +14,7 @@ from skimage import data
 from sklearn.datasets import load_digits, load_sample_images
 
 CLASSES = ("background", *"0123456789")
-IGNORE = 255  # label of the soft rim of a digit, which is neither digit nor background
+IGNORE = 255  # label of the soft edge of a digit, which is neither digit nor background
 CELL = 64  # pixels; every cell of the scene may hold one digit
 TRAINING_DIGITS = 1400
 TRAINING_COLUMNS = 2 / 3
@@ -38,7 +38,7 @@ def photographs(training):
 
 
 def handwritten_digits(training):
-    """Grey 8x8 digits with a margin of one pixel, float ``(N, 1, 10, 10)`` in [0, 1], and what they mean."""
+    """Grey 8x8 digits with a margin of one pixel, float ``(N, 1, 10, 10)`` in [0, 1], and their labels."""
     digits = load_digits()
     chosen = slice(None, TRAINING_DIGITS) if training else slice(TRAINING_DIGITS, None)
     glyphs = torch.from_numpy(digits.images[chosen]).float()[:, None] / 16
@@ -85,19 +85,19 @@ class Scenes:
         crop = F.interpolate(crop, (height, width), mode="bilinear", antialias=True)[0]
         if self.random.random() < 0.5:
             crop = crop.flip(2)
-        if self.training:  # other light than in the test scenes: a gamma per colour
+        if self.training:  # light unlike that of the test scenes: a gamma per colour
             crop = crop ** torch.from_numpy(2 ** self.random.uniform(-0.7, 0.7, (3, 1, 1))).float()
         return crop.clamp(0, 1)
 
     def _paste_digit(self, image, label, row, column):
-        """Paints one digit around (row, column), in place, and labels it."""
+        """Paints one digit around (row, column), in place, and sets its labels."""
         pick, where, opacity = self._place_digit(image.shape[1:], row, column)
         self._paint(image[:, *where], opacity)
         label[where][opacity > 0.1] = IGNORE
         label[where][opacity > 0.7] = int(self.meanings[pick]) + 1
 
     def _place_digit(self, size, row, column):
-        """A digit around (row, column) of a scene: its number, the slices that it covers, its opacity there."""
+        """A digit around (row, column) of a scene: its number, the slices that it covers, and its opacity there."""
         pick = self.random.integers(len(self.glyphs))
         opacity = self._opacity(self.glyphs[pick : pick + 1])
         half = opacity.shape[0] // 2

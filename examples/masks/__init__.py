@@ -1,1 +1,1 @@
-"""Instance masks on real images: overlapping handwritten digits as packed masks through pasting, NMS and AP."""
+"""Instance masks on real images: overlapping handwritten digits as packed masks, with pasting, NMS and AP."""

@@ -1,6 +1,6 @@
-"""`make demo NET=masks`: overlapping handwritten digits as packed masks through pasting, NMS and AP.
+"""`make demo NET=masks`: overlapping handwritten digits as packed masks, with pasting, NMS and AP.
 
-Nothing is downloaded and nothing trained: the proposals are the truth, disturbed (`examples.masks.proposals`).
+Nothing is downloaded or trained: the proposals are the truth with random errors (`examples.masks.proposals`).
 """
 
 import argparse
@@ -45,8 +45,8 @@ def matrix_nms(proposals, masks, scores):
     return fastseg.ops.matrix_nms(masks, scores, proposals.labels)
 
 
-# Each takes proposals, pasted masks and scores, and gives the indices that it keeps, best first, and their scores if it
-# changes them.
+# Each takes proposals, pasted masks and scores. It returns the indices to keep, best first, and their scores if it
+# changes these.
 METHODS = {
     "before NMS": everything,
     "box NMS": box_nms,
@@ -73,7 +73,7 @@ def arguments():
 def main():
     options = arguments()
     begin = time.perf_counter()
-    fastseg.tune_allocator()  # stock and ours alike: keep freed memory instead of page-faulting it anew
+    fastseg.tune_allocator()  # for stock and ours: keep freed memory, which avoids page faults
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the scenes are small
 

@@ -1,4 +1,4 @@
-"""Pasting and NMS by fastseg and in stock PyTorch: the same masks kept, time and peak memory."""
+"""Pasting and NMS in fastseg and in stock PyTorch: both keep the same masks; time and peak memory."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from benchmarks.ops.paste_masks import grid_sample
 from examples.masks.proposals import propose, rate
 from examples.masks.scenes import OverlappingScenes
 
-ROUNDING = 1e-5  # how far from the threshold a pixel may be on which two roundings disagree
+ROUNDING = 1e-5  # largest distance from the threshold at which rounding may decide a pixel
 
 
 def ours(soft, boxes, scores, labels, size, threshold):
@@ -28,7 +28,7 @@ def stock(soft, boxes, scores, labels, size, threshold):
 
 
 def prove_equal(arguments):
-    """Print that both keep the same masks and how many pixels roundings decide."""
+    """Check that both keep the same masks, and print how many pixels rounding decides."""
     soft, boxes, _, _, size, _ = arguments
     (masks, kept), (expected, expected_kept) = ours(*arguments), stock(*arguments)
     differ = fastseg.ops.unpack_masks(masks) != expected
@@ -42,7 +42,7 @@ def prove_equal(arguments):
 
 
 def compare(count, size, per_instance, threshold, repetitions):
-    """The best ``count`` proposals of a scene."""
+    """Compare both on the best ``count`` proposals of a scene."""
     generator = torch.Generator().manual_seed(2)
     scene = OverlappingScenes(seed=2).scene(*size)
     proposals = propose(scene, per_instance, generator)

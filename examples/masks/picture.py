@@ -12,7 +12,7 @@ LOWEST_SCORE = 0.5  # that is drawn
 DIMMED = 0.6  # brightness of the photograph below the masks
 FILL = 0.6  # opacity
 LINE = 1  # pixels of the picture
-LIGHTER = 0.4  # than the filling, 0 to 1
+LIGHTER = 0.4  # lightness of the outline above that of the filling, 0 to 1
 
 
 def draw(path, shown, title):
@@ -32,12 +32,12 @@ def overlay(scene, proposals, order):
     scale = ZOOM * SMOOTHING
     height, width = (scale * extent for extent in scene.image.shape[1:])
     canvas = F.interpolate(scene.image[None] / 255, (height, width), mode="bicubic")[0].clamp(0, 1)
-    canvas = DIMMED * canvas.lerp(canvas.mean(0, keepdim=True), 0.5)  # and half its colour
+    canvas = DIMMED * canvas.lerp(canvas.mean(0, keepdim=True), 0.5)  # with half of its colour
     masks = fastseg.ops.paste_masks(proposals.masks[order], proposals.boxes[order] * scale, (height, width))
     for mask, box, label in zip(masks, masks.boxes.tolist(), proposals.labels[order].tolist()):
         left, top, right, bottom = box
         if left == right:
-            continue  # no pixel
+            continue  # empty mask
         pixels = fastseg.ops.unpack_masks(mask.crop(*box))[0]
         colour = torch.tensor(PALETTE[1 + label])[:, None, None] / 255
         part = canvas[:, top:bottom, left:right]
@@ -48,6 +48,6 @@ def overlay(scene, proposals, order):
 
 
 def outline(mask, thickness):
-    """The pixels of a mask that are near its edge; nothing of it lies outside."""
+    """The pixels of a mask near its edge; all are inside the mask."""
     outside = F.pad((~mask)[None].float(), 4 * (thickness,), value=1)
     return mask & (F.max_pool2d(outside, 2 * thickness + 1, stride=1)[0] > 0)

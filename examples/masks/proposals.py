@@ -1,8 +1,8 @@
-"""What a detector might propose for a scene, without one: the truth, disturbed.
+"""Simulated proposals of a detector for a scene: the truth with random errors.
 
-Each instance is proposed several times, as by a network before NMS: a shifted and stretched box, in it a soft mask of
-28 x 28 cells, cut out of the truth by `roi_align` as the targets of Mask R-CNN are, and noise. Some proposals are read
-as another digit, some lie where nothing is.
+Each instance has several proposals, as from a network before NMS: a shifted and stretched box and in it a soft mask of
+28 x 28 cells, cut out of the truth by `roi_align` as for the targets of Mask R-CNN, with noise. Some proposals have the
+label of another digit, some are at places without a digit.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ import fastseg
 from examples.masks.scenes import Scene
 
 CELLS = 28
-SHIFT = 0.1  # of a box, as a share of its size; deviation
-MISPLACED = 0.04  # where the mask is pasted, against where it was seen
+SHIFT = 0.1  # standard deviation of the shift of a box, as a share of its size
+MISPLACED = 0.04  # the same for the shift between the box of the crop and the box for pasting
 MISREAD = 0.12  # share of the proposals
 CLUTTER = 0.15  # share of the proposals
 
 
 @dataclass
 class Proposals:
-    """masks: float ``(N, 28, 28)`` in 0 to 1; boxes: ``(N, 4)``; labels, owners: int64 ``(N)``, the digit that was read
-    and the instance that was seen; misread and clutter: bool ``(N)``.
+    """masks: float ``(N, 28, 28)`` in 0 to 1; boxes: ``(N, 4)``; labels, owners: int64 ``(N)``, the predicted digit
+    and the true instance; misread and clutter: bool ``(N)``.
     """
 
     masks: Tensor
@@ -36,7 +36,7 @@ class Proposals:
 
 
 def propose(scene: Scene, per_instance: int, generator: torch.Generator) -> Proposals:
-    """``per_instance`` proposals for each instance, in no order."""
+    """``per_instance`` proposals for each instance, in random order."""
 
     def random(*shape):
         return torch.rand(*shape, generator=generator)
@@ -66,7 +66,7 @@ def propose(scene: Scene, per_instance: int, generator: torch.Generator) -> Prop
 
 
 def rate(proposals: Proposals, masks, truths: Tensor, generator: torch.Generator) -> Tensor:
-    """Scores as a good network would give them: the IoU of a pasted mask with what was seen, roughly."""
+    """Scores similar to those of a good network: roughly the IoU of the pasted mask with its true instance."""
     quality = fastseg.ops.mask_iou(masks, fastseg.ops.pack_masks(truths)[proposals.owners], pairs=True)
     luck = torch.rand(len(masks), generator=generator)
     scores = (quality + 0.12 * (luck - 0.5)) * torch.where(proposals.misread, 0.4 + 0.5 * luck, 1)

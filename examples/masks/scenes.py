@@ -8,12 +8,12 @@ from torch import Tensor
 from examples.digits.scenes import Scenes
 
 SPACING = 42  # pixels between digits of about 64: neighbours overlap
-FEWEST_VISIBLE = 0.5  # share of a digit's pixels that the digits above it leave
+FEWEST_VISIBLE = 0.5  # least share of a digit's pixels that stay visible under other digits
 
 
 @dataclass
 class Scene:
-    """image: uint8 ``(3, H, W)``; masks: bool ``(M, H, W)``, no pixel in two; labels: int64 ``(M)``, the digits."""
+    """image: uint8 ``(3, H, W)``; masks: bool ``(M, H, W)``, disjoint; labels: int64 ``(M)``, the digits."""
 
     image: Tensor
     masks: Tensor
@@ -28,7 +28,7 @@ class OverlappingScenes(Scenes):
 
     def scene(self, height, width):
         image = self._background(height, width)
-        owner = torch.zeros(height, width, dtype=torch.int64)  # of each pixel: 0, or the number of a digit from 1
+        owner = torch.zeros(height, width, dtype=torch.int64)  # for each pixel 0, or the number of a digit, from 1
         labels, areas = [], []
         centres = [
             [top + SPACING * self.random.uniform(0.3, 0.7), left + SPACING * self.random.uniform(0.3, 0.7)]
@@ -42,7 +42,7 @@ class OverlappingScenes(Scenes):
             covered[where][mask] = len(areas) + 1
             visible = covered.flatten().bincount(minlength=len(areas) + 2)[1:-1]
             if (visible < FEWEST_VISIBLE * torch.tensor(areas)).any():
-                continue  # this one would hide another
+                continue  # this digit would hide another too much
             self._paint(image[:, *where], opacity)
             owner = covered
             labels.append(int(self.meanings[pick]))

@@ -1,4 +1,4 @@
-"""Other people's packages with our kernels in them."""
+"""Makes other packages use our kernels."""
 
 from fastseg.integrations import torchvision
 

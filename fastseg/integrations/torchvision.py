@@ -1,11 +1,11 @@
-"""torchvision with our kernels in it: `install()`, `uninstall()`, or for a while
+"""Makes torchvision use our kernels: `install()` and `uninstall()`, or for one block
 
     with fastseg.integrations.torchvision.install():
         losses = torchvision.models.detection.maskrcnn_resnet50_fpn()(images, targets)
 
-What is replaced, in torchvision's names, and what by:
+These functions of torchvision are replaced, and with them the modules that call them:
 
-    ops.roi_align, and so the module RoIAlign            fastseg.ops.roi_align
+    ops.roi_align, RoIAlign                              fastseg.ops.roi_align
     ops.roi_pool, RoIPool                                fastseg.ops.roi_pool
     ops.poolers._multiscale_roi_align,
       the loop of MultiScaleRoIAlign                     fastseg.ops.multiscale_roi_align
@@ -14,21 +14,21 @@ What is replaced, in torchvision's names, and what by:
     ops.masks_to_boxes                                   fastseg.ops.masks_to_boxes
     models.detection.roi_heads.paste_masks_in_image      fastseg.ops.paste_masks, soft masks of (N, 1, H, W)
 
-Results keep torchvision's shapes, dtypes and conventions. They differ where ours are better: gradients are the same on
-every run; half types are summed in fp32, and bfloat16 is taken on CPU; channels_last stays; boxes that are not finite
-and batch indices without an image read no foreign memory; `batched_nms` compares classes instead of moving them apart,
-which rounds, and of equal scores takes the first; a box that is on the limit between two levels up to a rounding may go
-to the other one.
+Results have torchvision's shapes, dtypes and conventions. They differ where ours are better: gradients are the same on
+every run; half types are summed in fp32, and bfloat16 works on CPU; channels_last is kept; boxes that are not finite
+and batch indices without an image never read outside the input; `batched_nms` compares classes, where torchvision
+offsets boxes by class, which rounds; of equal scores it takes the first. A box within a rounding of the limit between
+two levels may go to the other level.
 
-A call that ours cannot take, or has no kernel for on its device (RoI align of float64 on a GPU; mps), goes to
-torchvision's own function, with what it returns or raises: quantized tensors, thresholds outside of [0, 1], more than
-1024 samples along a bin, paddings other than 1, masks to paste that are not square, of float64 or to be differentiated.
-So does what is written down as a program of torchvision's ops: torch.jit.script, torch.jit.trace, torch.onnx.export.
-Programs of torch.compile and torch.export hold our ops; torch.ops.torchvision is left alone.
+Calls that ours do not support, or for which there is no kernel on the device (RoI align of float64 on a GPU; mps), run
+torchvision's own function: quantized tensors, thresholds outside [0, 1], more than 1024 samples along a bin, paddings
+other than 1, masks to paste that are not square, are float64 or require grad. So do calls recorded in a program of
+torchvision's ops: torch.jit.script, torch.jit.trace, torch.onnx.export. Programs of torch.compile and torch.export
+contain our ops; torch.ops.torchvision is not changed.
 
-Where torchvision's own compiled ops are absent, as in a build for another PyTorch, ours run, and say what is wrong with
-a call that they cannot take. `import torchvision`, which otherwise fails there with "operator torchvision::nms does not
-exist", works once `install` has run.
+If torchvision's own compiled ops are missing, as in a build for another PyTorch, ours always run, and raise for calls
+that they do not support. `import torchvision`, which otherwise fails there with "operator torchvision::nms does not
+exist", works after `install`.
 """
 
 import functools
@@ -54,7 +54,7 @@ from fastseg.ops.masks.pack_masks import UNPACKED
 from fastseg.ops.nms import CLASSES
 from fastseg.ops.roi_align import MOST_LEVELS, MOST_SAMPLES
 
-# --- what takes the place of a function: its parameters, after the function itself or None where that cannot run ---
+# --- replacements; parameters: `stock` (the function replaced, or None if it cannot run), then those of `stock` ---
 
 
 def _roi_align(stock, input, boxes, output_size, spatial_scale=1.0, sampling_ratio=-1, aligned=False):
@@ -75,7 +75,7 @@ def _multiscale_roi_align(stock, x_filtered, boxes, output_size, sampling_ratio,
         and mapper is not None
         and mapper.eps == 1e-6
         and mapper.k_max - mapper.k_min + 1 == len(scales) == len(x_filtered) <= MOST_LEVELS
-        and all(_fit_each_other(x_filtered[0], level) for level in x_filtered)
+        and all(_maps_match(x_filtered[0], level) for level in x_filtered)
         and all(
             _takes_rois("roi_align", level, boxes, output_size, scale, sampling_ratio)
             for level, scale in zip(x_filtered, scales)
@@ -91,7 +91,7 @@ def _multiscale_roi_align(stock, x_filtered, boxes, output_size, sampling_ratio,
 
 
 def _nms(stock, boxes, scores, iou_threshold):
-    if stock and not (_has_kernel("nms", boxes) and _is_share(iou_threshold)):
+    if stock and not (_has_kernel("nms", boxes) and _is_between_0_and_1(iou_threshold)):
         return stock(boxes, scores, iou_threshold)
     return ops.nms(boxes, scores, iou_threshold)
 
@@ -104,7 +104,7 @@ def _batched_nms(stock, boxes, scores, idxs, iou_threshold):
         and boxes.dim() == 2
         and idxs.shape == scores.shape  # torchvision broadcasts one class to all boxes
         and idxs.device == boxes.device
-        and _is_share(iou_threshold)
+        and _is_between_0_and_1(iou_threshold)
     )
     if stock and not takes:
         return stock(boxes, scores, idxs, iou_threshold)
@@ -123,11 +123,11 @@ def _paste_masks_in_image(stock, masks, boxes, img_shape, padding=1):
         padding == 1
         and _has_kernel("paste_masks", masks)
         and masks.dim() == 4
-        and masks.shape[1] >= 1  # of several, torchvision takes the first
+        and masks.shape[1] >= 1  # torchvision takes the first of several
         and masks.shape[2] == masks.shape[3] >= 1
         and not (masks.requires_grad and torch.is_grad_enabled())
         and isinstance(boxes, Tensor)
-        and boxes.dtype == torch.float32  # in which ours places the mask
+        and boxes.dtype == torch.float32  # ours computes the position of the mask in fp32
         and boxes.shape == (masks.shape[0], 4)
         and boxes.device == masks.device
         and min(img_shape) >= 1
@@ -137,9 +137,9 @@ def _paste_masks_in_image(stock, masks, boxes, img_shape, padding=1):
     return ops.paste_masks(masks[:, 0], boxes, img_shape, convention="torchvision", output="soft")[:, None]
 
 
-# --- what ours take ---
+# --- calls that ours support ---
 
-_KEYS = {"cpu": "CPU", "cuda": "CUDA"}  # of PyTorch's dispatcher
+_KEYS = {"cpu": "CPU", "cuda": "CUDA"}  # dispatch keys of PyTorch
 _KERNELS = {
     name: {
         backend.name: backend.dtypes
@@ -152,10 +152,12 @@ _KERNELS = {
 }
 
 
-def _has_kernel(op: str, lead) -> bool:
-    """Whether there is a kernel for calls with this first tensor; else torchvision's function is faster."""
+def _has_kernel(op: str, first) -> bool:
+    """True if there is a kernel for calls with this first tensor; else torchvision's function is faster."""
     return (
-        isinstance(lead, Tensor) and not lead.is_quantized and lead.dtype in (_KERNELS[op].get(lead.device.type) or ())
+        isinstance(first, Tensor)
+        and not first.is_quantized
+        and first.dtype in (_KERNELS[op].get(first.device.type) or ())
     )
 
 
@@ -177,17 +179,19 @@ def _takes_rois(op: str, input, boxes, output_size, spatial_scale, sampling_rati
     )
 
 
-def _is_share(threshold) -> bool:
+def _is_between_0_and_1(threshold) -> bool:
     return isinstance(threshold, (float, int)) and 0 <= threshold <= 1
 
 
-def _fit_each_other(first: Tensor, level: Tensor) -> bool:
-    """Not so under autocast, which gives maps of differing dtypes."""
+def _maps_match(first: Tensor, level: Tensor) -> bool:
+    """True if both maps have the same dtype, device, N and C; under autocast dtypes may differ."""
     return level.dtype == first.dtype and level.device == first.device and level.shape[:2] == first.shape[:2]
 
 
 def _rois(boxes, input: Tensor):
-    """Of more or fewer tensors than there are images, which torchvision takes, rows (batch index, x1, y1, x2, y2)."""
+    """`boxes`, or rows (batch index, x1, y1, x2, y2) if there are more or fewer tensors than images, as torchvision
+    allows.
+    """
     if isinstance(boxes, Tensor) or len(boxes) in (0, input.shape[0]):
         return boxes
     return torch.cat([F.pad(own.float() if own.dtype in HALF else own, (1, 0), value=i) for i, own in enumerate(boxes)])
@@ -197,13 +201,13 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _classes(idxs: Tensor) -> Tensor:
-    """Classes of any dtype as integers that are equal where they are."""
+    """Classes of any dtype as integers; equal classes give equal integers."""
     if idxs.dtype in FLOATING:
-        return idxs.masked_fill(idxs == 0, 0).view(_BITS[idxs.element_size()])  # -0 is 0
+        return idxs.masked_fill(idxs == 0, 0).view(_BITS[idxs.element_size()])  # -0 becomes 0
     return idxs if idxs.dtype in CLASSES else idxs.long()
 
 
-# --- putting them in place ---
+# --- installation ---
 
 # Module, function, whether it needs torchvision's compiled ops, and ours.
 _FUNCTIONS = (
@@ -217,13 +221,13 @@ _FUNCTIONS = (
 )
 
 _lock = threading.Lock()
-_installed: list[tuple[Callable, Callable]] = []  # torchvision's functions and what stands in their place
-_fragments: list[torch.library.Library] = []  # schemas of torchvision's ops where torchvision has none
+_installed: list[tuple[Callable, Callable]] = []  # (torchvision's function, its replacement)
+_fragments: list[torch.library.Library] = []  # schemas of torchvision's compiled ops, if it lacks them
 
 
 class Installation:
-    """What `install` did; prints as a list. As a context manager it is undone at the end of the block, unless it stood
-    before.
+    """What `install` did; prints as a list. As a context manager it calls `uninstall` at the end of the block, unless
+    an earlier `install` was in force.
 
     places: where a function was replaced, e.g. "torchvision.ops.boxes.nms".
     """
@@ -245,22 +249,22 @@ class Installation:
 
 
 def install(*packages: str) -> Installation:
-    """Let torchvision's detection functions run our kernels: those that the head of this file lists.
+    """Make the detection functions of torchvision that the docstring of this file lists run our kernels.
 
-    Every module of torchvision that holds one of them, under whatever name, gets ours in its place, and so does every
-    module that imports it from there later. Modules and models that exist already are served, too: they look the
-    functions up when they run. What was compiled by torch.compile is compiled once more.
+    Replaces each function under every name in every module of torchvision, and so in modules that import it from there
+    later. Existing models use ours, too: they look functions up when they run. Programs of torch.compile are compiled
+    again.
 
     Args:
-        packages: further packages that hold functions of torchvision under names of their own, if they are imported
-            already: `install("detectron2", "mmdet", "__main__")`. Packages that are imported after `install`, or that
-            call `torchvision.ops.nms` by this name, need not be given.
+        packages: further packages, already imported, that have names of their own for functions of torchvision:
+            `install("detectron2", "mmdet", "__main__")`. Packages imported after `install`, or that call
+            `torchvision.ops.nms` by this name, need not be given.
 
     Returns:
         Installation: where functions were replaced, to be printed, or used in a `with` statement.
 
     Raises:
-        ImportError: torchvision is not installed, or none of the packages has a name given.
+        ImportError: torchvision or one of the packages is not installed.
         TypeError: a name that is not a str.
     """
     for name in packages:
@@ -276,14 +280,14 @@ def install(*packages: str) -> Installation:
             stock = vars(importlib.import_module(module))[name]
             if all(stock is not function for _, function in _installed):
                 runs = stock if not compiled or extension._has_ops() else None
-                _installed.append((stock, _in_place_of(stock, runs, ours)))
+                _installed.append((stock, _replacement_of(stock, runs, ours)))
         return Installation(_rebind(_installed, _loaded("torchvision", *packages)), first)
 
 
 def uninstall() -> None:
-    """Give every module its functions back, the same objects: in torchvision and in whatever imported ours from it.
+    """Restore the functions of torchvision, the same objects, in all modules: also in those that imported ours.
 
-    What was not installed is left as it is, as are functions that somebody else has put there since.
+    Functions that other code has replaced since `install` stay.
     """
     with _lock:
         _rebind([(ours, stock) for stock, ours in _installed], _loaded())
@@ -303,15 +307,15 @@ def _import_torchvision() -> None:
     except RuntimeError as error:
         if _fragments or "operator torchvision::nms does not exist" not in str(error):
             raise
-        # Without its compiled ops torchvision stops at these two, to which it gives fakes: their schemas are enough.
+        # Without its compiled ops, torchvision fails when it registers fakes for these two: it needs their schemas.
         _fragments.append(torch.library.Library("torchvision", "FRAGMENT"))
         for name in ("nms", "qnms"):
             _fragments[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _import_torchvision()
 
 
-def _in_place_of(stock: Callable, runs: Callable | None, ours: Callable) -> Callable:
-    """A function with the name, place and signature of `stock`; runs: it, or None where it cannot run."""
+def _replacement_of(stock: Callable, runs: Callable | None, ours: Callable) -> Callable:
+    """A function with the name, module and signature of `stock`; runs: `stock`, or None if it cannot run."""
 
     @functools.wraps(stock)
     def function(*args, **options):
@@ -324,7 +328,7 @@ def _in_place_of(stock: Callable, runs: Callable | None, ours: Callable) -> Call
 
 
 def _loaded(*packages: str) -> list[tuple[str, ModuleType]]:
-    """The modules that are imported, of these packages or of all."""
+    """The imported modules of these packages, or of all."""
     found = []
     for name, module in list(sys.modules.items()):
         inside = not packages or any(name == package or name.startswith(f"{package}.") for package in packages)
@@ -334,7 +338,7 @@ def _loaded(*packages: str) -> list[tuple[str, ModuleType]]:
 
 
 def _rebind(pairs: list[tuple[Callable, Callable]], modules: list[tuple[str, ModuleType]]) -> list[str]:
-    """Whatever names the first of a pair names the second then; returns where."""
+    """Replaces the first function of each pair by the second, under every name in `modules`; returns these names."""
     others = {id(one): other for one, other in pairs}
     places = []
     for module_name, module in modules:

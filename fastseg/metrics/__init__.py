@@ -1,6 +1,6 @@
-"""Metrics of dense prediction: of label maps from a confusion matrix, of detections by COCO's and VOC's rules.
+"""Metrics: of label maps, from a confusion matrix; of detections, by COCO's and VOC's rules.
 
-The modules `segmentation`, `coco`, `proposals` and `voc` give their definitions.
+The modules `segmentation`, `coco`, `proposals` and `voc` define them.
 """
 
 from fastseg.metrics.coco import CocoResult, coco_evaluate

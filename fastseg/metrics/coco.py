@@ -1,11 +1,11 @@
-"""COCO's detection metrics: average precision and recall of boxes or masks, equal to pycocotools' to rounding.
+"""COCO's detection metrics: average precision and recall of boxes or masks, equal to pycocotools' up to rounding.
 
-    AP    mean over IoU thresholds 0.5, 0.55, ..., 0.95, categories and 101 recalls of the precision at that recall,
-          which is the largest at that recall or more
+    AP    mean over IoU thresholds 0.5, 0.55, ..., 0.95, categories and 101 recalls of the largest precision at that
+          recall or above
     AR@n  mean over thresholds and categories of the recall of the n best detections per image
 
-Two deviations: an annotation id of 0 counts as any other (pycocotools takes its match for none), and AP is that of the
-last of `max_detections` (pycocotools' is that of 100, and -1 where 100 is not among them).
+Two deviations: a match with the annotation id 0 counts as any other (pycocotools treats it as no match), and AP is for
+the last of `max_detections` (pycocotools' is for 100, and -1 if 100 is not among them).
 """
 
 import warnings
@@ -19,18 +19,18 @@ from fastseg.metrics.detection_table import Curves, Instances, Table, box_ious, 
 
 IOU_THRESHOLDS = numpy.linspace(0.5, 0.95, 10)
 RECALLS = numpy.linspace(0.0, 1.0, 101)
-AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}  # pixels, ends included
+AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}  # pixels, limits included
 MAX_DETECTIONS = (1, 10, 100)
 IOU_TYPES = ("bbox", "segm")
-TRUTHS, DETECTIONS = "annotations['annotations']", "detections"  # what errors call them
+TRUTHS, DETECTIONS = "annotations['annotations']", "detections"  # in error messages
 
 
 @dataclass(frozen=True)
 class CocoResult(Mapping):
-    """The figures of a data set by name, in pycocotools' order: AP, AP50, AP75, APs, APm, APl, AR@1, AR@10, AR@100,
-    ARs, ARm, ARl (those of small, medium and large areas); -1 where there is no truth to count.
+    """The results for a data set by name, in pycocotools' order: AP, AP50, AP75, APs, APm, APl, AR@1, AR@10, AR@100,
+    ARs, ARm, ARl (s, m, l: small, medium and large areas); -1 if there is no truth to count.
 
-    per_class: the same of every category by its id. curves: precision and recall themselves.
+    per_class: the same results for each category, by its id. curves: precision and recall.
     """
 
     figures: dict[str, float]
@@ -59,26 +59,26 @@ def coco_evaluate(
     use_categories: bool = True,
     progress: bool = False,
 ) -> CocoResult:
-    """Evaluates detections of a data set, both in COCO's own structures.
+    """Evaluates the detections of a data set; annotations and detections are COCO's structures.
 
-    Equals pycocotools' `COCOeval` with its default parameters, but for the two deviations above.
+    Equals pycocotools' `COCOeval` with its default parameters, except for the two deviations above.
 
     Args:
         annotations: {"images": [{"id", "height", "width"}], "annotations": [{"image_id", "category_id", "area", "bbox"
             (x, y, width, height) or "segmentation", "iscrowd" (0 by default)}], "categories": [{"id"}]}, as json.load
-            gives it. Of images height and width are needed for polygons only.
-        detections: [{"image_id", "category_id", "score", "bbox" or "segmentation"}]. Those of categories that the
-            annotations do not know are left out, with a warning.
+            returns it. Images need height and width only for polygons.
+        detections: [{"image_id", "category_id", "score", "bbox" or "segmentation"}]. Detections whose category is not
+            in the annotations are left out, with a warning.
         iou_type: "bbox" for boxes, "segm" for masks: a "segmentation" is a list of polygons (x1, y1, x2, y2, ...) or
             run lengths {"size": [H, W], "counts": text or ints}. The area of a detection is that of its mask; but as
-            with pycocotools, where the first detection has a "bbox", areas of all are those of their boxes.
-        max_detections: detections per image and category that are counted, rising; the last is that of AP.
-        use_categories: False to match whatever the category, as for proposals.
-        progress: show on stderr how far it has come with the masks, in a bar of tqdm if that is installed.
+            in pycocotools, if the first detection has a "bbox", all areas are those of the boxes.
+        max_detections: ascending numbers of detections per image and category to count; AP uses the last one.
+        use_categories: False to match detections with truths of any category, as for proposals.
+        progress: show the progress over the masks on stderr, by tqdm if it is installed.
 
     Raises:
         ValueError: structures that lack a field, ids that are not in "images", scores that are NaN, masks of another
-            size, and other values that do not fit, by name and number of the entry.
+            size, and other wrong values; the message names the entry.
         TypeError: counts that are neither text nor ints.
     """
     limits = check_limits(max_detections)
@@ -121,7 +121,7 @@ def _figures(curves: Curves, limits: Sequence[int], kinds: slice) -> dict[str, f
 
 
 def table_of_json(annotations, detections, iou_type, most, use_categories=True, progress=False) -> tuple[Table, list]:
-    """The table of COCO's structures, and their categories."""
+    """The table made from COCO's structures, and their categories."""
     for name in ("images", "annotations"):
         if not isinstance(annotations, Mapping) or name not in annotations:
             raise ValueError(f"fastseg.metrics: annotations have no {name!r}; allowed: COCO's structure, as a dict")
@@ -152,7 +152,7 @@ def table_of_json(annotations, detections, iou_type, most, use_categories=True, 
         ious = box_ious(boxes, real_boxes, real.crowd)
     else:
         masks, area = _masks(detections, truths, images)
-        found.area = used if area is None else area[used]  # of masks, until they have been read, their numbers
+        found.area = used if area is None else area[used]  # until masks have been read: their numbers
 
         def ious(detection, truth):
             return masks.ious(used[detection], len(detections) + used_truths[truth], real.crowd[truth], progress)
@@ -164,8 +164,8 @@ def table_of_json(annotations, detections, iou_type, most, use_categories=True, 
 
 
 def _instances(entries, what, images, categories, use_categories) -> tuple[Instances, numpy.ndarray]:
-    """Those of known categories, and their places in `entries`. Where categories do not count, they are all of category
-    0, sorted by their own: of equal scores and IoUs the order decides, and that is pycocotools'.
+    """The instances of known categories, and their indices in `entries`. Without `use_categories` all get category 0
+    and are sorted by their own: the order decides between equal scores and IoUs, as in pycocotools.
     """
     image, category = _column(entries, "image_id", what), _column(entries, "category_id", what)
     strange = ~numpy.isin(image, images)
@@ -179,10 +179,10 @@ def _instances(entries, what, images, categories, use_categories) -> tuple[Insta
 
 
 def _masks(detections, truths, images) -> tuple[CocoMasks, numpy.ndarray | None]:
-    """Of all detections, then of all truths; and the areas of the detections, where not those of their masks.
+    """The masks of all detections, then of all truths; and the areas of the detections, or None for areas of masks.
 
-    As pycocotools has it: if the first detection has a box, all need one, whose area counts, and which is also the
-    mask of those that have no other.
+    As in pycocotools: if the first detection has a box, all must have one. Then the areas of the boxes count, and a box
+    is the mask of a detection without a mask.
     """
     area = None
     first = detections[0].get("bbox") if len(detections) and isinstance(detections[0], Mapping) else None

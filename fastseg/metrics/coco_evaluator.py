@@ -1,4 +1,4 @@
-"""COCO's detection metrics, batch by batch and rank by rank: `CocoEvaluator`."""
+"""COCO's detection metrics, accumulated over batches and ranks: `CocoEvaluator`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,8 +19,8 @@ _SHAPES = dict(zip(IOU_TYPES, ("boxes", "masks")))
 
 
 class CocoEvaluator:
-    """`coco_evaluate` for detections and truths that come batch by batch, as tensors. Of each image it keeps scores,
-    areas and the IoU of pairs: no mask outlives its batch.
+    """`coco_evaluate` for batches of detections and truths, as tensors. It keeps scores, areas and the IoU of pairs,
+    but no masks.
 
         evaluator = CocoEvaluator("segm")
         for images, truths in loader:
@@ -29,11 +29,11 @@ class CocoEvaluator:
 
     Args:
         iou_type: "bbox" or "segm".
-        max_detections: detections per image and category that are counted, rising; the last is that of AP.
-        use_categories: False to match whatever the category, as for proposals.
+        max_detections: ascending numbers of detections per image and category to count; AP uses the last one.
+        use_categories: False to match detections with truths of any category, as for proposals.
 
     Raises:
-        ValueError: other values, by name.
+        ValueError: other values; the message names the argument.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class CocoEvaluator:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets every image."""
+        """Removes all images."""
         self._tables: dict[int, Table] = {}  # by image
-        self._numbered: bool | None = None  # True if images have no id of their own, None before the first
+        self._numbered: bool | None = None  # True if images have no ids, None before the first image
 
     def update(
         self,
@@ -60,19 +60,19 @@ class CocoEvaluator:
         truths: Sequence[Mapping[str, Tensor]],
         image_ids: Sequence[int] | Tensor | None = None,
     ) -> None:
-        """Takes a batch; tensors may be on any device.
+        """Adds a batch; tensors may be on any device.
 
         Args:
             detections: of each image, scores [n], labels [n] of ints, and boxes [n, 4] (x1, y1, x2, y2) or, for "segm",
                 masks, n `fastseg.ops.PackedMasks` or dense masks [n, H, W] of bool or uint8.
             truths: of each image, labels [m], boxes or masks, and optionally iscrowd [m] and area [m] (else that of
                 the box or mask).
-            image_ids: ints. With them an image that several ranks saw (a sampler that pads its last batch) counts
-                once, and detections of equal score are sorted by image; without them images are numbered as they come.
+            image_ids: ints. With them, an image that several ranks saw (a sampler may pad the last batch) counts once,
+                and detections of equal score are sorted by image. Without them, images are numbered in order.
 
         Raises:
-            ValueError: a field that lacks or is of another shape or dtype, an image that was given before, scores that
-                are NaN. The batch is then left out as a whole.
+            ValueError: a missing field, or one of another shape or dtype, an image that was given before, scores that
+                are NaN. Nothing of the batch is then added.
         """
         numbered = image_ids is None
         ids = [*range(len(self._tables), len(self._tables) + len(truths))] if numbered else _ints(image_ids)
@@ -92,10 +92,10 @@ class CocoEvaluator:
         self._numbered = numbered if ids else self._numbered
 
     def all_gather(self, process_group: torch.distributed.ProcessGroup | None = None) -> "CocoEvaluator":
-        """The images of all ranks together, as a new object: this one keeps those of its own.
+        """A new object with the images of all ranks; this one keeps only the images of its rank.
 
-        Every rank of the group must call it, also one that saw no image. Without an initialised process group there is
-        one rank. With the nccl backend the images travel through the current CUDA device.
+        Every rank of the group must call it, also a rank without images. Without an initialised process group there is
+        one rank. The nccl backend sends the data through the current CUDA device.
 
         Raises:
             ValueError: some ranks gave image_ids, others did not.
@@ -111,14 +111,14 @@ class CocoEvaluator:
         total._numbered = kinds.pop() if kinds else None
         for rank, (tables, _) in enumerate(parts):
             for image, table in tables.items():
-                if total._numbered:  # as samplers deal them out
+                if total._numbered:  # in the order of a distributed sampler
                     total._tables[image * len(parts) + rank] = table.of_image(image * len(parts) + rank)
                 else:
                     total._tables.setdefault(image, table)
         return total
 
     def compute(self) -> CocoResult:
-        """The figures of all images so far; categories are the labels that occurred."""
+        """The results for all images so far; categories are the labels that occurred."""
         table = Table.join([*self._tables.values()])
         categories = numpy.union1d(table.detections.category, table.truths.category).tolist()
         return summarize(table, categories, self.max_detections)
@@ -160,7 +160,7 @@ class CocoEvaluator:
             areas = shapes.area.cpu().double().numpy()
         labels = torch.as_tensor(_field(entry, "labels", what))
         if labels.dtype.is_floating_point or labels.dtype.is_complex:
-            if labels.numel():  # torch.tensor([]) is of floats
+            if labels.numel():  # torch.tensor([]) is float32
                 dtype = _check.dtype_name(labels.dtype)
                 raise ValueError(f"{_NAME}: 'labels' of {what} has dtype {dtype}; allowed: integers")
         kinds = _of_length(labels, "labels", what, len(areas)).astype(numpy.int64)
@@ -182,7 +182,7 @@ def _field(entry: Mapping, name: str, what: str):
 
 
 def _column(entry: Mapping, name: str, what: str, count: int, default: Array | None = None) -> Array:
-    """[count] of double; `default` if the field may lack."""
+    """The field as double [count]; `default`, if given, replaces a missing field."""
     if default is not None and entry.get(name) is None:
         return default
     return _of_length(_field(entry, name, what), name, what, count).astype(numpy.float64)
@@ -204,7 +204,7 @@ def _dense(masks, what: str) -> Tensor:
 
 
 def _mask_ious(masks: PackedMasks, truths: PackedMasks, known, image: int) -> Callable[[Array, Array], Array]:
-    """`ious` of an image's masks. known: their areas, those of the truths, and which of these are crowds."""
+    """The function `ious` for the masks of an image. known: areas, areas of the truths, and which truths are crowds."""
     areas, truth_areas, crowd = known
     shared = numpy.zeros((len(masks), len(truths)), numpy.int64)
     if shared.size:
@@ -222,7 +222,7 @@ def _mask_ious(masks: PackedMasks, truths: PackedMasks, known, image: int) -> Ca
 
 
 def _without_categories(found: Instances, real: Instances, ious) -> tuple[Instances, Instances, Callable]:
-    """All of one category, sorted by their own: of equal scores and IoUs the order decides, as in `coco_evaluate`."""
+    """All in one category, sorted by their own: the order decides between equal scores and IoUs (`coco_evaluate`)."""
     order, truth_order = (numpy.argsort(instances.category, kind="stable") for instances in (found, real))
     found, real = found[order], real[truth_order]
     for instances in (found, real):

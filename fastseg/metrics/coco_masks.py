@@ -1,7 +1,7 @@
 """The masks of COCO's structures, polygons or run lengths: their areas, and the IoU of pairs.
 
-Run lengths are not decoded: areas and intersections are read off them. A part of the masks is taken at a time, so that
-the memory does not grow with the data set.
+Areas and intersections are computed from run lengths without decoding. Masks are processed in parts, so that the memory
+does not grow with the data set.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,13 @@ from fastseg.ops.masks.run_lengths import MOST_PIXELS, counts_of_masks, read_rle
 
 Array = numpy.ndarray
 Size = tuple[int, int]  # (H, W)
-_AT_A_TIME = 8192  # masks, some KB each
-_PIXELS_AT_A_TIME = 1 << 29  # of polygons, a bit each
+_AT_A_TIME = 8192  # masks in a part, some KB each
+_PIXELS_AT_A_TIME = 1 << 29  # pixels of polygons in a part, one bit each
 
 
 @dataclass
 class Runs:
-    """Masks as run lengths: counts [k]; where those of each begin and end, and how many pixels it has, [n] each."""
+    """n masks as run lengths: counts [k]; for each mask the begin and end of its counts, and its pixels, [n] each."""
 
     counts: Tensor
     begins: Tensor
@@ -34,7 +34,7 @@ class Runs:
 
     @staticmethod
     def join(parts: Sequence[tuple[list[int], "Runs"]], count: int) -> "Runs":
-        """Of `count` masks; with each part come the places that its masks take."""
+        """Joins parts, (indices of the masks, runs), to the runs of `count` masks."""
         begins, ends, areas = numpy.empty((3, count), numpy.int64)
         first = 0
         for places, runs in parts:
@@ -46,19 +46,19 @@ class Runs:
 
 
 class CocoMasks:
-    """Masks by number: `segmentations` as COCO has them.
+    """Masks by number, from COCO's `segmentations`.
 
-    images: of each the entry of its image, whose "height" and "width" polygons need.
-    names: what errors call each.
+    images: for each mask the entry of its image; polygons need its "height" and "width".
+    names: for each mask the name in error messages.
     """
 
     def __init__(self, segmentations: Sequence, images: Sequence[Mapping], names: Callable[[int], str]):
         self._segmentations, self._images, self._names = segmentations, images, names
         self._sizes: dict[Size, Size] = {}
-        self._areas = numpy.full(len(segmentations), -1)  # until a mask has been read
+        self._areas = numpy.full(len(segmentations), -1)  # -1 until a mask has been read
 
     def areas(self, numbers: Array, shown: bool = False) -> Array:
-        """Of masks numbers [n], in pixels."""
+        """The areas of masks `numbers` [n], in pixels. shown: show the progress."""
         missing = numbers[self._areas[numbers] < 0].tolist()
         parts = [missing[first : first + _AT_A_TIME] for first in range(0, len(missing), _AT_A_TIME)]
         for part in progress(parts, "areas of masks", shown):
@@ -66,8 +66,8 @@ class CocoMasks:
         return self._areas[numbers].astype(numpy.float64)
 
     def ious(self, first: Array, second: Array, crowd: Array, shown: bool = False) -> Array:
-        """Of pairs of masks first [pairs] and second [pairs], which is a crowd region or not; equal `first` follow each
-        other.
+        """The IoU of masks first [pairs] and second [pairs]; crowd [pairs]: `second` is a crowd region. Equal `first`
+        must be adjacent. shown: show the progress.
         """
         starts = numpy.flatnonzero(numpy.diff(first, prepend=-1))[::_AT_A_TIME]
         parts = [slice(*ends) for ends in zip(starts, [*starts[1:], len(first)])]
@@ -92,11 +92,11 @@ class CocoMasks:
         return overlap(shared.numpy(), areas[a], areas[b], crowd)
 
     def _runs(self, numbers: list[int]) -> tuple[Runs, Array]:
-        """The runs of these masks, and their sizes [n, 2]; their areas are then known."""
+        """The runs of these masks, and their sizes [n, 2]; keeps their areas."""
         masks = [self._segmentations[number] for number in numbers]
         of_counts = [type(mask) is dict or isinstance(mask, Mapping) for mask in masks]
         texts = [place for place, yes in enumerate(of_counts) if yes]
-        polygons: dict[Size, list[int]] = {}  # places by size
+        polygons: dict[Size, list[int]] = {}  # indices by size
         for place, other in enumerate(of_counts):
             if not other:
                 polygons.setdefault(self._size_of_image(masks[place], numbers[place]), []).append(place)
@@ -113,11 +113,11 @@ class CocoMasks:
         return Runs.join([part[:2] for part in parts], len(numbers)), sizes
 
     def _read(self, numbers: list[int]) -> tuple[Runs, list[Size]]:
-        """Run lengths, and their sizes."""
+        """The masks that are run lengths, and their sizes."""
         rles = [self._segmentations[number] for number in numbers]
         try:
             counts, sizes = [rle["counts"] for rle in rles], [self._sizes[tuple(rle["size"])] for rle in rles]
-        except (KeyError, TypeError):  # a size that is new, or something that is wrong
+        except (KeyError, TypeError):  # a new size, or an error
             sizes = [self._size_of(rle, number) for rle, number in zip(rles, numbers)]
             counts = [rle["counts"] for rle in rles]
         name = lambda i: f"fastseg.metrics: {self._names(numbers[i])}['counts']"  # noqa: E731
@@ -133,7 +133,7 @@ class CocoMasks:
         return Runs(counts, torch.nn.functional.pad(ends[:-1], (1, 0)), ends, masks.area)
 
     def _size_of(self, rle: Mapping, number: int) -> Size:
-        """That of run lengths."""
+        """The size of run lengths."""
         size = self._checked(rle.get("size"))
         if size is None or "counts" not in rle:
             given = f"{self._names(number)}={rle!r:.80}"
@@ -154,7 +154,7 @@ class CocoMasks:
         return size
 
     def _checked(self, size) -> Size | None:
-        """(H, W) as ints, or None if it is something else. Images have few sizes: what was checked once is known."""
+        """(H, W) as ints, or None if it is something else. Checks each size once: images have few sizes."""
         try:
             size = tuple(size)
             if size not in self._sizes:

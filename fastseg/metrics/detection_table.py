@@ -1,7 +1,7 @@
-"""Detections and truths of many images in flat arrays, with the IoU of every pair that could be matched.
+"""Detections and truths of many images in flat arrays, with the IoU of every pair that could match.
 
-One `Table` holds instances sorted by group (an image and a category), detections by falling score; tables of different
-images can be joined, so that a data set is taken in image by image and rank by rank.
+A `Table` holds instances sorted by group (an image and a category), detections by descending score. Tables of different
+images can be joined, over batches and ranks.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,13 +19,13 @@ _PAIRS_AT_A_TIME = 1 << 22
 
 @dataclass
 class Instances:
-    """[n] each: image and category of an instance, area in pixels, and score (detections) or crowd (truths)."""
+    """Arrays [n]: image and category of an instance, area in pixels, and score (detections) or crowd (truths)."""
 
     image: Array
     category: Array
     area: Array
-    score: Any = None  # Array, of detections
-    crowd: Any = None  # Array, of truths
+    score: Any = None  # Array, for detections
+    crowd: Any = None  # Array, for truths
 
     def __getitem__(self, index) -> "Instances":
         values: list[Any] = [None if value is None else value[index] for value in self._values()]
@@ -46,8 +46,8 @@ class Instances:
 
 @dataclass
 class Table:
-    """detections and truths, sorted by group; where each group begins in them, [groups + 1]; IoUs, [pairs]: those of a
-    group by detection, then by truth; ranks [detections]: the place of each in its group.
+    """detections and truths, sorted by group; the first of each group, [groups + 1]; ranks [detections]: the position
+    of each in its group; IoUs [pairs]: by group, then by detection, then by truth.
     """
 
     detections: Instances
@@ -58,7 +58,7 @@ class Table:
     ious: Array
 
     def of_image(self, image: int) -> "Table":
-        """The table of one image, under another id."""
+        """The table of one image with another image id."""
         found, real = (replace(part, image=numpy.full(len(part), image)) for part in (self.detections, self.truths))
         return replace(self, detections=found, truths=real)
 
@@ -96,9 +96,9 @@ def group(
     most: int,
     ious: Callable[[Array, Array], Array],
 ) -> Table:
-    """The table of these instances: of each group the `most` detections of the highest scores, of equal ones the first.
+    """The table of these instances, with the `most` best detections of each group (of equal scores the first).
 
-    ious: of pairs, given by the numbers [pairs] of a detection and of a truth, those of an image one after the other.
+    ious: takes the numbers [pairs] of detections and of truths, sorted by image, and returns their IoUs.
     """
     _, image = numpy.unique(numpy.concatenate([detections.image, truths.image]), return_inverse=True)
     kinds, kind = numpy.unique(numpy.concatenate([detections.category, truths.category]), return_inverse=True)
@@ -116,12 +116,12 @@ def group(
     groups = numpy.unique(keys)
     first_detection = numpy.append(numpy.searchsorted(of_detections, groups), len(of_detections))
     first_truth = numpy.append(numpy.searchsorted(of_truths, groups), len(of_truths))
-    begin = numpy.searchsorted(of_truths, of_detections)  # of a detection: the truths of its group, and how many
+    begin = numpy.searchsorted(of_truths, of_detections)  # first truth in the group of a detection
     partners = numpy.searchsorted(of_truths, of_detections, side="right") - begin
     ends = numpy.cumsum(partners)
     found = numpy.empty(ends[-1] if len(ends) else 0)
     row = 0
-    while row < len(number):  # a part of the detections at a time, as all pairs of a large data set are many
+    while row < len(number):  # in parts: a large data set has many pairs
         done = ends[row] - partners[row]
         last = max(row + 1, int(numpy.searchsorted(ends, done + _PAIRS_AT_A_TIME)))
         detection = numpy.repeat(numpy.arange(row, last), partners[row:last])
@@ -133,8 +133,8 @@ def group(
 
 
 def box_ious(detections: Array, truths: Array, crowd: Array) -> Callable[[Array, Array], Array]:
-    """`ious` of boxes (x, y, width, height) [n, 4]: without + 1; over the detection's area alone where the truth is a
-    crowd; 0 where they do not meet.
+    """The function `ious` for boxes (x, y, width, height) [n, 4]: no + 1 in sizes; divides by the detection's area
+    alone if the truth is a crowd; 0 if they do not overlap.
     """
 
     def ious(detection, truth):
@@ -148,7 +148,7 @@ def box_ious(detections: Array, truths: Array, crowd: Array) -> Callable[[Array,
 
 
 def overlap(shared: Array, area: Array, truth_area: Array, crowd: Array) -> Array:
-    """The IoU of detections and truths that share so much of their areas: COCO's, in double; 0 / 0 is 0."""
+    """COCO's IoU from the intersections `shared` and the areas, in double; 0 / 0 is 0."""
     union = numpy.where(crowd, area, area + truth_area - shared)
     return numpy.divide(shared, union, out=numpy.zeros(shared.shape), where=union > 0)
 
@@ -156,7 +156,7 @@ def overlap(shared: Array, area: Array, truth_area: Array, crowd: Array) -> Arra
 @dataclass(frozen=True)
 class Curves:
     """precision [thresholds, recalls, categories, ranges, limits] and recall [thresholds, categories, ranges, limits],
-    -1 where a category has no truth that counts.
+    -1 for a category without a truth that counts.
     """
 
     categories: list
@@ -192,7 +192,7 @@ def curves_of(
     ranges: Sequence[tuple[float, float]],
     limits: Sequence[int],
 ) -> Curves:
-    """COCO's precision and recall of the `categories`, sorted."""
+    """COCO's precision and recall of the sorted `categories`."""
     states, counts = states_of(table, thresholds, ranges)
     known, detections = numpy.asarray(categories), table.detections
     positives = numpy.stack(

@@ -1,10 +1,10 @@
-"""The two steps of COCO's evaluation, as ops: which detection is matched with which truth, and what that makes of
-precision and recall.
+"""The two steps of COCO's evaluation, as ops: matching of detections with truths, and precision and recall.
 
-A group is one category in one image, its detections by falling score. For every range of areas and IoU threshold, each
-detection in turn takes the free truth of the largest IoU that reaches the threshold, of equal ones the last; a truth
-that is ignored (crowd, or of an area outside of the range) only where it can have no other; crowds are taken by any
-number. What took an ignored truth, or none and has an area outside of the range, is not counted.
+A group is one category in one image, its detections by descending score. For every range of areas and IoU threshold,
+each detection in turn gets the unmatched truth with the largest IoU that reaches the threshold, the last of equal ones.
+It gets an ignored truth (a crowd, or with an area outside the range) only if no other is possible; a crowd may match
+any number of detections. A detection does not count if its truth is ignored, or if it has none and its area is outside
+the range.
 """
 
 import torch
@@ -31,7 +31,7 @@ def check_match(ious, detections, truths, ignored, crowd, outside, thresholds):
     _check.argument(name, "thresholds", thresholds, _DOUBLE, ("thresholds",))
 
 
-# ious [sum of detections x truths of the groups], detections and truths [groups + 1] where each group begins
+# ious [sum of detections x truths over the groups]; detections, truths [groups + 1]: the first of each group
 match_detections = Op(
     "match_detections(Tensor ious, Tensor detections, Tensor truths, Tensor ignored, Tensor crowd, Tensor outside,"
     " Tensor thresholds) -> Tensor states",
@@ -62,8 +62,8 @@ def outputs_of_curves(states, positives, max_detections, recall_thresholds):
     return new((thresholds, recalls, kinds, ranges, limits)), new((thresholds, kinds, ranges, limits))
 
 
-# ranks [detections] of each in its group; order [detections] by category, then by falling score; categories where each
-# begins in it. -1 where a category has no truth that counts.
+# ranks [detections]: position in the group; order [detections]: by category, then by descending score; categories: the
+# first of each in `order`. Results are -1 for a category without a truth that counts.
 precision_recall = Op(
     "precision_recall(Tensor states, Tensor ranks, Tensor order, Tensor categories, Tensor positives,"
     " Tensor max_detections, Tensor recall_thresholds) -> (Tensor precision, Tensor recall)",

@@ -12,7 +12,7 @@ from fastseg.kernels.fill_polygons import reference
 from fastseg.ops import PackedMasks
 
 _NAME = "fastseg.metrics.polygons_to_masks"
-_FARTHEST = 1e8  # pixels: what COCO's own code can still scale
+_FARTHEST = 1e8  # pixels: the limit of the scaling in COCO's code
 
 
 def check(points, ends, objects, count, height, width):
@@ -21,7 +21,7 @@ def check(points, ends, objects, count, height, width):
     _check.argument("fill_polygons", "objects", objects, (torch.int64,), ends.shape)
 
 
-# ends [polygons]: where the points of each end; objects [polygons]: the mask that each is part of, rising
+# ends [polygons]: end of the points of each; objects [polygons]: the mask that each is part of, ascending
 fill_polygons = Op(
     "fill_polygons(Tensor points, Tensor ends, Tensor objects, SymInt count, SymInt height, SymInt width)"
     " -> Tensor words",
@@ -38,9 +38,9 @@ def polygons_to_masks(polygons: Sequence[Sequence[Sequence[float]]], size: tuple
     """Rasterises polygons as pycocotools does: equal to `decode(merge(frPyObjects(polygons, H, W)))` for each object.
 
     Args:
-        polygons: for each of N objects its polygons, whose union it is; a polygon is x1, y1, x2, y2, ... in pixels,
-            three points or more. It is filled by the even-odd rule.
-        size: (H, W) of the image; what lies beyond is cut off.
+        polygons: for each of N objects a list of polygons, whose union is its mask; a polygon is x1, y1, x2, y2, ...
+            in pixels, three points or more. It is filled by the even-odd rule.
+        size: (H, W) of the image; parts outside are cut off.
 
     Returns:
         N masks, on the CPU.
@@ -55,7 +55,7 @@ def polygons_to_masks(polygons: Sequence[Sequence[Sequence[float]]], size: tuple
 def fill(
     polygons: Sequence[Sequence[Sequence[float]]], size: tuple[int, int], name: Callable[[int], str]
 ) -> PackedMasks:
-    """`polygons_to_masks`; name: how an error about an object begins."""
+    """`polygons_to_masks`; name(i): the beginning of an error message about object i."""
     height, width = size
     lengths, objects, values = [], [], []
     for number, parts in enumerate(polygons):

@@ -1,4 +1,4 @@
-"""A progress bar on stderr, of tqdm where it is installed, else in lines."""
+"""A progress bar on stderr: tqdm's if it is installed, else lines of text."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ LINES = 10
 
 
 def progress(parts: Sequence, what: str, shown: bool) -> Iterable:
-    """Goes through `parts`, and shows how far it has come if that is wanted and takes more than one step."""
+    """Iterates over `parts`, and shows the progress if `shown` and there is more than one part."""
     if not shown or len(parts) < 2:
         return parts
     return _lines(parts, what) if tqdm is None else tqdm(parts, desc=what, file=sys.stderr, leave=False)

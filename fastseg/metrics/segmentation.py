@@ -8,10 +8,10 @@ take such a matrix (C, C) of any integer or floating dtype and compute in float6
     class_accuracy           n_ii / t_i, NaN where t_i = 0
     mean_accuracy            mean of class_accuracy over the classes with t_i > 0
     iou                      n_ii / (t_i + q_i - n_ii), NaN where the class is neither true nor predicted
-    mean_iou                 mean of iou without the NaN: a class that is predicted but never true counts as 0
+    mean_iou                 mean of iou without NaN: a class that is predicted but never true counts as 0
     frequency_weighted_iou   sum_i t_i iou_i / sum_i t_i over the classes with t_i > 0
     dice                     2 n_ii / (t_i + q_i) = 2 iou / (1 + iou), NaN like iou
-    mean_dice                mean of dice without the NaN
+    mean_dice                mean of dice without NaN
 
 These are the conventions of Long, Shelhamer and Darrell (FCN). An empty matrix gives NaN everywhere.
 """
@@ -24,13 +24,13 @@ from fastseg.ops import confusion_matrix
 
 
 def pixel_accuracy(matrix: Tensor) -> Tensor:
-    """Share of the pixels whose class was predicted: a scalar."""
+    """Share of the pixels whose class was predicted correctly: a scalar."""
     hits, true, _ = _counts(matrix)
     return hits.sum() / true.sum()
 
 
 def class_accuracy(matrix: Tensor) -> Tensor:
-    """Share of each true class that was predicted as such (recall): (C,), NaN where it is never true."""
+    """Share of the pixels of each class that was predicted correctly (recall): (C,), NaN if the class is never true."""
     hits, true, _ = _counts(matrix)
     return hits / true
 
@@ -84,9 +84,9 @@ class SegmentationMetrics(nn.Module):
             metrics.update(model(images), labels)
         print(metrics.all_reduce().compute()["mean_iou"])
 
-    It is a module without parameters: as an attribute of a model it moves with it (``to``, ``cuda``), and its
-    counts are in the model's ``state_dict`` under ``matrix``, so that a checkpoint resumes them. They are no buffer:
-    DistributedDataParallel would overwrite every rank's buffers by the first rank's.
+    It is a module without parameters: as an attribute of a model it moves with the model (``to``, ``cuda``), and its
+    counts are in the model's ``state_dict`` under ``matrix``, so that checkpoints include them. They are not a buffer:
+    DistributedDataParallel would replace every rank's buffers by those of the first rank.
 
     In a LightningModule, with ``self.metrics`` made in its constructor (`update` in ``validation_step``):
 
@@ -107,7 +107,7 @@ class SegmentationMetrics(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets every batch."""
+        """Sets the counts to 0."""
         self._matrix: Tensor | None = None
 
     @property
@@ -125,16 +125,16 @@ class SegmentationMetrics(nn.Module):
         self._add(self._count(input, target))
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Counts a batch as `update` does, and gives its metrics: what `compute` gives, of this batch alone."""
+        """Counts a batch as `update` does, and returns the metrics of this batch alone, as `compute` does."""
         counts = self._count(input, target)
         self._add(counts)
         return _compute(counts)
 
     def all_reduce(self, process_group: torch.distributed.ProcessGroup | None = None) -> "SegmentationMetrics":
-        """The metrics of all ranks together, as a new object: this one keeps counting its own rank.
+        """A new object with the counts of all ranks; this one keeps the counts of its rank.
 
-        Every rank of the group must call it, also one that saw no batch. Without an initialised process group
-        there is one rank. With the nccl backend the sum is taken on the current CUDA device.
+        Every rank of the group must call it, also a rank without batches. Without an initialised process group
+        there is one rank. The nccl backend sums on the current CUDA device.
         """
         total = SegmentationMetrics(self.num_classes, self.ignore_index, self.device)
         summed = self.matrix.clone()
@@ -150,7 +150,7 @@ class SegmentationMetrics(nn.Module):
         return _compute(self.matrix)
 
     def scalars(self) -> dict[str, Tensor]:
-        """Those of `compute` that are one number, as loggers want them."""
+        """The scalars of `compute`, for loggers."""
         return {name: value for name, value in self.compute().items() if value.dim() == 0}
 
     def extra_repr(self) -> str:
@@ -166,7 +166,7 @@ class SegmentationMetrics(nn.Module):
             self._matrix = self._matrix + counts.to(self._matrix.device)
 
     def _apply(self, fn, recurse=True):
-        """What ``to``, ``cuda``, ``cpu`` and their like come to: the matrix moves, and stays int64."""
+        """Called by ``to``, ``cuda``, ``cpu`` and similar: moves the matrix, which stays int64."""
         device = fn(torch.zeros(0, device=self.matrix.device)).device
         if self.device is not None:
             self.device = device

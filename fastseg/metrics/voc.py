@@ -9,16 +9,15 @@ METHODS = ("area", "11point", "101point")
 
 
 def average_precision(hits: Sequence[bool], positives: int, method: str = "area", *, strict: bool = False) -> float:
-    """Average precision of detections by falling score.
+    """Average precision of detections in order of descending score.
 
     Args:
-        hits: for each detection whether it is a true positive, [n]; those that are ignored left out.
-        positives: how many truths there are to be found.
-        method: "area" under the precision, made falling from right to left (VOC 2010 and later); "11point", the mean at
-            recalls 0, 0.1, ..., 1 (VOC 2007); "101point", at 0, 0.01, ..., 1 (COCO).
-        strict: take the 11 recalls as `numpy.arange(0, 1.1, 0.1)` has them, as the VOC 2007 code does, whose rounding
-            can
-            miss a point (0.3 is 0.30000000000000004 there).
+        hits: for each detection whether it is a true positive, [n]; without detections that are ignored.
+        positives: number of truths.
+        method: "area": area under the precision, where each precision is raised to the largest at a higher recall (VOC
+            2010 and later); "11point": mean at recalls 0, 0.1, ..., 1 (VOC 2007); "101point": at 0, 0.01, ... (COCO).
+        strict: take the 11 recalls from `numpy.arange(0, 1.1, 0.1)`, as the VOC 2007 code does. Its rounding can miss
+            a point (0.3 is 0.30000000000000004 there).
 
     Returns:
         The average precision; NaN without a positive.
@@ -47,20 +46,20 @@ def voc_evaluate(
     method: str = "area",
     strict: bool = False,
 ) -> dict:
-    """Mean average precision by VOC's rules: a detection belongs to the truth of its class and image that it overlaps
-    most; it is right if their IoU, of boxes with + 1, is above the threshold and no better one had that truth; it is
-    not counted where the truth is difficult.
+    """Mean average precision by VOC's rules: a detection is compared with the truth of its class and image that it
+    overlaps most. It is correct if their IoU, of boxes with + 1, is above the threshold and no detection of a higher
+    score had that truth. It is not counted if the truth is difficult.
 
     Args:
-        detections: of each image, boxes [n, 4] (x1, y1, x2, y2: first and last pixel), labels [n], scores [n].
-        truths: of each image, boxes [m, 4], labels [m] and, if there are any, difficult [m] of bool.
+        detections: for each image, boxes [n, 4] (x1, y1, x2, y2: first and last pixel), labels [n], scores [n].
+        truths: for each image, boxes [m, 4], labels [m] and optionally difficult [m] of bool.
         iou_threshold, method, strict: see above and `average_precision`.
 
     Returns:
         {"mAP": mean over the classes that have a truth, NaN without one; "per_class": {label: AP}}.
 
     Raises:
-        ValueError: as many images as truths are wanted, and lengths that fit; scores that are NaN.
+        ValueError: different numbers of images in detections and truths, lengths that differ, scores that are NaN.
     """
     if len(detections) != len(truths):
         given = f"detections of {len(detections)} images"
@@ -92,7 +91,7 @@ def voc_evaluate(
 
 
 def _outcomes(boxes, truths, difficult, threshold):
-    """Of boxes by falling score: which are right, and which count."""
+    """For boxes by descending score: which are correct, and which count."""
     hits, counted = numpy.zeros(len(boxes), bool), numpy.ones(len(boxes), bool)
     if not len(truths):
         return hits, counted
@@ -105,7 +104,7 @@ def _outcomes(boxes, truths, difficult, threshold):
     near = ious[numpy.arange(len(boxes)), best] > threshold
     counted[near] = ~difficult[best[near]]
     candidates = numpy.flatnonzero(near & counted)
-    _, first = numpy.unique(best[candidates], return_index=True)  # the best score has the truth
+    _, first = numpy.unique(best[candidates], return_index=True)  # the highest score gets the truth
     hits[candidates[first]] = True
     return hits, counted
 

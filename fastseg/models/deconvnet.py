@@ -1,8 +1,8 @@
-"""DeconvNet: VGG16 down to a single pixel at 224 x 224, and its mirror image of transposed convolutions.
+"""DeconvNet: VGG16, which reduces 224 x 224 pixels to one, and its mirror image of transposed convolutions.
 
-Noh, Hong, Han: Learning deconvolution network for semantic segmentation (2015). It was made for object
-proposals, resized to 224 x 224, whose scores are pasted back and merged by their maximum. Parameter names are
-those of the Caffe release (there the last layer is called ``seg-score-voc``).
+Noh, Hong, Han: Learning deconvolution network for semantic segmentation (2015). Its inputs are object
+proposals, resized to 224 x 224; their scores are pasted into the image and merged by their maximum. Parameter
+names are those of the Caffe release (there the last layer is called ``seg-score-voc``).
 """
 
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ DECODER_DEVIATION = 0.01  # of the initial weights
 class DeconvNet(UnpoolingNetwork):
     """DeconvNet: called on ``(N, in_channels, H, W)`` it returns class scores ``(N, num_classes, H, W)``.
 
-    The 7x7 convolution ``fc6`` turns the 7 x 7 map of a 224 x 224 image into one pixel, ``fc6-deconv`` turns
-    it back; larger images work in the same way, with larger maps. One image of 224 x 224 alone cannot be
-    trained on: a batch normalisation has nothing to normalise one pixel by.
+    The 7x7 convolution ``fc6`` turns the 7 x 7 map of a 224 x 224 image into one pixel, and ``fc6-deconv``
+    reverses this; larger images give larger maps. Training on a single image of 224 x 224 is not possible: a
+    batch normalisation cannot normalise a single pixel.
 
     Every layer but ``seg-score`` is followed by batch normalisation and ReLU. Keys: ``conv1_1`` with
     ``bn1_1``, ... ``fc6`` with ``bnfc6``, ``fc7`` with ``bnfc7``, ``fc6-deconv`` with ``fc6-deconv-bn``,
@@ -60,7 +60,7 @@ class DeconvNet(UnpoolingNetwork):
             initialise_he_(nn.Conv2d(hidden, hidden, 1)),
             initialise_decoder_(ConvTranspose2d(hidden, widths[-1], 7)),
         ]
-        decoder = [  # each stage ends as wide as the encoder's stage above it, the finest as wide as it is
+        decoder = [  # each stage ends with the width of the next finer encoder stage; the finest keeps its own
             self._decoder_stage(layers, width, above)
             for (layers, _), width, above in zip(STAGES, widths, [widths[0], *widths])
         ]
@@ -97,7 +97,7 @@ class DeconvNet(UnpoolingNetwork):
     def load_vgg16(self, state_dict: dict[str, Tensor]) -> "DeconvNet":
         """Copies the weights of torchvision's ``vgg16`` or ``vgg16_bn`` into the encoder, ``fc6`` and ``fc7``.
 
-        `vgg16` has no batch normalisation: that of this network then stays as it is. The output of ImageNet,
+        `vgg16` has no batch normalisation: that of this network then does not change. ImageNet's output layer,
         ``classifier.6``, is ignored. torchvision's weights expect RGB images in [0, 1], normalised by the ImageNet mean
         and deviation.
 

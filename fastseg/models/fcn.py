@@ -1,9 +1,9 @@
 """Fully convolutional networks on VGG16: FCN-32s, FCN-16s, FCN-8s and FCN-8s at-once.
 
 Long, Shelhamer, Darrell: Fully convolutional networks for semantic segmentation (2015). VGG16's fully
-connected layers become convolutions, a 1x1 layer scores the classes, and the coarse scores come back to
-pixels by bilinear upsampling. The skip versions add the scores of pool4 (16s) and of pool3 as well (8s)
-before the last upsampling. Parameter names are those of the Caffe release and of pytorch-fcn.
+connected layers become convolutions, a 1x1 layer scores the classes, and bilinear upsampling brings the
+coarse scores to the size of the image. The skip versions add the scores of pool4 (16s) and of pool3 as well
+(8s) before the last upsampling. Parameter names are those of the Caffe release and of pytorch-fcn.
 """
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ PADDINGS = ("pad100", "same")
 
 
 class FCN(Network):
-    """What `FCN32s`, `FCN16s`, `FCN8s` and `FCN8sAtOnce` share: arguments, initialisation and errors.
+    """The base class of `FCN32s`, `FCN16s`, `FCN8s` and `FCN8sAtOnce`: arguments, initialisation and errors.
 
     Called on an image ``(N, in_channels, H, W)`` a network returns class scores ``(N, num_classes, H, W)``.
 
@@ -26,9 +26,9 @@ class FCN(Network):
         in_channels: channels of the image.
         padding: ``"pad100"`` pads the image by 100 and crops at fixed offsets, as in the Caffe release.
             ``"same"`` keeps every map aligned with the image, ``ceil(H / stride)`` high: nothing is cropped
-            when H and W are multiples of 32, and only the far end otherwise. The state dict is the same, so
-            weights move between the two.
-        upsampling: ``"fixed"`` (bilinear transposed convolution that training leaves alone,
+            if H and W are multiples of 32, and only the bottom and right otherwise. Both have the same state
+            dict, so weights can be exchanged.
+        upsampling: ``"fixed"`` (bilinear transposed convolution that is not trained,
             ``requires_grad=False``), ``"learned"`` (the same layer, trained) or ``"interp"`` (bilinear
             interpolation, equal to ``"fixed"`` in the interior; it has no parameters, so the state dict has
             no ``upscore`` keys).
@@ -74,7 +74,7 @@ class FCN(Network):
     def load_vgg16(self, state_dict: dict[str, Tensor]) -> "FCN":
         """Copies the weights of torchvision's ``vgg16`` (``features.N`` and ``classifier.N``) into the trunk.
 
-        The fully connected layers become convolutions; the output of ImageNet, ``classifier.6``, is ignored.
+        The fully connected layers become convolutions; ImageNet's output layer, ``classifier.6``, is ignored.
         torchvision's weights expect RGB images in [0, 1], normalised by the ImageNet mean and deviation.
 
         Raises:
@@ -94,11 +94,11 @@ class FCN(Network):
         raise NotImplementedError("use FCN32s, FCN16s, FCN8s or FCN8sAtOnce")
 
     def coarse_scores(self, image):
-        """Class scores before the last upsampling, for losses and predictions that upsample by themselves.
+        """Class scores before the last upsampling, for losses and predictions that include the upsampling.
 
         With ``padding="same"`` and H, W multiples of 32 the map has ``H / stride`` rows and ``W / stride``
         columns on half-pixel centres: interpolating it bilinearly (``align_corners=False``) gives the scores
-        at every pixel. With ``"pad100"`` it covers the padded image, beginning outside of the image itself.
+        at every pixel. With ``"pad100"`` it covers the padded image, so it begins outside the image itself.
         """
         raise NotImplementedError
 
@@ -113,9 +113,8 @@ class FCN(Network):
         return upsampling_layer(self.num_classes, stride, padding, self.upsampling)
 
     def _offset(self, transposed, interpolated):
-        """Where to crop: ``transposed`` is the release's offset under "pad100"; ``interpolated`` is the one
-        for maps made by interpolation, which lack the stride / 2 margin of an unpadded transposed
-        convolution."""
+        """Where to crop: ``transposed`` is the release's offset with "pad100"; ``interpolated`` is the offset
+        for interpolated maps, which lack the stride / 2 margin of an unpadded transposed convolution."""
         if self.padding == "same":
             return 0
         return interpolated if self.upsampling == "interp" else transposed
@@ -171,7 +170,7 @@ class FCN8s(FCN):
 
 
 class FCN8sAtOnce(FCN8s):
-    """FCN-8s trained in one go rather than from an FCN-16s. Arguments: see `FCN`.
+    """FCN-8s trained in one stage instead of from an FCN-16s. Arguments: see `FCN`.
 
     ``pool4`` is multiplied by 0.01 and ``pool3`` by 0.0001 before its score layer, which balances the
     magnitudes of the ImageNet VGG16.
@@ -183,7 +182,7 @@ class FCN8sAtOnce(FCN8s):
 
 
 def _upsampled(layer, scores, offset, shape):
-    """``[offset, offset + size)`` of the last two axes of ``layer(scores)``, for the sizes that end ``shape``."""
+    """``layer(scores)``, cropped to ``[offset, offset + size)`` in the last two axes; ``shape`` ends with the sizes."""
     height, width = shape[-2:]
     if isinstance(layer, BilinearUpsample2d):
         return layer(scores, crop=(offset, offset, height, width))
@@ -193,8 +192,8 @@ def _upsampled(layer, scores, offset, shape):
 def _with_skip(layer, scores, skip, offset):
     """``layer(scores)`` plus ``skip`` from ``offset`` on, as large as both allow.
 
-    Under "pad100" ``skip`` is the larger map; under "same" the scores are, by one row or column where pooling
-    rounded an odd size up.
+    With "pad100" ``skip`` is the larger map; with "same" the scores may be larger by one row or column, where
+    pooling rounded an odd size up.
     """
     if isinstance(layer, BilinearUpsample2d):
         return layer(scores, skip=skip, skip_offset=offset)

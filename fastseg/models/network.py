@@ -1,4 +1,4 @@
-"""What all networks share: their arguments, checks and errors, and the key names of the releases they follow."""
+"""The base class of all networks: arguments, checks, errors, and the key names of the original releases."""
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,11 @@ IGNORED_LABEL = 255  # of PASCAL VOC and Cityscapes; counts for nothing in losse
 class Network(nn.Module):
     """A network that maps images ``(N, in_channels, H, W)`` to class scores ``(N, num_classes, H, W)``.
 
-    A subclass is composed of modules. Where the release that it follows has other names for them, `release_names` says
-    so, and state dicts have the release's keys, in both directions.
+    A subclass is composed of modules. `release_names` gives the names that the original release has for them; state
+    dicts have the release's keys, for saving and for loading.
 
     Args:
-        num_classes: classes that are scored.
+        num_classes: number of classes to score.
         in_channels: channels of the image.
 
     Raises:
@@ -34,11 +34,11 @@ class Network(nn.Module):
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """The name in error messages."""
         return f"fastseg.models.{type(self).__name__}"
 
     def release_names(self) -> dict[str, str]:
-        """The release's name of each module that has another one here, by its path."""
+        """{path of a module: its name in the release}, for the modules whose names differ."""
         return {}
 
     def loss(self, images: Tensor, targets: Tensor, **options) -> Tensor:
@@ -72,7 +72,7 @@ class Network(nn.Module):
                 raise ValueError(f"{self.name}: {argument} is {value!r}; allowed: {', '.join(map(str, choices))}")
 
     def check_image(self, image: Tensor) -> None:
-        """RuntimeError unless it is (N, in_channels, H, W) with H and W at least `smallest_image`."""
+        """Raises RuntimeError unless `image` is (N, in_channels, H, W) with H and W at least `smallest_image`."""
         if image.dim() != 4 or image.shape[1] != self.in_channels or min(image.shape[2:]) < self.smallest_image:
             raise RuntimeError(
                 f"{self.name}: image has shape {tuple(image.shape)}; "
@@ -81,13 +81,13 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def copy_tensors(self, method: str, state_dict: dict[str, Tensor], sources: dict[str, str]) -> None:
-        """Copies ``state_dict[source]`` to the own key ``target`` for each ``target: source``: all or none.
+        """Copies ``state_dict[source]`` to the own key ``target`` for each ``target: source``; nothing if one fails.
 
         A linear layer over a flattened map (C, k, k) is the convolution with its weight viewed as (O, C, k, k), so a
-        matrix (O, C k k) is accepted for a convolution that reads such a map; nothing is transposed.
+        matrix (O, C k k) is accepted for such a convolution; nothing is transposed.
 
         Raises:
-            RuntimeError: a key that is missing, a tensor of another shape; `method` is named as who refuses.
+            RuntimeError: a missing key or a tensor of another shape; the message names `method`.
         """
         missing = sorted(source for source in sources.values() if source not in state_dict)
         if missing:
@@ -108,13 +108,13 @@ class Network(nn.Module):
 
 
 def _renamed(key: str, prefix: str, names: dict[str, str]) -> str:
-    """The key of a parameter or buffer below `prefix`, with the path of its module looked up in `names`."""
+    """The key of a parameter or buffer below `prefix`, with the path of its module replaced as `names` says."""
     path, dot, value = key.removeprefix(prefix).rpartition(".")
     return f"{prefix}{names.get(path, path)}{dot}{value}"
 
 
 def _rename(state_dict: dict[str, Tensor], prefix: str, names: dict[str, str]) -> None:
-    """In place; the order stays."""
+    """Renames keys in place and keeps their order."""
     values = [(key, state_dict.pop(key)) for key in list(state_dict) if key.startswith(prefix)]
     for key, value in values:
         state_dict[_renamed(key, prefix, names)] = value
@@ -129,7 +129,7 @@ def _from_release(network: Network, state_dict: dict[str, Tensor], prefix: str, 
 
 
 def _name_as_release(network: Network, keys) -> None:
-    """Errors name keys as the state dict does, whatever the prefix of a network that is a part of another one."""
+    """Renames the keys in load errors to the release's names, also if the network is part of another one."""
     for own, release in network.release_names().items():
         for found in (keys.missing_keys, keys.unexpected_keys):
             for place, key in enumerate(found):

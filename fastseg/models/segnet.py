@@ -1,8 +1,8 @@
-"""SegNet on VGG16, SegNet-Basic, and the class weights its release trains with.
+"""SegNet on VGG16, SegNet-Basic, and the class weights of the release's training.
 
 Badrinarayanan, Kendall, Cipolla: SegNet, a deep convolutional encoder-decoder architecture for image
-segmentation (2017). Every pooling of the encoder keeps where each maximum stood; the decoder puts values back
-there and fills the holes by convolutions, so upsampling has no parameters and edges stay where they were.
+segmentation (2017). Every pooling of the encoder keeps the positions of its maxima; the decoder writes values
+to these positions and fills the rest by convolutions, so upsampling has no parameters and edges do not move.
 Bayesian SegNet (Kendall, Badrinarayanan, Cipolla, 2015) adds dropout. Parameter names are those of the Caffe
 release.
 
@@ -34,7 +34,7 @@ class SegNet(UnpoolingNetwork):
     Keys: ``conv1_1``, ``conv1_1_bn``, ... ``conv5_3``; ``conv5_3_D``, ... ``conv1_1_D``, the scores.
 
     Args:
-        num_classes: classes that are scored; 11 for CamVid.
+        num_classes: number of classes to score; 11 for CamVid.
         in_channels: channels of the image.
         width_multiplier: scales the width of every layer; 1 is VGG16.
         dropout: 0.5 is Bayesian SegNet: dropout after poolings 3 to 5 and the decoder stages 5 to 3.
@@ -59,7 +59,7 @@ class SegNet(UnpoolingNetwork):
     ):
         super().__init__(num_classes, in_channels, width_multiplier, batch_norm_eps)
         widths = [scaled_width(width, width_multiplier) for _, width in STAGES]
-        decoder = [  # each stage ends as wide as the encoder's stage above it, the finest with the scores
+        decoder = [  # each stage ends with the width of the next finer encoder stage, the finest with the scores
             self._decoder_stage(layers, width, above, scores=stage == 0)
             for stage, ((layers, _), width, above) in enumerate(zip(STAGES, widths, [num_classes, *widths]))
         ]
@@ -78,7 +78,7 @@ class SegNet(UnpoolingNetwork):
     def release_names(self) -> dict[str, str]:
         names: dict[str, str] = {}
         for stage, layer in numbered():
-            place = STAGES[stage - 1][0] - layer  # the decoder runs the other way
+            place = STAGES[stage - 1][0] - layer  # the decoder's layers are in reverse order
             for path, name in (
                 (f"encoder.{stage - 1}.layers.{layer - 1}", f"conv{stage}_{layer}"),
                 (f"decoder.{len(STAGES) - stage}.layers.{place}", f"conv{stage}_{layer}_D"),
@@ -89,7 +89,7 @@ class SegNet(UnpoolingNetwork):
     def load_vgg16(self, state_dict: dict[str, Tensor]) -> "SegNet":
         """Copies the weights of torchvision's ``vgg16`` or ``vgg16_bn`` into the encoder.
 
-        `vgg16` has no batch normalisation: that of this network then stays as it is. ``classifier`` is ignored.
+        `vgg16` has no batch normalisation: that of this network then does not change. ``classifier`` is ignored.
         torchvision's weights expect RGB images in [0, 1], normalised by the ImageNet mean and deviation.
 
         Raises:
@@ -109,13 +109,13 @@ class SegNetBasic(UnpoolingNetwork):
     ``conv_classifier`` (1x1). The batch normalisations are called ``<convolution>_bn``.
 
     Args:
-        num_classes: classes that are scored; 11 for CamVid.
+        num_classes: number of classes to score; 11 for CamVid.
         in_channels: channels of the image.
         width_multiplier: scales the 64 channels of every layer.
         dropout: 0.5 is the Bayesian version: dropout after poolings 3 and 4 and the decoder stages 4 and 3.
         batch_norm_eps: of the variances; Caffe's release uses 1e-9.
 
-    Initialisation and errors: as `SegNet`.
+    Initialisation and errors: as in `SegNet`.
     """
 
     def __init__(

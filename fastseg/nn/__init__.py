@@ -1,4 +1,4 @@
-"""Modules: drop-ins for those of ``torch.nn``, and the other losses, thin over `fastseg.ops`."""
+"""Modules that call `fastseg.ops`: drop-ins for those of ``torch.nn``, and other losses."""
 
 from fastseg.nn.aspp import ASPP
 from fastseg.nn.class_balance import ClassBalancedCrossEntropyLoss, median_frequency_weights

@@ -1,4 +1,4 @@
-"""What modules that take the place of a stock class share: stock's own code runs where ours cannot be written down."""
+"""Shared by the drop-ins for stock modules: stock's `forward` runs where a program cannot contain ours."""
 
 import functools
 import inspect
@@ -12,20 +12,20 @@ from fastseg.accelerate import register
 
 def drop_in(stock, *, own_options=(), own_none=(), **rule):
     """Class decorator for a subclass of ``stock`` with the same ``forward``: lets `fastseg.accelerate` replace
-    modules of the class ``stock`` by it, and leaves a call to the ``forward`` of ``stock``
+    modules of the class ``stock`` by it. The ``forward`` of ``stock`` runs
 
-    * under ``torch.jit.trace``, under symbolic tracing by ``torch.fx`` (torchvision's ``create_feature_extractor``
-      too) and under ``torch.onnx.export``,
-    * as what ``torch.jit.script`` compiles,
+    * under ``torch.jit.trace``, under symbolic tracing by ``torch.fx`` (also torchvision's
+      ``create_feature_extractor``) and under ``torch.onnx.export``,
+    * in modules compiled by ``torch.jit.script``,
 
-    so that a model is traced, scripted and exported with ours in it as it was without. A call with an argument that
-    ``stock`` does not take, or of a module with own options, is ours also there, and is not scripted.
+    so that the traced, scripted or exported model is the same as with ``stock``. If a call has an argument that
+    ``stock`` does not take, or the module uses own options, ours runs there, too, and scripting fails.
 
     Args:
-        stock: the class of ``torch.nn`` whose place the class takes.
-        own_options: names of the attributes that ``stock`` lacks and that change the result.
-        own_none: names of the attributes that ``stock`` has and that may be None here only.
-        rule: what else `fastseg.accelerate.register` takes.
+        stock: the class of ``torch.nn`` that the decorated class replaces.
+        own_options: names of attributes that ``stock`` lacks and that change the result.
+        own_none: names of attributes of ``stock`` that may be None only here.
+        rule: other arguments of `fastseg.accelerate.register`.
     """
 
     def decorate(cls):
@@ -48,7 +48,7 @@ def drop_in(stock, *, own_options=(), own_none=(), **rule):
                 return theirs(self, *args, **kwargs)
             return ours(self, *args, **kwargs)
 
-        # TorchScript compiles the source of what is wrapped, and looks its names up in the globals of what wraps it.
+        # TorchScript compiles the source of the wrapped function, with the globals of the wrapper.
         is_recorded = must_be_stock
         forward = types.FunctionType(forward.__code__, theirs.__globals__, "forward", None, forward.__closure__)
         functools.update_wrapper(forward, theirs)
@@ -71,7 +71,7 @@ def drop_in(stock, *, own_options=(), own_none=(), **rule):
 
 
 def must_be_stock(values) -> bool:
-    """Whether a call with these arguments is written down as a program, in which ours cannot stand."""
+    """True if a call with these arguments is recorded in a program that cannot contain ours."""
     for value in values:
         if isinstance(value, fx.Proxy):
             return True

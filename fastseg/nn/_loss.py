@@ -1,13 +1,12 @@
-"""What the loss modules without a stock counterpart share."""
+"""The base class of the losses without a stock counterpart."""
 
 from torch import nn
 
 
 class Loss(nn.Module):
-    """A loss whose class weights are the buffer ``weight_name`` and whose other arguments are plain
-    attributes.
+    """A loss that keeps its class weights in the buffer ``weight_name`` and its other arguments in attributes.
 
-    `options` gives those attributes back as keyword arguments of the functional op.
+    `options` returns these attributes as keyword arguments of the functional op.
     """
 
     def __init__(self, weight_name, weight, **options):

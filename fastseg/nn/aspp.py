@@ -13,11 +13,11 @@ class ASPP(nn.Module):
     """A 1x1 branch, dilated 3x3 branches and an image-pooling branch on (N, in_channels, H, W), then a projection.
 
     The same result and the same keys as ``torchvision.models.segmentation.deeplabv3.ASPP``: ``convs.0.{0,1}``,
-    ``convs.1.{0,1}``, ..., pooling ``convs.4.{1,2}``, ``project.{0,1}``. Two things are done in another order:
+    ``convs.1.{0,1}``, ..., pooling ``convs.4.{1,2}``, ``project.{0,1}``. Two steps are computed differently:
 
     * the pooled branch is the same at every pixel, so its part of the projection is a bias per image;
-    * where no gradient is wanted and statistics are fixed, normalisation is folded into the convolutions and branches
-      write their ReLU straight into the channels of one buffer.
+    * without gradients and with fixed statistics, normalisation is folded into the convolutions, and branches
+      write the result of their ReLU directly into the channels of one buffer.
 
     Args:
         in_channels: of the input.
@@ -26,7 +26,7 @@ class ASPP(nn.Module):
         dropout: probability after the projection.
 
     Raises:
-        ValueError: in training with one image, as torch does: a batch normalisation sees a single pooled value.
+        ValueError: in training with one image, as in torch: a batch normalisation gets a single pooled value.
     """
 
     def __init__(self, in_channels, atrous_rates, out_channels=256, *, dropout=0.5):
@@ -49,22 +49,22 @@ class ASPP(nn.Module):
 
     def forward(self, input):
         *branches, pooling = self.convs
-        convolution, *rest = self.project
+        convolution, *layers_after = self.project
         channels = convolution.in_channels - convolution.out_channels
-        weight, of_pooled = convolution.weight.split([channels, convolution.out_channels], 1)
-        per_image = F.conv2d(pooling(input), of_pooled)  # (N, out_channels, 1, 1)
+        weight, pooling_weight = convolution.weight.split([channels, convolution.out_channels], 1)
+        per_image = F.conv2d(pooling(input), pooling_weight)  # (N, out_channels, 1, 1)
         if _may_fold(branches, input):
             joined = _joined(branches, input)
         else:
             joined = torch.cat([branch(input) for branch in branches], 1)
         output = ops.dilated_conv2d(joined, weight, residual=per_image)
-        for module in rest:
+        for module in layers_after:
             output = module(output)
         return output
 
 
 def _may_fold(branches, input):
-    """Whether nobody wants gradients, statistics or a look at what lies between a convolution and its ReLU."""
+    """True if no gradient, statistics or hook needs the values between a convolution and its ReLU."""
     if torch.is_grad_enabled() or torch.is_autocast_enabled(input.device.type):
         return False
     for convolution, norm, relu in branches:
@@ -76,7 +76,7 @@ def _may_fold(branches, input):
 
 
 def _joined(branches, input):
-    """The branches' results, side by side in one buffer."""
+    """The results of the branches in consecutive channels of one buffer."""
     width = branches[0][0].out_channels
     shape = input.shape[0], len(branches) * width, *input.shape[2:]
     buffer = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=image_format(input))

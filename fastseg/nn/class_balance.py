@@ -1,4 +1,4 @@
-"""`ClassBalancedCrossEntropyLoss` and `median_frequency_weights`: rare classes count more."""
+"""`ClassBalancedCrossEntropyLoss` and `median_frequency_weights`: a larger weight for rare classes."""
 
 import torch
 
@@ -15,17 +15,17 @@ class ClassBalancedCrossEntropyLoss(Loss):
         mean over the pixels not ignored of  weight[label] * (-log p_label)
 
     ``CrossEntropyLoss(weight)`` divides by the sum of ``weight[label]`` instead: there the size of the
-    weights cancels out and a batch that lacks the rare classes weighs as much as any other.
+    weights cancels out, and a batch without the rare classes has the same weight as any other.
 
-    It is softmax focal loss with gamma 0, and runs as `fastseg.ops.focal_loss`, where shapes, dtypes and
+    It is softmax focal loss with gamma 0 and calls `fastseg.ops.focal_loss`, where shapes, dtypes and
     errors are documented. ``forward`` takes logits ``(N, C, d1, ..., dk)``, integer labels ``(N, d1, ...,
     dk)`` and optionally one factor per label, ``pixel_weight``; a mean then divides by their sum.
 
     Args:
         weight: (C,) weight of each class, as from `median_frequency_weights`, or None for 1.
-        ignore_index: label that contributes nothing, whatever the logits of the pixel are; None for none.
+        ignore_index: label that contributes nothing, for any logits of the pixel; None for none.
         reduction: "none", "mean" or "sum".
-        zero_if_empty: a mean over no valid pixel is 0 rather than NaN.
+        zero_if_empty: a mean over no valid pixel is 0 instead of NaN.
     """
 
     def __init__(self, weight=None, *, ignore_index=-100, reduction="mean", zero_if_empty=False):
@@ -41,16 +41,16 @@ def median_frequency_weights(label_maps, num_classes, ignore_index=-100):
     """Weights that balance the classes of a data set: ``w_c = median(f) / f_c`` (Eigen and Fergus, 2015).
 
     ``f_c`` is the number of pixels of class c over the number of pixels of all images that contain c; pixels
-    labelled ``ignore_index`` count nowhere. The median is over the classes that occur, the mean of the two
-    middle ones if they are even in number; a class that never occurs gets weight 0.
+    labelled ``ignore_index`` do not count. The median is over the classes that occur, the mean of the two
+    middle ones if their number is even; a class that never occurs gets weight 0.
 
     SegNet's published weights for CamVid (`fastseg.models.segnet.CAMVID_CLASS_WEIGHTS`) follow this rule over
-    12 classes, void included: on the 367 published training images it gives all of them within 11%, except
-    that of "sign".
+    12 classes, void included: on the 367 published training images it reproduces them to within 11%, except
+    the weight of "sign".
 
     Args:
-        label_maps: the label map of every image, one after the other, in any shape: an iterable of tensors
-            such as ``(H, W)``, or one tensor ``(N, H, W)``. int64, int32, int16 or uint8.
+        label_maps: the label maps of the images: an iterable of tensors of any shape, such as ``(H, W)``, or
+            one tensor ``(N, H, W)``. int64, int32, int16 or uint8.
         num_classes: C.
         ignore_index: label of the pixels that are not counted; None for none.
 
@@ -82,7 +82,7 @@ def median_frequency_weights(label_maps, num_classes, ignore_index=-100):
 
 
 def _count_labels(name, labels, num_classes, ignore_index):
-    """How many pixels each class has: int64 (num_classes,)."""
+    """The number of pixels of each class: int64 (num_classes,)."""
     if not isinstance(labels, torch.Tensor):
         raise TypeError(f"{name}: label_maps holds {type(labels).__name__}; allowed: tensors")
     if labels.dtype not in _LABEL_DTYPES:

@@ -22,8 +22,8 @@ def _why_not(module):
 class Conv2d(nn.Conv2d):
     """``torch.nn.Conv2d`` through `fastseg.ops.dilated_conv2d`, where shapes and errors are documented.
 
-    `fastseg.accelerate` puts it for dilated and for depthwise convolutions; others are stock's in any case. Besides the
-    input, ``forward`` takes ``residual``, ``activation`` and ``out`` of that function.
+    `fastseg.accelerate` uses it for dilated and for depthwise convolutions; others always run stock's code. Besides
+    the input, ``forward`` takes ``residual``, ``activation`` and ``out`` of that function.
     """
 
     def forward(self, input, *, residual=None, activation=None, out=None):
@@ -81,7 +81,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
 
 def _in_stock_calls(output, skip, offset, crop, activation):
-    """What follows a transposed convolution, for torch.fx, which records it."""
+    """The operations after a transposed convolution, in stock calls, for torch.fx to record."""
     if crop is not None:
         top, left, height, width = crop
         output = output[..., top : top + height, left : left + width]
@@ -94,20 +94,20 @@ def _in_stock_calls(output, skip, offset, crop, activation):
 class BilinearUpsample2d(ConvTranspose2d):
     """Bilinear upsampling of (N, channels, h, w) as the transposed convolution of FCN; its key is ``weight``.
 
-    Weights (channels, channels, k, k), or (channels, 1, k, k) per channel, start bilinear, each channel by itself. As
-    long as they are, rows and columns are interpolated one after the other and the zeros between channels are never
-    multiplied. With an even ``kernel_size = 2 scale_factor`` and ``padding = scale_factor / 2`` the result is that of
-    bilinear interpolation with ``align_corners=False`` but for a border of ``scale_factor / 2`` pixels, where it fades
-    to zero; with ``kernel_size = 2 scale_factor - 1`` and ``padding = scale_factor - 1`` that of
+    Weights (channels, channels, k, k), or (channels, 1, k, k) per channel, start bilinear, for each channel separately.
+    While they stay so, rows and columns are interpolated one after the other and the zeros between channels are not
+    multiplied. With ``kernel_size = 2 scale_factor`` and ``padding = scale_factor / 2`` the result equals bilinear
+    interpolation with ``align_corners=False`` except at a border of ``scale_factor / 2`` pixels, where it fades to
+    zero; with ``kernel_size = 2 scale_factor - 1`` and ``padding = scale_factor - 1`` it equals that with
     ``align_corners=True``.
 
     Args:
         channels: of input and output.
         scale_factor: the stride.
-        padding: rows and columns left away at each border.
+        padding: rows and columns removed at each border.
         kernel_size: by default ``2 scale_factor``.
-        learned: whether the weights are trained (they then lose their shape, and the general kernel runs).
-        per_channel: weights of one channel each, ``groups=channels``, instead of the release's dense ones.
+        learned: whether the weights are trained (the general kernel then runs, as they do not stay bilinear).
+        per_channel: one kernel for each channel, ``groups=channels``, instead of the release's dense weights.
     """
 
     def __init__(self, channels, scale_factor, padding=0, *, kernel_size=None, learned=False, per_channel=False):

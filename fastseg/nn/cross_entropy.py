@@ -10,11 +10,11 @@ from fastseg.nn._drop_in import drop_in
 class CrossEntropyLoss(nn.CrossEntropyLoss):
     """``torch.nn.CrossEntropyLoss`` through `fastseg.ops.cross_entropy`, where shapes and errors are documented.
 
-    Arguments and attributes are those of the stock class, and besides:
+    Arguments and attributes are those of the stock class, and also:
 
     Args:
         ignore_index: also None, for no label.
-        zero_if_empty: a mean over no valid pixel is 0 rather than NaN.
+        zero_if_empty: a mean over no valid pixel is 0 instead of NaN.
 
     ``forward`` takes an optional ``pixel_weight``, one factor per target (the weight map of U-Net).
     """

@@ -8,7 +8,7 @@ from fastseg import ops
 from fastseg.nn._drop_in import drop_in
 
 _INDEX_FORMATS = ("flat", "compact", "auto")
-_MOST_COMPACT_TAPS = 255
+_MAX_COMPACT_TAPS = 255
 
 
 def _pair(value):
@@ -16,10 +16,10 @@ def _pair(value):
 
 
 def _why_flat(pool):
-    """The reason why one byte does not hold an index of this pooling, or None."""
+    """The reason why an index of this pooling does not fit in one byte, or None."""
     kernel = _pair(pool.kernel_size)
-    if kernel[0] * kernel[-1] > _MOST_COMPACT_TAPS:
-        return f"its window has more than {_MOST_COMPACT_TAPS} taps"
+    if kernel[0] * kernel[-1] > _MAX_COMPACT_TAPS:
+        return f"its window has more than {_MAX_COMPACT_TAPS} taps"
     if any(dilation != 1 for dilation in _pair(pool.dilation)):
         return "its windows are dilated, and may then hold no pixel at all"
     return None
@@ -33,7 +33,7 @@ def _note(pool):
 
 
 def _in_a_graph():
-    """Whether what this call returns may end up in a graph, or goes through a transform of torch.func."""
+    """True if the result of this call may become part of a graph, or is used in a transform of torch.func."""
     return torch.compiler.is_compiling() or private.in_dispatch_mode() or private.in_functional_transform()
 
 
@@ -41,13 +41,13 @@ def _in_a_graph():
 class MaxPool2d(nn.MaxPool2d):
     """``torch.nn.MaxPool2d`` through `fastseg.ops.max_pool2d`, where shapes and errors are documented.
 
-    Arguments and attributes are those of the stock class, and besides:
+    Arguments and attributes are those of the stock class, and also:
 
     Args:
         index_format: "flat", torch's int64 indices, or "compact", `fastseg.ops.PoolIndices` of one byte per
-            element. "auto", which `fastseg.accelerate` gives, is "compact" but for windows of more than 255 taps,
-            dilated windows, and in graphs of torch.compile and torch.export and transforms of torch.func, where it
-            is "flat". It matters with ``return_indices`` only.
+            element. "auto", which `fastseg.accelerate` uses, is "flat" for windows of more than 255 taps, for
+            dilated windows, in graphs of torch.compile and torch.export and in transforms of torch.func; else
+            "compact". It matters with ``return_indices`` only.
     """
 
     index_format = "auto"  # for stock modules whose class `fastseg.accelerate` changed

@@ -11,9 +11,9 @@ from fastseg._dtypes import accumulator
 class PyramidPooling(nn.Module):
     """(N, in_channels, H, W) and its means over ``b x b`` bins, reduced by a 1x1 convolution and upsampled.
 
-    Keys as in semseg: ``features.{i}.{1,2}``. Called on a map it gives what semseg's module does, the map and all
-    upsampled ones side by side, (N, in_channels + len(bins) reduction_channels, H, W). Followed by a convolution, as
-    it always is, `convolved` computes the same without the upsampled maps.
+    Keys as in semseg: ``features.{i}.{1,2}``. As semseg's module, ``forward`` concatenates the map and all upsampled
+    maps to (N, in_channels + len(bins) reduction_channels, H, W). A convolution always follows: `convolved` computes
+    both without the upsampled maps.
 
     Args:
         in_channels: of the map.
@@ -46,9 +46,9 @@ class PyramidPooling(nn.Module):
     def convolved(self, input, convolution):
         """``convolution(self(input))``, exactly, without the upsampled maps.
 
-        Upsampling and convolution are linear: a tap (r, s) applied to an upsampled map is the map's bins, multiplied by
-        the tap's weights, interpolated to rows shifted by r and columns shifted by s. So the bins meet the weights
-        first, where they are few: of PSPNet's 3x3 convolution half the work remains, the part on ``input`` itself.
+        Upsampling and convolution are linear: tap (r, s) of an upsampled map is the bins of the map, multiplied by the
+        weights of the tap, interpolated to rows shifted by r and columns shifted by s. So the few bins are multiplied
+        by the weights before the interpolation. Half of the work of PSPNet's 3x3 convolution remains: on ``input``.
 
         Args:
             input: (N, in_channels, H, W).
@@ -81,7 +81,7 @@ class PyramidPooling(nn.Module):
     def _convolved_bins(self, bins, weight, extents, size, padding, dilation):
         """The convolution of one upsampled map from its (N, C, b, b) bins and weight (K, C, R, S): (N, K, *size).
 
-        In fp32 for half types: it is little work, and interpolation needs the digits.
+        In fp32 for half types: it is little work, and interpolation needs the precision.
         """
         bins, weight = bins.to(accumulator(bins.dtype)), weight.to(accumulator(bins.dtype))
         counts, taps = bins.shape[2:], weight.shape[2:]
@@ -94,7 +94,7 @@ class PyramidPooling(nn.Module):
         return torch.einsum("nkyjs,xsj->nkyx", tall, columns).reshape(images, channels, *size)
 
     def _interpolation(self, like, count, extent, size, padding, dilation, taps):
-        """[size, taps, count]: how much of each bin an output's tap sees along an axis, 0 where it lies outside."""
+        """[size, taps, count]: the weight of each bin in each tap of an output along an axis, 0 for taps outside."""
         identity = torch.eye(count, dtype=like.dtype, device=like.device).unsqueeze(0)  # (1, count, count)
         if count == 1:
             weights = identity.expand(1, 1, extent)

@@ -45,13 +45,13 @@ class MultiScaleRoIAlign(nn.Module):
 
     Args:
         featmap_names: keys of the feature maps in the dict that `forward` takes, at most 5.
-        output_size, sampling_ratio: as `fastseg.ops.roi_align` takes them.
-        canonical_scale, canonical_level: as `fastseg.ops.multiscale_roi_align` takes them.
+        output_size, sampling_ratio: as in `fastseg.ops.roi_align`.
+        canonical_scale, canonical_level: as in `fastseg.ops.multiscale_roi_align`.
 
     ``forward(x, boxes, image_shapes)`` takes the feature maps by name, fine to coarse, a list of boxes (L, 4) for each
     image, and the (height, width) of each image. As in torchvision, the scale of each map is the power of two nearest
-    to its height over that of the tallest image, found in the first call and then kept in ``scales``; set it to None to
-    have it found once more.
+    to its height over that of the tallest image. The first call computes it and keeps it in ``scales``; after setting
+    that to None the next call computes it again.
     """
 
     def __init__(

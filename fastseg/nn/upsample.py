@@ -1,4 +1,4 @@
-"""`Upsample` and `UpsamplingBilinear2d`, drop-ins for torch's where they are bilinear."""
+"""`Upsample` and `UpsamplingBilinear2d`, drop-ins for torch's; bilinear modes run our kernels."""
 
 from torch import nn
 
@@ -34,7 +34,7 @@ class Upsample(nn.Upsample):
     """``torch.nn.Upsample``, with ``mode="bilinear"`` through `fastseg.ops.upsample_bilinear2d`, where shapes and
     errors are documented.
 
-    Other modes, and images of integers, are stock's.
+    Other modes, and images of integers, run stock's code.
     """
 
     def forward(self, input):

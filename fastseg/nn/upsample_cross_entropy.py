@@ -7,9 +7,9 @@ from fastseg.nn._loss import Loss
 class UpsampleCrossEntropyLoss(Loss):
     """`fastseg.ops.upsample_cross_entropy` as a module: the arguments are documented there.
 
-    Takes the place of a bilinear ``torch.nn.Upsample`` at the end of a network and the ``CrossEntropyLoss``
-    after it, without ever making the upsampled logits. ``forward`` takes low-resolution logits ``(N, C, h,
-    w)``, labels ``(N, H, W)`` and optionally one factor per label, ``pixel_weight``.
+    Replaces a bilinear ``torch.nn.Upsample`` at the end of a network and the ``CrossEntropyLoss`` after it,
+    without storing the upsampled logits. ``forward`` takes low-resolution logits ``(N, C, h, w)``, labels
+    ``(N, H, W)`` and optionally one factor per label, ``pixel_weight``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The functional ops, one line each."""
+"""The functional ops."""
 
 from fastseg.ops.binary_cross_entropy_dice import binary_cross_entropy_dice
 from fastseg.ops.confusion_matrix import confusion_matrix

@@ -4,9 +4,8 @@
     cross_entropy = sum_V v [(1 - y) z + (1 + (pos_weight - 1) y) log(1 + exp(-z))] / sum_V v
     dice[n]       = (2 I + smooth) / (P + T + smooth),  I = sum_V p y,  P, T = sum_V p^2, y^2 (squared) or p, y
 
-The op `sigmoid_statistics` reads logits and mask once and gives these sums; the loss is arithmetic on those
-few numbers, which autograd differentiates; `sigmoid_statistics_backward` makes one pass from their gradients
-to that of the logits.
+The op `sigmoid_statistics` reads logits and mask once and computes these sums; `loss_of_sums` computes the loss
+from them. `sigmoid_statistics_backward` computes the gradient of the logits in one pass.
 """
 
 import torch
@@ -111,8 +110,8 @@ def binary_cross_entropy_dice(
         target: the mask, shaped like `input`: bool, uint8, int32, int64 holding 0 and 1, or floating, between 0 and 1.
         bce_weight, dice_weight: factors of the two terms; a term with factor 0 is left out.
         pos_weight: factor of the positives in the BCE, a number or a tensor of one element, as in torch. A constant.
-        ignore_index: target value of pixels that count for nothing, in the value and in the gradient, whatever their
-            logits; an integer such as 255, or None for none.
+        ignore_index: target value of pixels that do not count in the loss or its gradient, for any logits; an integer
+            such as 255, or None for none.
         smooth: 0 gives the bare quotient, NaN where nothing is true or predicted.
         pixel_weight: floating weights v shaped like `input`, of the BCE alone, whose mean becomes sum v l /
             sum v. A constant.
@@ -122,7 +121,7 @@ def binary_cross_entropy_dice(
 
     Returns:
         The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
-        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
+        The backward needs the arguments unchanged: after an in-place change PyTorch raises.
 
     Raises:
         IndexError: on CPU, an integer target other than 0, 1 and `ignore_index`.
@@ -160,7 +159,7 @@ def binary_cross_entropy_dice(
 
 
 def _check_call(name, input, target, pixel_weight, smooth):
-    """The arguments as the caller gave them; returns pixel_weight in the accumulator dtype."""
+    """Checks the caller's arguments; returns pixel_weight in the accumulator dtype."""
     _check.tensors(name, input=input)
     _check.argument(name, "input", input, FLOATING, input.shape)
     if input.dim() == 0:
@@ -178,7 +177,7 @@ def _check_call(name, input, target, pixel_weight, smooth):
 
 
 def _pos_weight(name, input, pos_weight):
-    """As a () tensor in the accumulator dtype, or None."""
+    """pos_weight as a () tensor in the accumulator dtype, or None."""
     if pos_weight is None:
         return None
     dtype = accumulator(input.dtype)

@@ -1,9 +1,9 @@
-"""confusion_matrix: how often class i was predicted as class j, from labels or straight from logits.
+"""confusion_matrix: how often class i was predicted as class j, from labels or directly from logits.
 
     result[i, j] = #{pixels p : target[p] = i, prediction[p] = j, target[p] != ignore_index}
 
-The prediction is `input` itself where it holds integer labels, its arg max over dim 1 where it holds logits;
-the label map of the latter never exists in memory. `fastseg.metrics` computes accuracy, IoU and Dice from it.
+The prediction is `input` if it holds integer labels, or its arg max over dim 1 if it holds logits; that label map
+is not stored in memory. `fastseg.metrics` computes accuracy, IoU and Dice from the result.
 """
 
 import torch
@@ -16,14 +16,14 @@ from fastseg._op import Op
 from fastseg.kernels.confusion_matrix import reference
 
 _NAME = "confusion_matrix"
-MOST_CLASSES = 32767  # pairs of classes are counted through 32-bit indices
+MAX_CLASSES = 32767  # pairs of classes are counted through 32-bit indices
 
 
 def check(input, target, num_classes):
     _check.dtype(_NAME, "input", input, (*LABELS, *FLOATING))
     _check.dtype(_NAME, "target", target, LABELS)
     _check.same_device(_NAME, "target", target, "input", input)
-    _check.in_range(_NAME, "num_classes", num_classes, 1, MOST_CLASSES)
+    _check.in_range(_NAME, "num_classes", num_classes, 1, MAX_CLASSES)
     if not input.is_floating_point():
         _check.shape(_NAME, "target", target, input.shape, "the shape of input, which holds labels")
         return
@@ -62,18 +62,18 @@ def confusion_matrix(
     Args:
         input: predicted labels of target's shape (int64, int32 or uint8), or logits (N, C, *spatial) of dtype
             float32, float16, bfloat16 or float64, contiguous or channels_last, whose arg max over dim 1 is
-            the prediction, as `torch.argmax` has it: the first of equal maxima, NaN above every number.
+            the prediction, as in `torch.argmax`: the first of equal maxima, NaN above every number.
         target: true labels (int64, int32 or uint8), of input's shape without the class dimension.
         num_classes: C, 1 to 32767. Must be given with labels; with logits it is input.size(1).
         ignore_index: pixels with this true label are not counted; any integer, also one inside [0, C), or None.
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
-        int64 (C, C). Integer counts: the same on every run, and right beyond 2^31 pixels.
+        int64 (C, C). Integer counts: the same on every run, and correct beyond 2^31 pixels.
 
     Raises:
         IndexError: on CPU, a label outside [0, C) in target that is not ignore_index, or in input at a pixel
-            that is not ignored. On GPU, where checking would stall the stream, it is not counted.
+            that is not ignored. On GPU, where a check would stall the stream, such a pixel is not counted.
         RuntimeError: shapes, dtypes or devices that do not fit.
         ValueError: num_classes missing or out of range.
         TypeError: arguments of other types.

@@ -3,7 +3,7 @@
     p = sigmoid(z),  p_t = p t + (1 - p)(1 - t),  alpha_t = alpha t + (1 - alpha)(1 - t)
     loss = alpha_t (1 - p_t)^gamma BCE(z, t)
 
-One read of logits and targets forward, one backward; the probabilities are computed again rather than stored.
+Forward and backward each read logits and targets once; the backward computes the probabilities again.
 """
 
 import torch
@@ -20,7 +20,7 @@ from fastseg.kernels.sigmoid_focal_loss import reference
 _NAME = "sigmoid_focal_loss"
 
 
-# The ops take flat tensors (n,); the public function flattens in the order of the memory.
+# The ops take flat tensors (n,); the public function flattens in memory order.
 
 
 def check(inputs, targets, dtype):
@@ -88,15 +88,15 @@ def sigmoid_focal_loss(
     Args:
         inputs: logits of any shape, in fp32, fp16, bf16 or fp64; channels_last is kept.
         targets: of the same shape, floating: 0 and 1, or anything between.
-        alpha: weight of the positives in [0, 1], the negatives get 1 - alpha; a negative number switches it off.
+        alpha: weight of the positives in [0, 1], the negatives get 1 - alpha; a negative number means no weights.
         gamma: exponent of the modulating factor.
-        reduction: "none", "mean" (0 for no elements, as torchvision) or "sum".
+        reduction: "none", "mean" (0 for no elements, as in torchvision) or "sum".
         backend: "auto", "cpu", "triton" or "reference".
 
     Returns:
         The loss, shaped like `inputs`, or a scalar; its dtype is that of `inputs` and `targets` together, and
         fp32 for half types under autocast. Twice differentiable in `inputs`; if `targets` requires grad,
-        plain PyTorch runs. The backward needs both to be unchanged: after an in-place change PyTorch raises.
+        plain PyTorch runs. The backward needs both unchanged: after an in-place change PyTorch raises.
 
     Raises:
         ValueError: shapes that differ, an unknown reduction, alpha above 1.

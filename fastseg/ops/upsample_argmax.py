@@ -1,9 +1,9 @@
-"""Bilinear upsampling fused with argmax over the classes: low-resolution logits straight to a label map.
+"""Bilinear upsampling fused with argmax over the classes: from low-resolution logits to a label map in one pass.
 
     label[n, Y, X] = argmax_c sum over the four neighbours (y, x) of weight(Y, y) weight(X, x) input[n, c, y, x]
 
-with PyTorch's sampling rule; the first maximum wins and NaN is the maximum, as for torch.argmax. The
-upsampled logits never exist, and classes that cannot win at a pixel are not computed there: see
+with PyTorch's sampling rule; the first maximum wins and NaN is the maximum, as in torch.argmax. The upsampled
+logits are never stored, and classes that cannot win at a pixel are not computed there: see
 kernels/upsample_argmax/README.md.
 """
 
@@ -78,17 +78,17 @@ def upsample_argmax(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`F.interpolate(input, size, scale_factor, mode="bilinear", align_corners=align_corners).argmax(1)` in one pass.
 
-    The upsampled logits never exist: beside the results only a few source rows per thread are held. Half
-    inputs are interpolated in fp32, so the labels are those of the fp32 computation. Nothing is
-    differentiated: the results carry no gradient.
+    The upsampled logits are never stored: besides the results, only a few source rows per thread are kept.
+    Half inputs are interpolated in fp32, so the labels are those of the fp32 computation. The results are
+    not differentiable.
 
     Args:
         input: logits (N, C, h, w), contiguous, channels_last or any other strides; float32, float16, bfloat16
-            (float64 through the plain PyTorch reference, which does hold the upsampled logits).
+            (float64 through the plain PyTorch reference, which stores the upsampled logits).
         size: output size, one integer or (H, W).
         scale_factor: instead of size, one number or one each for height and width; sampling then uses
             1/scale_factor as torch.nn.functional.interpolate does.
-        align_corners: whether the corner pixels' centres of input and output coincide.
+        align_corners: whether the centres of the corner pixels of input and output coincide.
         dtype: of the labels, torch.int64 or torch.uint8 (at most 256 classes).
         return_probability: also return the softmax probability of the label.
         backend: "auto" or one backend's name.

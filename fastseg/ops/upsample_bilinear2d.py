@@ -2,12 +2,12 @@
 
     output[n, c, Y, X] = sum over the four neighbours (y, x) of weight(Y, y) weight(X, x) input[n, c, y, x]
 
-The gradient is gathered: every element of it sums up the outputs that read the element
-(`upsample_bilinear2d_backward`), and is linear again: its own gradient is `upsample_bilinear2d`.
+The gradient is gathered: each of its elements sums over the outputs that read the element
+(`upsample_bilinear2d_backward`). It is linear, too: its own gradient is `upsample_bilinear2d`.
 
 `bilinear_conv_transpose2d` is the same with zeros around the input instead of its border: the transposed convolution of
-every channel with the bilinear kernel of Long, Shelhamer, Darrell (2015), of 2 stride or 2 stride - 1 taps. Its kernels
-are those of the upsampling.
+every channel with the bilinear kernel of Long, Shelhamer, Darrell (2015), of 2 stride or 2 stride - 1 taps. It runs on
+the kernels of the upsampling.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _NAME = "upsample_bilinear2d"
 _LARGEST = 1 << 30
 
 
-# channels_last: the memory format of what is written, which the gradient has to follow the input in.
+# channels_last: the memory format of the output; that of the gradient follows the input.
 
 
 def outputs(input, size, channels_last):
@@ -89,7 +89,7 @@ def stock_refuses(input, channels_last):
     if channels_last and input.numel() == 0:
         return "torch forgets the memory format of an empty batch"
     if channels_last and input.requires_grad and torch.is_grad_enabled():
-        return "torch's gradient lies as that of the output does, not as the input"
+        return "torch's gradient has the memory format of the output's gradient, not that of the input"
     return None
 
 
@@ -230,17 +230,17 @@ def upsample_bilinear2d(
     Args:
         input: (N, C, h, w), empty in N only; float32, float16, bfloat16 or float64; contiguous, channels_last or any
             other strides. Half types are interpolated in float32.
-        size: output size, one integer or (H, W); larger than the input, smaller or equal, each axis by itself.
+        size: output size, one integer or (H, W); each axis may be larger or smaller than the input's, or equal.
         scale_factor: instead of size, one number or one each for height and width; sampling then uses
             1/scale_factor, as torch does.
         align_corners: whether the centres of the corner pixels of input and output coincide; None is False.
         recompute_scale_factor: with scale_factor only: sample at input size / output size instead of 1/scale_factor.
         backend: "auto", "cpu", "triton" or "reference". "auto" leaves small CPU tensors to torch's function, which is
-            as fast there, and channels_last ones that get no larger and are not differentiated.
+            as fast there, and all channels_last ones that do not grow and are not differentiated.
 
     Returns:
-        (N, C, H, W) in the dtype and memory format of the input. Differentiable any number of times; the gradient,
-        which is the same on every run, has the memory format of the input, too.
+        (N, C, H, W) in the dtype and memory format of the input. Differentiable any number of times; the gradient
+        is the same on every run and has the memory format of the input.
 
     Raises:
         ValueError: size and scale_factor are both or neither given, or not positive; recompute_scale_factor with size.

@@ -83,7 +83,8 @@ def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a block may have."""
     if device.type != "cuda":
         return MAX_SHARED
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)  # ROCm: no opt-in
 
 
 def weight_strides(weight: Tensor) -> tuple[int, int, int]:

@@ -1,4 +1,6 @@
-"""Networks leave to stock what it computes best at any size: deep down, rounding decides what a max-pool picks."""
+"""Networks leave convolutions to stock that it computes best at any size: in deep layers rounding would change which
+element a max pooling picks.
+"""
 
 import pytest
 
@@ -9,7 +11,7 @@ ALWAYS = 1 << 62
 
 @pytest.fixture(autouse=True)
 def _no_call_is_left_to_stock(monkeypatch):
-    """But for convolutions that torch computes best."""
+    """Except for convolutions that torch computes best."""
     for op in REGISTRY.values():
         for kind, limit in op.stock.below.items() if op.stock else ():
             if limit < ALWAYS:

@@ -1,13 +1,13 @@
-"""What a test file says about a network so that tests/models/test_contract.py can hold it to the contract.
+"""Descriptions of networks, in their test files, for tests/models/test_contract.py.
 
     CONTRACTS = [
         Contract(
-            network=SegNet, plain=lambda: PlainSegNet(5, 1 / 16), sizes=((64, 96), (45, 23)),
+            network=SegNet, stock=lambda: StockSegNet(5, 1 / 16), sizes=((64, 96), (45, 23)),
             parameters=(({}, 29_449_355),), keys=("conv1_1.weight", ...),
         )
     ]
 
-A network is built narrow, for `CLASSES` classes; `plain` builds the same in plain torch.nn, without a line of
+A network is built narrow, for `CLASSES` classes; `stock` builds the same network from torch.nn alone, without code of
 fastseg.models, and gets its weights.
 """
 
@@ -21,46 +21,46 @@ from torch import Tensor, nn
 CLASSES = 5
 
 
-def same_keys(model: nn.Module, plain: nn.Module) -> dict[str, str]:
-    """The own key of each key of `plain`: both have the release's keys."""
-    return {key: key for key in plain.state_dict()}
+def same_keys(model: nn.Module, stock: nn.Module) -> dict[str, str]:
+    """{key of `stock`: key of `model`}; both have the release's keys."""
+    return {key: key for key in stock.state_dict()}
 
 
-def cross_entropy_of_scores(plain: nn.Module, image: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(plain(image), target, ignore_index=255)
+def cross_entropy_of_scores(stock: nn.Module, image: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(stock(image), target, ignore_index=255)
 
 
-def in_order(model: nn.Module, plain: nn.Module) -> dict[str, str]:
-    """The own key of each key of `plain`: both list their layers in the same order."""
-    return dict(zip(plain.state_dict(), model.state_dict(), strict=True))
+def in_order(model: nn.Module, stock: nn.Module) -> dict[str, str]:
+    """{key of `stock`: key of `model`}; both list their layers in the same order."""
+    return dict(zip(stock.state_dict(), model.state_dict(), strict=True))
 
 
 @dataclass(frozen=True)
 class Contract:
     """One network, or one of its variants.
 
-    network: the class. arguments: what makes it small, or the variant.
-    plain: builds the independent network, without dropout if it is compared in training. keys_of_plain(model, plain): the own key of each of its keys.
-    sizes: of images for which both are compared; the first are multiples of the stride, the others are not.
-    plain_loss(plain, image, target): what `Network.loss` is, from what `plain` gives.
-    training: whether running statistics and training are compared, too.
-    summed_alike: False where layers sum in another order than the plain ones: the gradients of all parameters are then
-        compared together, each relative to its largest value, as the rounding of a few numbers is a matter of luck.
+    network: the class. arguments: for a small network, or for the variant.
+    stock: builds the independent network, without dropout if `training`. keys_of_stock(model, stock): {key of `stock`: key of `model`}.
+    sizes: image sizes for the comparison; the first are multiples of the stride, the others are not.
+    stock_loss(stock, image, target): `Network.loss` of the independent network.
+    training: True if running statistics and training are compared, too.
+    summed_alike: False if layers sum in another order than the stock ones: the gradients of all parameters are then
+        compared together, each relative to its largest value, since the rounding of a few numbers is random.
     smallest: the least height and width that the network takes.
     parameters: (arguments, number) at full size. keys: those of a state dict at full size.
-    uncounted: beginnings of keys that the published number leaves out.
-    deviation: of the initial weights of a layer, by its key; 0 for zeros, None if it is something else; else He's.
+    uncounted: prefixes of keys that the published number does not count.
+    deviation: of the initial weights of a layer, by its key; 0 for zeros, None to skip; by default He's.
     norm_shift: initial shift of the batch normalisations.
-    bad_arguments: (arguments, what the error says) besides those of every network.
+    bad_arguments: (arguments, error message) in addition to those of every network.
     """
 
     network: type[nn.Module]
-    plain: Callable[[], nn.Module]
+    stock: Callable[[], nn.Module]
     sizes: tuple[tuple[int, int], ...]
     name: str = ""
     arguments: dict = field(default_factory=dict)
-    keys_of_plain: Callable[[nn.Module, nn.Module], dict[str, str]] = in_order
-    plain_loss: Callable[[nn.Module, Tensor, Tensor], Tensor] = cross_entropy_of_scores
+    keys_of_stock: Callable[[nn.Module, nn.Module], dict[str, str]] = in_order
+    stock_loss: Callable[[nn.Module, Tensor, Tensor], Tensor] = cross_entropy_of_scores
     training: bool = True
     summed_alike: bool = True
     smallest: int = 1

@@ -1,4 +1,4 @@
-"""Every network: parameters, keys, sizes, arguments, initialisation, and an independent plain build as its equal."""
+"""Every network: parameters, keys, sizes, arguments, initialisation, and equality with an independent stock network."""
 
 import copy
 import importlib
@@ -21,7 +21,6 @@ from tests.models.verification import (
     copied,
     loss_and_gradients,
     outputs_and_gradients,
-    plain_names,
     randomised,
 )
 
@@ -39,16 +38,16 @@ def image_of(contract, size, images=2):
     return torch.randn(images, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
-def equals_plain(contract, size, training, layout=None):
+def equals_stock(contract, size, training, layout=None):
     """Output, every gradient and every running statistic within the policy."""
     model = randomised(contract.build(**contract.without_dropout())).train(training)
     image = image_of(contract, size)
     if layout is not None:
         model, image = model.to(**layout), image.to(**layout)
-    stock, exact = (copied(contract.plain(), model, contract.keys_of_plain) for _ in range(2))
+    stock, exact = (copied(contract.stock(), model, contract.keys_of_stock) for _ in range(2))
     stock = stock.to(**layout) if layout else stock
-    keys = contract.keys_of_plain(model, stock)
-    # The gradient of torch's max_unpool2d is never in channels_last, so that its layers sum in another order.
+    keys = contract.keys_of_stock(model, stock)
+    # The gradient of torch's max_unpool2d is never in channels_last, so its layers sum in another order.
     alike = contract.summed_alike and layout is None
     assert_equal_networks(model, stock, exact.double(), image, keys, alike)
 
@@ -62,22 +61,22 @@ def equals_plain(contract, size, training, layout=None):
         for training in ((False, True)[: 1 + contract.training])
     ],
 )
-def test_equals_a_plain_build_forward_and_backward(contract, size, training):
-    equals_plain(contract, size, training)
+def test_equals_a_stock_network_forward_and_backward(contract, size, training):
+    equals_stock(contract, size, training)
 
 
 @every_network
-def test_loss_and_its_gradients_equal_those_of_a_plain_build(contract):
+def test_loss_and_its_gradients_equal_those_of_a_stock_network(contract):
     model = randomised(contract.build(**contract.without_dropout())).train(contract.training)
     image = image_of(contract, contract.sizes[0])
     target = torch.randint(CLASSES, (2, *contract.sizes[0]), generator=torch.Generator().manual_seed(3))
     target[:, 1, 2:9] = 255
-    stock, exact = (copied(contract.plain(), model, contract.keys_of_plain) for _ in range(2))
+    stock, exact = (copied(contract.stock(), model, contract.keys_of_stock) for _ in range(2))
     exact.double()
     ours = loss_and_gradients(model, lambda image: model.loss(image, target), image)
-    theirs = loss_and_gradients(stock, lambda image: contract.plain_loss(stock, image, target), image)
-    truth = loss_and_gradients(exact, lambda image: contract.plain_loss(exact, image, target), image.double())
-    names = plain_names(model, ours[2], theirs[2], contract.keys_of_plain(model, stock))
+    theirs = loss_and_gradients(stock, lambda image: contract.stock_loss(stock, image, target), image)
+    truth = loss_and_gradients(exact, lambda image: contract.stock_loss(exact, image, target), image.double())
+    names = stock_names(model, ours[2], theirs[2], contract.keys_of_stock(model, stock))
     assert_close_results(ours, theirs, truth, names, alike=False)
 
 
@@ -93,15 +92,15 @@ def test_predicts_the_labels_of_the_highest_scores(contract):
 
 
 @every_network
-def test_equals_a_plain_build_in_channels_last(contract):
-    equals_plain(contract, contract.sizes[-1], False, CHANNELS_LAST)
+def test_equals_a_stock_network_in_channels_last(contract):
+    equals_stock(contract, contract.sizes[-1], False, CHANNELS_LAST)
     model, image = contract.build().eval().to(**CHANNELS_LAST), image_of(contract, contract.sizes[-1])
     assert model(image.to(**CHANNELS_LAST)).stride(1) == 1
 
 
 @every_network
 def test_equals_its_reference_backend(contract, monkeypatch):
-    """Outputs and gradients of our kernels and of their definitions in plain PyTorch."""
+    """Outputs and gradients of our kernels and of their references in PyTorch."""
     model = randomised(contract.build()).eval()
     image, results = image_of(contract, contract.sizes[-1]), []
     for backend, dtype in (("auto", torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
@@ -163,7 +162,7 @@ def test_copies_pickles_and_loads(contract):
     expected = model(image)
     loaded = contract.build().eval()
     loaded.load_state_dict(model.state_dict())
-    part = nn.Sequential(contract.build()).eval()  # of a larger network: its keys have a prefix
+    part = nn.Sequential(contract.build()).eval()  # part of a larger network: its keys have a prefix
     part.load_state_dict({f"0.{key}": value for key, value in model.state_dict().items()})
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded, part):
         assert torch.equal(other(image), expected)

@@ -7,8 +7,8 @@ from torch import nn
 from fastseg.models import DeconvNet
 from fastseg.testing import assert_within_policy
 from tests.models.contract import CLASSES, Contract, he
-from tests.models.plain_deconvnet import PlainDeconvNet
-from tests.models.plain_fcn import vgg16_in_torchvision_layout
+from tests.models.stock_deconvnet import StockDeconvNet
+from tests.models.stock_fcn import vgg16_in_torchvision_layout
 from tests.models.verification import called_modules, randomised
 
 WIDTH = 1 / 32
@@ -37,7 +37,7 @@ def keys():
 
 CONTRACTS = [
     Contract(
-        DeconvNet, lambda: PlainDeconvNet(CLASSES, WIDTH), sizes=((224, 224), (193, 230)),
+        DeconvNet, lambda: StockDeconvNet(CLASSES, WIDTH), sizes=((224, 224), (193, 230)),
         arguments=dict(width_multiplier=WIDTH), smallest=193, parameters=(({}, 251_805_653),), keys=keys(),
         deviation=lambda key, layer: 0.01 if "deconv" in key or key.startswith("seg-score") else he(layer),
         norm_shift=1e-3,

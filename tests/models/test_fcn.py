@@ -9,7 +9,7 @@ from fastseg.models import FCN8s, FCN8sAtOnce, FCN16s, FCN32s
 from fastseg.models.blocks.vgg16 import FullyConvolutionalVGG16
 from fastseg.testing import assert_within_policy
 from tests.models.contract import CLASSES, Contract, he
-from tests.models.plain_fcn import UPSAMPLING_LAYERS, PlainFCN, crop_offsets, vgg16_in_torchvision_layout
+from tests.models.stock_fcn import UPSAMPLING_LAYERS, StockFCN, crop_offsets, vgg16_in_torchvision_layout
 from tests.models.verification import randomised
 
 NETWORKS = {"32s": FCN32s, "16s": FCN16s, "8s": FCN8s, "8s at-once": FCN8sAtOnce}
@@ -25,26 +25,26 @@ def keys(network, upsampling):
     return found + ([] if upsampling == "interp" else [f"{name}.weight" for name in UPSAMPLING_LAYERS[network]])
 
 
-def keys_of_plain(model, plain):
-    features = [key for key in plain.state_dict() if key.startswith("features")]
+def keys_of_stock(model, stock):
+    features = [key for key in stock.state_dict() if key.startswith("features")]
     trunk = [key for key in model.state_dict() if key.startswith("conv")]
-    return {key: key for key in plain.state_dict()} | dict(zip(features, trunk, strict=True))
+    return {key: key for key in stock.state_dict()} | dict(zip(features, trunk, strict=True))
 
 
 def deviation(key, layer):
-    """Scores start at zero; how upsampling starts is in `test_upsampling_starts_bilinear`."""
+    """Scores start at zero; `test_upsampling_starts_bilinear` checks the upsampling."""
     return None if key.startswith("upscore") else 0.0 if key.startswith("score") else he(layer)
 
 
 def contract(network, padding, upsampling):
     return Contract(
         NETWORKS[network],
-        lambda: PlainFCN(network, padding, upsampling == "interp", CLASSES, WIDTH),
+        lambda: StockFCN(network, padding, upsampling == "interp", CLASSES, WIDTH),
         sizes=((37, 61),) if padding == "pad100" else ((96, 64), (45, 73)),
         name=f"FCN-{network} {padding} {upsampling}",
         arguments=dict(padding=padding, upsampling=upsampling, width_multiplier=WIDTH),
-        keys_of_plain=keys_of_plain,
-        training=False,  # nothing but dropout differs
+        keys_of_stock=keys_of_stock,
+        training=False,  # only dropout differs
         summed_alike=False,
         parameters=((dict(padding=padding, upsampling=upsampling), PARAMETERS[network]),),
         keys=keys(network, upsampling),

@@ -5,37 +5,37 @@ import torch.nn.functional as F
 
 from fastseg.models import FCNResNet
 from tests.models.contract import CLASSES, Contract, he_but_for_scores, same_keys
-from tests.models.plain_fcn_resnet import PlainFCNResNet
+from tests.models.stock_fcn_resnet import StockFCNResNet
 
 WIDTH = 1 / 16
 
 
-class Plain(PlainFCNResNet):
+class Scores(StockFCNResNet):
     """Its scores alone."""
 
     def forward(self, image):
         return super().forward(image)["out"]
 
 
-def plain_loss(plain, image, target):
-    scores = PlainFCNResNet.forward(plain, image)
+def stock_loss(stock, image, target):
+    scores = StockFCNResNet.forward(stock, image)
     main, auxiliary = (F.cross_entropy(scores[name], target, ignore_index=255) for name in ("out", "aux"))
     return main + 0.5 * auxiliary
 
 
 def full_size_keys():
     with torch.device("meta"):
-        return list(PlainFCNResNet().state_dict())
+        return list(StockFCNResNet().state_dict())
 
 
 CONTRACTS = [
     Contract(
         FCNResNet,
-        lambda: Plain(CLASSES, WIDTH, dropout=0.0),
+        lambda: Scores(CLASSES, WIDTH, dropout=0.0),
         sizes=((64, 96), (45, 73)),
         arguments=dict(width_multiplier=WIDTH),
-        keys_of_plain=same_keys,
-        plain_loss=plain_loss,
+        keys_of_stock=same_keys,
+        stock_loss=stock_loss,
         summed_alike=False,
         parameters=(
             (dict(layers=50), 35_322_218),

@@ -10,18 +10,18 @@ from fastseg.nn import MaxUnpool2d
 from fastseg.ops import PoolIndices
 from fastseg.testing import assert_within_policy
 from tests.models.contract import CLASSES, Contract
-from tests.models.plain_fcn import vgg16_in_torchvision_layout
-from tests.models.plain_segnet import PlainSegNet, PlainSegNetBasic
+from tests.models.stock_fcn import vgg16_in_torchvision_layout
+from tests.models.stock_segnet import StockSegNet, StockSegNetBasic
 from tests.models.verification import called_modules, randomised
 
 WIDTH = 1 / 16
-NETWORKS = {SegNet: PlainSegNet, SegNetBasic: PlainSegNetBasic}
+NETWORKS = {SegNet: StockSegNet, SegNetBasic: StockSegNetBasic}
 VGG16 = [f"conv{stage}_{layer}" for stage, layers in enumerate((2, 2, 3, 3, 3), 1) for layer in range(1, layers + 1)]
 BASIC = [f"conv{stage}" for stage in range(1, 5)] + [f"conv_decode{stage}" for stage in range(1, 5)]
 
 
 def keys_of(convolutions, scores):
-    """Every key of a network with these convolutions, of which all but `scores` are normalised."""
+    """All keys of a network with these convolutions; all but `scores` have a normalisation."""
     keys = {f"{name}.{kind}" for name in convolutions for kind in ("weight", "bias")}
     kinds = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     return keys | {f"{name}_bn.{kind}" for name in convolutions if name != scores for kind in kinds}

@@ -1,4 +1,4 @@
-"""What the tests of networks share: random weights, a plain copy, and outputs and gradients side by side."""
+"""Shared by the tests of networks: random weights, a copy in stock torch.nn, and comparisons."""
 
 import re
 
@@ -27,24 +27,24 @@ def randomised(model):
 
 
 def by_release_name(model):
-    """A function from a parameter's own name to its key in the state dict."""
+    """A function from a parameter's name in the network to its key in the state dict."""
     keys = {id(value): key for key, value in model.state_dict(keep_vars=True).items()}
     own = {name: keys[id(value)] for name, value in model.named_parameters()}
     return own.__getitem__
 
 
-def copied(plain, model, keys_of_plain):
-    """``plain`` with the values of ``model``, and as trainable."""
+def copied(stock, model, keys_of_stock):
+    """``stock`` with the values of ``model``, and the same parameters trainable."""
     values = model.state_dict(keep_vars=True)
-    keys = keys_of_plain(model, plain)
-    plain.load_state_dict({key: values[own].detach() for key, own in keys.items()})
-    for key, parameter in plain.named_parameters():
+    keys = keys_of_stock(model, stock)
+    stock.load_state_dict({key: values[own].detach() for key, own in keys.items()})
+    for key, parameter in stock.named_parameters():
         parameter.requires_grad_(values[keys[key]].requires_grad)
-    return plain.train(model.training)
+    return stock.train(model.training)
 
 
 def outputs_and_gradients(model, image, grad_output):
-    """The output, the gradient of the image, and those of all parameters that are trained."""
+    """The output, the gradient of the image, and those of all trained parameters."""
     image = image.clone().requires_grad_()
     output = model(image)
     output.backward(grad_output)
@@ -70,9 +70,9 @@ def assert_vary(results):
 
 
 def assert_equal_networks(model, stock, exact, image, keys, alike):
-    """Output, gradients and running statistics of ``model`` against those of a plain build in fp32 and fp64.
+    """Output, gradients and running statistics of ``model`` against those of the stock network in fp32 and fp64.
 
-    keys: the own key of each of the plain build's.
+    keys: {key of the stock network: key of the model}.
     """
     shape = (len(image), model.num_classes, *image.shape[2:])
     grad_output = torch.randn(shape, generator=torch.Generator().manual_seed(2))
@@ -80,29 +80,29 @@ def assert_equal_networks(model, stock, exact, image, keys, alike):
     theirs = outputs_and_gradients(stock, image, grad_output)
     truth = outputs_and_gradients(exact, image.double(), grad_output.double())
     assert_vary(truth)
-    assert_close_results(ours, theirs, truth, plain_names(model, ours[2], theirs[2], keys), alike)
-    values, plain_values, exact_values = model.state_dict(), stock.state_dict(), exact.state_dict()
+    assert_close_results(ours, theirs, truth, stock_names(model, ours[2], theirs[2], keys), alike)
+    values, stock_values, exact_values = model.state_dict(), stock.state_dict(), exact.state_dict()
     for name, _ in stock.named_buffers():
-        if plain_values[name].is_floating_point():
-            assert_within_policy(values[keys[name]], plain_values[name], exact_values[name], keys[name])
+        if stock_values[name].is_floating_point():
+            assert_within_policy(values[keys[name]], stock_values[name], exact_values[name], keys[name])
 
 
-def plain_names(model, own, plain, keys):
-    """The plain name of each own parameter that has a gradient; both networks have them for the same parameters."""
+def stock_names(model, own, stock, keys):
+    """{own parameter: stock parameter} of those that have a gradient; they are the same in both networks."""
     by_key = {key: name for name, key in zip(own, map(by_release_name(model), own))}
-    names = {by_key[keys[name]]: name for name in plain}
+    names = {by_key[keys[name]]: name for name in stock}
     assert len(names) == len(own) > 0
     return names
 
 
 def assert_close_results(ours, theirs, truth, names, alike):
-    """What `outputs_and_gradients` gave of three networks. names: the plain name of each own parameter.
+    """Compares the results of `outputs_and_gradients` for three networks. names: {own parameter: stock parameter}.
 
     alike=False: the gradients are compared together, see `Contract.summed_alike`.
     """
     assert_within_policy(ours[0], theirs[0], truth[0], "output")
     gradients = {"the image": (ours[1], theirs[1], truth[1])}
-    gradients |= {name: (ours[2][name], theirs[2][plain], truth[2][plain]) for name, plain in names.items()}
+    gradients |= {name: (ours[2][name], theirs[2][stock], truth[2][stock]) for name, stock in names.items()}
     if alike:
         for name, values in gradients.items():
             assert_within_policy(*values, f"gradient of {name}")
@@ -122,8 +122,8 @@ def together(gradients):
 
 
 def called_modules(model, image):
-    """``[(name, shape of what it returned), ...]`` of the leaf modules in the order in which they run, by the release's
-    names; without ReLUs.
+    """``[(name, shape of its result), ...]`` of the leaf modules in execution order, by the release's names; without
+    ReLUs.
     """
     calls, released, stages = [], model.release_names(), len(getattr(model, "encoder", ()))
 

@@ -295,7 +295,11 @@ OFFSETS = torch.zeros(1, 2, 4, 6, dtype=torch.uint8)
         (dict(offsets=OFFSETS.long()), RuntimeError, "PoolIndices: offsets has dtype int64; allowed: uint8"),
         (dict(offsets=[0]), TypeError, "PoolIndices: offsets is list"),
         (dict(offsets=OFFSETS[0, 0]), RuntimeError, r"PoolIndices: offsets has shape \(4, 6\)"),
-        (dict(input_size=(8, 9)), RuntimeError, r"PoolIndices: input_size=\(8, 9\); allowed: one of which a pool with"),
+        (
+            dict(input_size=(8, 9)),
+            RuntimeError,
+            r"PoolIndices: input_size=\(8, 9\); allowed: one from which a pool with",
+        ),
         (dict(input_size=(10, 12)), RuntimeError, r"input_size=\(10, 12\)"),
         (dict(input_size=(-8, 12)), RuntimeError, r"input_size=\(-8, 12\)"),
         (dict(input_size=(2**70, 12)), RuntimeError, "input_size="),

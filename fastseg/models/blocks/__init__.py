@@ -1,1 +1,1 @@
-"""Parts that networks share, each once."""
+"""Parts that several networks share."""

@@ -1,4 +1,4 @@
-"""A layer with what follows it, and how layers start."""
+"""Blocks of a layer, normalisation and ReLU; widths and initialisation of layers."""
 
 from collections import OrderedDict
 
@@ -8,7 +8,7 @@ Layer = nn.Conv2d | nn.ConvTranspose2d
 
 
 def layer_block(layer: nn.Module, *, norm: nn.Module | None = None, relu: bool = True) -> nn.Sequential:
-    """``layer``, then ``norm``, then a ReLU, as modules of these names: "layer", "norm", "relu"."""
+    """``layer``, then ``norm``, then a ReLU, as modules named "layer", "norm" and "relu"."""
     parts = OrderedDict(layer=layer)
     if norm is not None:
         parts["norm"] = norm
@@ -18,7 +18,7 @@ def layer_block(layer: nn.Module, *, norm: nn.Module | None = None, relu: bool =
 
 
 def scaled_width(channels: int, multiplier: float) -> int:
-    """Channels of a layer that has ``channels`` at width 1: rounded, at least 1."""
+    """``channels * multiplier``, rounded, at least 1."""
     return max(1, round(channels * multiplier))
 
 

@@ -9,7 +9,7 @@ from fastseg.models.network import Network
 from fastseg.nn import MaxPool2d, MaxUnpool2d
 
 FIRST_DROPOUT_STAGE = 3
-BATCH_NORM_SHIFT = 1e-3  # where Caffe's training files start the shift; the scale starts at 1
+BATCH_NORM_SHIFT = 1e-3  # the initial shift in Caffe's training files; the scale starts at 1
 
 
 class EncoderStage(nn.Module):
@@ -22,14 +22,14 @@ class EncoderStage(nn.Module):
         self.dropout = dropout
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
-        """The pooled map, where its values stood, and the size of the map that was pooled."""
+        """The pooled map, the indices of its values, and the size of the map before pooling."""
         image = self.layers(image)
         pooled, indices = self.pool(image)
         return self.dropout(pooled), indices, image.shape[2:]
 
 
 class DecoderStage(nn.Module):
-    """Every value back to where the pooling found it, in a map of the size before, then ``layers`` and dropout."""
+    """Unpools with the indices, to the size before the pooling, then ``layers`` and dropout."""
 
     def __init__(self, layers: nn.Module, dropout: nn.Module):
         super().__init__()
@@ -42,7 +42,7 @@ class DecoderStage(nn.Module):
 
 
 class UnpoolingNetwork(Network):
-    """What `SegNet`, `SegNetBasic` and `DeconvNet` share: the walk down and up, so that any image size comes back.
+    """The base class of `SegNet`, `SegNetBasic` and `DeconvNet`: the scores have the size of the image, for any size.
 
     A subclass calls `build` with its layers.
     """
@@ -60,9 +60,7 @@ class UnpoolingNetwork(Network):
         bottom: nn.Module | None = None,
         dropout: float = 0.0,
     ) -> None:
-        """encoder, decoder: the layers of each stage, in the order in which they run. dropout: of all stages but the
-        finest two.
-        """
+        """encoder, decoder: the layers of each stage, in execution order. dropout: of all stages but the finest two."""
 
         def drop(stage):
             return nn.Dropout(dropout) if dropout and stage >= FIRST_DROPOUT_STAGE else nn.Identity()

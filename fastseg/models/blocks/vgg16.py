@@ -23,7 +23,7 @@ def vgg16_stages(
         in_channels: channels of the image.
         width_multiplier: every layer has ``round(width * width_multiplier)`` channels, at least 1.
         first_padding: padding of the first convolution.
-        norm: makes the normalisation of so many channels that follows each convolution; None: there is none.
+        norm: takes the number of channels and returns the normalisation after a convolution; None for none.
     """
     stages, channels, padding = nn.ModuleList(), in_channels, first_padding
     for layers, width in STAGES:
@@ -42,7 +42,7 @@ class FullyConvolutionalVGG16(nn.Module):
     Pooling is 2x2 with ``ceil_mode=True`` as in Caffe.
 
     Args:
-        in_channels, width_multiplier, first_padding: as `vgg16_stages` takes them.
+        in_channels, width_multiplier, first_padding: as in `vgg16_stages`.
         fc6_padding: padding of ``fc6``.
         dropout: probability of zeroing an element after ``fc6`` and ``fc7``.
     """
@@ -61,7 +61,7 @@ class FullyConvolutionalVGG16(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The maps after poolings 3 (stride 8) and 4 (16) and after ``fc7`` (32), of so many `channels`."""
+        """The maps after poolings 3 (stride 8) and 4 (16) and after ``fc7`` (32); their channels: `channels`."""
         pooled = []
         for stage in self.stages:
             image = self.pool(stage(image))
@@ -71,7 +71,7 @@ class FullyConvolutionalVGG16(nn.Module):
 
 
 def numbered() -> Iterator[tuple[int, int]]:
-    """(stage, layer) of every convolution, both from 1 on: conv1_1, conv1_2, conv2_1, ..."""
+    """(stage, layer) of every convolution, counted from 1: conv1_1, conv1_2, conv2_1, ..."""
     return ((stage, layer) for stage, (layers, _) in enumerate(STAGES, 1) for layer in range(1, layers + 1))
 
 
@@ -90,12 +90,12 @@ def torchvision_keys(batch_norm: bool = False) -> dict[str, str]:
 
 
 def torchvision_sources(state_dict: dict[str, Tensor], layers: Mapping[str, str | None]) -> dict[str, str]:
-    """What `Network.copy_tensors` copies from torchvision's vgg16 or vgg16_bn: own key: torchvision's.
+    """{own key: key of torchvision's vgg16 or vgg16_bn}, for `Network.copy_tensors`.
 
-    layers: the own name of the normalisation that follows each of the layers conv1_1, ... and perhaps fc6 and fc7; None
-        if there is none. vgg16 has none: those of the network then stay as they are.
+    layers: {layer: own name of the normalisation after it, or None} for conv1_1, ... and perhaps fc6 and fc7. vgg16 has
+        no normalisation: those of the network then do not change.
     """
-    batch_norm = "features.1.weight" in state_dict  # index 1 is a ReLU in vgg16
+    batch_norm = "features.1.weight" in state_dict  # in vgg16 layer 1 is a ReLU, which has no weight
     keys = torchvision_keys(batch_norm)
     sources: dict[str, str] = {}
     for layer, norm in layers.items():

@@ -3,8 +3,8 @@
     dilated_conv2d    output[y, x] = sum over taps (r, s) of weight[r, s] input[y sh - ph + r dh, x sw - pw + s dw]
     conv_transpose2d  output[y sh - ph + r dh, x sw - pw + s dw] += weight[r, s] input[y, x]
 
-Only taps that meet the image are visited. A bias, a residual and a relu can be had in the same pass. Both are one of
-the three linear maps of maps.py, where their derivatives stand.
+Only taps inside the image are visited. The same pass can add a bias and a residual and apply a relu. Both are linear
+maps of maps.py, which defines their derivatives.
 """
 
 from collections.abc import Sequence
@@ -44,19 +44,19 @@ def dilated_conv2d(
         stride, dilation: one positive int, or one each for height and width.
         padding: zeros around the image, one int or one each for height and width, "valid" for none, or "same" for
             an output of the size of the input, with the odd row or column at the bottom or right (stride 1 only).
-        groups: as torch has it; groups == C == K is the depthwise convolution.
+        groups: as in torch; groups == C == K is the depthwise convolution.
         activation: None or "relu".
-        residual: added before the activation: of the shape of the output or one that broadcasts to it, (N, K, 1, 1)
-            for a bias per image, say.
-        out: where to write the output, of its shape, such as some channels of a larger buffer. Gradients flow
-            through it as through any tensor that is written in place.
+        residual: added before the activation. Its shape is that of the output or broadcasts to it, for instance
+            (N, K, 1, 1) for a bias per image.
+        out: a tensor of the output's shape to write to, such as some channels of a larger buffer. Autograd treats
+            it as any tensor that is written in place.
         backend: "auto", "stock", "cpu", "triton" or "reference".
 
     Returns:
         (N, K, OH, OW) with OH = (H + top + bottom - dilation (R - 1) - 1) // stride + 1, or `out`. Half types are
-        summed in fp32, fp32 in tf32 on a GPU if `torch.backends.cudnn.conv.fp32_precision` says so. Under autocast
-        input, weight and bias are cast as for conv2d. Any number of times differentiable, always deterministic where
-        it is not left to stock.
+        summed in fp32; fp32 is multiplied in tf32 on a GPU if `torch.backends.cudnn.conv.fp32_precision` says so.
+        Under autocast input, weight and bias are cast as for conv2d. Differentiable any number of times. Deterministic,
+        except in calls left to stock.
 
     Raises:
         TypeError: arguments of other types.
@@ -112,30 +112,30 @@ def conv_transpose2d(
 ) -> Tensor:
     """Drop-in for torch.nn.functional.conv_transpose2d, with an epilogue: activation(cropped output + cropped skip).
 
-    Every output is written once and no zero is inserted: the outputs of equal remainder modulo the stride see the same
-    taps. Where `weight` is the fixed bilinear kernel on the diagonal (it does not require grad; looked at on the CPU
-    only), rows and columns are interpolated one after the other.
+    Every output is written once and no zero is inserted: outputs with equal remainder modulo the stride have the same
+    taps. If `weight` is the bilinear kernel on the diagonal and does not require grad, rows and columns are
+    interpolated one after the other. This test reads a new `weight` on the CPU: for a GPU the host waits once.
 
     Args:
         input: (N, C, H, W) or (C, H, W), in fp32, fp16, bf16 or fp64; channels_last is kept. N may be 0.
         weight: (C, K / groups, R, S) of the dtype of `input`.
         bias: (K,) or None.
         stride, dilation: one positive int, or one each for height and width.
-        padding: how much of each border of the output is left away, one int or one each.
-        output_padding: rows and columns more at the bottom and right, less than stride or dilation.
-        groups: as torch has it; groups == C == K is the depthwise one.
+        padding: rows and columns to remove at each border of the output, one int or one each.
+        output_padding: rows and columns to add at the bottom and right, less than stride or dilation.
+        groups: as in torch; groups == C == K is the depthwise one.
         activation: None or "relu".
         skip: (N, K, SH, SW), added from (top, left) = `skip_offset` on; the output is as large as both allow, unless
-            `crop` says how large it is.
-        skip_offset: where in `skip` the output lies, one int or one each.
-        crop: (top, left, height, width), the part of the output that is wanted; nothing else is computed.
-        out: where to write the output, of its shape, such as some channels of a larger buffer. Gradients flow
-            through it as through any tensor that is written in place.
+            `crop` gives its size.
+        skip_offset: position of the output in `skip`, one int or one each.
+        crop: (top, left, height, width), the part of the output to return; nothing else is computed.
+        out: a tensor of the output's shape to write to, such as some channels of a larger buffer. Autograd treats
+            it as any tensor that is written in place.
         backend: "auto", "stock", "cpu", "triton" or "reference".
 
     Returns:
-        (N, K, OH, OW) with OH = (H - 1) stride - 2 padding + dilation (R - 1) + output_padding + 1, or what `crop`
-        and `skip` leave of it, or `out`. Numerics as `dilated_conv2d`.
+        (N, K, OH, OW) with OH = (H - 1) stride - 2 padding + dilation (R - 1) + output_padding + 1, or the part that
+        `crop` and `skip` select, or `out`. Numerics as in `dilated_conv2d`.
 
     Raises:
         TypeError: arguments of other types.
@@ -192,7 +192,7 @@ def _kernel_size(op: str, weight: Tensor, image: Tensor) -> Sequence[int]:
 
 
 def _cropped(crop: Sequence[int], padding: list[int], size: list[int]) -> tuple[list[int], list[int]]:
-    """(padding, size) of the part `crop` of an output of `size`."""
+    """(padding, size) that give the part `crop` of an output of `size`."""
     numbers = _check.integers(_TRANSPOSED, "crop", crop, "four ints, (top, left, height, width)")
     if len(numbers) != 4:
         raise RuntimeError(f"fastseg.ops.{_TRANSPOSED}: crop={crop!r}; allowed: (top, left, height, width)")
@@ -205,7 +205,7 @@ def _cropped(crop: Sequence[int], padding: list[int], size: list[int]) -> tuple[
 
 
 def _cropped_skip(skip: Tensor, offset, size: list[int], shrinks: bool) -> tuple[Tensor, list[int]]:
-    """The part of `skip` (..., SH, SW) that is added, and the size of the output; shrinks: that may become smaller."""
+    """The part of `skip` (..., SH, SW) to add, and the size of the output; shrinks: the size may be reduced."""
     _check.tensors(_TRANSPOSED, skip=skip)
     top, left = window(_TRANSPOSED, "skip_offset", offset, 0)
     height, width = size
@@ -238,7 +238,7 @@ def _run(
     single,
     backend,
 ) -> Tensor:
-    """What both functions do with their numbers: dtypes of autocast, residual and `out` in shape, and the call."""
+    """The common part of both functions: casts for autocast, shapes of residual and `out`, and the call."""
     if activation is not None and activation != "relu":
         raise ValueError(f"fastseg.ops.{op}: activation={activation!r}; allowed: None, 'relu'")
     for what, value in (("bias", bias), (name, residual)):
@@ -260,11 +260,12 @@ def _run(
     _check.argument(
         op, "out", out, (image.dtype,), shape[1:] if single else shape, "as the output", like=("input", image)
     )
-    room = out.unsqueeze(0) if single else out
-    output = map_op(image, weight, bias, residual, *numbers, backend=backend, out=None if room.requires_grad else room)
-    if output is not room:
+    target = out.unsqueeze(0) if single else out
+    fillable = None if target.requires_grad else target
+    output = map_op(image, weight, bias, residual, *numbers, backend=backend, out=fillable)
+    if output is not target:
         return out.copy_(output.squeeze(0) if single else output)
-    torch.autograd.graph.increment_version(out)  # as any tensor that is written in place
+    torch.autograd.graph.increment_version(out)  # as for any tensor that is written in place
     return out
 
 

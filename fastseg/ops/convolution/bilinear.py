@@ -13,14 +13,14 @@ from fastseg._layout import image_format
 from fastseg.kernels.convolution.torch_calls import finish
 from fastseg.ops.upsample_bilinear2d import bilinear_conv_transpose2d
 
-_answers = WeakTensorKeyDictionary()  # by weight: what is_bilinear has found, and for which data
+_answers = WeakTensorKeyDictionary()  # by weight: the last result of is_bilinear, and the data version it is for
 
 
 def is_bilinear(image: Tensor, weight: Tensor, bias: Tensor | None, stride, dilation, groups: int) -> bool:
-    """True if `weight` is the constant that upsamples each channel of `image` bilinearly, by itself.
+    """True if `weight` is a constant that upsamples each channel of `image` bilinearly and separately.
 
-    The data of a weight is looked at once, until it is changed: on a GPU the host waits for it then. Never in a program
-    that is being traced, where the answer would become part of it.
+    Reads the data of a weight once, and again after a change: for a GPU the host waits then. False while a program is
+    traced: the result would become part of the program.
     """
     if weight.requires_grad or bias is not None or dilation != [1, 1] or stride[0] < 2 or stride[1] < 2:
         return False
@@ -33,7 +33,7 @@ def is_bilinear(image: Tensor, weight: Tensor, bias: Tensor | None, stride, dila
         return False
     if torch.compiler.is_compiling():
         return False
-    if private.is_watched((image, weight)):
+    if private.must_dispatch((image, weight)):
         return False
     state = weight._version, weight.data_ptr(), weight.dtype
     found, answer = _answers.get(weight, (None, False))
@@ -46,7 +46,7 @@ def is_bilinear(image: Tensor, weight: Tensor, bias: Tensor | None, stride, dila
 
 @lru_cache(maxsize=16)
 def _bilinear_weight(channels: int, groups: int, rows: int, columns: int, dtype: torch.dtype) -> Tensor | None:
-    """(channels, channels / groups, rows, columns), or None where `dtype` does not hold the taps exactly."""
+    """(channels, channels / groups, rows, columns), or None if `dtype` cannot represent the taps exactly."""
     taps = bilinear_taps(rows)[:, None] * bilinear_taps(columns)[None, :]
     if not torch.equal(taps.to(dtype).float(), taps):
         return None
@@ -57,7 +57,7 @@ def _bilinear_weight(channels: int, groups: int, rows: int, columns: int, dtype:
 
 
 def separable(image, weight, bias, residual, stride, padding, dilation, groups, size, relu, *, backend, out=None):
-    """As the op conv_transpose2d, for weights that are bilinear, without a bias."""
+    """The op conv_transpose2d for a bilinear weight, without a bias."""
     if residual is not None:
         _check.dtype("conv_transpose2d", "skip", residual, (image.dtype,))
     channels_last = image_format(image) is torch.channels_last

@@ -1,4 +1,4 @@
-"""The numbers that say where the windows of a convolution lie, from the arguments of torch's functions."""
+"""Padding, stride, dilation and output size of a convolution, from the arguments of torch's functions."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastseg import _check
 
-_MOST_PIXELS = 2**50  # of a plane: no computer has more memory, and everything still fits 64 bits
+_MAX_PIXELS = 2**50  # of a plane: no computer has more memory, and byte counts fit in 64 bits
 
 
 def window(op: str, name: str, value: int | Sequence[int], least: int) -> list[int]:
@@ -46,7 +46,7 @@ def convolved_size(op: str, input: Tensor, kernel_size, stride, first, last, dil
     (rows, columns), shape = kernel_size, input.shape
     high = shape[2] + first[0] + last[0] - dilation[0] * (rows - 1) - 1
     wide = shape[3] + first[1] + last[1] - dilation[1] * (columns - 1) - 1
-    if type(high) is type(wide) is int and high * wide > _MOST_PIXELS:
+    if type(high) is type(wide) is int and high * wide > _MAX_PIXELS:
         raise RuntimeError(f"fastseg.ops.{op}: the padded input would be {high}x{wide}; allowed: at most 2^50 pixels")
     if high < 0 or wide < 0:
         window = dilation[0] * (rows - 1) + 1, dilation[1] * (columns - 1) + 1
@@ -73,6 +73,6 @@ def transposed_size(op: str, input: Tensor, kernel_size, stride, padding, output
         raise RuntimeError(
             f"fastseg.ops.{op}: input of {tuple(shape[2:])} gives an output of {(high, wide)}; allowed: at least (1, 1)"
         )
-    if type(high) is type(wide) is int and high * wide > _MOST_PIXELS:
+    if type(high) is type(wide) is int and high * wide > _MAX_PIXELS:
         raise RuntimeError(f"fastseg.ops.{op}: the output would be {high}x{wide}; allowed: at most 2^50 pixels")
     return [high, wide]

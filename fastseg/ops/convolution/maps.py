@@ -5,8 +5,8 @@
     conv2d_grad_weight  w = (x, y) -> w       derivatives: conv_transpose2d in x, dilated_conv2d in y
 
 So derivatives of any order run on the same kernels. `DENSE` and `DEPTHWISE` are these three for any groups, and for one
-channel per group. Arguments are numbers already: padding is (top, left), and `size` the (height, width) of the result,
-which says what lies at the other end.
+channel per group. padding is (top, left); `size`, the (height, width) of the result, determines the padding at the
+bottom and right.
 
 The epilogue of the first two, in this order: bias (K,), residual (N, K, *size), relu.
 """
@@ -36,7 +36,7 @@ class Maps(NamedTuple):
 
 
 def check(op: str, input, weight, bias, residual, stride, padding, dilation, groups, size, in_per_group, out_channels):
-    """Of the first two maps; in_per_group, out_channels: the sizes of `weight` that have these meanings."""
+    """For the first two maps; in_per_group, out_channels: the sizes of `weight` with these meanings."""
     if input.dtype not in FLOATING:
         _check.dtype(op, "input", input, FLOATING)
     if weight.dtype != input.dtype:
@@ -135,9 +135,9 @@ def define(
     grad_weight: Sequence[Backend | Stock],
     nchw: bool = False,
 ) -> Maps:
-    """The three ops, named `prefix` and as above, on these tables of backends.
+    """Defines the three ops, with `prefix` before their names, from these tables of backends.
 
-    nchw: their kernels know contiguous images only; otherwise results lie as `input` does.
+    nchw: the kernels take contiguous images only; otherwise results have the memory format of `input`.
     """
 
     def layout_of(image: Tensor) -> torch.memory_format:
@@ -148,7 +148,7 @@ def define(
         return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout_of(like))
 
     def backward_of(adjoint: Callable[[], Op], swapped: bool) -> Callable[..., dict[str, Tensor]]:
-        """swapped: of the transposed map, whose input is what `conv2d_grad_weight` calls grad_output."""
+        """swapped: for the transposed map, whose input is the argument grad_output of `conv2d_grad_weight`."""
 
         def backward(
             input, weight, output, grad_output, stride, padding, dilation, groups, relu, needs_input, needs_weight,
@@ -237,14 +237,14 @@ def _native() -> list[Backend]:
     return [Backend("cpu", dtypes=FLOATING) for _ in range(3)]
 
 
-# Any groups; depthwise: one channel each; upsampling: one group, strides of 8, 16 or 32 columns and few channels.
+# Any groups; one channel per group; one group, strides of 8, 16 or 32 columns and few channels.
 DENSE = define("", *map(_table, _ON_TORCH, routes.DENSE, _GEMM, _DEFINITIONS))
 DEPTHWISE = define("depthwise_", *map(_table, _native(), routes.DEPTHWISE, _GATHER, _DEFINITIONS))
 UPSAMPLING = define("upsampling_", *map(_table, _native(), routes.UPSAMPLING, _GEMM, _DEFINITIONS), nchw=True)
 
 
 def maps_of(input: Tensor, weight: Tensor, small_channels: int, big_channels: int, stride, dilation, groups) -> Maps:
-    """The ops for a convolution from `big_channels` to `small_channels`, or the transposed one back."""
+    """The ops for a convolution from `big_channels` to `small_channels`, or for its transpose."""
     if 1 < groups == small_channels == big_channels:
         return DEPTHWISE
     if stride[1] in (8, 16, 32) and groups == 1 and dilation == [1, 1]:

@@ -1,12 +1,13 @@
-"""Where `auto` leaves a convolution to stock PyTorch: the `Stock` rows of the three maps.
+"""Which convolutions `auto` leaves to stock PyTorch: the `Stock` rows of the three maps.
 
-On the CPU torch's dense convolution is at the peak of the machine unless
+On the CPU torch's dense convolution reaches the peak of the machine unless
 
-* many taps lie in the padding: torch's weight gradient multiplies them, and its forward is slow in NCHW;
-* numbers are of a half type that the processor does not multiply: torch takes many times as long as for fp32;
+* many taps are in the padding: torch's weight gradient multiplies them, and its forward is slow in NCHW;
+* the dtype is a half type that the processor cannot multiply: torch takes many times as long as for fp32;
 * a transposed convolution has few channels and a large stride.
 
-On a GPU (predicted, not measured): the same first reason, and all transposed convolutions of a large stride.
+On a GPU ours is faster (predicted, not measured) in the first case, and for all transposed convolutions of a large
+stride.
 """
 
 from functools import lru_cache
@@ -19,15 +20,16 @@ from fastseg._dtypes import HALF
 from fastseg._layout import image_format
 from fastseg.kernels.convolution import torch_calls
 
-MOST_VISITED = 0.7  # the share of taps inside of the image up to which skipping the others pays
-MOST_VISITED_WIDE = 0.8  # the same from WIDE input channels on; not of NCHW on the CPU, where sums are made in parts
+# Skipping the taps in the padding is faster than stock up to this share of taps inside the image.
+MAX_VISITED_SHARE = 0.7
+MAX_VISITED_SHARE_WIDE = 0.8  # from WIDE input channels on; not for NCHW on the CPU, where sums are made in parts
 WIDE = 1024
 _ALWAYS = 1 << 62
 
 
 @lru_cache(maxsize=1024)
 def visited_share(extent: int, out_extent: int, taps: int, stride: int, padding: int, dilation: int) -> float:
-    """Along one axis of a convolution, how many of the (output, tap) pairs lie inside of the input."""
+    """Along one axis of a convolution, the share of (output, tap) pairs inside the input."""
     inside = 0
     for tap in range(taps):
         offset = tap * dilation - padding
@@ -38,15 +40,15 @@ def visited_share(extent: int, out_extent: int, taps: int, stride: int, padding:
 
 
 def _skips(input, big, small, channels: int, kernel_size, stride, padding, dilation) -> bool:
-    """True if enough taps of a convolution from a map of size `big` to one of `small` lie in the padding."""
+    """True if enough taps of a convolution from a map of size `big` to one of size `small` are in the padding."""
     if 2 * padding[0] < kernel_size[0] and 2 * padding[1] < kernel_size[1]:
-        return False  # few can
+        return False  # few taps can be in the padding
     share = 1.0
     for axis in (0, 1):
         numbers = kernel_size[axis], stride[axis], padding[axis], dilation[axis]
         share *= visited_share(big[axis], small[axis], *numbers)
     wide = channels >= WIDE and not (input.is_cpu and image_format(input) is torch.contiguous_format)
-    return share <= (MOST_VISITED_WIDE if wide else MOST_VISITED)
+    return share <= (MAX_VISITED_SHARE_WIDE if wide else MAX_VISITED_SHARE)
 
 
 def _half_in_software(dtype: torch.dtype) -> bool:
@@ -93,16 +95,16 @@ _UNDILATED = "depthwise, channels_last, fp32, without dilation, from 64K element
 
 
 def _is_strided_narrow(input, stride, scale: int) -> bool:
-    """scale: elements of the input's rows for one on the side without stride."""
-    least = 7 * scale if max(stride) <= 4 and stride[0] == stride[1] else 16  # others go row by row
+    """scale: elements in a row of the input for one element in a row of the map without stride."""
+    least = 7 * scale if max(stride) <= 4 and stride[0] == stride[1] else 16  # other strides are computed row by row
     is_narrow = max(stride) > 1 and input.shape[3] < least and input.dtype == torch.float32
     return is_narrow and image_format(input) is torch.contiguous_format
 
 
 def class_of_depthwise(input, stride, dilation):
-    """Small calls are ours everywhere: one of stock's costs more.
+    """Small calls are never left to stock, which is slower.
 
-    On large ones stock is faster where our rows do not fill a vector, and, without dilation, in channels_last.
+    For large ones stock is faster if our rows do not fill a vector, or in channels_last without dilation.
     """
     elements = input.numel()
     if elements < 1 << 14:

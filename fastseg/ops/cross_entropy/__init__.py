@@ -1,6 +1,6 @@
 """Softmax cross entropy, drop-in for `torch.nn.functional.cross_entropy`, and softmax focal loss: the public functions.
 
-The ops behind them: labels.py and probabilities.py.
+labels.py and probabilities.py define their ops.
 """
 
 from torch import Tensor
@@ -46,13 +46,13 @@ def cross_entropy(
         pixel_weight: (N, d1, ..., dk) constant that multiplies each pixel's loss, such as U-Net's border weights.
         zero_if_empty: a mean over nothing is 0 with zero gradient; by default NaN with zero gradient, as in stock.
         backend: "auto", "stock", "cpu", "triton" or "reference". On CPU "auto" leaves small calls to stock PyTorch
-            where that keeps all that is said here (`fastseg.info` tells the sizes).
+            if this gives the same results (`fastseg.info` shows the sizes).
 
     Returns:
         The loss in the input's dtype (that of input, probabilities and weight together; fp32 under autocast): a scalar,
         or input's shape without its class dimension for reduction "none".
-        The gradient has the memory format of the input. Twice differentiable. The backward needs the tensors given to
-        be unchanged: after an in-place change of one (`input.sigmoid_()`) PyTorch raises, also where stock would not.
+        The gradient has the memory format of the input. Twice differentiable. The backward needs the arguments
+        unchanged: after an in-place change (`input.sigmoid_()`) PyTorch raises, also where stock would not.
 
     Raises:
         IndexError: on CPU, a label neither in [0, C) nor ignore_index. On GPU such a pixel contributes nothing.
@@ -67,7 +67,7 @@ def cross_entropy(
         reduction = legacy_reduction(size_average, reduce)
     reduced = NUMBERS.get(reduction) if type(reduction) is str else None
     if reduced is None:
-        reduced = reduction_number(op, reduction)  # says what is wrong
+        reduced = reduction_number(op, reduction)  # raises
     if type(ignore_index) is not int or abs(ignore_index) >= 1 << 63:
         ignore_index = _check.label(op, "ignore_index", ignore_index)
     if type(label_smoothing) is not float:
@@ -117,7 +117,7 @@ def focal_loss(
         target: labels (N,) or (N, d1, ..., dk), int64, int32 or uint8.
         alpha: (C,) weight of each class, or None for 1.
         gamma: 0 or more; 0 is cross entropy.
-        ignore_index: label that contributes nothing, whatever the logits of the pixel are; None for none.
+        ignore_index: label that contributes nothing, for any logits of the pixel; None for none.
         reduction: "none", "mean" or "sum". A mean divides by the number of pixels not ignored (by the sum of their
             pixel_weight, if given); alpha scales the loss and is not divided out, unlike cross_entropy's weight.
         pixel_weight: (N, d1, ..., dk) constant that multiplies each pixel's loss.
@@ -126,7 +126,7 @@ def focal_loss(
 
     Returns:
         The loss in the input's dtype (fp32 under autocast): a scalar, or the target's shape for reduction "none".
-        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
+        The backward needs the arguments unchanged: after an in-place change PyTorch raises.
 
     Raises:
         IndexError: on CPU, a label neither in [0, C) nor ignore_index. On GPU such a pixel contributes nothing.

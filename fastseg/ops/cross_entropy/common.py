@@ -1,11 +1,11 @@
-"""What cross_entropy does alike for labels and for probabilities."""
+"""Checks of cross_entropy for both kinds of targets, labels and probabilities."""
 
 from fastseg import _check
 from fastseg._dtypes import FLOATING
 
 
 def check_common(op, input, weight, pixel_weight, label_smoothing):
-    """The arguments that labels and probabilities share: input [N, C, ...]."""
+    """Checks the arguments that both kinds of targets share: input [N, C, ...]."""
     if input.dim() < 2 or input.shape[1] == 0:
         raise RuntimeError(
             f"fastseg.ops.{op}: input has shape {tuple(input.shape)}; allowed: (C,) or (N, C, ...) with C > 0"
@@ -23,7 +23,7 @@ def check_common(op, input, weight, pixel_weight, label_smoothing):
 
 
 def check_spatial(op, name, value, input):
-    """`value` has one element per pixel of input [N, C, ...]."""
+    """`value` must have one element per pixel of input [N, C, ...]."""
     given, shape = value.shape, input.shape
     if given[:1] == shape[:1] and given[1:] == shape[2:]:
         return

@@ -4,8 +4,8 @@ With p = softmax(input) over dim 1 and y the label, a pixel's loss is
 
     weight[y] * pixel_weight * (1 - p_y)^gamma * (-log p_y)        gamma = 0: cross entropy
 
-and with label smoothing (1 - s) of it plus s / C of the same sum over all classes. Formulas of the gradient, and why
-it is sometimes computed in the forward: kernels/cross_entropy/README.md.
+With label smoothing s it is (1 - s) times this plus s / C times the sum over all classes. Formulas of the gradient,
+and why the forward sometimes computes it: kernels/cross_entropy/README.md.
 """
 
 import torch
@@ -34,7 +34,7 @@ def check(input, target, weight, pixel_weight, label_smoothing, gamma, inert_ign
         _check.dtype(op, "target", target, LABELS)
         _check.same_device(op, "target", target, "input", input)
     shape = input.shape
-    if len(shape) < 2 or not shape[1] or not 0 <= label_smoothing <= 1 or weight is not pixel_weight:  # both are None
+    if len(shape) < 2 or not shape[1] or not 0 <= label_smoothing <= 1 or weight is not pixel_weight:  # not both None
         check_common(op, input, weight, pixel_weight, label_smoothing)
     if weight is not None:
         name = "alpha" if inert_ignored else "weight"
@@ -48,7 +48,7 @@ def check(input, target, weight, pixel_weight, label_smoothing, gamma, inert_ign
 
 
 def outputs(input, target, reduction, with_gradient):
-    """Losses in the accumulator's dtype: the public function rounds them. A gradient not wanted has no elements."""
+    """Losses in the accumulator dtype: the public function rounds them. A gradient not requested has no elements."""
     total = input.new_empty((), dtype=accumulator(input.dtype))
     return (
         total.new_empty(target.shape) if reduction == NONE else torch.empty_like(total),
@@ -70,19 +70,19 @@ def backward(
     return {"input": grad_input}
 
 
-def early(input, reduction):
-    """The gradient comes with the loss, from one read of the logits, where it is of a reduced loss.
+def early_gradient(input, reduction):
+    """True if the forward also computes the gradient, from the same read of the logits: for a reduced loss.
 
-    Not in fp16, where it must be multiplied by the loss scale before it is rounded.
+    Not in fp16, where the gradient must be multiplied by the loss scale before it is rounded.
     """
     return input.requires_grad and reduction != NONE and input.dtype != torch.float16
 
 
-# --- what small calls are left to ---
+# --- stock PyTorch, for small calls ---
 
 
 def stock(input, target, weight, ignore_index, reduction, label_smoothing):
-    """Half types in fp32, as ours: stock sums in the precision of its input."""
+    """Converts half types to fp32, because stock sums in the precision of its input."""
     if input.dtype in HALF:
         input, weight = input.float(), None if weight is None else weight.float()
     return (stock_cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing),)
@@ -103,7 +103,7 @@ cross_entropy_op = Op(
     check=check,
     outputs=outputs,
     backward=backward,
-    early=early,
+    early_gradient=early_gradient,
     contiguous=("target",),
     accumulated=("weight", "pixel_weight"),
     backends=rows(
@@ -139,7 +139,7 @@ def loss_of_labels(
     inert_ignored: bool = False,
     backend: str,
 ) -> Tensor:
-    """What fastseg.ops.cross_entropy and focal_loss return, for input (N, C, ...) and a number for the reduction."""
+    """The result of fastseg.ops.cross_entropy and focal_loss, for input (N, C, ...) and a number as reduction."""
     loss = cross_entropy_op(
         input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
         inert_ignored, False, backend=backend,

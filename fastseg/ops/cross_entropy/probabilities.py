@@ -4,7 +4,7 @@ With log p = log_softmax(input) over dim 1, class weights w and smoothing s, a p
 
     pixel_weight * sum_c w_c ((1 - s) target_c + s / C) (-log p_c)
 
-as torch.nn.functional.cross_entropy has it. A mean divides by the number of pixels, not by weights.
+as in torch.nn.functional.cross_entropy. A mean divides by the number of pixels, not by weights.
 """
 
 import torch
@@ -32,14 +32,14 @@ def check(input, target, weight, pixel_weight, label_smoothing):
     if input.dtype not in FLOATING or target.dtype not in FLOATING or target.device != input.device:
         _check.argument(op, "input", input, FLOATING, shape)
         _check.argument(op, "target", target, FLOATING, target.shape, like=("input", input))
-    if len(shape) < 2 or not shape[1] or not 0 <= label_smoothing <= 1 or weight is not pixel_weight:  # both are None
+    if len(shape) < 2 or not shape[1] or not 0 <= label_smoothing <= 1 or weight is not pixel_weight:  # not both None
         check_common(op, input, weight, pixel_weight, label_smoothing)
     if target.shape != shape:
         _check.shape(op, "target", target, shape, "the shape of input")
 
 
 def gradient_outputs(input, target, to_input, to_target):
-    """A gradient that is not asked for has no elements."""
+    """A gradient that is not requested has no elements."""
     return (
         empty_as(input) if to_input else input.new_empty(0),
         empty_as(target) if to_target else target.new_empty(0),
@@ -73,21 +73,21 @@ def backward(
     }
 
 
-# --- what small calls are left to ---
+# --- stock PyTorch, for small calls ---
 
-# Rows (N, C) of that many classes, which stock reads along the row and ours must transpose, are as fast in stock.
-LONGEST_ROWS = 64
+# From this number of classes on, (N, C) input is as fast in stock, which reads rows that our kernel must transpose.
+STOCK_ROW_LENGTH = 64
 
 
 def stock(input, target, weight, reduction, label_smoothing):
-    """Half types in fp32, as ours: stock sums in the precision of its input."""
+    """Converts half types to fp32, because stock sums in the precision of its input."""
     if input.dtype in HALF or target.dtype in HALF:
         input, target = input.float(), target.float()
     return (stock_cross_entropy(input, target, weight, reduction, -100, label_smoothing),)
 
 
-def stock_which(input):
-    if input.dim() == 2 and input.shape[1] >= LONGEST_ROWS:
+def stock_class(input):
+    if input.dim() == 2 and input.shape[1] >= STOCK_ROW_LENGTH:
         return "probabilities (N, 64 or more)"
     return "probabilities"
 
@@ -116,7 +116,7 @@ cross_entropy_probabilities_op = Op(
                 "probabilities": 1 << 14,
                 "probabilities (N, 64 or more)": 1 << 62,
             },
-            which=stock_which,
+            which=stock_class,
             refuses=stock_refuses,
         ),
         triton="cross_entropy.triton_probabilities.forward",
@@ -138,7 +138,7 @@ cross_entropy_probabilities_backward = Op(
 def loss_of_probabilities(
     input, target, weight, pixel_weight, reduction, label_smoothing, zero_if_empty, backend
 ) -> Tensor:
-    """What fastseg.ops.cross_entropy returns, in stock's dtype. input, target: (N, C, ...); reduction: its number."""
+    """The result of fastseg.ops.cross_entropy, in stock's dtype. input, target: (N, C, ...); reduction: its number."""
     check(input, target, weight, pixel_weight, label_smoothing)
     result = input.dtype
     if target.dtype != result or weight is not None:
@@ -157,7 +157,7 @@ def loss_of_probabilities(
 
 
 def _shares(input: Tensor, pixel_weight: Tensor | None, zero_if_empty: bool) -> Tensor:
-    """pixel_weight / its sum; of no weight at all NaN, or 0 with zero_if_empty."""
+    """pixel_weight / its sum; NaN if the sum is 0, or 0 with zero_if_empty."""
     dtype = accumulator(input.dtype)
     if pixel_weight is None:
         pixel_weight = input.new_ones((), dtype=dtype).expand(input.shape[0], *input.shape[2:])
@@ -173,13 +173,13 @@ def _run(input, target, weight, pixel_weight, reduction, label_smoothing, backen
             raise RuntimeError(
                 f"fastseg.ops.cross_entropy: weight requires grad; allowed: a constant with backend={backend!r}"
             )
-        return reference.loss_of_probabilities(*arguments)  # by autograd: nobody learns these in earnest
+        return reference.loss_of_probabilities(*arguments)  # by autograd: hardly anyone trains class weights
     to_input, to_target = _gradients_in_forward(input, target, reduction)
     return cross_entropy_probabilities_op(*arguments, to_input, to_target, backend=backend)[0]
 
 
 def _gradients_in_forward(input: Tensor, target: Tensor, reduction: int) -> tuple[bool, bool]:
-    """Which gradients come with the loss, from one read: see labels.early. Not in a compiled graph either."""
+    """Which gradients the forward computes, as labels.early_gradient says; none in a compiled graph."""
     if reduction == NONE or torch.float16 in (input.dtype, target.dtype):
         return False, False
     if not (input.requires_grad or target.requires_grad) or not torch.is_grad_enabled():

@@ -21,7 +21,7 @@ __all__ = ["cross_entropy_dice", "dice_loss"]
 
 
 def _check_call(name, input, target, weight, pixel_weight, label_smoothing):
-    """The arguments as the caller gave them: input (N, C, ...), target and pixel_weight (N, ...); or (C,) and ()."""
+    """Checks the caller's arguments: input (N, C, ...), target and pixel_weight (N, ...); or (C,) and ()."""
     _check.tensors(name, input=input)
     _check.argument(name, "input", input, FLOATING, input.shape)
     if input.dim() == 0:
@@ -41,9 +41,9 @@ def _check_call(name, input, target, weight, pixel_weight, label_smoothing):
 
 
 def _as_images(input: Tensor, target: Tensor, pixel_weight: Tensor | None, per_image: bool):
-    """input as (N, C, ...), target and pixel_weight as (N, ...): views of what the caller gave.
+    """input as (N, C, ...), target and pixel_weight as (N, ...): views of the caller's tensors.
 
-    Of (N, C) logits every row is an image with `per_image`, else a pixel of one image.
+    A row of (N, C) logits is an image with `per_image`, else a pixel of one image.
     """
     if input.dim() == 1:
         input, target = input.unsqueeze(0), target.unsqueeze(0)
@@ -77,35 +77,33 @@ def dice_loss(
         squared=True   1 - (2 sum p y + smooth) / (sum p^2 + sum y^2 + smooth)       (V-Net)
         squared=False  1 - (2 sum p y + smooth) / (sum p   + sum y   + smooth)
 
-    A class with neither truth nor predicted probability has loss 0; one that is only predicted (or, with all
-    of its probability elsewhere, only true) has loss 1. smooth=0 gives the bare quotient, NaN for an empty
-    class.
+    A class with neither truth nor predicted probability has loss 0; a class with only one of the two, or with both
+    at different pixels, has loss 1. smooth=0 gives the quotient alone, NaN for an empty class.
 
     Args:
         input: logits (N, C, d1, ..., dk), (N, C) or (C,), in fp32, fp16, bf16 or fp64; NC... and
             channels_last are both read in place.
         target: labels (N, d1, ..., dk), (N,) or (), in int64, int32 or uint8.
         weight: (C,) floating class weights of the mean over classes, sum_c w_c loss_c / sum_c w_c. A constant.
-        ignore_index: label of pixels that count for nothing, in the value and in the gradient, whatever their logits;
+        ignore_index: label of pixels that do not count in the loss or its gradient, for any logits;
             None for none.
         include_background: False leaves class 0 out of the mean.
-        per_image: the quotient is taken per image (per row for (N, C) input) and averaged; otherwise the sums
-            run over the whole batch.
+        per_image: average over the quotients of the images (of the rows of (N, C) input); otherwise the sums run
+            over the whole batch.
         reduction: "mean"; "sum" of w_c loss_c; "none": the w_c loss_c, of shape (C',), or (N, C') with
             per_image, where C' is C, or C - 1 without background.
-        process_group: a torch.distributed group over whose ranks the sums are taken before the quotient, so
-            that every rank returns the loss of the whole batch. The gradient of the sum over ranks is what
-            arrives at `input`: (number of ranks) x the gradient of that one loss, which
-            DistributedDataParallel's averaging over ranks turns into exactly the single-process gradient of
-            the parameters. Every rank must take part, in forward and in backward.
+        process_group: a torch.distributed group. The sums run over its ranks before the quotient, so that every
+            rank returns the loss of the whole batch. The gradient at `input` is that of the sum over ranks:
+            (number of ranks) x the gradient of that one loss. DistributedDataParallel averages over ranks, so the
+            parameters get exactly the single-process gradient. Every rank must call forward and backward.
         backend: "auto", "cpu", "triton" or "reference".
 
     Returns:
         The loss in the dtype of `input` (fp32 for half types under autocast). Twice differentiable in `input`.
-        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
+        The backward needs the arguments unchanged: after an in-place change PyTorch raises.
 
     Raises:
-        IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)
+        IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU such a pixel does not count.)
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "dice_loss"
@@ -164,7 +162,7 @@ def cross_entropy_dice(
         target: labels (N, d1, ..., dk), (N,) or (), in int64, int32 or uint8.
         weight: (C,) floating class weights of the cross-entropy. A constant.
         ce_weight, dice_weight: factors of the two terms; a term with factor 0 is left out.
-        ignore_index: label of pixels that count for nothing, in the value and in the gradient, whatever their logits;
+        ignore_index: label of pixels that do not count in the loss or its gradient, for any logits;
             None for none.
         label_smoothing: of the cross-entropy, in [0, 1].
         pixel_weight: floating weights shaped like `target`, of the cross-entropy alone: the mean becomes
@@ -176,10 +174,10 @@ def cross_entropy_dice(
 
     Returns:
         The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
-        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
+        The backward needs the arguments unchanged: after an in-place change PyTorch raises.
 
     Raises:
-        IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)
+        IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU such a pixel does not count.)
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "cross_entropy_dice"

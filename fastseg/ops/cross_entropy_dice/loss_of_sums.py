@@ -1,11 +1,11 @@
-"""From the sums that the kernels give to a loss: a few fp64 numbers per image and class.
+"""Computes the loss from the sums of the kernels, a few fp64 numbers per image and class.
 
 Per image n and class c over the valid pixels, with probabilities p and one-hot truth y,
 
     intersection = sum p y        prediction = sum p^2 (squared) or sum p (linear)        truth = sum y^2 or sum y
 
-and dice = (2 intersection + smooth) / (prediction + truth + smooth). The op `loss_of_sums` makes the loss of
-them in one launch, which plain PyTorch needs dozens for.
+and dice = (2 intersection + smooth) / (prediction + truth + smooth). The op `loss_of_sums` needs one launch, plain
+PyTorch dozens.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ OPTIONS = (
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """All-reduce whose backward is the same all-reduce: the gradient of the sum of what every rank computes from it."""
+    """All-reduce whose backward is the same all-reduce: the gradient of the sum of the ranks' losses."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor, group) -> Tensor:
@@ -131,7 +131,7 @@ def cross_entropy_dice_of(
             statistics = sum_over_ranks((*batch, numerator, denominator), process_group)
         options = ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty
         return loss_of_sums(*statistics, *options, dtype, backend=backend)
-    # What the ranks share is the sum of their images' quotients and its number of terms.
+    # The ranks add up the quotients of their images and the numbers of quotients.
     *sums, numerator, denominator = statistics
     losses = dice_per_class(*counted(sums, include_background), smooth)
     count = torch.full_like(numerator, losses.numel())

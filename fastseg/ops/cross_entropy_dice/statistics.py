@@ -1,9 +1,9 @@
-"""The sums that Dice loss and cross-entropy are made of, from one read of the logits.
+"""The sums for Dice loss and cross-entropy, from one read of the logits.
 
 Per image n and class c, with p = softmax(input) over dim 1, one-hot truth y, over the pixels V that are not ignored,
 
     intersection = sum_V p y        prediction = sum_V p^2 (squared) or sum_V p        truth = sum_V y
-    numerator, denominator          of the weighted mean that cross-entropy is, over the whole batch
+    numerator, denominator          of the cross-entropy, a weighted mean over the whole batch
 
 `softmax_statistics_backward` turns the gradients of the statistics into the gradient of the logits in one pass:
 
@@ -23,7 +23,7 @@ from fastseg.kernels.cross_entropy_dice import reference
 
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? pixel_weight"
 _OPTIONS = "int ignore_index, float label_smoothing, bool squared"
-_MOST_CLASSES_TRITON = 4096  # that fit in the registers of a block
+_MAX_CLASSES_TRITON = 4096  # fit in the registers of a block
 
 
 def check(input, target, weight, pixel_weight, label_smoothing):
@@ -43,7 +43,7 @@ def outputs(input):
 
 
 def empty_sums(input, shape):
-    """Room for the statistics: three sums of `shape`, numerator and denominator, all fp64."""
+    """Uninitialised statistics: three sums of `shape`, numerator and denominator, all fp64."""
     sums = input.new_empty(shape, dtype=torch.float64)
     total = input.new_empty((), dtype=torch.float64)
     return sums, torch.empty_like(sums), torch.empty_like(sums), total, torch.empty_like(total)
@@ -61,9 +61,9 @@ def backward(
 
 
 def refuses_triton(input):
-    if input.shape[1] <= _MOST_CLASSES_TRITON:
+    if input.shape[1] <= _MAX_CLASSES_TRITON:
         return None
-    return f"{input.shape[1]} classes; at most {_MOST_CLASSES_TRITON} fit in the registers of a block"
+    return f"{input.shape[1]} classes; at most {_MAX_CLASSES_TRITON} fit in the registers of a block"
 
 
 softmax_statistics = Op(
@@ -83,7 +83,7 @@ softmax_statistics = Op(
 
 
 def check_gradients(name, sums_shape, grad_intersection, grad_prediction, grad_numerator):
-    """Those of the statistics: fp64, of `sums_shape` and ()."""
+    """Checks the gradients of the statistics: fp64, of shape `sums_shape` and ()."""
     for argument, value, shape in (
         ("grad_intersection", grad_intersection, sums_shape),
         ("grad_prediction", grad_prediction, sums_shape),

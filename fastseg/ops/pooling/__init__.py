@@ -1,1 +1,1 @@
-"""Max pooling with indices, unpooling, and the compact indices that go from one to the other."""
+"""Max pooling with indices, unpooling, and the compact indices that connect them."""

@@ -1,4 +1,4 @@
-"""What max_pool2d and max_unpool2d share: windows as pairs of numbers, sizes of outputs, room for outputs."""
+"""Shared by max_pool2d and max_unpool2d: checks of windows and indices, sizes of outputs."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -9,9 +9,9 @@ from torch import Tensor
 from fastseg import _check
 
 INDEX_DTYPES = (torch.int64, torch.uint8)
-MOST_COMPACT_TAPS = 255
+MAX_COMPACT_TAPS = 255
 GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation"
-_MOST_PIXELS = 2**50  # of a plane: no computer has more memory, and everything still fits 64 bits
+_MAX_PIXELS = 2**50  # of a plane: no computer has more memory, and byte counts fit in 64 bits
 
 
 def check_geometry(op: str, kernel_size, stride, padding, dilation) -> None:
@@ -33,7 +33,7 @@ def check_geometry(op: str, kernel_size, stride, padding, dilation) -> None:
 
 
 def pooled_size(shape: Sequence[int], kernel_size, stride, padding, dilation, ceil_mode: bool) -> tuple[int, int]:
-    """How many windows lie along height and width of planes in an input (N, C, H, W)."""
+    """The numbers of windows along height and width of an input (N, C, H, W)."""
     counts = []
     for axis in (0, 1):
         extent, step = shape[2 + axis], stride[axis]
@@ -50,18 +50,17 @@ def pooled_size(shape: Sequence[int], kernel_size, stride, padding, dilation, ce
 def unpooled_size(
     op: str, shape: Sequence[int], kernel_size, stride, padding, output_size: Sequence[int] | None
 ) -> tuple[int, int]:
-    """(H, W) of an unpooling by torch's rule: the pool's smallest input, or `output_size` less than a stride off."""
+    """(H, W) of an unpooling as in torch: the pool's smallest input, or `output_size`, less than a stride away."""
     if min(*kernel_size, *stride) < 1 or min(padding) < 0:
         for name, values, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
             if min(values) < least:
                 raise RuntimeError(f"fastseg.ops.{op}: {name}={tuple(values)}; allowed: {least} or more")
     height = (shape[-2] - 1) * stride[0] + kernel_size[0] - 2 * padding[0]
     width = (shape[-1] - 1) * stride[1] + kernel_size[1] - 2 * padding[1]
-    if type(height) is int and type(width) is int and height * width > _MOST_PIXELS:
+    if type(height) is int and type(width) is int and height * width > _MAX_PIXELS:
         raise RuntimeError(f"fastseg.ops.{op}: the output would be {height}x{width}; allowed: at most 2^50 pixels")
     if output_size is None:
         return height, width
-    # The sizes of a tensor are ints already.
     ints = type(output_size) is torch.Size
     given = output_size if ints else _check.integers(op, "output_size", output_size, "two or four ints, or None")
     if len(given) not in (2, 4):
@@ -83,7 +82,7 @@ def refuse_planes(op: str, shape: Sequence[int], sizes: str) -> NoReturn:
 
 
 def check_indices(op: str, indices: Tensor, values_name: str, values: Tensor) -> None:
-    """Indices belong to `values`, element by element."""
+    """Checks that there is an index for each element of `values`."""
     if indices.dtype not in INDEX_DTYPES:
         _check.dtype(op, "indices", indices, INDEX_DTYPES)
     if indices.shape != values.shape:

@@ -1,4 +1,4 @@
-"""`PoolIndices`: where each maximum of a max pooling was, in one byte; to everybody else torch's int64 tensor."""
+"""`PoolIndices`: one-byte indices of a max pooling that behave as torch's int64 tensor."""
 
 import functools
 import threading
@@ -12,18 +12,18 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from fastseg import _check
 from fastseg import _private_api as private
 from fastseg.kernels.pooling import index_formats as reference
-from fastseg.ops.pooling.geometry import MOST_COMPACT_TAPS, check_geometry
+from fastseg.ops.pooling.geometry import MAX_COMPACT_TAPS, check_geometry
 
 _aten = torch.ops.aten
 _ALIASES = (_aten.detach.default, _aten.alias.default)
 _COPIES = (_aten.clone.default, _aten._to_copy.default)
-_lock = threading.RLock()  # some dispatch mode may look at the indices while they are made
+_lock = threading.RLock()  # reentrant: a dispatch mode may read the indices while they are computed
 
 
 class _Content:
-    """What the aliases of one `PoolIndices` share: offsets, flat indices (made when first asked for), or both.
+    """Shared by the aliases of one `PoolIndices`: offsets, flat indices (computed at the first use), or both.
 
-    Once somebody may have written to the flat indices, or holds a view of them, the offsets are gone.
+    The offsets are dropped once the flat indices may have been written to, or may have a view.
     """
 
     __slots__ = ("flat", "offsets")
@@ -36,13 +36,13 @@ class PoolIndices(Tensor):
     """The compact indices that ``fastseg.ops.max_pool2d(..., index_format="compact")`` returns.
 
     One byte per pooled element, an eighth of torch's int64 index: the offset ``kh * KW + kw`` of the maximum in
-    its window. `fastseg.ops.max_unpool2d` uses it as it is. For everything else it is the int64 tensor of torch's
+    its window. `fastseg.ops.max_unpool2d` reads these bytes. Otherwise it behaves as the int64 tensor of torch's
     max pooling: shape, dtype, device, strides and the result of every torch function, method, in-place change and
-    conversion are the same. What needs int64 makes it once and keeps it, so that memory then grows by 8 bytes
-    per element; after an in-place change, or while there may be a view of it, only int64 is left.
+    conversion are the same. The first use as int64 converts the indices and keeps the result: memory grows by 8
+    bytes per element. After an in-place change, or once there may be a view, only int64 is kept.
 
-    Not so: their shape cannot be changed in place (``unsqueeze_``), they have no storage (``untyped_storage``), and in
-    a graph of ``torch.compile`` or ``torch.export`` an in-place change is refused, and views are copies.
+    Exceptions: the shape cannot be changed in place (``unsqueeze_``), there is no storage (``untyped_storage``), and in
+    a graph of ``torch.compile`` or ``torch.export`` an in-place change is refused and views are copies.
 
     Args:
         offsets: uint8 (N, C, rows, columns) or (C, rows, columns), like the pool's output.
@@ -54,12 +54,12 @@ class PoolIndices(Tensor):
         input_size: (H, W) of the pool's input.
         kernel_size, stride, padding, dilation: of the pool, as pairs for height and width.
 
-    It is pickled and saved by `torch.save` as it is: whoever loads it must ``import fastseg`` first. A program of
-    ``torch.export`` may make, unpool with, return and take them (then without ``run_decompositions``).
+    Pickle and `torch.save` keep the compact form: ``import fastseg`` before loading it. A program of ``torch.export``
+    may make, unpool with, return and take them (then without ``run_decompositions``).
 
     Raises:
         RuntimeError: offsets of another dtype or shape, a geometry that no pool has, a kernel of more than 255 taps,
-            an `input_size` of which such a pool makes another number of rows or columns.
+            an `input_size` that gives another number of rows or columns.
         TypeError: arguments of other types.
     """
 
@@ -81,7 +81,7 @@ class PoolIndices(Tensor):
 
     __module__ = "fastseg.ops"  # the name under which it is pickled
 
-    # Tensor's own would turn results into this class.
+    # The default of Tensor would convert results to this class.
     __torch_function__ = private.no_torch_function
 
     @property
@@ -116,7 +116,7 @@ class PoolIndices(Tensor):
 
     @property
     def is_compact(self) -> bool:
-        """Whether the offsets are what counts; not after a change in place, or where there may be views."""
+        """True if the offsets are valid: not after an in-place change, or if there may be views."""
         return self._content.offsets is not None
 
     def to_flat(self) -> Tensor:
@@ -131,7 +131,7 @@ class PoolIndices(Tensor):
 
     @classmethod
     def _of_pool(cls, offsets: Tensor, input_size, kernel_size, stride, padding, dilation) -> "PoolIndices":
-        """As the constructor, for what a pool has just made, with pairs for its geometry: nothing is checked."""
+        """The constructor without checks, for the result of a pool and a geometry of pairs."""
         if torch.compiler.is_dynamo_compiling():
             _allow_in_graph()
         height, width = input_size
@@ -167,7 +167,7 @@ class PoolIndices(Tensor):
             indices = indices.to_flat()
         return cls._of_pool(_offsets(name, indices, size, geometry), size, *geometry)
 
-    # ---- what makes it a tensor ----
+    # ---- tensor behaviour ----
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -196,7 +196,7 @@ class PoolIndices(Tensor):
         content = _Content(parts.get("offsets"), parts.get("_flat_content"))
         return _wrapper(content, parts["_plane"], geometry)
 
-    def _stable_hash_for_caching(self) -> str:  # of what torch.compile keeps across processes
+    def _stable_hash_for_caching(self) -> str:  # key of torch.compile's cache on disk
         name = self.__tensor_flatten__()[0][0]
         part = getattr(self, name)
         return str((type(self), name, part.shape, part.stride(), part.device, self.input_size, self.geometry))
@@ -206,22 +206,22 @@ class PoolIndices(Tensor):
         return self._content.flat
 
     def _shared_flat(self, keep_offsets: bool) -> Tensor:
-        """The int64 tensor that stands for these indices and all their aliases; without `keep_offsets` it is from now
-        on what counts, whoever changes it.
+        """The int64 tensor of these indices and all their aliases. Without `keep_offsets` the offsets are dropped, so
+        that the caller may change it.
         """
         content = self._content
         with _lock:
             if content.flat is None:
-                with torch.inference_mode(False):  # the caller's mode may be over when others use it
+                with torch.inference_mode(False):  # the tensor may outlive the caller's inference mode
                     flat = self.to_flat()
-                if type(flat) is not Tensor:  # of a tracer: neither kept beyond its call, nor changed
+                if type(flat) is not Tensor:  # a tracer's tensor: valid in this call only, never changed
                     return flat
                 content.flat = flat
             if not keep_offsets:
                 content.offsets = None
             return content.flat
 
-    # The ways to the memory that do not go through the dispatcher.
+    # Methods that access the memory without the dispatcher.
 
     def tolist(self) -> list:
         return self._shared_flat(keep_offsets=True).tolist()
@@ -268,22 +268,21 @@ class PoolIndices(Tensor):
 
 
 class _ExportedPoolIndices(PoolIndices):
-    """Indices in a program that is being exported: a pytree node, so that offsets and sizes leave the program, of
-    which the caller's `PoolIndices` are made. That is why other ops cannot take them: the dispatcher's modes take
-    pytree nodes apart.
+    """Indices in a program that is being exported: a pytree node. The program returns offsets and sizes; the caller's
+    `PoolIndices` are made of these. Other ops cannot take them, because dispatch modes flatten pytree nodes.
     """
 
 
 class _Stride(tuple):
-    """The pool's stride, and as a call the tensor's: the name means both."""
+    """The pool's stride; if called, the tensor's stride, since both have this name."""
 
     def __call__(self, *dim):
         return Tensor.stride(self.tensor, *dim)
 
 
 def _wrap(offsets, height, width, *geometry):
-    """In a traced graph this is one node, the indices its output."""
-    exporting = torch.compiler.is_exporting() and type(offsets) is not Tensor  # not another thread
+    """In a traced graph this function is one node; the indices are its output."""
+    exporting = torch.compiler.is_exporting() and type(offsets) is not Tensor  # Tensor: another thread exports
     kind = _ExportedPoolIndices if exporting else PoolIndices
     return _wrapper(_Content(offsets), offsets.new_empty((0, height, width)), geometry, kind)
 
@@ -293,7 +292,7 @@ def _offsets_in_graph(indices):
 
 
 def offsets_of(indices: PoolIndices) -> Tensor:
-    """``indices.offsets``, also in a traced graph, where Dynamo may take an attribute of an argument as a constant."""
+    """``indices.offsets``, also in a traced graph, where Dynamo may treat an attribute of an argument as a constant."""
     if torch.compiler.is_dynamo_compiling():
         _allow_in_graph()
         return _offsets_in_graph(indices)
@@ -301,7 +300,7 @@ def offsets_of(indices: PoolIndices) -> Tensor:
 
 
 def _allow_in_graph():
-    """Dynamo runs this while it traces: at import it would cost every process a second."""
+    """Dynamo calls this while it traces: at import it would take a second in every process."""
     torch._dynamo.allow_in_graph([_wrap, _offsets_in_graph])
 
 
@@ -319,15 +318,15 @@ def _wrapper(content, plane, geometry, kind=PoolIndices) -> PoolIndices:
 
 
 def _flat_arguments(func, args, kwargs, written):
-    """(args, kwargs) of an op with int64 tensors for the `PoolIndices`; `written` gets both for what the op changes."""
+    """(args, kwargs) of an op with int64 tensors for `PoolIndices`; adds both to `written` if the op changes them."""
     schema = getattr(func, "_schema", None)  # higher-order ops have none
     declared = schema.arguments if schema is not None else ()
     aliasing = {argument.name: argument.alias_info for argument in declared if argument.alias_info is not None}
 
-    honest = getattr(func, "namespace", None) != "c10d"  # collectives write to what they do not declare
+    declares_writes = getattr(func, "namespace", None) != "c10d"  # collectives write to arguments without saying so
 
     def flat(indices, alias):
-        found = indices._shared_flat(keep_offsets=alias is None and honest)
+        found = indices._shared_flat(keep_offsets=alias is None and declares_writes)
         if alias is not None and alias.is_write:
             if found is not indices._flat_content:
                 raise RuntimeError(
@@ -346,7 +345,7 @@ def _flat_arguments(func, args, kwargs, written):
 
 
 def _replaced(value, change):
-    """`value` with `change` of every `PoolIndices` in it, also in sequences."""
+    """`value` with each `PoolIndices` in it, also in sequences, replaced by `change` of it."""
     if isinstance(value, PoolIndices):
         return change(value)
     if isinstance(value, (list, tuple)):
@@ -355,7 +354,7 @@ def _replaced(value, change):
 
 
 def _stays_int64(kwargs) -> bool:
-    """Whether a copy with these arguments is still a tensor of the same kind."""
+    """True if a copy with these arguments is still a strided int64 tensor."""
     return kwargs.get("dtype") in (None, torch.int64) and kwargs.get("layout") in (None, torch.strided)
 
 
@@ -376,16 +375,16 @@ def _check_dimensions(name, argument, value):
 
 
 def _size_and_geometry(name, pooled, input_size, kernel_size, stride, padding, dilation):
-    """(input_size, geometry) as tuples, if a pool of this geometry makes the rows and columns of `pooled` of it."""
+    """(input_size, geometry) as tuples. Raises unless such a pool gives the rows and columns of `pooled`."""
     kernel_size = tuple(_check.pair(name, "kernel_size", kernel_size))
     stride = kernel_size if stride is None else tuple(_check.pair(name, "stride", stride))
     padding, dilation = tuple(_check.pair(name, "padding", padding)), tuple(_check.pair(name, "dilation", dilation))
     geometry = kernel_size, stride, padding, dilation
     check_geometry(name, *geometry)
     taps = kernel_size[0] * kernel_size[1]
-    if taps > MOST_COMPACT_TAPS:
+    if taps > MAX_COMPACT_TAPS:
         raise RuntimeError(
-            f"fastseg.ops.{name}: kernel_size={kernel_size} has {taps} taps; allowed: at most {MOST_COMPACT_TAPS}"
+            f"fastseg.ops.{name}: kernel_size={kernel_size} has {taps} taps; allowed: at most {MAX_COMPACT_TAPS}"
         )
     try:
         height, width = (_check.integer(extent) for extent in input_size)
@@ -394,7 +393,7 @@ def _size_and_geometry(name, pooled, input_size, kernel_size, stride, padding, d
     for count, extent, *axis in zip(pooled.shape[-2:], (height, width), *geometry):
         if type(count) is type(extent) is int and count not in _counts(extent, *axis):
             raise RuntimeError(
-                f"fastseg.ops.{name}: input_size={(height, width)}; allowed: one of which a pool with "
+                f"fastseg.ops.{name}: input_size={(height, width)}; allowed: one from which a pool with "
                 f"kernel_size={geometry[0]}, stride={geometry[1]}, padding={geometry[2]}, dilation={geometry[3]} makes "
                 f"{tuple(pooled.shape[-2:])}"
             )
@@ -405,11 +404,11 @@ def _counts(extent, kernel, stride, padding, dilation):
     """How many windows fit along an axis, without and with ceil_mode."""
     if extent < 1:
         return ()
-    room = extent + 2 * padding - dilation * (kernel - 1) - 1
-    most = -(-room // stride) + 1
-    if (most - 1) * stride >= extent + padding:
-        most -= 1
-    return room // stride + 1, most
+    span = extent + 2 * padding - dilation * (kernel - 1) - 1
+    ceiled = -(-span // stride) + 1
+    if (ceiled - 1) * stride >= extent + padding:
+        ceiled -= 1
+    return span // stride + 1, ceiled
 
 
 def _parts(indices: _ExportedPoolIndices):
@@ -437,4 +436,4 @@ pytree.register_pytree_node(
         indices.geometry,
     ),
 )
-torch.serialization.add_safe_globals([PoolIndices])  # a tensor and numbers
+torch.serialization.add_safe_globals([PoolIndices])  # it holds only a tensor and numbers

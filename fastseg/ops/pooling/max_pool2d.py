@@ -2,12 +2,11 @@
 
     output[y, x] = max over (kh, kw) of input[y sh - ph + kh dh, x sw - pw + kw dw]
 
-The index of each maximum is kept in one of two formats, told apart by dtype: int64 `y * W + x` in the plane
-of the input, as torch has it, or uint8 `kh * KW + kw` in its window. The gradient needs nothing but the
-indices:
+The dtype of the indices says which format they have: int64 `y * W + x` in the plane of the input, as in torch,
+or uint8 `kh * KW + kw` in the window. The gradient needs only the indices:
 
     max_pool2d_backward    adds every gradient at its index; its own gradient is
-    max_unpool2d_backward  the gradient at every index, whose own gradient is max_pool2d_backward again.
+    max_unpool2d_backward  the gradient at every index; its own gradient is max_pool2d_backward again.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from fastseg._op import REGISTRY, Op
 from fastseg.kernels.max_pool2d import reference
 from fastseg.ops.pooling.geometry import (
     GEOMETRY,
-    MOST_COMPACT_TAPS,
+    MAX_COMPACT_TAPS,
     check_geometry,
     check_indices,
     pooled_size,
@@ -33,12 +32,12 @@ from fastseg.ops.pooling.geometry import (
 from fastseg.ops.pooling.indices import PoolIndices
 
 _NAME = "max_pool2d"
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # on the CPU, by torch
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # run by torch, on the CPU only
 _POOLED = (*FLOATING, *_INTEGERS)
 
 
 # The ops take (N, C, H, W) and pairs of numbers; the public function makes them.
-# compact: the indices are uint8. return_indices: the caller looks at them; the gradient needs them in any case.
+# compact: the indices are uint8. return_indices: the caller gets them; the gradient needs them in any case.
 
 
 def check(input, kernel_size, stride, padding, dilation, ceil_mode, compact):
@@ -49,15 +48,15 @@ def check(input, kernel_size, stride, padding, dilation, ceil_mode, compact):
         refuse_planes(_NAME, shape, "H, W")
     check_geometry(_NAME, kernel_size, stride, padding, dilation)
     taps = kernel_size[0] * kernel_size[1]
-    if compact and taps > MOST_COMPACT_TAPS:
+    if compact and taps > MAX_COMPACT_TAPS:
         raise RuntimeError(
             f"fastseg.ops.{_NAME}: kernel_size={tuple(kernel_size)} has {taps} taps; allowed with "
-            f"index_format='compact': at most {MOST_COMPACT_TAPS}"
+            f"index_format='compact': at most {MAX_COMPACT_TAPS}"
         )
     down = shape[2] + 2 * padding[0] - dilation[0] * (kernel_size[0] - 1)
     right = shape[3] + 2 * padding[1] - dilation[1] * (kernel_size[1] - 1)
     if down > 0 and right > 0:
-        return  # a whole window fits
+        return  # at least one window fits
     rows, columns = pooled_size(shape, kernel_size, stride, padding, dilation, ceil_mode)
     if rows < 1 or columns < 1:
         raise RuntimeError(
@@ -77,9 +76,9 @@ def backward(shape_input, indices, kernel_size, stride, padding, dilation, grad_
     return {"input": max_pool2d_backward(grad_output, indices, *geometry, size=shape_input[2:], backend=backend)}
 
 
-def stock(input, kernel_size, stride, padding, ceil_mode, return_indices):  # dilated windows it refuses
+def stock(input, kernel_size, stride, padding, ceil_mode, return_indices):  # it refuses dilation
     if kernel_size[0] == kernel_size[1] and stride[0] == stride[1] and padding[0] == padding[1]:
-        kernel_size, stride, padding = kernel_size[0], stride[0], padding[0]  # torch reads an int faster than a list
+        kernel_size, stride, padding = kernel_size[0], stride[0], padding[0]  # torch parses an int faster than a list
     dtype = input.dtype
     if dtype in HALF and input.requires_grad:
         input = input.float()  # torch adds the gradients of overlapping windows in the precision of the input
@@ -134,7 +133,7 @@ max_pool2d_op = Op(
                 "channels_last": 1 << 17,
                 "channels_last, differentiated": 1 << 20,
                 "channels_last, differentiated, int64 indices of other than 2x2 windows": 1 << 22,
-                "integers": 1 << 62,  # there is nothing else
+                "integers": 1 << 62,  # no other backend takes them
             },
             which=stock_class,
             refuses=stock_refuses,
@@ -156,7 +155,7 @@ def outputs_backward(grad_output, indices, size):
 
 
 def double_backward(indices, kernel_size, stride, padding, dilation, grad_grad_input, backend):
-    unpool_backward = REGISTRY["max_unpool2d_backward"]  # by name: its file imports this one
+    unpool_backward = REGISTRY["max_unpool2d_backward"]  # not imported: its module imports this one
     geometry = kernel_size, stride, padding, dilation
     return {"grad_output": unpool_backward(grad_grad_input, indices, *geometry, backend=backend)}
 
@@ -190,7 +189,7 @@ def max_pool2d(
         input: (N, C, H, W) or (C, H, W), empty in N only; float32, float16, bfloat16 or float64 (on CPU
             also integers, without a gradient); contiguous, channels_last or any other strides.
         kernel_size: one int, or one each for height and width; so are `stride`, `padding` and `dilation`.
-        stride: None or an empty sequence stands for `kernel_size`.
+        stride: None or an empty sequence means `kernel_size`.
         padding: of -inf on both sides, at most half of `kernel_size`.
         dilation: distance between the taps of a window.
         ceil_mode: also windows that end outside the padded input, if they start inside the input or before it.
@@ -198,11 +197,11 @@ def max_pool2d(
         index_format: "flat": int64 `y * W + x` in the plane of the input, identical to torch's. "compact":
             `fastseg.ops.PoolIndices`, one byte per element, for kernels of up to 255 taps.
         backend: "auto", "cpu", "cuda" or "reference". "auto" leaves small CPU tensors to torch's function, which is
-            as fast there, but for compact indices.
+            as fast there, except with compact indices.
 
     Returns:
-        (N, C, rows, columns) or (C, rows, columns) in the memory format of the input, with the indices if
-        asked for. Of equal maxima the first counts, a NaN is above every number, of NaNs the last counts.
+        (N, C, rows, columns) or (C, rows, columns) in the memory format of the input; with `return_indices` also
+        the indices. The first of equal maxima counts, NaN is above every number, and the last NaN counts.
         Differentiable any number of times.
 
     Raises:
@@ -222,7 +221,7 @@ def max_pool2d(
     if return_indices:
         compact = index_format == "compact"
     else:
-        compact = kernel_size[0] * kernel_size[1] <= MOST_COMPACT_TAPS  # all that the gradient needs
+        compact = kernel_size[0] * kernel_size[1] <= MAX_COMPACT_TAPS  # sufficient for the gradient
     single = input.dim() == 3
     images = input.contiguous().unsqueeze(0) if single else input
     output, indices = max_pool2d_op(

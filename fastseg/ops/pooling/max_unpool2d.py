@@ -1,9 +1,9 @@
-"""2-D max unpooling; drop-in for torch.nn.functional.max_unpool2d, which also takes one-byte indices.
+"""2-D max unpooling; drop-in for torch.nn.functional.max_unpool2d that also takes one-byte indices.
 
-    output[indices[i]] = input[i], zero elsewhere; of equal indices in a plane the last one counts
+    output[indices[i]] = input[i], zero elsewhere; the last of equal indices in a plane counts
 
-Indices come in the two formats of `fastseg.ops.max_pool2d`. The gradient is the gradient of the output at
-every index (`max_unpool2d_backward`), as in torch also where indices repeat.
+Indices have the two formats of `fastseg.ops.max_pool2d`. The gradient is the gradient of the output at
+every index (`max_unpool2d_backward`), as in torch also for indices that repeat.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from fastseg.ops.pooling.indices import PoolIndices, offsets_of
 from fastseg.ops.pooling.max_pool2d import max_pool2d_backward
 
 _NAME = "max_unpool2d"
-_UNKNOWN_GEOMETRY = ([], [], [], [])  # of int64 indices, which say themselves where they point
+_UNKNOWN_GEOMETRY = ([], [], [], [])  # for int64 indices, which need none
 
 
 # The ops take (N, C, rows, columns) and pairs of numbers; the public function makes them.
@@ -142,30 +142,30 @@ def max_unpool2d(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Puts pooled values back where they came from; drop-in for torch.nn.functional.max_unpool2d.
+    """Writes pooled values to the positions of their maxima; drop-in for torch.nn.functional.max_unpool2d.
 
     Args:
         input: (N, C, rows, columns) or (C, rows, columns), empty in N only; float32, float16, bfloat16 or
             float64; contiguous, channels_last or any other strides.
         indices: int64 of the shape of `input`, positions `y * W + x` in the plane of the output, as torch's
-            pooling returns them; or `fastseg.ops.PoolIndices`. These mean the same positions as their
-            `to_flat()`; where the output has the size of the pool's input they are used as they are, every
-            output is then written once.
+            pooling returns them; or `fastseg.ops.PoolIndices`, which mean the same positions as their
+            `to_flat()`. If the output has the size of the pool's input, these are not converted, and every
+            output is written once.
         kernel_size, stride, padding: as in torch, they give the default size of the output and nothing else.
-            None with `PoolIndices` only: the pool's own, and its input's size as default.
+            None, with `PoolIndices` only: those of the pool, and the size of its input as default.
         output_size: (H, W) or (N, C, H, W) of the output, less than a stride away from the default size.
         backend: "auto", "cpu", "cuda" or "reference". "auto" leaves small CPU tensors with int64 indices to torch's
-            function, which is as fast there, if its threads share no plane.
+            function, which is as fast there, if no two of its threads share a plane.
 
     Returns:
-        (N, C, H, W) or (C, H, W) in the memory format of `input`, zero where no index points. Where several
-        point, the last in the plane is written, on every device and run. Differentiable any number of times
-        with respect to `input`.
+        (N, C, H, W) or (C, H, W) in the memory format of `input`, zero at positions without an index. Of several
+        values for one position, the last in the plane is written, on every device and run. Differentiable any
+        number of times with respect to `input`.
 
     Raises:
         RuntimeError: on CPU an index outside the plane of the output (forward and backward; checked in 64
-            bits; on GPU, where raising would stall the stream, it is passed over); shapes, dtypes or devices
-            that do not fit.
+            bits; on GPU, where a check would stall the stream, it is skipped); shapes, dtypes or devices that
+            do not fit.
         ValueError: an `output_size` out of bounds.
         TypeError: arguments of other types.
     """
@@ -173,7 +173,7 @@ def max_unpool2d(
     compact = isinstance(indices, PoolIndices)
     if not compact:
         _check.tensor(_NAME, "indices", indices)
-        if indices.dtype != torch.int64:  # uint8 stands for offsets only inside a PoolIndices
+        if indices.dtype != torch.int64:  # uint8 means offsets only inside a PoolIndices
             _check.dtype(_NAME, "indices", indices, (torch.int64,))
     shape = input.shape
     single = len(shape) == 3
@@ -198,17 +198,17 @@ def max_unpool2d(
         size = default_size
     else:
         size = unpooled_size(_NAME, shape, kernel_size, stride, padding, output_size)
-    geometry = kernel_size, stride, padding, [1, 1]  # of int64 indices: where the CUDA kernel expects them
+    geometry = kernel_size, stride, padding, [1, 1]  # for int64 indices: the CUDA kernel expects these here
     if compact and indices.is_compact and tuple(size) == tuple(indices.input_size):
         indices, geometry = offsets_of(indices), indices.geometry
     elif compact:
         indices = indices.to_flat()
     if input.dtype in HALF and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        input = input.float()  # torch's autocast has max_unpool2d in fp32, on CPU only
+        input = input.float()  # torch's autocast runs max_unpool2d in fp32, on CPU only
     if single:
         input, indices = input.contiguous().unsqueeze(0), indices.unsqueeze(0)
     if indices.stride() != input.stride() and not private.in_functional_transform():
-        # The gradient, which sees the indices only, lies as they do.
+        # The gradient gets its memory format from the indices.
         indices = indices.contiguous(memory_format=image_format(input))
     output = max_unpool2d_op(input, indices, *geometry, size=size, backend=backend)
     return output.squeeze(0) if single else output

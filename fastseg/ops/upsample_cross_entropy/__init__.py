@@ -6,7 +6,7 @@
     Dice: the statistics of `fastseg.ops.cross_entropy_dice`, per image and class
 
 Shapes: input (N, C, h, w), target and pixel_weight v (N, H, W), weight w (C,). `scale_factors` is None, or
-torch's two scale factors when the caller gave them (torch then samples at 1/scale_factor rather than at h/H).
+torch's two scale factors if the caller gave them (torch then samples at 1/scale_factor instead of h/H).
 The gradient at the source grid is the transposed interpolation of v (p - onehot), gathered without atomics.
 Sources: torch.nn.functional.interpolate and cross_entropy; V-Net (squared Dice).
 """
@@ -31,7 +31,7 @@ __all__ = ["upsample_cross_entropy", "upsample_cross_entropy_dice"]
 
 
 def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight, label_smoothing):
-    """((input, target, weight, pixel_weight) as the ops take them, scale factors or None, the label smoothing)."""
+    """((input, target, weight, pixel_weight) for the ops, scale factors or None, the label smoothing)."""
     _check.argument(name, "input", input, FLOATING, ("N", "C", "h", "w"))
     output_size, scale_factors = output_size_and_scales(name, input, size, scale_factor)
     maps = (input.shape[0], *(output_size or ("H", "W")))
@@ -48,19 +48,19 @@ def _op_arguments(name, input, target, size, scale_factor, weight, pixel_weight,
     if pixel_weight is not None:
         pixel_weight = _constant(name, "pixel_weight", pixel_weight, target.shape, input)
     if input.shape[1] == 1:
-        label_smoothing = 0.0  # nothing to spread: the loss of one class and its gradient stay exactly 0
+        label_smoothing = 0.0  # the loss of a single class and its gradient stay exactly 0
     return (input, target, weight, pixel_weight), scale_factors, label_smoothing
 
 
 def _constant(name, argument, value, shape, input):
-    """Weights in the accumulator's dtype."""
+    """Weights in the accumulator dtype."""
     _check.argument(name, argument, value, FLOATING, shape, like=("input", input))
     _check.constant(name, argument, value)
     return value.to(accumulator(input.dtype))
 
 
 def _in_one_call(input: Tensor) -> bool:
-    """Whether one call of C++ makes the loss and its gradient."""
+    """True if one call of C++ computes the loss and its gradient."""
     return input.device.type == "cpu" and input.dtype in FLOATING_GPU
 
 
@@ -79,7 +79,7 @@ def upsample_cross_entropy(
     zero_if_empty: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Cross-entropy of bilinearly upsampled logits, without ever making the upsampled logits.
+    """Cross-entropy of bilinearly upsampled logits, without storing the upsampled logits.
 
     Equals F.cross_entropy(F.interpolate(input, size, scale_factor, mode="bilinear",
     align_corners=align_corners), target, weight, ignore_index=ignore_index, reduction=reduction,
@@ -92,21 +92,21 @@ def upsample_cross_entropy(
         target: labels (N, H, W), in int64, int32 or uint8.
         size: (H, W) or one number for both; by default the size of `target`. Both up- and downsampling work.
         scale_factor: instead of `size`, one factor or (vertical, horizontal).
-        align_corners: the corner pixels' centres coincide; otherwise the corners' corners do.
+        align_corners: the centres of the corner pixels coincide; otherwise the corners of the images do.
         weight: (C,) floating class weights. A constant.
-        ignore_index: label of pixels that count for nothing, whatever they hold; any integer, None for none.
+        ignore_index: label of pixels that do not count, for any logits; any integer, None for none.
         reduction: "none": losses (N, H, W); "mean": sum v w_y loss / sum v w_y; "sum".
         label_smoothing: in [0, 1], as in torch.
         pixel_weight: floating weights v (N, H, W) of the losses, for instance U-Net's map. A constant.
-        zero_if_empty: 0 rather than NaN for the mean over no pixel. The gradient is zero either way.
+        zero_if_empty: 0 instead of NaN for the mean over no pixel. The gradient is zero in both cases.
         backend: "auto", "cpu", "triton" or "reference".
 
     Returns:
         The loss in the dtype of `input` (fp32 for half types under autocast). Twice differentiable in `input`.
-        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
+        The backward needs the arguments unchanged: after an in-place change PyTorch raises.
 
     Raises:
-        IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)
+        IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU such a pixel does not count.)
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "upsample_cross_entropy"
@@ -121,7 +121,7 @@ def upsample_cross_entropy(
     if reduced == NONE:
         losses = upsample_cross_entropy_pixels(*tensors, *options, backend=backend)
         return losses.to(loss_dtype(input))
-    # On the CPU the gradient is made while the probabilities are at hand; it is as small as `input`.
+    # On the CPU the forward also computes the gradient, from the same probabilities; it is as small as `input`.
     with_gradient = _in_one_call(input) and input.requires_grad and torch.is_grad_enabled()
     loss, _, _ = upsample_cross_entropy_op(
         *tensors, *options, mean=reduced == MEAN, zero_if_empty=zero_if_empty, with_gradient=with_gradient,
@@ -151,7 +151,7 @@ def upsample_cross_entropy_dice(
     process_group=None,
     backend: str = "auto",
 ) -> Tensor:
-    """`fastseg.ops.cross_entropy_dice` of bilinearly upsampled logits, without ever making the upsampled logits.
+    """`fastseg.ops.cross_entropy_dice` of bilinearly upsampled logits, without storing the upsampled logits.
 
     Equals cross_entropy_dice(F.interpolate(input, size, scale_factor, mode="bilinear",
     align_corners=align_corners), target, ...): one pass over the labels gives the Dice sums per image and class and
@@ -165,10 +165,10 @@ def upsample_cross_entropy_dice(
 
     Returns:
         The loss, a scalar in `input`'s dtype (fp32 for half types under autocast). Twice differentiable in `input`.
-        The backward needs the tensors given to be unchanged: after an in-place change of one PyTorch raises.
+        The backward needs the arguments unchanged: after an in-place change PyTorch raises.
 
     Raises:
-        IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU it counts for nothing.)
+        IndexError: on CPU, a label outside [0, C) that is not `ignore_index`. (On a GPU such a pixel does not count.)
         RuntimeError, ValueError, TypeError: a dtype, shape, device or option not listed above.
     """
     name = "upsample_cross_entropy_dice"

@@ -1,4 +1,4 @@
-"""What the ops of the upsampled losses share: schemas, checks and layouts.
+"""Shared by the ops of the upsampled losses: schemas, checks and layouts.
 
 Shapes: input (N, C, h, w), target and pixel_weight (N, H, W), weight (C,).
 """
@@ -33,5 +33,5 @@ def reject_empty(name, input, target):
 
 
 def backends(launcher, reference):
-    """fp64 is for gradcheck: the reference does it."""
+    """The table of backends. Only gradcheck uses fp64: the reference runs it."""
     return rows(reference, cpu=FLOATING_GPU, triton=f"upsample_cross_entropy.triton.{launcher}")

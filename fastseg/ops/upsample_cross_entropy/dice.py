@@ -1,6 +1,7 @@
-"""Cross-entropy and Dice loss of bilinearly upsampled logits, on request with its gradient, in one call.
+"""Cross-entropy and Dice loss of bilinearly upsampled logits, optionally with its gradient, in one call.
 
-For the CPU and a single process, where a small input feels every call; elsewhere `loss_of_sums` follows the statistics.
+For the CPU and a single process, where calls dominate on small inputs. Elsewhere the op of the statistics and then
+`loss_of_sums` run.
 """
 
 import torch
@@ -34,7 +35,7 @@ def backward(
     return {"input": upsample_softmax_statistics_backward(*call, *gradients, *options, backend=backend)}
 
 
-# `unit` is what the gradient was multiplied by, so that its cross-entropy part is rounded once in the end.
+# The gradient is stored times `unit`, so that its cross-entropy part is rounded only once, at the end.
 upsample_cross_entropy_dice_op = Op(
     f"upsample_cross_entropy_dice({INPUTS}, {SAMPLING}, bool squared, {DICE_OPTIONS}, bool with_gradient,"
     " ScalarType dtype) -> (Tensor loss, Tensor unit, Tensor gradient)",

@@ -1,4 +1,4 @@
-"""The reduced cross-entropy of bilinearly upsampled logits, on request with its gradient, in one call."""
+"""The reduced cross-entropy of bilinearly upsampled logits, optionally with its gradient, in one call."""
 
 import torch
 
@@ -12,9 +12,9 @@ from fastseg.ops.upsample_cross_entropy.pixels import upsample_cross_entropy_pix
 
 
 def outputs(input, with_gradient, dtype):
-    """The loss, the fp64 number `count` that it is a mean of, and count * its gradient, of no element if not wanted."""
-    own = accumulator(input.dtype)
-    gradient = empty_as(input, own) if with_gradient else input.new_empty(0, dtype=own)
+    """The loss, the fp64 divisor `count` of its mean, and count * its gradient (no elements unless requested)."""
+    dtype_of_gradient = accumulator(input.dtype)
+    gradient = empty_as(input, dtype_of_gradient) if with_gradient else input.new_empty(0, dtype=dtype_of_gradient)
     return input.new_empty((), dtype=dtype), input.new_empty((), dtype=torch.float64), gradient
 
 

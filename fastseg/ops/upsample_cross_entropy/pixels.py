@@ -1,4 +1,4 @@
-"""Cross-entropy of bilinearly upsampled logits at every pixel, and its gradient at the source grid."""
+"""Cross-entropy of bilinearly upsampled logits at every pixel, and its gradient on the source grid."""
 
 from fastseg import _check
 from fastseg._dtypes import accumulator
@@ -37,7 +37,7 @@ def check_backward(input, target, weight, pixel_weight, grad_losses, label_smoot
     _check.dtype(name, "grad_losses", grad_losses, (accumulator(input.dtype),))
 
 
-# grad_losses: any strides; one number for all pixels has strides of 0.
+# grad_losses may have any strides: 0 if all pixels have the same number.
 upsample_cross_entropy_pixels_backward = Op(
     f"upsample_cross_entropy_pixels_backward({INPUTS}, Tensor grad_losses, {SAMPLING}) -> Tensor grad_input",
     check=check_backward,

@@ -1,6 +1,6 @@
 """The Dice sums and the two sums of the cross-entropy of bilinearly upsampled logits, and their gradient.
 
-As `fastseg.ops.cross_entropy_dice.statistics` of the upsampled logits, which never exist.
+As `fastseg.ops.cross_entropy_dice.statistics` of the upsampled logits, which are never stored.
 """
 
 from fastseg._layout import empty_as

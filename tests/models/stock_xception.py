@@ -1,9 +1,9 @@
-"""Modified aligned Xception and DeepLab v3+ on it in the plainest torch.nn, without a line of fastseg.models."""
+"""Modified aligned Xception and DeepLab v3+ on it in stock torch.nn, without a line of fastseg.models."""
 
 import torch
 from torch import nn
 
-from tests.models.plain_deeplab_resnet import PlainASPPv3Plus, atrous_rates, resized
+from tests.models.stock_deeplab_resnet import StockASPPv3Plus, atrous_rates, resized
 
 # (depths, stride) of the blocks of the entry flow; the block whose second convolution the decoder uses
 ENTRY = {
@@ -14,7 +14,7 @@ ENTRY = {
 MIDDLE = {41: 8, 65: 16, 71: 16}
 
 
-class PlainSeparable(nn.Module):
+class StockSeparable(nn.Module):
     """Depthwise 3x3 (``conv1``), batch normalisation (``bn``), pointwise 1x1 (``pointwise``)."""
 
     def __init__(self, channels_in, channels_out, stride=1, rate=1, activated=False):
@@ -29,7 +29,7 @@ class PlainSeparable(nn.Module):
         return self.pointwise(torch.relu(image) if self.activated else image)
 
 
-class PlainUnit(nn.Module):
+class StockUnit(nn.Module):
     """Three separable convolutions, each after a ReLU, added to the input or its projection.
 
     ``rep`` is counted as in the port: ReLU, separable convolution, batch normalisation; without the first ReLU (which
@@ -40,7 +40,7 @@ class PlainUnit(nn.Module):
         super().__init__()
         layers, entering = [], channels_in
         for place, depth in enumerate(depths):
-            separable = PlainSeparable(entering, depth, stride if place == 2 else 1, rate)
+            separable = StockSeparable(entering, depth, stride if place == 2 else 1, rate)
             layers += [nn.ReLU(), separable, nn.BatchNorm2d(depth)]
             entering = depth
         self.rep = nn.Sequential(*layers[first:])
@@ -57,7 +57,7 @@ class PlainUnit(nn.Module):
         return last + (self.skipbn(self.skip(image)) if self.projected else image), second
 
 
-class PlainXception(nn.Module):
+class StockXception(nn.Module):
     """The trunk: ``forward`` gives the decoder's low-level map at stride 4 and the last one.
 
     depth: 41, 65 or 71. output_stride: 32, 16 or 8. multi_grid: factors of the rates of the last three convolutions.
@@ -83,11 +83,11 @@ class PlainXception(nn.Module):
         for place, (depths, stride, projected) in enumerate(blocks, 1):
             removed = stride if reached * stride > output_stride else 1
             stride = stride // removed
-            self.add_module(f"block{place}", PlainUnit(channels, scaled(depths), stride, rate, projected, place == 1))
+            self.add_module(f"block{place}", StockUnit(channels, scaled(depths), stride, rate, projected, place == 1))
             reached, rate, channels = reached * stride, rate * removed, scaled(depths)[2]
         self.blocks = len(blocks)
         for place, (leaving, factor) in enumerate(zip(scaled((1536, 1536, 2048)), multi_grid), 3):
-            self.add_module(f"conv{place}", PlainSeparable(channels, leaving, 1, rate * factor, activated=True))
+            self.add_module(f"conv{place}", StockSeparable(channels, leaving, 1, rate * factor, activated=True))
             self.add_module(f"bn{place}", nn.BatchNorm2d(leaving))
             channels = leaving
         for layer in self.modules():
@@ -106,7 +106,7 @@ class PlainXception(nn.Module):
         return low, image
 
 
-class PlainSeparableBranch(nn.Module):
+class StockSeparableBranch(nn.Module):
     """Depthwise 3x3 and pointwise 1x1, each with batch normalisation and ReLU."""
 
     def __init__(self, channels_in, channels_out, kernel=3, rate=1):
@@ -121,15 +121,15 @@ class PlainSeparableBranch(nn.Module):
         return torch.relu(self.pointwise_bn(self.pointwise(image)))
 
 
-class PlainSeparableDecoder(nn.Module):
+class StockSeparableDecoder(nn.Module):
     """v3+'s decoder with separable convolutions; scores at stride 4."""
 
     def __init__(self, low_channels, channels, reduced, classes):
         super().__init__()
         self.conv1 = nn.Conv2d(low_channels, reduced, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(reduced)
-        self.first = PlainSeparableBranch(channels + reduced, channels)
-        self.second = PlainSeparableBranch(channels, channels)
+        self.first = StockSeparableBranch(channels + reduced, channels)
+        self.second = StockSeparableBranch(channels, channels)
         self.classifier = nn.Conv2d(channels, classes, 1)
 
     def forward(self, image, low):
@@ -138,7 +138,7 @@ class PlainSeparableDecoder(nn.Module):
         return self.classifier(self.second(self.first(joined)))
 
 
-class PlainDeepLabV3PlusXception(nn.Module):
+class StockDeepLabV3PlusXception(nn.Module):
     """DeepLab v3+ on Xception-65 or -71, with a separable pyramid and decoder and corners aligned.
 
     eps: of the trunk; the heads have 1e-5. momentum: of both. head_width: factor of the heads' widths, else ``width``.
@@ -151,10 +151,10 @@ class PlainDeepLabV3PlusXception(nn.Module):
         super().__init__()
         head = width if head_width is None else head_width
         channels = int(256 * head)
-        self.backbone = PlainXception(depth, width, output_stride, in_channels, multi_grid, eps, momentum)
+        self.backbone = StockXception(depth, width, output_stride, in_channels, multi_grid, eps, momentum)
         rates = atrous_rates(output_stride)
-        self.aspp = PlainASPPv3Plus(int(2048 * width), channels, rates, dropout, PlainSeparableBranch)
-        self.decoder = PlainSeparableDecoder(int(256 * width), channels, int(48 * head), classes)
+        self.aspp = StockASPPv3Plus(int(2048 * width), channels, rates, dropout, StockSeparableBranch)
+        self.decoder = StockSeparableDecoder(int(256 * width), channels, int(48 * head), classes)
         for part in (self.aspp, self.decoder):
             for layer in part.modules():
                 if isinstance(layer, nn.BatchNorm2d):

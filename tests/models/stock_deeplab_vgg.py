@@ -1,4 +1,4 @@
-"""DeepLab v1, DeepLab-MSc and DeepLab v2 on VGG16 in the plainest torch.nn, without a line of fastseg.models.
+"""DeepLab v1, DeepLab-MSc and DeepLab v2 on VGG16 in stock torch.nn, without a line of fastseg.models.
 
 An image of 8k + 1 pixels has k + 1 scores, with corners aligned: score i lies on pixel 8i.
 """
@@ -36,7 +36,7 @@ def to_image(scores, size, cropped):
     return scores[:, :, : size[0], : size[1]]
 
 
-class PlainAtrousVGG16(nn.Module):
+class StockAtrousVGG16(nn.Module):
     """VGG16 with overlapping pooling, of which the last two have stride 1; ``scores`` are left to the networks."""
 
     def __init__(self, width, in_channels, cropped):
@@ -57,7 +57,7 @@ class PlainAtrousVGG16(nn.Module):
         return to_image(self.scores(image), image.shape[2:], self.cropped)
 
 
-class PlainSideBranch(nn.Sequential):
+class StockSideBranch(nn.Sequential):
     """Scores at stride 8 straight from the image or a pooling.
 
     A map of any size gives as many scores as the trunk does, which rounds up: zeros are added at its far ends.
@@ -76,7 +76,7 @@ class PlainSideBranch(nn.Sequential):
         return super().forward(F.pad(image, (0, missing_right, 0, missing_below)))
 
 
-class PlainDeepLabV1(PlainAtrousVGG16):
+class StockDeepLabV1(StockAtrousVGG16):
     """``scores`` gives them at stride 8, ``forward`` at image size.
 
     network: "largefov" (the only one with the average pooling after pool5), "4x4" or "7x7".
@@ -99,7 +99,7 @@ class PlainDeepLabV1(PlainAtrousVGG16):
         self.sides = nn.ModuleList()
         for place, (channels, stride) in enumerate(sources):
             entering = int(channels * width) if place else channels
-            self.sides.append(PlainSideBranch(entering, int(128 * width), classes, stride, dropout))
+            self.sides.append(StockSideBranch(entering, int(128 * width), classes, stride, dropout))
 
     def paths(self, image):
         """The scores whose sum is the output: of the trunk, then of the image and the poolings."""
@@ -113,7 +113,7 @@ class PlainDeepLabV1(PlainAtrousVGG16):
         return sum(self.paths(image))
 
 
-class PlainDeepLabV2VGG(PlainAtrousVGG16):
+class StockDeepLabV2VGG(StockAtrousVGG16):
     """Four branches ``fc6_i``, ``fc7_i``, ``fc8_i`` at several rates, summed.
 
     ``scores`` gives them at stride 8, ``forward`` at image size. cropped: see ``to_image``.

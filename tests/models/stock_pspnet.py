@@ -1,14 +1,14 @@
-"""PSPNet on the deep-stem ResNet in the plainest torch.nn, without a line of fastseg.models."""
+"""PSPNet on the deep-stem ResNet in stock torch.nn, without a line of fastseg.models."""
 
 import torch
 from torch import nn
 
-from tests.models.plain_deeplab_resnet import resized
-from tests.models.plain_fcn_resnet import PlainFCNHead
-from tests.models.plain_resnet import PlainResNet, convolved
+from tests.models.stock_deeplab_resnet import resized
+from tests.models.stock_fcn_resnet import StockFCNHead
+from tests.models.stock_resnet import StockResNet, convolved
 
 
-class PlainPyramidPooling(nn.Module):
+class StockPyramidPooling(nn.Module):
     """The map joined to its means over 1x1, 2x2, 3x3 and 6x6 bins, each convolved and enlarged again."""
 
     def __init__(self, channels_in, channels_each, bins=(1, 2, 3, 6)):
@@ -21,7 +21,7 @@ class PlainPyramidPooling(nn.Module):
         return torch.cat([image, *(resized(branch(image), image.shape[2:]) for branch in self.features)], dim=1)
 
 
-class PlainPSPNet(PlainResNet):
+class StockPSPNet(StockResNet):
     """``forward`` gives scores at image size; while training, with an auxiliary head, (scores, auxiliary scores).
 
     ``maps`` gives both at stride 8: k + 1 scores for 8k + 1 pixels. For other sizes the scores are stretched a little.
@@ -36,10 +36,10 @@ class PlainPSPNet(PlainResNet):
         head = width if head_width is None else head_width
         self.auxiliary = auxiliary
         trunk, branch = int(2048 * width), int(512 * head)
-        self.ppm = PlainPyramidPooling(trunk, branch)
-        self.cls = PlainFCNHead(trunk + 4 * branch, int(512 * head), classes, dropout, nn.Dropout2d)
+        self.ppm = StockPyramidPooling(trunk, branch)
+        self.cls = StockFCNHead(trunk + 4 * branch, int(512 * head), classes, dropout, nn.Dropout2d)
         if auxiliary:
-            self.aux = PlainFCNHead(int(1024 * width), int(256 * head), classes, dropout, nn.Dropout2d)
+            self.aux = StockFCNHead(int(1024 * width), int(256 * head), classes, dropout, nn.Dropout2d)
 
     def maps(self, image):
         stages = self.stages(image)

@@ -1,4 +1,4 @@
-"""FCN on VGG16 in the plainest torch.nn, written from the paper's description without a line of fastseg.models."""
+"""FCN on VGG16 in torch.nn alone, from the paper's description, without code of fastseg.models."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ UPSAMPLING_LAYERS["8s at-once"] = UPSAMPLING_LAYERS["8s"]
 def vgg16_in_torchvision_layout(width, linear=4096, batch_norm=False):
     """``features`` and ``classifier`` with torchvision's indices, from its documented configuration.
 
-    ``batch_norm``: that of ``vgg16_bn``.
+    ``batch_norm``: the layout of ``vgg16_bn``.
     """
     layers, channels = [], 3
     for step in [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]:
@@ -66,7 +66,7 @@ def crop_offsets(network, interpolated=False):
     image = Coordinates()
     point, pools = image.window(3, padding=100), []
     for block in range(5):
-        for _ in range([1, 2, 3, 3, 3][block]):  # conv1_1 is behind us; 3x3 with padding 1 moves nothing
+        for _ in range([1, 2, 3, 3, 3][block]):  # without conv1_1; 3x3 with padding 1 shifts nothing
             point = point.window(3, padding=1)
         point = point.window(2, stride=2)
         pools.append(point)
@@ -79,8 +79,8 @@ def crop_offsets(network, interpolated=False):
     return offsets
 
 
-class PlainFCN(nn.Module):
-    """The same networks in the plainest torch.nn, layer by layer, with crop offsets from the affine rule."""
+class StockFCN(nn.Module):
+    """The same networks in torch.nn, layer by layer, with crop offsets from the affine rule."""
 
     def __init__(self, network, padding, interpolated, classes, width):
         super().__init__()

@@ -1,4 +1,4 @@
-"""U-Net in three forms in the plainest torch.nn, without a line of fastseg.models."""
+"""U-Net in three forms in stock torch.nn, without a line of fastseg.models."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ def convolved_twice(channels_in, channels_out):
     )
 
 
-class PlainUNetValid(nn.Module):
+class StockUNetValid(nn.Module):
     """The original: no padding; n pixels, n = 12 mod 16, give n - 184. The skip comes first in every join.
 
     dropout: of the two deepest levels of the encoder.
@@ -55,7 +55,7 @@ def normalised_twice(channels_in, middle, channels_out, bias=False):
     )  # fmt: skip
 
 
-class PlainUNetSame(nn.Module):
+class StockUNetSame(nn.Module):
     """The padded port with batch normalisation and its keys: ``inc``, ``down{1..4}``, ``up{1..4}``, ``outc``.
 
     interpolated: enlarged with corners aligned, half as deep a bottom and a decoder half as wide.
@@ -98,7 +98,7 @@ class PlainUNetSame(nn.Module):
         return self.outc["conv"](image)
 
 
-class PlainUNetAarhus(nn.Module):
+class StockUNetAarhus(nn.Module):
     """The lecture's net for 128x128 images: base width 16, probabilities of one class.
 
     Its transposed convolutions of kernel 3 and stride 2 give 2n + 1 rows and columns, of which the first 2n are kept

@@ -1,10 +1,10 @@
-"""The dilated front-end and context modules in the plainest torch.nn, without a line of fastseg.models."""
+"""The dilated front-end and context modules in stock torch.nn, without a line of fastseg.models."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.models.plain_deeplab_vgg import add_vgg16, through_block
+from tests.models.stock_deeplab_vgg import add_vgg16, through_block
 
 MARGIN = 186  # what an unpadded front-end takes off each side
 LARGE = (2, 2, 4, 8, 16, 32, 32)  # channels of the large module, as multiples of the classes
@@ -16,7 +16,7 @@ CONTEXT = {
 }
 
 
-class PlainFrontEnd(nn.Module):
+class StockFrontEnd(nn.Module):
     """VGG16 without its last two poolings, the layers after them at rates 2 and 4; scores at stride 8.
 
     padding: "valid" (no layer is padded; n pixels give (n - 372) / 8 scores) or "same". Pooling rounds up.
@@ -42,7 +42,7 @@ class PlainFrontEnd(nn.Module):
         return self.final(image)
 
 
-class PlainContext(nn.Module):
+class StockContext(nn.Module):
     """The context module on score maps, whose size it keeps.
 
     kind: "basic" or "large". padding: "same" pads every layer by its rate; "first" pads the first one by 33 and no
@@ -101,11 +101,11 @@ def enlarged(scores, size, stride=8):
     return along(along(scores, 2, size[0]), 3, size[1])
 
 
-class PlainDilation(nn.Module):
+class StockDilation(nn.Module):
     """Front-end, context module unless context=None, and scores at image size.
 
     padding: "valid" reflects the image by 186 pixels on each side (without repeating its border pixels), "same" does
-    not. context_padding, rates, prefix: see ``PlainContext``. probabilities: softmax before the scores are enlarged.
+    not. context_padding, rates, prefix: see ``StockContext``. probabilities: softmax before the scores are enlarged.
     upsample: "shifted" (see ``enlarged``) or "transposed": the fixed bilinear transposed convolution of one group per
     class, ``ctx_upsample``.
     """
@@ -115,8 +115,8 @@ class PlainDilation(nn.Module):
         rates=CONTEXT["dilation8"], prefix="ctx_", probabilities=False, upsample="shifted", dropout=0.5,
     ):  # fmt: skip
         super().__init__()
-        self.front_end = PlainFrontEnd(classes, width, in_channels, padding, dropout)
-        self.context = PlainContext(classes, context, rates, context_padding, prefix) if context else nn.Identity()
+        self.front_end = StockFrontEnd(classes, width, in_channels, padding, dropout)
+        self.context = StockContext(classes, context, rates, context_padding, prefix) if context else nn.Identity()
         self.margin = MARGIN if padding == "valid" else 0
         self.probabilities = probabilities
         if upsample == "transposed":

@@ -1,4 +1,4 @@
-"""ResNet-50/101/152 and their dilated forms in the plainest torch.nn, without a line of fastseg.models.
+"""ResNet-50/101/152 and their dilated forms in stock torch.nn, without a line of fastseg.models.
 
 Keys are torchvision's (``conv1``, ``bn1``, ``layer1`` ... ``layer4``); a deep stem is ``layer0`` with the indices
 0, 1, 3, 4, 6, 7.
@@ -85,7 +85,7 @@ class Bottleneck(nn.Module):
         return torch.relu(residual + (image if self.downsample is None else self.downsample(image)))
 
 
-class PlainResNet(nn.Module):
+class StockResNet(nn.Module):
     """The trunk; ``forward`` and ``stages`` give the outputs of the four stages, at strides 4, 8, 16 and 32 or less.
 
     depth: 50, 101, 152, or the number of blocks of each stage.

@@ -1,11 +1,11 @@
-"""SegNet and SegNet-Basic in the plainest torch.nn, from the papers, without a line of fastseg.models."""
+"""SegNet and SegNet-Basic in torch.nn alone, from the papers, without code of fastseg.models."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 # channels (in, out) of every convolution of SegNet, in the order in which they run, one row per stage;
-# None stands for the image or the classes
+# None means the image or the classes
 SEGNET_ENCODER = [
     [(None, 64), (64, 64)],
     [(64, 128), (128, 128)],
@@ -22,7 +22,7 @@ SEGNET_DECODER = [
 ]
 
 
-class PlainSegNet(nn.Module):
+class StockSegNet(nn.Module):
     def __init__(self, classes, width):
         super().__init__()
 
@@ -55,7 +55,7 @@ class PlainSegNet(nn.Module):
         return image
 
 
-class PlainSegNetBasic(nn.Module):
+class StockSegNetBasic(nn.Module):
     def __init__(self, classes, width):
         super().__init__()
         channels = int(64 * width)
@@ -83,7 +83,7 @@ class PlainSegNetBasic(nn.Module):
 
 
 def neighbours_summed(image, count):
-    """At every channel the sum over the ``count`` channels around it; beyond the ends there is nothing."""
+    """For every channel the sum over the ``count`` channels around it that exist."""
     reach, channels = count // 2, image.shape[1]
     return torch.stack([image[:, max(0, c - reach) : c + reach + 1].sum(1) for c in range(channels)], dim=1)
 

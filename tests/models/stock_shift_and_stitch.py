@@ -1,4 +1,4 @@
-"""Dense outputs of a strided network from shifted images, and the same from dilation, in plain torch.nn."""
+"""Dense outputs of a strided network from shifted images, and the same from dilation, in stock torch.nn."""
 
 import torch
 import torch.nn.functional as F

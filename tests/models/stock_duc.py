@@ -1,10 +1,10 @@
-"""TuSimple's DUC on ResNet-101 with HDC in the plainest torch.nn, without a line of fastseg.models."""
+"""TuSimple's DUC on ResNet-101 with HDC in stock torch.nn, without a line of fastseg.models."""
 
 import torch.nn.functional as F
 from torch import nn
 
-from tests.models.plain_deeplab_resnet import PlainASPPv2
-from tests.models.plain_resnet import FrozenBatchNorm, PlainResNet
+from tests.models.stock_deeplab_resnet import StockASPPv2
+from tests.models.stock_resnet import FrozenBatchNorm, StockResNet
 
 
 def shuffled(scores, classes):
@@ -15,7 +15,7 @@ def shuffled(scores, classes):
     return cells.permute(0, 1, 4, 2, 5, 3).reshape(images, classes, height * side, width * side)
 
 
-class PlainDUC(PlainResNet):
+class StockDUC(StockResNet):
     """``scores`` gives them at the size of the cells, ``forward`` at image size.
 
     cells: scores of a class per place of the trunk, which has stride 8: 16 (half the resolution) or 64 (all of it).
@@ -37,7 +37,7 @@ class PlainDUC(PlainResNet):
         self.classes, self.final = classes, nn.Identity()
         entering, leaving = int(2048 * width), classes * cells
         if head == "sum":
-            self.layer5 = PlainASPPv2(entering, leaving, rates)
+            self.layer5 = StockASPPv2(entering, leaving, rates)
         else:
             self.layer5 = nn.Conv2d(entering, leaving, 3, padding=1)
             self.final = nn.Sequential(norm(leaving, eps, momentum), *([nn.ReLU()] if final_relu else []))

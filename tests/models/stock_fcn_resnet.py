@@ -1,9 +1,9 @@
-"""torchvision's FCN-ResNet50/101 in the plainest torch.nn, with its keys, without a line of fastseg.models."""
+"""torchvision's FCN-ResNet50/101 in stock torch.nn, with its keys, without a line of fastseg.models."""
 
 import torch.nn.functional as F
 from torch import nn
 
-from tests.models.plain_resnet import PlainResNet
+from tests.models.stock_resnet import StockResNet
 
 
 def chosen(dropout, usual):
@@ -11,7 +11,7 @@ def chosen(dropout, usual):
     return usual if dropout is None else dropout
 
 
-class PlainFCNHead(nn.Sequential):
+class StockFCNHead(nn.Sequential):
     """3x3 convolution to a quarter of the channels, batch normalisation, ReLU, dropout, scores."""
 
     def __init__(self, channels_in, middle, classes, dropout=0.1, drop=nn.Dropout):
@@ -24,7 +24,7 @@ class PlainFCNHead(nn.Sequential):
         )
 
 
-class PlainWithAuxiliary(nn.Module):
+class StockWithAuxiliary(nn.Module):
     """A trunk, scores from its last stage and, unless auxiliary=False, others from the one before, as a dict."""
 
     def __init__(self, backbone, classifier, aux_classifier=None):
@@ -43,7 +43,7 @@ class PlainWithAuxiliary(nn.Module):
         }
 
 
-class PlainFCNResNet(PlainWithAuxiliary):
+class StockFCNResNet(StockWithAuxiliary):
     """``forward`` gives {"out": scores, "aux": scores}.
 
     head_width: factor of the widths of the heads, else ``width``. dropout: of every head instead of 0.1.
@@ -56,7 +56,7 @@ class PlainFCNResNet(PlainWithAuxiliary):
         head = width if head_width is None else head_width
         dropout = chosen(dropout, 0.1)
         super().__init__(
-            PlainResNet(depth, width, in_channels, output_stride=output_stride, first="previous"),
-            PlainFCNHead(int(2048 * width), int(512 * head), classes, dropout),
-            PlainFCNHead(int(1024 * width), int(256 * head), classes, dropout) if auxiliary else None,
+            StockResNet(depth, width, in_channels, output_stride=output_stride, first="previous"),
+            StockFCNHead(int(2048 * width), int(512 * head), classes, dropout),
+            StockFCNHead(int(1024 * width), int(256 * head), classes, dropout) if auxiliary else None,
         )

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.models.plain_resnet import BLOCKS
+from tests.models.stock_resnet import BLOCKS
 
 
-class PlainNormed(nn.Conv2d):
+class StockNormed(nn.Conv2d):
     """A convolution without bias whose normalisation is its own ``norm``."""
 
     def __init__(self, channels_in, channels_out, kernel, stride=1, groups=None, norm=nn.BatchNorm2d):
@@ -22,7 +22,7 @@ class PlainNormed(nn.Conv2d):
         return self.norm(super().forward(image))
 
 
-class PlainBlock(nn.Module):
+class StockBlock(nn.Module):
     """Bottleneck of the ResNet, with the stride in the first 1x1 or in the 3x3."""
 
     def __init__(self, channels_in, middle, channels_out, stride, projected, stride_in, norm):
@@ -30,29 +30,29 @@ class PlainBlock(nn.Module):
         first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
         self.projected = projected
         if projected:
-            self.shortcut = PlainNormed(channels_in, channels_out, 1, stride, norm=norm)
-        self.conv1 = PlainNormed(channels_in, middle, 1, first, norm=norm)
-        self.conv2 = PlainNormed(middle, middle, 3, second, norm=norm)
-        self.conv3 = PlainNormed(middle, channels_out, 1, norm=norm)
+            self.shortcut = StockNormed(channels_in, channels_out, 1, stride, norm=norm)
+        self.conv1 = StockNormed(channels_in, middle, 1, first, norm=norm)
+        self.conv2 = StockNormed(middle, middle, 3, second, norm=norm)
+        self.conv3 = StockNormed(middle, channels_out, 1, norm=norm)
 
     def forward(self, image):
         residual = self.conv3(torch.relu(self.conv2(torch.relu(self.conv1(image)))))
         return torch.relu(residual + (self.shortcut(image) if self.projected else image))
 
 
-class PlainBottomUp(nn.Module):
+class StockBottomUp(nn.Module):
     """ResNet under the keys ``stem.conv1`` and ``res{2..5}.{i}``; gives its four stages."""
 
     def __init__(self, depth, width, in_channels, stride_in, norm):
         super().__init__()
         channels = int(64 * width)
-        self.stem = nn.ModuleDict({"conv1": PlainNormed(in_channels, channels, 7, 2, norm=norm)})
+        self.stem = nn.ModuleDict({"conv1": StockNormed(in_channels, channels, 7, 2, norm=norm)})
         for stage, count in enumerate(BLOCKS.get(depth, depth)):
             middle, leaving = int(64 * 2**stage * width), int(256 * 2**stage * width)
             blocks = []
             for block in range(count):
                 stride = 2 if stage and not block else 1
-                blocks.append(PlainBlock(channels, middle, leaving, stride, block == 0, stride_in, norm))
+                blocks.append(StockBlock(channels, middle, leaving, stride, block == 0, stride_in, norm))
                 channels = leaving
             self.add_module(f"res{stage + 2}", nn.Sequential(*blocks))
 
@@ -65,7 +65,7 @@ class PlainBottomUp(nn.Module):
         return outputs
 
 
-class PlainFPN(nn.Module):
+class StockFPN(nn.Module):
     """``forward`` gives [P2, P3, P4, P5] and, with p6=True, P6. The image's sides are multiples of 32."""
 
     def __init__(
@@ -75,7 +75,7 @@ class PlainFPN(nn.Module):
         for level in range(2, 6):
             self.add_module(f"fpn_lateral{level}", nn.Conv2d(int(64 * 2**level * width), channels, 1))
             self.add_module(f"fpn_output{level}", nn.Conv2d(channels, channels, 3, padding=1))
-        self.bottom_up = PlainBottomUp(depth, width, in_channels, stride_in, norm)
+        self.bottom_up = StockBottomUp(depth, width, in_channels, stride_in, norm)
         self.p6 = p6
 
     def forward(self, image):
@@ -89,7 +89,7 @@ class PlainFPN(nn.Module):
         return outputs
 
 
-class PlainSemanticBranch(nn.Module):
+class StockSemanticBranch(nn.Module):
     """Every level convolved and doubled until stride 4, summed, and scores; ``p5`` has its layers at 0, 2 and 4."""
 
     def __init__(self, channels_in, channels, classes, groups):
@@ -97,7 +97,7 @@ class PlainSemanticBranch(nn.Module):
         for level in range(2, 6):
             layers, entering = [], channels_in
             for _ in range(max(1, level - 2)):
-                layers += [PlainNormed(entering, channels, 3, groups=groups), nn.Identity()]
+                layers += [StockNormed(entering, channels, 3, groups=groups), nn.Identity()]
                 entering = channels
             self.add_module(f"p{level}", nn.Sequential(*layers))
         self.predictor = nn.Conv2d(channels, classes, 1)
@@ -113,7 +113,7 @@ class PlainSemanticBranch(nn.Module):
         return self.predictor(total)
 
 
-class PlainSemanticFPN(nn.Module):
+class StockSemanticFPN(nn.Module):
     """``scores`` gives them at stride 4, ``forward`` at image size.
 
     Zeros fill the image to multiples of 32 at its far ends. classes: 19, or 54 for Panoptic FPN's branch.
@@ -127,8 +127,8 @@ class PlainSemanticFPN(nn.Module):
         super().__init__()
         head = width if head_width is None else head_width
         channels = int(256 * head)
-        self.backbone = PlainFPN(width, depth, in_channels, channels, stride_in, norm=norm)
-        self.sem_seg_head = PlainSemanticBranch(channels, int(128 * head), classes, groups)
+        self.backbone = StockFPN(width, depth, in_channels, channels, stride_in, norm=norm)
+        self.sem_seg_head = StockSemanticBranch(channels, int(128 * head), classes, groups)
 
     def scores(self, image):
         return self.sem_seg_head(self.backbone(image))

@@ -1,11 +1,11 @@
-"""DeepLab v2, v3 and v3+ on ResNet in the plainest torch.nn, without a line of fastseg.models."""
+"""DeepLab v2, v3 and v3+ on ResNet in stock torch.nn, without a line of fastseg.models."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.models.plain_fcn_resnet import PlainFCNHead, PlainWithAuxiliary, chosen
-from tests.models.plain_resnet import FrozenBatchNorm, PlainResNet, convolved, frozen
+from tests.models.stock_fcn_resnet import StockFCNHead, StockWithAuxiliary, chosen
+from tests.models.stock_resnet import FrozenBatchNorm, StockResNet, convolved, frozen
 
 
 def resized(maps, size, align_corners=True):
@@ -13,7 +13,7 @@ def resized(maps, size, align_corners=True):
     return F.interpolate(maps, size, mode="bilinear", align_corners=align_corners)
 
 
-class PlainASPPv2(nn.Module):
+class StockASPPv2(nn.Module):
     """The sum of 3x3 convolutions at several rates that give scores at once."""
 
     def __init__(self, channels_in, channels_out, rates=(6, 12, 18, 24)):
@@ -26,7 +26,7 @@ class PlainASPPv2(nn.Module):
         return sum(branch(image) for branch in self.conv2d_list)
 
 
-class PlainDeepLabV2ResNet(PlainResNet):
+class StockDeepLabV2ResNet(StockResNet):
     """DeepLab v2 on ResNet-101. ``scores`` gives them at stride 8, ``forward`` at image size.
 
     freeze: batch normalisation keeps its statistics, and its scales and shifts are not trained.
@@ -37,7 +37,7 @@ class PlainDeepLabV2ResNet(PlainResNet):
         super().__init__(
             depth, width, in_channels, stride_in="1x1", ceil_mode=True, output_stride=8, first="own", norm=norm
         )
-        self.layer5 = PlainASPPv2(int(2048 * width), classes, rates)
+        self.layer5 = StockASPPv2(int(2048 * width), classes, rates)
         if freeze:
             frozen(self)
 
@@ -48,7 +48,7 @@ class PlainDeepLabV2ResNet(PlainResNet):
         return resized(self.scores(image), image.shape[2:])
 
 
-class PlainMultiScale(nn.Module):
+class StockMultiScale(nn.Module):
     """A network at scales 1, 0.75 and 0.5 and the pixel-wise maximum of its scores.
 
     network: has ``scores``. plus_one: the sides of a small image are floor(scale * side) + 1, which keeps 8k + 1; else
@@ -73,7 +73,7 @@ class PlainMultiScale(nn.Module):
         return resized(self.maps(image)[3], image.shape[2:])
 
 
-class PlainImagePooling(nn.Sequential):
+class StockImagePooling(nn.Sequential):
     """The mean of the whole map, convolved and spread over the map again."""
 
     def __init__(self, channels_in, channels_out, align_corners, norm=nn.BatchNorm2d):
@@ -84,7 +84,7 @@ class PlainImagePooling(nn.Sequential):
         return resized(super().forward(image), image.shape[2:], self.align_corners)
 
 
-class PlainASPP(nn.Module):
+class StockASPP(nn.Module):
     """v3's atrous spatial pyramid pooling with torchvision's keys ``convs.{0..4}`` and ``project``."""
 
     def __init__(self, channels_in, channels, rates, dropout, align_corners, norm=nn.BatchNorm2d):
@@ -92,7 +92,7 @@ class PlainASPP(nn.Module):
         self.convs = nn.ModuleList([convolved(channels_in, channels, norm=norm)])
         for rate in rates:
             self.convs.append(convolved(channels_in, channels, 3, rate, norm))
-        self.convs.append(PlainImagePooling(channels_in, channels, align_corners, norm))
+        self.convs.append(StockImagePooling(channels_in, channels, align_corners, norm))
         fusion = convolved(channels * len(self.convs), channels, norm=norm)
         self.project = nn.Sequential(*fusion, nn.Dropout(dropout))
 
@@ -100,7 +100,7 @@ class PlainASPP(nn.Module):
         return self.project(torch.cat([branch(image) for branch in self.convs], dim=1))
 
 
-class PlainDeepLabV3(PlainWithAuxiliary):
+class StockDeepLabV3(StockWithAuxiliary):
     """torchvision's DeepLabV3 on ResNet; ``forward`` gives {"out": scores, "aux": scores}.
 
     dropout: everywhere instead of 0.5 after the pyramid and 0.1 in the auxiliary head.
@@ -112,10 +112,10 @@ class PlainDeepLabV3(PlainWithAuxiliary):
     ):  # fmt: skip
         head = width if head_width is None else head_width
         channels = int(256 * head)
-        aspp = PlainASPP(int(2048 * width), channels, rates, chosen(dropout, 0.5), align_corners=False)
-        aux = PlainFCNHead(int(1024 * width), channels, classes, chosen(dropout, 0.1)) if auxiliary else None
+        aspp = StockASPP(int(2048 * width), channels, rates, chosen(dropout, 0.5), align_corners=False)
+        aux = StockFCNHead(int(1024 * width), channels, classes, chosen(dropout, 0.1)) if auxiliary else None
         super().__init__(
-            PlainResNet(depth, width, in_channels, output_stride=8, first="previous"),
+            StockResNet(depth, width, in_channels, output_stride=8, first="previous"),
             nn.Sequential(aspp, *convolved(channels, channels, 3), nn.Conv2d(channels, classes, 1)),
             aux,
         )
@@ -126,7 +126,7 @@ def atrous_rates(output_stride):
     return {16: (6, 12, 18), 8: (12, 24, 36)}[output_stride]
 
 
-class PlainDeepLabV3Paper(nn.Module):
+class StockDeepLabV3Paper(nn.Module):
     """DeepLab v3 as in the paper: multi-grid, output stride 16 or 8, no further convolution, no auxiliary head."""
 
     def __init__(
@@ -135,10 +135,10 @@ class PlainDeepLabV3Paper(nn.Module):
     ):  # fmt: skip
         super().__init__()
         channels = int(256 * (width if head_width is None else head_width))
-        self.backbone = PlainResNet(
+        self.backbone = StockResNet(
             depth, width, in_channels, stride_in=stride_in, output_stride=output_stride, multi_grid=multi_grid
         )
-        self.aspp = PlainASPP(int(2048 * width), channels, atrous_rates(output_stride), dropout, True)
+        self.aspp = StockASPP(int(2048 * width), channels, atrous_rates(output_stride), dropout, True)
         self.classifier = nn.Conv2d(channels, classes, 1)
         set_momentum(self, momentum)
 
@@ -152,7 +152,7 @@ def set_momentum(model, momentum):
             layer.momentum = momentum
 
 
-class PlainAtrousBranch(nn.Module):
+class StockAtrousBranch(nn.Module):
     """One branch of the pyramid, with the keys ``atrous_conv`` and ``bn``."""
 
     def __init__(self, channels_in, channels_out, kernel, rate):
@@ -165,17 +165,17 @@ class PlainAtrousBranch(nn.Module):
         return torch.relu(self.bn(self.atrous_conv(image)))
 
 
-class PlainASPPv3Plus(nn.Module):
+class StockASPPv3Plus(nn.Module):
     """The pyramid of v3 with the keys ``aspp{1..4}``, ``global_avg_pool.{1,2}``, ``conv1``, ``bn1``.
 
     branch(channels_in, channels_out, kernel, rate): what the four convolutions are made with.
     """
 
-    def __init__(self, channels_in, channels, rates, dropout, branch=PlainAtrousBranch):
+    def __init__(self, channels_in, channels, rates, dropout, branch=StockAtrousBranch):
         super().__init__()
-        self.aspp1 = PlainAtrousBranch(channels_in, channels, 1, 1)
+        self.aspp1 = StockAtrousBranch(channels_in, channels, 1, 1)
         self.aspp2, self.aspp3, self.aspp4 = (branch(channels_in, channels, 3, rate) for rate in rates)
-        self.global_avg_pool = PlainImagePooling(channels_in, channels, align_corners=True)
+        self.global_avg_pool = StockImagePooling(channels_in, channels, align_corners=True)
         self.conv1 = nn.Conv2d(5 * channels, channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.dropout = nn.Dropout(dropout)
@@ -186,7 +186,7 @@ class PlainASPPv3Plus(nn.Module):
         return self.dropout(torch.relu(self.bn1(self.conv1(together))))
 
 
-class PlainDecoder(nn.Module):
+class StockDecoder(nn.Module):
     """Low-level features to 48 channels, joined to the enlarged pyramid output; two convolutions, scores at stride 4.
 
     Keys ``conv1``, ``bn1``, ``last_conv.{0,1,4,5,8}``. The indices between are ReLUs and nothing.
@@ -209,7 +209,7 @@ class PlainDecoder(nn.Module):
         return self.last_conv(torch.cat([resized(image, low.shape[2:]), low], dim=1))
 
 
-class PlainDeepLabV3PlusResNet(nn.Module):
+class StockDeepLabV3PlusResNet(nn.Module):
     """DeepLab v3+ on ResNet: v3's encoder and a decoder at stride 4 of two 3x3 convolutions; aligned corners."""
 
     def __init__(
@@ -219,11 +219,11 @@ class PlainDeepLabV3PlusResNet(nn.Module):
         super().__init__()
         head = width if head_width is None else head_width
         channels = int(256 * head)
-        self.backbone = PlainResNet(
+        self.backbone = StockResNet(
             depth, width, in_channels, stride_in=stride_in, output_stride=output_stride, multi_grid=multi_grid
         )
-        self.aspp = PlainASPPv3Plus(int(2048 * width), channels, atrous_rates(output_stride), dropout)
-        self.decoder = PlainDecoder(int(256 * width), channels, int(48 * head), classes)
+        self.aspp = StockASPPv3Plus(int(2048 * width), channels, atrous_rates(output_stride), dropout)
+        self.decoder = StockDecoder(int(256 * width), channels, int(48 * head), classes)
         set_momentum(self, momentum)
 
     def forward(self, image):
@@ -231,7 +231,7 @@ class PlainDeepLabV3PlusResNet(nn.Module):
         return resized(self.decoder(self.aspp(stages[3]), stages[0]), image.shape[2:])
 
 
-class PlainDeepLabV3PlusOneConvolution(nn.Module):
+class StockDeepLabV3PlusOneConvolution(nn.Module):
     """The port with one 3x3 convolution in the decoder, low-level features first and half-pixel centres.
 
     Keys ``classifier.project``, ``classifier.aspp``, ``classifier.classifier.{0,1,3}``; no multi-grid.
@@ -241,8 +241,8 @@ class PlainDeepLabV3PlusOneConvolution(nn.Module):
         super().__init__()
         head = width if head_width is None else head_width
         channels, reduced = int(256 * head), int(48 * head)
-        self.backbone = PlainResNet(depth, width, in_channels, output_stride=output_stride, first="previous")
-        aspp = PlainASPP(int(2048 * width), channels, atrous_rates(output_stride), dropout, align_corners=False)
+        self.backbone = StockResNet(depth, width, in_channels, output_stride=output_stride, first="previous")
+        aspp = StockASPP(int(2048 * width), channels, atrous_rates(output_stride), dropout, align_corners=False)
         last = nn.Sequential(*convolved(channels + reduced, channels, 3), nn.Conv2d(channels, classes, 1))
         parts = {"project": convolved(int(256 * width), reduced), "aspp": aspp, "classifier": last}
         self.classifier = nn.ModuleDict(parts)

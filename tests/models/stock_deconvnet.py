@@ -1,9 +1,9 @@
-"""DeconvNet in the plainest torch.nn, from the paper's table, without a line of fastseg.models."""
+"""DeconvNet in torch.nn alone, from the paper's table, without code of fastseg.models."""
 
 import torch.nn.functional as F
 from torch import nn
 
-from tests.models.plain_segnet import SEGNET_ENCODER, unpooled
+from tests.models.stock_segnet import SEGNET_ENCODER, unpooled
 
 # channels (in, out) of every transposed convolution after `fc6-deconv`, one row per unpooling
 DECODER = [
@@ -15,7 +15,7 @@ DECODER = [
 ]
 
 
-class PlainDeconvNet(nn.Module):
+class StockDeconvNet(nn.Module):
     def __init__(self, classes, width):
         super().__init__()
 

@@ -1,4 +1,4 @@
-"""FCN-32s on AlexNet as Caffe has it, in the plainest torch.nn, without a line of fastseg.models."""
+"""FCN-32s on AlexNet as Caffe has it, in stock torch.nn, without a line of fastseg.models."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ def neighbours_normalised(image):
     return image / (1 + 1e-4 / 5 * sum(squares[:, shift : shift + channels] for shift in range(5))) ** 0.75
 
 
-class PlainCaffeNet(nn.Module):
+class StockCaffeNet(nn.Module):
     """The five convolutions and three poolings of CaffeNet, normalised after pooling. padding: of the first."""
 
     def __init__(self, width=1.0, in_channels=3, padding=0):
@@ -50,7 +50,7 @@ def bilinear(channels, kernel, stride, padding=0):
     return layer
 
 
-class PlainFCN32sAlexNet(PlainCaffeNet):
+class StockFCN32sAlexNet(StockCaffeNet):
     """The image is padded by 100, the scores are enlarged 32 times and cut out 18 pixels from the near ends."""
 
     def __init__(self, classes=21, width=1.0, in_channels=3, dropout=0.5):

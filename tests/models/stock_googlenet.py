@@ -1,10 +1,10 @@
-"""The original GoogLeNet, with biases, and FCN-32s on it in the plainest torch.nn, without a line of fastseg.models."""
+"""The original GoogLeNet, with biases, and FCN-32s on it in stock torch.nn, without a line of fastseg.models."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.models.plain_alexnet import bilinear, neighbours_normalised
+from tests.models.stock_alexnet import bilinear, neighbours_normalised
 
 # channels: in; 1x1; 3x3 reduced, 3x3; 5x5 reduced, 5x5; projection after pooling
 INCEPTION = {
@@ -20,7 +20,7 @@ INCEPTION = {
 }
 
 
-class PlainConvolved(nn.Module):
+class StockConvolved(nn.Module):
     """A convolution that keeps the size at stride 1 and ReLU; if normalised, batch normalisation instead of a bias."""
 
     def __init__(self, channels_in, channels_out, kernel, normalised, stride=1, padding=None):
@@ -33,19 +33,19 @@ class PlainConvolved(nn.Module):
         return torch.relu(self.bn(self.conv(image)))
 
 
-class PlainInception(nn.Module):
+class StockInception(nn.Module):
     """1x1; 3x3 and 5x5 after a reduction; 3x3 max pooling and a projection: joined in this order."""
 
     def __init__(self, channels_in, ones, reduced3, threes, reduced5, fives, projected, stock):
         super().__init__()
-        self.branch1 = PlainConvolved(channels_in, ones, 1, stock)
+        self.branch1 = StockConvolved(channels_in, ones, 1, stock)
         self.branch2 = nn.Sequential(
-            PlainConvolved(channels_in, reduced3, 1, stock), PlainConvolved(reduced3, threes, 3, stock)
+            StockConvolved(channels_in, reduced3, 1, stock), StockConvolved(reduced3, threes, 3, stock)
         )
         self.branch3 = nn.Sequential(
-            PlainConvolved(channels_in, reduced5, 1, stock), PlainConvolved(reduced5, fives, 3 if stock else 5, stock)
+            StockConvolved(channels_in, reduced5, 1, stock), StockConvolved(reduced5, fives, 3 if stock else 5, stock)
         )
-        self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), PlainConvolved(channels_in, projected, 1, stock))
+        self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), StockConvolved(channels_in, projected, 1, stock))
         self.channels = ones + threes + fives + projected
 
     def forward(self, image):
@@ -53,7 +53,7 @@ class PlainInception(nn.Module):
         return torch.cat([branch(image) for branch in branches], dim=1)
 
 
-class PlainGoogLeNet(nn.Module):
+class StockGoogLeNet(nn.Module):
     """The trunk up to inception 5b, at stride 32, with torchvision's keys. padding: of the first convolution.
 
     stock: torchvision's network, which has batch normalisation for biases and for local response normalisation, 3x3
@@ -64,12 +64,12 @@ class PlainGoogLeNet(nn.Module):
         super().__init__()
         narrow, wide = int(64 * width), int(192 * width)
         self.stock = stock
-        self.conv1 = PlainConvolved(in_channels, narrow, 7, stock, 2, padding)
-        self.conv2 = PlainConvolved(narrow, narrow, 1, stock)
-        self.conv3 = PlainConvolved(narrow, wide, 3, stock)
+        self.conv1 = StockConvolved(in_channels, narrow, 7, stock, 2, padding)
+        self.conv2 = StockConvolved(narrow, narrow, 1, stock)
+        self.conv3 = StockConvolved(narrow, wide, 3, stock)
         entering = wide  # from here on the sum of what each join was given, which may be less than the table's scaled
         for name, channels in INCEPTION.items():
-            block = PlainInception(entering, *(int(count * width) for count in channels[1:]), stock)
+            block = StockInception(entering, *(int(count * width) for count in channels[1:]), stock)
             self.add_module(f"inception{name}", block)
             entering = block.channels
         self.channels = entering
@@ -89,7 +89,7 @@ class PlainGoogLeNet(nn.Module):
         return self.features(image)
 
 
-class PlainFCN32sGoogLeNet(PlainGoogLeNet):
+class StockFCN32sGoogLeNet(StockGoogLeNet):
     """One 1x1 score layer, enlarged 32 times.
 
     padding: "same" (an image is first filled with zeros to multiples of 32, at its far ends) or "pad100" (the first

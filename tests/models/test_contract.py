@@ -22,6 +22,7 @@ from tests.models.verification import (
     loss_and_gradients,
     outputs_and_gradients,
     randomised,
+    stock_names,
 )
 
 CONTRACTS = [

@@ -1,18 +1,29 @@
 """Networks for dense prediction."""
 
 from fastseg.models.deconvnet import DeconvNet
+from fastseg.models.deeplab_v2 import DeepLabV2ResNet
+from fastseg.models.deeplab_v3 import DeepLabV3, DeepLabV3Torchvision
+from fastseg.models.deeplab_v3plus import DeepLabV3Plus
+from fastseg.models.duc import DUC
 from fastseg.models.fcn import FCN8s, FCN8sAtOnce, FCN16s, FCN32s
 from fastseg.models.fcn_resnet import FCNResNet
+from fastseg.models.pspnet import PSPNet
 from fastseg.models.segnet import SegNet, SegNetBasic
 from fastseg.models.training import parameter_groups, poly_schedule
 
 __all__ = [
+    "DUC",
     "DeconvNet",
+    "DeepLabV2ResNet",
+    "DeepLabV3",
+    "DeepLabV3Plus",
+    "DeepLabV3Torchvision",
     "FCN8s",
     "FCN8sAtOnce",
     "FCN16s",
     "FCN32s",
     "FCNResNet",
+    "PSPNet",
     "SegNet",
     "SegNetBasic",
     "parameter_groups",

@@ -20,9 +20,10 @@ class PyramidPooling(nn.Module):
         reduction_channels: of each pooled map.
         bins: numbers of bins along an axis.
         align_corners: of the upsampling; PSPNet's is True.
+        norm: makes the normalisation of so many channels.
     """
 
-    def __init__(self, in_channels, reduction_channels, bins=(1, 2, 3, 6), *, align_corners=True):
+    def __init__(self, in_channels, reduction_channels, bins=(1, 2, 3, 6), *, align_corners=True, norm=nn.BatchNorm2d):
         super().__init__()
         self.in_channels = in_channels
         self.align_corners = align_corners
@@ -30,7 +31,7 @@ class PyramidPooling(nn.Module):
             nn.Sequential(
                 nn.AdaptiveAvgPool2d(count),
                 nn.Conv2d(in_channels, reduction_channels, 1, bias=False),
-                nn.BatchNorm2d(reduction_channels),
+                norm(reduction_channels),
                 nn.ReLU(inplace=True),
             )
             for count in bins

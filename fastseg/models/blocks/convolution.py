@@ -28,3 +28,11 @@ def initialise_he_(layer: Layer) -> Layer:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def initialise_all_he_(module: nn.Module) -> nn.Module:
+    """`initialise_he_` of every convolution of ``module``."""
+    for layer in module.modules():
+        if isinstance(layer, Layer):
+            initialise_he_(layer)
+    return module

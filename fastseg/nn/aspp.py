@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg import ops
+from fastseg._dtypes import is_autocast
 from fastseg._layout import image_format
 from fastseg.nn.convolution import Conv2d
 
@@ -93,7 +94,7 @@ def _steps(branch):
 
 def _may_fold(branches, input):
     """True if no gradient, statistics or hook needs the values between a convolution and its ReLU."""
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(input.device.type):
+    if torch.is_grad_enabled() or is_autocast(input):
         return False
     for convolution, norm, relu in (step for branch in branches for step in _steps(branch)):
         computes_alike = type(norm).forward is nn.BatchNorm2d.forward  # true of frozen normalisation

@@ -1,11 +1,13 @@
 """Pyramid pooling (Zhao et al. 2017: Pyramid scene parsing network)."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastseg import ops
-from fastseg._dtypes import accumulator
+from fastseg._dtypes import accumulator, is_autocast
 
 
 class PyramidPooling(nn.Module):
@@ -71,7 +73,7 @@ class PyramidPooling(nn.Module):
             for axis in (0, 1)
         ]
         reduced = [feature(input) for feature in self.features]
-        with torch.autocast(input.device.type, enabled=False):
+        with torch.autocast(input.device.type, enabled=False) if is_autocast(input) else nullcontext():
             residual = sum(
                 self._convolved_bins(bins, taps, input.shape[2:], size, first, convolution.dilation)
                 for bins, taps in zip(reduced, of_bins)

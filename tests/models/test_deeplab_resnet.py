@@ -91,7 +91,7 @@ CONTRACTS = [
     Contract(
         DeepLabV3,
         lambda: StockDeepLabV3Paper(CLASSES, dropout=0.0, **STOCK),
-        sizes=((64, 48), (49, 41)),
+        sizes=((48, 64), (49, 41)),
         arguments=NARROW,
         keys_of_stock=same_keys,
         summed_alike=False,
@@ -103,7 +103,7 @@ CONTRACTS = [
     Contract(
         DeepLabV3Torchvision,
         lambda: TorchvisionScores(CLASSES, dropout=0.0, **STOCK),
-        sizes=((64, 48), (45, 41)),
+        sizes=((48, 64), (45, 41)),
         arguments=dict(**NARROW, auxiliary_dropout=0.0),
         keys_of_stock=same_keys,
         stock_loss=torchvision_loss,
@@ -121,7 +121,7 @@ CONTRACTS = [
     Contract(
         DeepLabV3Plus,
         lambda: StockDeepLabV3PlusResNet(CLASSES, dropout=0.0, **STOCK),
-        sizes=((64, 48), (49, 41)),
+        sizes=((48, 64), (49, 41)),
         arguments=NARROW,
         keys_of_stock=same_keys,
         summed_alike=False,

@@ -3,7 +3,7 @@
 from fastseg.models.deconvnet import DeconvNet
 from fastseg.models.deeplab_v2 import DeepLabV2ResNet
 from fastseg.models.deeplab_v3 import DeepLabV3, DeepLabV3Torchvision
-from fastseg.models.deeplab_v3plus import DeepLabV3Plus
+from fastseg.models.deeplab_v3plus import DeepLabV3Plus, DeepLabV3PlusXception
 from fastseg.models.duc import DUC
 from fastseg.models.fcn import FCN8s, FCN8sAtOnce, FCN16s, FCN32s
 from fastseg.models.fcn_resnet import FCNResNet
@@ -17,6 +17,7 @@ __all__ = [
     "DeepLabV2ResNet",
     "DeepLabV3",
     "DeepLabV3Plus",
+    "DeepLabV3PlusXception",
     "DeepLabV3Torchvision",
     "FCN8s",
     "FCN8sAtOnce",

@@ -67,9 +67,7 @@ class DeepLabV3(ResNetNetwork):
             layers, in_channels, width_multiplier, output_stride=output_stride, multi_grid=multi_grid, norm=make_norm
         )
         channels = scaled_width(ASPP_CHANNELS, width_multiplier)
-        self.aspp = deeplab_aspp(
-            self.backbone.channels[-1], channels, output_stride, dropout=dropout, norm=make_norm
-        )
+        self.aspp = deeplab_aspp(self.backbone.channels[-1], channels, output_stride, dropout=dropout, norm=make_norm)
         self.classifier = score_layer(channels, num_classes)
 
     def score_maps(self, image: Tensor) -> tuple[Tensor, ...]:

@@ -59,9 +59,7 @@ class PSPNet(CoarseNetwork):
         super().__init__(num_classes, in_channels)
         check_resnet_arguments(self, layers=layers, width_multiplier=width_multiplier, norm=norm)
         make_norm = batch_norm(norm)
-        self.backbone = ResNet(
-            layers, in_channels, width_multiplier, deep_stem=True, output_stride=8, norm=make_norm
-        )
+        self.backbone = ResNet(layers, in_channels, width_multiplier, deep_stem=True, output_stride=8, norm=make_norm)
         _, _, stage3, stage4 = self.backbone.channels
         channels = scaled_width(HEAD_CHANNELS, width_multiplier)
 

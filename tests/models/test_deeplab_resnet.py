@@ -18,7 +18,7 @@ from tests.models.stock_deeplab_resnet import (
     StockMultiScale,
 )
 from tests.models.stock_resnet import StockResNet
-from tests.models.verification import copied, randomised
+from tests.models.verification import randomised
 
 WIDTH = 1 / 16
 NARROW = dict(width_multiplier=WIDTH, layers=50)
@@ -220,7 +220,9 @@ def test_v2_keeps_its_normalisation():
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("norm, kind", (("batch", nn.BatchNorm2d), ("sync", nn.SyncBatchNorm), ("frozen", FrozenBatchNorm2d)))
+@pytest.mark.parametrize(
+    "norm, kind", (("batch", nn.BatchNorm2d), ("sync", nn.SyncBatchNorm), ("frozen", FrozenBatchNorm2d))
+)
 def test_normalisation_is_of_one_kind(network, norm, kind):
     model = on_meta(lambda: network(norm=norm, **NARROW))
     assert {type(layer) for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)} == {kind}
@@ -236,7 +238,9 @@ def test_loads_torchvisions_trunk(network):
     assert loaded.keys() == trunk.state_dict().keys()
     assert all(torch.equal(loaded[key], value) for key, value in trunk.state_dict().items())
     del given["layer4.2.bn3.running_var"]
-    with pytest.raises(RuntimeError, match=f"{network.__name__}.load_imagenet: state_dict lacks layer4.2.bn3.running_var"):
+    with pytest.raises(
+        RuntimeError, match=f"{network.__name__}.load_imagenet: state_dict lacks layer4.2.bn3.running_var"
+    ):
         model.load_imagenet(given)
 
 

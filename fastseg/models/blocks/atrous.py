@@ -21,16 +21,17 @@ class AtrousScores(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, rates: Sequence[int] = SCORE_RATES):
         super().__init__()
-        self.conv2d_list = nn.ModuleList(
-            Conv2d(in_channels, out_channels, 3, padding=rate, dilation=rate) for rate in rates
-        )
-        for layer in self.conv2d_list:
+        self.conv2d_list = nn.ModuleList()
+        for rate in rates:
+            layer = Conv2d(in_channels, out_channels, 3, padding=rate, dilation=rate)
             nn.init.normal_(layer.weight, std=SCORE_DEVIATION)
             nn.init.zeros_(layer.bias)
+            self.conv2d_list.append(layer)
 
     def forward(self, input: Tensor) -> Tensor:
-        scores = None
-        for layer in self.conv2d_list:
+        first, *others = self.conv2d_list
+        scores = first(input)
+        for layer in others:
             scores = layer(input, residual=scores)
         return scores
 
@@ -56,6 +57,7 @@ def deeplab_aspp(
 
 def initialise_separable_(block: nn.Sequential) -> nn.Sequential:
     """DeepLab's initialisation of a `fastseg.nn.aspp.separable_block`: normal, cut off at two deviations."""
-    for layer, deviation in ((block[0], DEPTHWISE_DEVIATION), (block[3], POINTWISE_DEVIATION)):
+    convolutions = (layer for layer in block if isinstance(layer, nn.Conv2d))
+    for layer, deviation in zip(convolutions, (DEPTHWISE_DEVIATION, POINTWISE_DEVIATION), strict=True):
         nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
     return block

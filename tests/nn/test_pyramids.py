@@ -1,4 +1,4 @@
-"""`fastseg.nn.ASPP` and `PyramidPooling` against plain builds."""
+"""`fastseg.nn.ASPP` and `PyramidPooling` against the same modules in torch.nn."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def separable(channels, out_channels, rate):
     return block(channels, out_channels, before=[depthwise, nn.BatchNorm2d(channels), nn.ReLU()])
 
 
-class PlainASPP(nn.Module):
+class StockASPP(nn.Module):
     """As DeepLab v3 has it, or v3+ on Xception."""
 
     def __init__(self, channels, rates, width, separable_branches=False):
@@ -45,8 +45,8 @@ class PlainASPP(nn.Module):
         return self.project(torch.cat(maps, 1))
 
 
-class PlainPyramid(nn.Module):
-    """As semseg has it."""
+class StockPyramid(nn.Module):
+    """As in semseg."""
 
     def __init__(self, channels, width, bins, align_corners):
         super().__init__()
@@ -70,10 +70,10 @@ def randomised(model):
     return model
 
 
-def copies(ours, plain):
-    """(ours, plain, plain in fp64) with the same values and mode."""
+def copies(ours, stock):
+    """(ours, stock, stock in fp64) with the same values and mode."""
     randomised(ours)
-    models = [ours, plain(), plain().double()]
+    models = [ours, stock(), stock().double()]
     for model in models[1:]:
         model.load_state_dict(ours.state_dict())
         model.train(ours.training)
@@ -108,7 +108,7 @@ def test_aspp(training, grad, layout, separable):
     ours = fastseg.nn.ASPP(24, (6, 12, 18), 8, separable=separable).train(training)
     input = image(3, 24, 17, 19).contiguous(memory_format=layout)
     assert ours(input).is_contiguous(memory_format=layout) or training
-    models = copies(ours, lambda: PlainASPP(24, (6, 12, 18), 8, separable))
+    models = copies(ours, lambda: StockASPP(24, (6, 12, 18), 8, separable))
     compare(models, models, input, grad)
 
 
@@ -162,7 +162,7 @@ def test_aspp_has_torchvisions_keys():
         "project.0",
         "project.1",
     }
-    assert aspp.state_dict().keys() == PlainASPP(2048, (12, 24, 36), 256).state_dict().keys()
+    assert aspp.state_dict().keys() == StockASPP(2048, (12, 24, 36), 256).state_dict().keys()
 
 
 def test_hooks_between_convolution_and_relu_are_called():
@@ -191,7 +191,7 @@ class Followed(nn.Module):
 @pytest.mark.parametrize("align_corners", (True, False))
 def test_pyramid_pooling(training, align_corners):
     ours = fastseg.nn.PyramidPooling(12, 4, align_corners=align_corners).train(training)
-    models = copies(ours, lambda: PlainPyramid(12, 4, (1, 2, 3, 6), align_corners))
+    models = copies(ours, lambda: StockPyramid(12, 4, (1, 2, 3, 6), align_corners))
     compare(models, models, image(3, 12, 13, 12))
     assert {name.rpartition(".")[0] for name in ours.state_dict()} == {
         f"features.{place}.{layer}" for place in range(4) for layer in (1, 2)
@@ -201,15 +201,15 @@ def test_pyramid_pooling(training, align_corners):
 @pytest.mark.parametrize("name", FOLLOWING)
 @pytest.mark.parametrize("align_corners", (True, False))
 def test_pyramid_pooling_and_the_convolution_after_it(name, align_corners):
-    """Exactly what the convolution makes of the upsampled maps, which never exist."""
+    """The result of the convolution of the upsampled maps, which are never stored."""
 
     def build(pyramid):
         return Followed(pyramid, FOLLOWING[name](12 + 4 * 4)).eval()
 
     ours = build(fastseg.nn.PyramidPooling(12, 4, align_corners=align_corners))
-    models = copies(ours, lambda: build(PlainPyramid(12, 4, (1, 2, 3, 6), align_corners)))
-    plain = [lambda input, model=model: model.convolution(model.pyramid(input)) for model in models[1:]]
-    compare(models, [lambda input: ours.pyramid.convolved(input, ours.convolution), *plain], image(2, 12, 14, 12))
+    models = copies(ours, lambda: build(StockPyramid(12, 4, (1, 2, 3, 6), align_corners)))
+    stock = [lambda input, model=model: model.convolution(model.pyramid(input)) for model in models[1:]]
+    compare(models, [lambda input: ours.pyramid.convolved(input, ours.convolution), *stock], image(2, 12, 14, 12))
 
 
 @pytest.mark.parametrize(

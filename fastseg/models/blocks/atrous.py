@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from fastseg.models.blocks.convolution import initialise_all_he_
-from fastseg.models.blocks.heads import SCORE_DEVIATION
+from fastseg.models.blocks.heads import initialise_scores_
 from fastseg.nn import ASPP, Conv2d
 
 SCORE_RATES = (6, 12, 18, 24)  # of DeepLab v2 and DUC
@@ -21,12 +21,9 @@ class AtrousScores(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, rates: Sequence[int] = SCORE_RATES):
         super().__init__()
-        self.conv2d_list = nn.ModuleList()
-        for rate in rates:
-            layer = Conv2d(in_channels, out_channels, 3, padding=rate, dilation=rate)
-            nn.init.normal_(layer.weight, std=SCORE_DEVIATION)
-            nn.init.zeros_(layer.bias)
-            self.conv2d_list.append(layer)
+        self.conv2d_list = nn.ModuleList(
+            initialise_scores_(Conv2d(in_channels, out_channels, 3, padding=rate, dilation=rate)) for rate in rates
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         first, *others = self.conv2d_list

@@ -10,10 +10,15 @@ SCORE_DEVIATION = 0.01  # of the initial weights of score layers
 
 
 def score_layer(in_channels: int, num_classes: int) -> nn.Conv2d:
-    """A 1x1 convolution whose weights start normal with deviation 0.01, its biases 0."""
-    layer = nn.Conv2d(in_channels, num_classes, 1)
+    """A 1x1 convolution from `initialise_scores_`."""
+    return initialise_scores_(nn.Conv2d(in_channels, num_classes, 1))
+
+
+def initialise_scores_(layer: nn.Conv2d) -> nn.Conv2d:
+    """Weights start normal with deviation 0.01, biases 0."""
     nn.init.normal_(layer.weight, std=SCORE_DEVIATION)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -30,8 +30,9 @@ class SeparableConv2d(nn.Module):
     ):
         """relu: whether a ReLU precedes the 1x1 convolution."""
         super().__init__()
-        options = dict(padding=dilation, dilation=dilation, groups=in_channels, bias=False)
-        self.conv1 = Conv2d(in_channels, in_channels, 3, stride, **options)
+        self.conv1 = Conv2d(
+            in_channels, in_channels, 3, stride, padding=dilation, dilation=dilation, groups=in_channels, bias=False
+        )
         self.bn = norm(in_channels)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.relu = relu
@@ -74,7 +75,7 @@ class Unit(nn.Module):
             layers += [nn.ReLU(), convolution, norm(width)]
             channels = width
         self.rep = nn.Sequential(*layers if first_relu else layers[1:])
-        self.skip = self.skipbn = None
+        self.project = project
         if project:
             self.skip = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
             self.skipbn = norm(channels)
@@ -83,7 +84,7 @@ class Unit(nn.Module):
         """The result, and that of the second convolution, normalised, for a decoder."""
         second = self.rep[:-3](input)
         output = self.rep[-3:](second)
-        shortcut = input if self.skip is None else self.skipbn(self.skip(input))
+        shortcut = self.skipbn(self.skip(input)) if self.project else input
         return output + shortcut, second
 
 
@@ -136,8 +137,16 @@ class Xception(nn.Module):
             if reached == LOW_LEVEL_STRIDE and stride > 1:
                 self.low_level_unit = place
             removed = stride if reached * stride > output_stride else 1
-            options = dict(stride=stride // removed, dilation=dilation, project=project, norm=norm)
-            self.add_module(f"block{place}", Unit(channels, scaled(widths), first_relu=place > 1, **options))
+            unit = Unit(
+                channels,
+                scaled(widths),
+                stride=stride // removed,
+                dilation=dilation,
+                project=project,
+                first_relu=place > 1,
+                norm=norm,
+            )
+            self.add_module(f"block{place}", unit)
             channels = scaled(widths)[-1]
             reached, dilation = reached * stride // removed, dilation * removed
         for place, (width, factor) in enumerate(zip(scaled(LAST_WIDTHS), multi_grid, strict=True), 3):

@@ -3,6 +3,7 @@
 from fastseg.models.deconvnet import DeconvNet
 from fastseg.models.fcn import FCN8s, FCN8sAtOnce, FCN16s, FCN32s
 from fastseg.models.fcn_resnet import FCNResNet
+from fastseg.models.registry import build, list_models
 from fastseg.models.segnet import SegNet, SegNetBasic
 from fastseg.models.training import parameter_groups, poly_schedule
 
@@ -15,6 +16,8 @@ __all__ = [
     "FCNResNet",
     "SegNet",
     "SegNetBasic",
+    "build",
+    "list_models",
     "parameter_groups",
     "poly_schedule",
 ]

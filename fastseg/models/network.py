@@ -1,5 +1,8 @@
 """The base class of all networks: arguments, checks, errors, and the key names of the original releases."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +58,17 @@ class Network(nn.Module):
     def predict(self, images: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
         """The label of the highest score at each pixel, (N, H, W) in `dtype`, uint8, int32 or int64."""
         return ops.upsample_argmax(self(images), images.shape[2:], dtype=dtype)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """As torch's; the error about missing or unexpected keys also says what release the keys are closest to."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            if set(state_dict) == set(self.state_dict()):  # shapes that do not fit, for which torch's message is enough
+                raise
+            from fastseg.models.checkpoints import hint  # it imports all networks
+
+            raise RuntimeError(f"{error}\n\t{self.name}: {hint(self, state_dict)}") from None
 
     def check_at_least_one(self, **arguments: int) -> None:
         for argument, value in arguments.items():

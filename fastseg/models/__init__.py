@@ -3,8 +3,10 @@
 from fastseg.models.deconvnet import DeconvNet
 from fastseg.models.fcn import FCN8s, FCN8sAtOnce, FCN16s, FCN32s
 from fastseg.models.fcn_resnet import FCNResNet
+from fastseg.models.panoptic import Segment, panoptic_merge
 from fastseg.models.registry import build, list_models
 from fastseg.models.segnet import SegNet, SegNetBasic
+from fastseg.models.semantic_fpn import PanopticFPN, SemanticFPN
 from fastseg.models.training import parameter_groups, poly_schedule
 
 __all__ = [
@@ -14,10 +16,14 @@ __all__ = [
     "FCN16s",
     "FCN32s",
     "FCNResNet",
+    "PanopticFPN",
     "SegNet",
     "SegNetBasic",
+    "Segment",
+    "SemanticFPN",
     "build",
     "list_models",
+    "panoptic_merge",
     "parameter_groups",
     "poly_schedule",
 ]

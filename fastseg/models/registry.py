@@ -13,6 +13,7 @@ from fastseg.models.fcn import FCN8s, FCN8sAtOnce, FCN16s, FCN32s
 from fastseg.models.fcn_resnet import FCNResNet
 from fastseg.models.network import Network
 from fastseg.models.segnet import SegNet, SegNetBasic
+from fastseg.models.semantic_fpn import PanopticFPN, SemanticFPN
 
 INDEPENDENT_BUILD = "an independent build in torch.nn"
 
@@ -42,6 +43,8 @@ _FCN = "Long, Shelhamer, Darrell 2015; the Caffe release"
 _FCN_VERIFIED = f"{INDEPENDENT_BUILD}; the release's keys and crop offsets"
 _SEGNET = "Badrinarayanan, Kendall, Cipolla 2017; the Caffe release"
 _SEGNET_VERIFIED = f"{INDEPENDENT_BUILD}; the release's keys and order of layers"
+_FPN = "Kirillov, Girshick, He, Dollár 2019; detectron2"
+_FPN_VERIFIED = f"{INDEPENDENT_BUILD}; detectron2's keys"
 _TORCHVISION_VERIFIED = f"{INDEPENDENT_BUILD}; torchvision's keys"
 
 MODELS: dict[str, Entry] = {
@@ -55,6 +58,14 @@ MODELS: dict[str, Entry] = {
     "segnet_basic": Entry(SegNetBasic, "SegNet-Basic", 1_416_587, _SEGNET, verified=_SEGNET_VERIFIED),
     "deconvnet": Entry(
         DeconvNet, "DeconvNet", 251_805_653, "Noh, Hong, Han 2015; the Caffe release", verified=_SEGNET_VERIFIED
+    ),
+    "semantic_fpn_resnet101": Entry(SemanticFPN, "Semantic FPN", 47_470_803, _FPN, verified=_FPN_VERIFIED),
+    "panoptic_fpn_resnet101": Entry(
+        PanopticFPN,
+        "Panoptic FPN: semantic branch and merge",
+        47_475_318,
+        _FPN,
+        verified=f"{_FPN_VERIFIED}; a merge pixel by pixel",
     ),
 }
 

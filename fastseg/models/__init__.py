@@ -7,8 +7,11 @@ from fastseg.models.deeplab_v3plus import DeepLabV3Plus, DeepLabV3PlusXception
 from fastseg.models.duc import DUC
 from fastseg.models.fcn import FCN8s, FCN8sAtOnce, FCN16s, FCN32s
 from fastseg.models.fcn_resnet import FCNResNet
+from fastseg.models.panoptic import Segment, panoptic_merge
 from fastseg.models.pspnet import PSPNet
+from fastseg.models.registry import build, list_models
 from fastseg.models.segnet import SegNet, SegNetBasic
+from fastseg.models.semantic_fpn import PanopticFPN, SemanticFPN
 from fastseg.models.training import parameter_groups, poly_schedule
 
 __all__ = [
@@ -25,8 +28,14 @@ __all__ = [
     "FCN32s",
     "FCNResNet",
     "PSPNet",
+    "PanopticFPN",
     "SegNet",
     "SegNetBasic",
+    "Segment",
+    "SemanticFPN",
+    "build",
+    "list_models",
+    "panoptic_merge",
     "parameter_groups",
     "poly_schedule",
 ]

@@ -35,7 +35,7 @@ class FCN(Network):
         width_multiplier: scales the width of every trunk layer; 1 is VGG16.
         dropout: probability of zeroing an element after ``fc6`` and ``fc7``.
 
-    Score layers start at zero, transposed convolutions bilinear, the trunk from `load_vgg16` or else He
+    Score layers start at zero, transposed convolutions bilinear, the trunk from `load_imagenet` or else He
     normal. An FCN-16s starts from a trained FCN-32s and an FCN-8s from an FCN-16s, by
     ``load_state_dict(..., strict=False)``.
 
@@ -71,7 +71,7 @@ class FCN(Network):
         names = {f"trunk.stages.{stage - 1}.{layer - 1}.layer": f"conv{stage}_{layer}" for stage, layer in numbered()}
         return names | {"trunk.fc6": "fc6", "trunk.fc7": "fc7"}
 
-    def load_vgg16(self, state_dict: dict[str, Tensor]) -> "FCN":
+    def load_imagenet(self, state_dict: dict[str, Tensor]) -> "FCN":
         """Copies the weights of torchvision's ``vgg16`` (``features.N`` and ``classifier.N``) into the trunk.
 
         The fully connected layers become convolutions; ImageNet's output layer, ``classifier.6``, is ignored.
@@ -82,7 +82,7 @@ class FCN(Network):
         """
         layers = [*(f"conv{stage}_{layer}" for stage, layer in numbered()), "fc6", "fc7"]
         sources = torchvision_sources(state_dict, dict.fromkeys(layers))
-        self.copy_tensors("load_vgg16", state_dict, sources)
+        self.copy_tensors("load_imagenet", state_dict, sources)
         return self
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,3 +55,45 @@ class CoarseNetwork(Network):
     def predict(self, images: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
         scores = self.coarse_scores(images)
         return ops.upsample_argmax(scores, tuple(images.shape[2:]), align_corners=self.align_corners, dtype=dtype)
+
+
+class SubsampledNetwork(CoarseNetwork):
+    """A coarse network whose score (i, j) is that of pixel (stride i, stride j), and which learns from these pixels.
+
+    Scores are interpolated between these pixels; beyond the last of them they are the last one.
+    """
+
+    align_corners = True
+    stride = 8
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores, size = self._covering(image)
+        scores = ops.upsample_bilinear2d(scores, size, align_corners=True)
+        return scores[:, :, : image.shape[2], : image.shape[3]]
+
+    def loss(self, images: Tensor, targets: Tensor, **options) -> Tensor:
+        """Cross entropy at every 8th pixel, the mean over the labelled ones unless `options` say otherwise.
+
+        Args:
+            images: (N, in_channels, H, W).
+            targets: labels (N, H, W) in int64, int32 or uint8; 255 is ignored.
+            options: those of `fastseg.ops.cross_entropy`, such as weight, ignore_index and reduction.
+        """
+        labels = targets[:, :: self.stride, :: self.stride]
+        scores = self.coarse_scores(images)[:, :, : labels.shape[1], : labels.shape[2]]
+        return ops.cross_entropy(scores, labels, **{"ignore_index": IGNORED_LABEL, **options})
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
+        scores, size = self._covering(images)
+        labels = ops.upsample_argmax(scores, size, align_corners=True, dtype=dtype)
+        return labels[:, : images.shape[2], : images.shape[3]]
+
+    def _covering(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The scores with the last row and column repeated where pixels follow them, and the size they cover."""
+        scores = self.coarse_scores(image)
+        for axis in (2, 3):
+            if self.stride * (scores.shape[axis] - 1) + 1 < image.shape[axis]:
+                scores = torch.cat([scores, scores.narrow(axis, -1, 1)], axis)
+        height, width = (self.stride * (length - 1) + 1 for length in scores.shape[2:])
+        return scores, (height, width)

@@ -5,14 +5,15 @@ from collections.abc import Callable
 from torch import nn
 
 from fastseg.models.blocks.convolution import initialise_he_
+from fastseg.nn import Conv2d
 
 SCORE_DEVIATION = 0.01  # of the initial weights of score layers
 
 
-def score_layer(in_channels: int, num_classes: int) -> nn.Conv2d:
-    """A 1x1 convolution whose weights start normal with deviation 0.01, its biases 0."""
-    layer = nn.Conv2d(in_channels, num_classes, 1)
-    nn.init.normal_(layer.weight, std=SCORE_DEVIATION)
+def score_layer(in_channels: int, num_classes: int, *, deviation: float = SCORE_DEVIATION) -> Conv2d:
+    """A 1x1 convolution whose weights start normal with this deviation, its biases 0."""
+    layer = Conv2d(in_channels, num_classes, 1)
+    nn.init.normal_(layer.weight, std=deviation)
     nn.init.zeros_(layer.bias)
     return layer
 

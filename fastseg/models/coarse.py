@@ -93,3 +93,37 @@ class CoarseNetwork(Network):
         scores, size = self.covering_scores(images)
         labels = cast(Tensor, ops.upsample_argmax(scores, size, align_corners=self.align_corners, dtype=dtype))
         return labels[..., : images.shape[2], : images.shape[3]].contiguous()
+
+
+class SubsampledNetwork(CoarseNetwork):
+    """A coarse network that learns from every `label_stride`-th pixel: its score (i, j) is that of pixel (8 i, 8 j).
+
+    Scores are interpolated between these pixels; beyond the last one, its score is repeated.
+    """
+
+    align_corners = True
+    label_stride = 8
+
+    def covering_scores(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        scores = self.coarse_scores(image)
+        for axis in (2, 3):
+            if self.label_stride * (scores.shape[axis] - 1) + 1 < image.shape[axis]:
+                scores = torch.cat([scores, scores.narrow(axis, -1, 1)], axis)
+        height, width = (self.label_stride * (length - 1) + 1 for length in scores.shape[2:])
+        return scores, (height, width)
+
+    def loss(self, images: Tensor, targets: Tensor, **options) -> Tensor:
+        """Cross entropy at every `label_stride`-th pixel, the mean over the labelled ones unless `options` differ.
+
+        Args:
+            images: (N, in_channels, H, W).
+            targets: labels (N, H, W) in int64, int32 or uint8; 255 is ignored.
+            options: those of `fastseg.ops.cross_entropy`, such as weight, pixel_weight, ignore_index and reduction.
+        """
+        step = self.label_stride
+        labels = targets[..., ::step, ::step]
+        scores = self.coarse_scores(images)[:, :, : labels.shape[-2], : labels.shape[-1]]
+        options = {"ignore_index": IGNORED_LABEL, **options}
+        if options.get("pixel_weight") is not None:
+            options["pixel_weight"] = options["pixel_weight"][..., ::step, ::step]
+        return ops.cross_entropy(scores, labels, **options)

@@ -9,14 +9,16 @@ from fastseg.models.blocks.convolution import initialise_he_
 SCORE_DEVIATION = 0.01  # of the initial weights of score layers
 
 
-def score_layer(in_channels: int, num_classes: int) -> nn.Conv2d:
+def score_layer(in_channels: int, num_classes: int, *, deviation: float = SCORE_DEVIATION) -> Conv2d:
     """A 1x1 convolution from `initialise_scores_`."""
-    return initialise_scores_(nn.Conv2d(in_channels, num_classes, 1))
+    layer = Conv2d(in_channels, num_classes, 1)
+    initialise_scores_(layer, deviation=deviation)
+    return layer
 
 
-def initialise_scores_(layer: nn.Conv2d) -> nn.Conv2d:
-    """Weights start normal with deviation 0.01, biases 0."""
-    nn.init.normal_(layer.weight, std=SCORE_DEVIATION)
+def initialise_scores_(layer: nn.Conv2d, *, deviation: float = SCORE_DEVIATION) -> nn.Conv2d:
+    """Weights start normal with this deviation, biases 0."""
+    nn.init.normal_(layer.weight, std=deviation)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from fastseg.models.blocks.convolution import initialise_he_
+from fastseg.nn import Conv2d
 
 SCORE_DEVIATION = 0.01  # of the initial weights of score layers
 

@@ -30,7 +30,7 @@ def build(revision: str) -> Path:
     """The folder to import that revision's `fastseg` from; built once per commit."""
     commit = results.git("rev-parse", "--verify", f"{revision}^{{commit}}")
     if not commit:
-        raise SystemExit(f"--against: git knows no revision {revision!r}")
+        raise SystemExit(f"--against: there is no revision {revision!r}")
     folder = results.ROOT / "build" / "against" / commit[:12]
     installed = folder / "site"
     if not installed.exists():

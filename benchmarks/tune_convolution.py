@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from fastseg._triton import MAX_SHARED
-from fastseg.kernels.convolution.launch import ROOMY
+from fastseg.kernels.convolution.launch import LARGE_SHARED
 
 KERNELS = Path(__file__).resolve().parent.parent / "kernels" / "convolution"
 TABLES = {  # name: (module in kernels/convolution, table in it)
@@ -49,7 +49,7 @@ def candidates(table: str, key: tuple, config: type) -> Iterator[tuple]:
         return
     size = 2 if key[0] == "half" else 4
     outputs = {"few": (16, 32), "medium": (64,), "wide": (64, 128), "widest": (256,)}[key[2]]
-    most = ROOMY if key[2] == "widest" else MAX_SHARED
+    most = LARGE_SHARED if key[2] == "widest" else MAX_SHARED
     for other, own, depth, warps, stages in product((64, 128, 256), outputs, (16, 32, 64, 128), (4, 8), (2, 3, 4, 5)):
         if (other + own) * depth * size * stages <= most and other * own <= 128 * 32 * warps:
             first, second = (other, own) if table == "dense" or key[2] == "widest" else (own, other)

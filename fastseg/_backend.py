@@ -56,7 +56,7 @@ class Named:
         wanted = list(inspect.signature(function).parameters)
         unknown = [name for name in wanted if name not in names]
         if unknown:
-            raise TypeError(f"{what} asks for {', '.join(unknown)}; there are {', '.join(names)}")
+            raise TypeError(f"{what} has parameters {', '.join(unknown)}; allowed: {', '.join(names)}")
         self.positions = [names.index(name) for name in wanted]
         self.pick = picker(self.positions)
         self.function = function

@@ -41,7 +41,7 @@ def _load_cpu() -> tuple[str | None, str | None]:
     """(the level loaded, None) or (None, the reason why none was)."""
     candidates = _cpu_candidates()
     if not candidates:
-        return None, "FASTSEG_CPU_LEVEL=none asks for no compiled library"
+        return None, "FASTSEG_CPU_LEVEL=none disables the compiled library"
     failure = None
     for level in candidates:
         path = LIBRARY_DIR / f"libfastseg_{level}.so"
@@ -54,7 +54,7 @@ def _load_cpu() -> tuple[str | None, str | None]:
         else:
             return level, None
     wanted = ", ".join(f"libfastseg_{level}.so" for level in candidates)
-    return None, failure or f"the CPU library is not built (no {wanted} beside the package); {HOW_TO_BUILD}"
+    return None, failure or f"the CPU library is not built (no {wanted} in the package folder); {HOW_TO_BUILD}"
 
 
 def _load_cuda() -> str | None:

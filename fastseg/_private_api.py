@@ -1,4 +1,4 @@
-"""All uses of PyTorch's private API, to be checked when a new version comes out.
+"""All uses of PyTorch's private API, to be checked for each new version.
 
 Checked on torch 2.11, 2.13 and 2.14.1 (`make test-torch VERSION=...`).
 """
@@ -82,7 +82,7 @@ def differentiates_twice(tensors: tuple) -> bool:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """True for a batch of torch.func.vmap, whose data cannot be read."""
+    """True for a batch of torch.func.vmap: its data cannot be read."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):

@@ -1,4 +1,4 @@
-"""What the ops on regions of interest share: boxes as rows (batch index, x1, y1, x2, y2), numbers that place them."""
+"""Shared by the ops on regions of interest: checks, and boxes as rows (batch index, x1, y1, x2, y2)."""
 
 from collections.abc import Sequence
 
@@ -24,6 +24,12 @@ def check_boxes(op: str, boxes: Tensor, input: Tensor) -> None:
     _check.argument(op, "boxes", boxes, FLOATING, ("K", 5), ROWS, like=("input", input))
 
 
+def check_grad_output(op: str, grad_output: Tensor, boxes: Tensor) -> None:
+    _check.dtype(op, "grad_output", grad_output, FLOATING)
+    _check.shape(op, "grad_output", grad_output, (boxes.shape[0], "C", "rows", "columns"))
+    _check.argument(op, "boxes", boxes, FLOATING, ("K", 5), like=("grad_output", grad_output))
+
+
 def check_output_size(op: str, output_size: Sequence[int]) -> None:
     rows, columns = output_size
     if rows < 1 or columns < 1:
@@ -31,7 +37,7 @@ def check_output_size(op: str, output_size: Sequence[int]) -> None:
 
 
 def as_rows(op: str, boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
-    """Boxes as the ops take them, (K, 5), constants; of a list the place of each tensor is the batch index."""
+    """Boxes as (K, 5) without gradient. In a list, the place of a tensor is its batch index."""
     if isinstance(boxes, Tensor):
         return boxes.detach() if boxes.requires_grad else boxes
     if not isinstance(boxes, (list, tuple)):
@@ -43,19 +49,19 @@ def as_rows(op: str, boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
     for image, own in enumerate(boxes):
         name = f"boxes[{image}]"
         _check.argument(op, name, own, FLOATING, ("L", 4), "x1, y1, x2, y2", like=("input", input))
-        own = own.detach().float() if own.dtype in HALF else own.detach()  # which hold no large batch index
+        own = own.detach().float() if own.dtype in HALF else own.detach()  # half types round large batch indices
         rows.append(torch.cat([torch.full_like(own[:, :1], image), own], 1))
     return torch.cat(rows)
 
 
 def without_image(boxes: Tensor, images: int) -> Tensor:
-    """Which boxes name an image that there is not."""
+    """Which boxes have a batch index without an image."""
     index = boxes[:, 0]
     return ~((index > -1) & (index < images))
 
 
 def invalid_index(op: str, boxes: Tensor, images: int) -> Tensor:
-    """The same; on CPU there may be none."""
+    """The same; raises on CPU if there are any."""
     index, invalid = boxes[:, 0], without_image(boxes, images)
     if _check.may_look_at(boxes) and invalid.any():
         first = int(invalid.nonzero()[0])
@@ -67,12 +73,12 @@ def invalid_index(op: str, boxes: Tensor, images: int) -> Tensor:
 
 
 def is_channels_last(input: Tensor) -> bool:
-    """Whether what an op returns is to be channels_last; transforms of torch.func hide how their tensors lie."""
+    """Whether an op returns channels_last. Transforms of torch.func hide the strides of tensors: then False."""
     return not in_functional_transform() and image_format(input) is torch.channels_last
 
 
 def empty(like: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
-    """Room for a tensor of four dimensions."""
+    """An uninitialised tensor of four dimensions."""
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format(channels_last))
 
 

@@ -1,14 +1,14 @@
-"""What the Triton kernels of the upsample family share: PyTorch's bilinear sampling rule, evaluated on the device.
+"""Shared by the Triton kernels of the upsample family: PyTorch's bilinear sampling rule, evaluated on the device.
 
 Along an axis, output o lies at position (o + half) numerator / denominator - half; half is 1/2, 0 for
 align_corners. Cell q holds the outputs with q - 1 <= position < q, cell 0 those before the first source
 element. They read the source elements low = max(q - 1, 0) and high = min(low + span, source - 1) with weights
-1 - fraction and fraction; the fraction is 0 in cell 0, as PyTorch's clamping has it. span is 0 where the axis
+1 - fraction and fraction; the fraction is 0 in cell 0, as after PyTorch's clamping. span is 0 if the axis
 keeps its size, else 1.
 
 Positions are fp64 with one rounding each in `*`, `/` and `-`, which no compiler can fuse, so host and device
-agree on which output belongs to which cell. Triton passes Python floats as fp32: the denominator travels as
-its fp64's bits.
+agree on the cell of every output. Triton passes Python floats as fp32, so the denominator is passed as the bits
+of its fp64.
 """
 
 import functools
@@ -21,7 +21,7 @@ import triton.language as tl
 
 
 class Axis(NamedTuple):
-    """One axis of an upsampling, as the kernels take it."""
+    """One axis of an upsampling: arguments of the kernels."""
 
     source: int
     output: int

@@ -1,4 +1,4 @@
-"""What the Triton kernels of the softmax losses share: labels, weights, a softmax over the classes of a pixel block.
+"""Shared by the Triton kernels of the softmax losses: labels, weights, a softmax over the classes of a pixel block.
 
 A *column* is the tuple of tiles that holds the logits of BLOCK_P pixels, tile k the classes [k CHUNK, (k + 1)
 CHUNK) as (CHUNK, BLOCK_P). Different tiles are combined within a thread, the rows of a tile may lie in
@@ -16,7 +16,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class Config(NamedTuple):
-    """How a block of pixels is cut: CHUNK classes per tile, STEP classes in registers at a time, BLOCK_P pixels."""
+    """The sizes of a block: CHUNK classes per tile, STEP classes in registers at a time, BLOCK_P pixels."""
 
     chunk: int
     step: int
@@ -140,8 +140,8 @@ def online_softmax(pointers, inside, plane, C: tl.constexpr, STEP: tl.constexpr,
     total = tl.zeros_like(largest)
     for start in range(0, C, STEP):
         column = read_column(pointers, inside, plane, start, C, STEP, CHUNK)
-        grown = tl.maximum(largest, column_max(column))
-        shift = tl.where(grown == -float("inf"), 0.0, grown)  # not inf - inf while all logits so far are -inf
+        maximum = tl.maximum(largest, column_max(column))
+        shift = tl.where(maximum == -float("inf"), 0.0, maximum)  # avoids inf - inf while all logits so far are -inf
         total = total * tl.exp2((largest - shift) * LOG2_E) + column_sum(exponentials(column, shift))
-        largest = grown
+        largest = maximum
     return largest, total

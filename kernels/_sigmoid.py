@@ -1,4 +1,4 @@
-"""What the Triton kernels of the sigmoid losses share: cancellation-free parts of a sigmoid and its cross-entropy."""
+"""Shared by the Triton kernels of the sigmoid losses: a sigmoid and its cross-entropy without cancellation."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def sigmoid_parts(z):
-    """(p, q, below, rest) of logits z: p = sigmoid(z), 1 - p, max(-z, 0) and log(1 + e^-|z|); -log p = below + rest."""
+    """p = sigmoid(z), q = 1 - p, and hinge = max(-z, 0), log_term = log(1 + e^-|z|), whose sum is -log p."""
     small = tl.exp2(-tl.abs(z) * 1.4426950408889634)
     one = 1.0 + small
     larger = 1.0 / one

@@ -1,4 +1,4 @@
-"""Tensors [N, C, d1, ..., dk] as the Triton kernels of the softmax losses walk them; in C++ PixelWalk does it."""
+"""Views of tensors [N, C, d1, ..., dk] for the Triton kernels of the softmax losses; PixelWalk is the same in C++."""
 
 from torch import Tensor
 
@@ -6,10 +6,10 @@ from fastseg._layout import is_channels_last
 
 
 def pixel_views(*tensors: Tensor | None, may_join: bool = True) -> list[Tensor | None]:
-    """[N, C, P] views with unit class or pixel stride, None for None; a copy of a tensor whose strides allow no view.
+    """[N, C, P] views with unit class or pixel stride, None for None; a copy if a tensor's strides allow no view.
 
-    Where all of them lie with the classes innermost (or an image is one pixel), and `may_join`, [1, C, N P] views.
-    Outputs are dense, so they are never copied.
+    If the classes are innermost in all of them (or an image is one pixel), and `may_join`, [1, C, N P] views. Outputs
+    are dense, so they are never copied.
     """
     joined = may_join and all(_joins(tensor) for tensor in tensors if tensor is not None)
     return [None if tensor is None else _view(tensor, joined) for tensor in tensors]

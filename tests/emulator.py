@@ -14,6 +14,7 @@ import torch
 from tests import building
 
 LIBRARY = "FASTSEG_EMULATOR_LIBRARY"  # set in the processes that run_tests starts
+VARIANT = "FASTSEG_EMULATOR_VARIANT"  # likewise: one of SANITIZERS
 SANITIZERS = {"plain": "", "address": "address", "thread": "thread"}
 
 
@@ -24,7 +25,7 @@ def build(variant: str) -> Path:
 
 
 def environment(variant: str, library: Path) -> dict[str, str]:
-    changes = {LIBRARY: str(library), "OMP_NUM_THREADS": "1"}
+    changes = {LIBRARY: str(library), VARIANT: variant, "OMP_NUM_THREADS": "1"}
     runtimes = {"address": ["libasan.so", "libubsan.so"], "thread": ["libtsan.so"]}.get(variant, [])
     if runtimes:
         preload = [*runtimes, "libstdc++.so"]  # libstdc++ after them, so that they intercept its exceptions

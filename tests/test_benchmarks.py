@@ -267,18 +267,18 @@ def test_essential_cases_run_first_under_both_allocators(monkeypatch):
     named = [(job.titles[0].split()[1], job.allocator) for job in essential]
     assert named == [(name, each) for name in ("first", "wanted", "sibling") for each in ("default", "tuned")]
     assert [job.titles[0].split()[1] for job in others] == ["plain", "plain"]
-    (on_cuda,), (rest,) = jobs.plan(["example"], "cuda", "")
+    (on_cuda,), (others,) = jobs.plan(["example"], "cuda", "")
     assert [title.split()[1] for title in on_cuda.titles] == ["first", "sibling"]
-    assert [title.split()[1] for title in rest.titles] == ["plain", "wanted"]
+    assert [title.split()[1] for title in others.titles] == ["plain", "wanted"]
 
 
 def test_a_crash_costs_one_case(monkeypatch, capsys, tmp_path):
     cases = [example(name=name, targets=()) for name in ("sound", "crashing", "after")]
     monkeypatch.setattr(harness, "cases_of", lambda op: cases)
-    asked = []
+    started = []
 
-    def run_worker(job, *rest, **options):
-        asked.append(job.titles)
+    def run_worker(job, *arguments, **options):
+        started.append(job.titles)
         done = [title for title in job.titles[:1] if "crashing" not in title]
         return [RECORD | {"case": title, "refused": None} for title in done], (
             "exit status -11: no message" if len(job.titles) > 1 or not done else None
@@ -288,7 +288,7 @@ def test_a_crash_costs_one_case(monkeypatch, capsys, tmp_path):
     options = run.parse(["cross_entropy", "--device", "cpu", "--json", str(tmp_path / "results.json")])
     session = run.Session(options)
     session.run(jobs.Job("example", tuple(case.title for case in cases), "default"))
-    assert [len(titles) for titles in asked] == [3, 1]
+    assert [len(titles) for titles in started] == [3, 1]
     assert [record["case"].split()[1] for record in session.all_records()] == ["sound", "after"]
     assert len(session.failures) == 1 and "crashing" in session.failures[0]
 
@@ -381,7 +381,7 @@ def test_revisions_are_compared_pair_by_pair(monkeypatch, capsys):
 
 
 def test_an_unknown_revision_is_refused():
-    with pytest.raises(SystemExit, match="git knows no revision 'no-such-revision'"):
+    with pytest.raises(SystemExit, match="there is no revision 'no-such-revision'"):
         against.build("no-such-revision")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tests.ops
+from fastseg import _library
 from fastseg.testing import assert_within_policy
 from tests.contract import Case, Contract, Make, leaves, to_double
 
@@ -100,6 +101,19 @@ def test_reference_backend(contract, case, device):
     _compare(contract, case, Make(torch.float32, device), backend="reference")
 
 
+@pytest.mark.parametrize("contract, case", FIRST)
+def test_tensors_made_in_inference_mode(contract, case, device):
+    def run():
+        with torch.no_grad():
+            return _outputs(contract.function(**case.arguments(Make(torch.float32, device))))
+
+    expected = run()
+    with torch.inference_mode():
+        outputs = run()
+    for one, two in zip(outputs, expected, strict=True):
+        assert torch.equal(one.nan_to_num(7.0), two.nan_to_num(7.0))
+
+
 @pytest.mark.parametrize("contract, case", SMALL)
 def test_gradcheck(contract, case):
     arguments = case.arguments(Make(torch.float64))
@@ -110,9 +124,10 @@ def test_gradcheck(contract, case):
     def function(*tensors):
         return contract.function(**{**arguments, **dict(zip(wanted, tensors))})
 
-    assert torch.autograd.gradcheck(function, tuple(wanted.values()))
+    inputs = tuple(wanted.values())
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)  # random directions: every element counts in each
     if contract.double_backward:
-        assert torch.autograd.gradgradcheck(function, tuple(wanted.values()))
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 class _Recorder(TorchDispatchMode):
@@ -138,6 +153,33 @@ def test_opcheck(contract, case, device):
         lead = args[0].detach()
         lead = lead.clone().requires_grad_() if lead.is_floating_point() else lead
         torch.library.opcheck(function, (lead, *args[1:]))
+
+
+class _KernelRecorder(TorchDispatchMode):
+    """Notes the C++ kernels that a call reaches, with their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name.startswith("fastseg::_"):
+            self.calls.setdefault(function, args)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.sanitized
+@pytest.mark.skipif(_library.CPU_LEVEL is None, reason="needs a compiled library")
+@pytest.mark.parametrize("contract, case", FIRST)
+def test_kernels_refuse_lists_that_are_too_short(contract, case):
+    with _KernelRecorder() as recorder:
+        _run(contract.function, case.arguments(Make(torch.float32, "cpu")))
+    for kernel, args in recorder.calls.items():
+        for place, argument in enumerate(args):
+            if isinstance(argument, (list, tuple)) and argument and not isinstance(argument[0], torch.Tensor):
+                for shorter in ([], argument[:-1]):
+                    with pytest.raises(RuntimeError):
+                        kernel(*args[:place], shorter, *args[place + 1 :])
 
 
 @pytest.mark.parametrize("contract, case", CASES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastseg
-from fastseg import ops
+from fastseg import _library, ops
 from fastseg._op import NATIVE_SCHEMAS
 from fastseg.info import explain
 from tests.test_other_sizes import CALLS, LANDSCAPE, data
@@ -210,3 +210,17 @@ def test_explain_names_stock_where_auto_takes_it(monkeypatch):
     monkeypatch.undo()  # removes conftest.py's patch, which leaves no calls to stock
     for name in ("cross_entropy", "max_pool2d"):
         assert explain(name, *EXPLAINED[name]).splitlines()[0].endswith(": stock runs")
+
+
+# --- torch built for AMD's GPUs ---
+
+
+def test_triton_needs_no_nvidia_gpu(monkeypatch):
+    """A ROCm torch has torch.version.hip, and calls its devices "cuda", too."""
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert _library.missing.__wrapped__("triton") is None
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert "has no CUDA" in _library.missing.__wrapped__("triton")

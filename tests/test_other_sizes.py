@@ -137,7 +137,7 @@ def check_other_sizes(name, program):
         assert found.shape == expected.shape
         if found.is_floating_point():
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        else:  # but for near ties of two classes
+        else:  # except for near ties of two classes
             assert (found == expected).double().mean() > 0.999
 
 

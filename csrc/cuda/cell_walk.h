@@ -1,7 +1,7 @@
 // A grid of threads that strides over the cells of a four-dimensional array without dividing at every step.
 //
 // A thread divides once, for its first cell; there are fewer threads than 2^32. Then it adds the stride,
-// which the host has taken apart into the same four digits, with carries. Nothing limits the number of cells:
+// which the host has split into the same four digits, with carries. The number of cells is not limited:
 // only the last three sizes must be 2^30 or less.
 #pragma once
 
@@ -65,7 +65,7 @@ inline cudaError_t count_processors(int& processors) {
 }
 
 // Launches kernel(CellGrid, arguments...) on enough blocks to fill the device a few times, so that blocks
-// that end early make room for others, or on fewer where there are not as many cells.
+// that end early make room for others, or on fewer blocks if there are fewer cells.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_over_cells(const Cells& cells, cudaStream_t stream, void (*kernel)(CellGrid, Parameters...),
                               Arguments... arguments) {

@@ -1,11 +1,11 @@
-// One kernel source, two meanings.
+// One kernel source for CUDA and for the emulator.
 //
 // Every kernels/<op>/cuda.cu includes this header first and nothing from CUDA itself. With nvcc it is real
 // CUDA. With g++ and -DFASTSEG_EMULATOR (tests only) the same text becomes ordinary C++ that csrc/emulator
-// runs on the CPU, one fiber per CUDA thread, so that AddressSanitizer and ThreadSanitizer can look at the
+// runs on the CPU, one fiber per CUDA thread, so that AddressSanitizer and ThreadSanitizer can check the
 // kernel without a GPU.
 //
-// Three things have no spelling that both compilers accept and are therefore macros:
+// Three things have no syntax that both compilers accept and are therefore macros:
 //   FASTSEG_LAUNCH(kernel, grid, block, dynamic_shared_bytes, stream, arguments...)
 //       kernel<<<grid, block, dynamic_shared_bytes, stream>>>(arguments...)
 //   FASTSEG_SHARED(float, tile, [16][17]);

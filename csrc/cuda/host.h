@@ -68,4 +68,14 @@ inline void check_device(const Tensor& tensor, const char* op, const char* name)
   FASTSEG_CHECK(tensor.device().type() == device_type, "fastseg::", op, ": ", name, " is not on a CUDA device");
 }
 
+// Checks that `tensor` is contiguous, on the device of `lead`, of dtype `type`, with `count` elements.
+inline void check_list(const char* op, const Tensor& lead, const Tensor& tensor, const char* name, ScalarType type,
+                       int64_t count) {
+  check_device(tensor, op, name);
+  FASTSEG_CHECK(tensor.get_device_index() == lead.get_device_index() && tensor.is_contiguous() &&
+                    tensor.scalar_type() == type && tensor.numel() == count,
+                "fastseg::", op, ": ", name, " must be contiguous, on the device of the first argument, with ", count,
+                " elements of its dtype");
+}
+
 }  // namespace fastseg::cuda

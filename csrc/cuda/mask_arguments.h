@@ -1,24 +1,11 @@
-// From the tensors of packed masks to what known_masks.h calls them. Only what memory safety needs is checked, and
-// never data: kernels keep to the masks whatever boxes and indices say.
+// Turns the tensors of packed masks into the structs of known_masks.h. Checks only what memory safety needs, and never
+// data: kernels stay inside the masks whatever the boxes and indices are.
 #pragma once
-
-#include <initializer_list>
-#include <utility>
 
 #include "cuda/host.h"
 #include "cuda/known_masks.h"
 
 namespace fastseg::cuda {
-
-// `tensor` lies contiguous on the device of `lead`, holds `type` and has `count` elements.
-inline void check_list(const char* op, const Tensor& lead, const Tensor& tensor, const char* name, ScalarType type,
-                       int64_t count) {
-  check_device(tensor, op, name);
-  FASTSEG_CHECK(tensor.get_device_index() == lead.get_device_index() && tensor.is_contiguous() &&
-                    tensor.scalar_type() == type && tensor.numel() == count,
-                "fastseg::", op, ": ", name, " must be contiguous, on the device of the first argument, with ", count,
-                " elements of its dtype");
-}
 
 inline void check_words(const char* op, const Tensor& words) {
   check_device(words, op, "words");

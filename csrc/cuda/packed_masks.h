@@ -1,4 +1,4 @@
-// Packed masks in kernels: what a warp finds out about them.
+// Packed masks in kernels: overlaps of boxes, and intersections counted by a warp.
 #pragma once
 
 #include "cuda/known_masks.h"
@@ -7,7 +7,7 @@ namespace fastseg::cuda {
 
 constexpr unsigned all_lanes = ~0u;
 
-// The rows and words that two boxes have in common, and how many pixels that is at most. Never outside of the masks.
+// The rows and words that two boxes have in common, cut to the masks, and the most pixels that this can be.
 struct Overlap {
   int first_row, rows, first_word, words;
   long long pixels;
@@ -25,8 +25,8 @@ struct Overlap {
   }
 };
 
-// The number of pixels that two masks share, for all lanes of a warp that calls it together: as many lanes beside each
-// other as a row of the overlap has words, the others take rows of their own.
+// The number of pixels that two masks share. All lanes of a warp call it together and get the result. Groups of lanes,
+// as wide as a row of the overlap has words (rounded up to a power of two), take one row each.
 __device__ inline unsigned intersection(const unsigned* __restrict__ a, const unsigned* __restrict__ b,
                                         const Overlap& at, long long pitch) {
   const int lane = static_cast<int>(threadIdx.x) % warpSize;
@@ -44,6 +44,12 @@ __device__ inline unsigned intersection(const unsigned* __restrict__ a, const un
 // 0 / 0 is 0. The same number as on the CPU.
 __device__ inline double ratio(long long part, long long whole) {
   return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0.0;
+}
+
+// The mask at a place of a ranking; 0 for a number that is no index of a mask.
+__device__ inline long long ranked(const long long* order, long long place, long long masks) {
+  const long long index = order[place];
+  return index >= 0 && index < masks ? index : 0;
 }
 
 // This warp's number in the grid, and how many there are.

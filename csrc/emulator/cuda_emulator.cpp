@@ -26,9 +26,9 @@ enum class State : unsigned char { ready, at_block_barrier, at_warp_collective, 
 const char* const operation_names[] = {"__syncwarp",       "__shfl_sync",   "__shfl_xor_sync",  "__shfl_up_sync",
                                        "__shfl_down_sync", "__ballot_sync", "__match_any_sync", "__reduce_add_sync"};
 
-// What ThreadSanitizer orders: everything before a barrier with everything after it. Each barrier takes a tag
-// of its own from a ring, since a fast thread already releasing the next barrier must not be acquired by a
-// slow thread that is still leaving this one.
+// For ThreadSanitizer a tag orders everything before a barrier before everything after it. Each barrier takes a tag
+// of its own from a ring: a slow thread that still leaves this barrier must not acquire what a fast thread releases at
+// the next one.
 using SyncTag = std::uint64_t;
 
 struct Thread {
@@ -57,7 +57,7 @@ struct Warp {
 };
 
 struct Block {
-  std::uint64_t number = 0;  // of all blocks ever run: tells whether a SharedSlot is this block's
+  std::uint64_t number = 0;  // counts all blocks ever run: tells whether a SharedSlot belongs to this one
   int threads = 0, alive = 0;
   // the barrier that threads are now gathering at
   int arrived = 0, line = 0, predicates = 0, last_predicates = 0;

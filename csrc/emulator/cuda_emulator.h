@@ -1,9 +1,9 @@
-// The CUDA dialect as C++ for the CPU: what csrc/cuda/cuda_compat.h means when g++ compiles a .cu file.
+// CUDA's language extensions as C++ for the CPU: csrc/cuda/cuda_compat.h includes it when g++ compiles a .cu file.
 //
-// Faithful: block and warp barriers, warp collectives with any mask, static and dynamic shared memory (filled
+// Modelled: block and warp barriers, warp collectives with any mask, static and dynamic shared memory (filled
 // with 0xFF bytes, i.e. NaN, at the start of each block), atomics, launch limits. Wrong use aborts with a
 // message. Not modelled: blocks running at the same time (they run one after another), memory ordering
-// between blocks, inline PTX, tensor cores, cp.async, TMA, speed. For __half and __nv_bfloat16 take c10::Half
+// between blocks, inline PTX, tensor cores, cp.async, TMA, speed. For __half and __nv_bfloat16 use c10::Half
 // and c10::BFloat16 from torch/headeronly/util, which nvcc compiles too.
 //
 // FASTSEG_EMULATOR_ORDER = forward (default) | reverse | <seed>: the order in which a block's threads run.
@@ -80,7 +80,7 @@ int block_barrier(int predicate, int line);
 // All lanes of `mask` meet; returns this lane's result (of a shuffle: the value of source_lane).
 std::uint64_t warp_collective(WarpOperation operation, unsigned mask, std::uint64_t value, int source_lane);
 
-// The block's copy of one __shared__ variable, known by its slot, made by the first thread that reaches it.
+// The block's copy of one __shared__ variable, identified by its slot, allocated by the first thread that reaches it.
 struct SharedSlot {
   std::uint64_t block = 0;
   unsigned char* memory = nullptr;

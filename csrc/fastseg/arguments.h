@@ -1,32 +1,18 @@
-// From stable-ABI tensors to the pointers of pixel_tile.h. Only what memory safety needs is checked: everything else
-// was checked in Python.
+// Turns stable-ABI tensors into the views of pixel_tile.h. Checks only what memory safety needs: Python has checked
+// everything else.
 #pragma once
 
 #include <algorithm>
-#include <optional>
 #include <vector>
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
-#include "fastseg/check.h"
+#include "fastseg/dense.h"
 #include "fastseg/pixel_tile.h"
 
 namespace fastseg {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-template <typename value_t>
-constexpr ScalarType scalar_type_of() {
-  if (std::is_same_v<value_t, float>) return ScalarType::Float;
-  if (std::is_same_v<value_t, double>) return ScalarType::Double;
-  if (std::is_same_v<value_t, simd::Half>) return ScalarType::Half;
-  return ScalarType::BFloat16;
-}
-
-// fn(scalar_t{}) for the four storage types.
+// Calls fn(scalar_t{}) for the four storage types.
 template <typename Function>
 auto with_floating_type(const Tensor& tensor, const char* name, const Function& fn) {
   switch (tensor.scalar_type()) {
@@ -38,35 +24,6 @@ auto with_floating_type(const Tensor& tensor, const char* name, const Function& 
                     " must be float32, float64, float16 or bfloat16");
       return fn(simd::BFloat16{});
   }
-}
-
-// The values of a contiguous CPU tensor of `count` elements.
-template <typename value_t>
-const value_t* dense_values(const Tensor& tensor, int64_t count, const char* name) {
-  FASTSEG_CHECK(tensor.is_cpu() && tensor.scalar_type() == scalar_type_of<value_t>() && tensor.is_contiguous() &&
-                    tensor.numel() == count,
-                name, " must be a contiguous CPU tensor of the accumulator's dtype with ", count, " elements");
-  return tensor.const_data_ptr<value_t>();
-}
-
-template <typename value_t>
-const value_t* dense_values(const std::optional<Tensor>& tensor, int64_t count, const char* name) {
-  return tensor ? dense_values<value_t>(*tensor, count, name) : nullptr;
-}
-
-// The same of an output.
-template <typename value_t>
-value_t* dense_output(const Tensor& tensor, int64_t count, const char* name) {
-  dense_values<value_t>(tensor, count, name);
-  return tensor.mutable_data_ptr<value_t>();
-}
-
-// The same of an output that is added to, 0 at first.
-template <typename value_t>
-value_t* zeroed_output(const Tensor& tensor, int64_t count, const char* name) {
-  value_t* values = dense_output<value_t>(tensor, count, name);
-  std::fill_n(values, count, value_t(0));
-  return values;
 }
 
 // Writes a number to a CPU tensor of one element, of any floating type.
@@ -87,7 +44,7 @@ inline double first_number_of(const Tensor& tensor, const char* name) {
   });
 }
 
-// The one element of such a tensor.
+// The same for a tensor of one element.
 inline double number_of(const Tensor& tensor, const char* name) {
   FASTSEG_CHECK(tensor.numel() == 1, name, " must have one element");
   return first_number_of(tensor, name);
@@ -96,7 +53,7 @@ inline double number_of(const Tensor& tensor, const char* name) {
 // How tensors of the same sizes [N, C, d1, ..., dk] are walked in tiles: as [N, C, P] with P = d1 ... dk, or, where
 // `may_join` and the layouts allow it (channels_last does), as the [1, C, N P] of one image, whose tiles are longer.
 // Inputs that have neither a unit class nor a unit pixel stride are copied, and the copies live as long as the walk;
-// outputs must have one.
+// outputs must have a unit stride.
 class PixelWalk {
  public:
   PixelWalk(std::vector<Tensor> inputs, const std::vector<Tensor>& outputs, bool may_join = true)
@@ -127,7 +84,7 @@ class PixelWalk {
     FASTSEG_CHECK(find_strides(/*one_image=*/false), "an output of pixels must be dense");
   }
 
-  // Of the tensor at `index`, inputs first.
+  // The view of the tensor at `index`; inputs are counted first.
   template <typename scalar_t>
   PixelView<const scalar_t> input(size_t index) const {
     const Strides& strides = strides_[index];
@@ -151,7 +108,7 @@ class PixelWalk {
     for (const Tensor& tensor : tensors_) {
       const auto sizes = tensor.sizes(), steps = tensor.strides();
       Strides strides{one_image ? 0 : steps[0], sizes[1] > 1 ? steps[1] : 1, 1};
-      int64_t extent = 1;  // of what is inside of the next dimension
+      int64_t extent = 1;  // elements of the dimensions visited so far
       for (int64_t dim = static_cast<int64_t>(sizes.size()) - 1; dim >= 0; --dim) {
         if (dim == 1 || (dim == 0 && !one_image) || sizes[dim] == 1) continue;
         if (extent == 1) {

@@ -1,5 +1,5 @@
-// What the elementwise sigmoid losses share: flat tensors of any dtype seen as chunks of the accumulator type, and the
-// sigmoid with everything that belongs to it.
+// Shared by the elementwise sigmoid losses: flat tensors of any dtype, read and written in chunks of the accumulator
+// type, and the sigmoid with its logarithm.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +32,7 @@ inline FlatView flat_view(const torch::stable::Tensor& tensor, int64_t count, co
 
 inline UnevenSlices chunk_slices(int64_t chunks) { return UnevenSlices(chunks, 16); }
 
-// body(slice, offset, count) for every chunk of [0, count); `slices` are of its chunks.
+// Calls body(slice, offset, count) for every chunk of [0, count); `slices` divides the chunks among threads.
 template <typename Body>
 void for_each_chunk(int64_t count, const UnevenSlices& slices, const Body& body) {
   slices.run([&](int64_t slice, int64_t begin, int64_t end) {
@@ -76,8 +76,8 @@ void round_to(const accumulate_t* from, int count, void* to, int64_t offset) {
 
 }  // namespace detail
 
-// Elements [offset, offset + count) in the accumulator type: where they lie if that is their type and the chunk is
-// full, else in `buffer` [kChunk], filled up to whole vectors with `padding`.
+// Elements [offset, offset + count) in the accumulator type: in the tensor if that is its type and the chunk is whole
+// vectors, else in `buffer` [kChunk], filled up to whole vectors with `padding`.
 template <typename accumulate_t>
 const accumulate_t* read_chunk(FlatView from, int64_t offset, int count, accumulate_t padding, accumulate_t* buffer) {
   using torch::headeronly::ScalarType;
@@ -110,32 +110,33 @@ void write_chunk(const accumulate_t* values, int count, FlatView to, int64_t off
   }
 }
 
-// p = sigmoid(z) and q = 1 - p, both to the last digits of scalar_t, and -log p = below + rest, below = max(-z, 0). The
-// two are kept apart because z + below is exactly 0 where the loss of a negative is no more than the rest.
+// p = sigmoid(z) and q = 1 - p, both to the last digits of scalar_t, and -log p = hinge + log_term, with
+// hinge = max(-z, 0) and log_term = log(1 + e^-|z|). They stay separate so that z + hinge is exactly 0 for z < 0, where
+// the loss of a negative is the log term alone.
 template <typename scalar_t>
 struct Sigmoid {
   using vector_t = simd::vec<simd::accumulate<scalar_t>>;
-  vector_t p, q, below, rest;
+  vector_t p, q, hinge, log_term;
 
   FASTSEG_INLINE explicit Sigmoid(vector_t z) {
     const vector_t zero{};
     const vector_t lower = simd::select(z < zero, z, -z);
     const vector_t small = sizeof(scalar_t) == 2 ? simd::exp_of_logits<scalar_t>(lower) : simd::exp(lower);
-    const vector_t grown = 1 + small;
-    const vector_t inverse = 1 / grown;
+    const vector_t one_plus = 1 + small;
+    const vector_t inverse = 1 / one_plus;
     p = simd::select(z < zero, small * inverse, inverse);
     q = simd::select(z < zero, inverse, small * inverse);
-    below = simd::select(z < zero, -z, zero);
+    hinge = simd::select(z < zero, -z, zero);
     if constexpr (sizeof(scalar_t) == 2) {
-      rest = log_of_grown(small);
-    } else {  // log(1 + small), with what the rounding of grown left out
-      rest = simd::log_finite(grown) + (small - (grown - 1)) * inverse;
+      log_term = log_one_plus(small);
+    } else {  // the second term corrects the rounding of one_plus
+      log_term = simd::log_finite(one_plus) + (small - (one_plus - 1)) * inverse;
     }
   }
 
  private:
   // log(1 + small) for small in [0, 1] by a polynomial of least relative error, 1e-5.
-  FASTSEG_INLINE static vector_t log_of_grown(vector_t small) {
+  FASTSEG_INLINE static vector_t log_one_plus(vector_t small) {
     vector_t r = small * -2.4734541e-2f + 1.0359264e-1f;
     r = r * small - 2.1240421e-1f;
     r = r * small + 3.2622608e-1f;
@@ -145,8 +146,8 @@ struct Sigmoid {
   }
 };
 
-// fn(double(), float(), or simd::BFloat16() for both half types): what is computed to how many digits. Half logits with
-// a target of another floating type promote, as in stock PyTorch.
+// Calls fn with the type whose digits the result needs: double(), float(), or simd::BFloat16() for both half types.
+// Half logits with a target of another floating type promote, as in stock PyTorch.
 template <typename Function>
 auto with_digits_of(FlatView logits, FlatView target, const Function& fn) {
   using torch::headeronly::ScalarType;
@@ -161,7 +162,7 @@ auto with_digits_of(FlatView logits, FlatView target, const Function& fn) {
 template <typename vector_t>
 class LongSum {
  public:
-  FASTSEG_INLINE void add(vector_t few) { lanes_ += simd::convert<simd::f64x16>(few); }
+  FASTSEG_INLINE void add(vector_t partial) { lanes_ += simd::convert<simd::f64x16>(partial); }
   FASTSEG_INLINE double total() const { return simd::reduce_add(lanes_); }
 
  private:

@@ -1,7 +1,7 @@
 // For arithmetic that gives the same bits on the CPU and on the GPU.
 //
-// Sums, differences and quotients do by themselves. Products go through multiply(), lest nvcc fuses them with a sum; of
-// CPU sources that include this CMakeLists.txt forbids the fusing.
+// Sums, differences and quotients already do. Products go through multiply(), so that nvcc does not fuse them with a
+// sum; CMakeLists.txt forbids fusing in the CPU sources that call it.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -24,7 +24,7 @@ struct LabelView {
 
 namespace detail {
 
-// What a label is, by comparisons in its own width. classes: 1 to 2^31 - 1.
+// Tests whether a label is ignored or in range, by comparisons in its own width. classes: 1 to 2^31 - 1.
 template <typename label_t>
 struct LabelTest {
   using unsigned_t = std::make_unsigned_t<label_t>;
@@ -40,8 +40,8 @@ struct LabelTest {
   FASTSEG_INLINE unsigned_t in_range(label_t label) const { return static_cast<unsigned_t>(label) <= last; }
 };
 
-// Plain loops with their flags in the labels' own width: compilers vectorise them, where they take vectors of 16 int64
-// apart.
+// Scalar loops whose flags have the width of the labels: compilers vectorise these, but split vectors of 16 int64 into
+// scalars.
 template <typename label_t>
 bool load_labels(const label_t* __restrict__ from, int count, const LabelTest<label_t> test, int32_t* __restrict__ to) {
   std::make_unsigned_t<label_t> out_of_range = 0;
@@ -55,7 +55,7 @@ bool load_labels(const label_t* __restrict__ from, int count, const LabelTest<la
 }
 
 #if defined(__AVX512F__)
-// int64 by their halves: comparisons take half as many registers.
+// int64 labels as two 32-bit halves: comparisons take half as many registers.
 inline bool load_labels(const int64_t* __restrict__ from, int count, const LabelTest<int64_t> test,
                         int32_t* __restrict__ to) {
   using simd::i32x16, simd::u32x16;
@@ -77,7 +77,7 @@ inline bool load_labels(const int64_t* __restrict__ from, int count, const Label
 }
 #endif
 
-// counted: how many labels are not ignored. At most 255 labels, so that a byte can count them.
+// Adds to `counted` how many labels are not ignored. At most 255 labels, so that a byte can count them.
 template <typename label_t>
 bool count_labels(const label_t* from, int count, const LabelTest<label_t> test, int64_t& counted) {
   std::make_unsigned_t<label_t> out_of_range = 0, valid = 0;
@@ -90,7 +90,7 @@ bool count_labels(const label_t* from, int count, const LabelTest<label_t> test,
   return out_of_range == 0;
 }
 
-// fn(pointer to the labels in their own type)
+// Calls fn(pointer to the labels in their own type).
 template <typename Function>
 auto with_label_type(const LabelView& labels, const Function& fn) {
   switch (labels.type) {
@@ -108,14 +108,14 @@ inline bool load_labels(const LabelView& labels, int64_t first, int count, int t
   std::fill(to + count, to + tile, -1);
   return detail::with_label_type(labels, [&](const auto* all) {
     const auto* from = all + first;
-    // The next tile's, if tiles are small: between two of them the hardware loses sight of this stream.
+    // The next tile's labels, if tiles are small: the hardware prefetcher loses this stream between two tiles.
     const int next = tile <= 256 ? count : 0;
     for (int i = 0; i < next; i += 64 / sizeof *from) __builtin_prefetch(from + count + i);
     return detail::load_labels(from, count, {labels.ignore_index, labels.classes}, to);
   });
 }
 
-// Adds to `counted` how many of the labels [first, first + count) are not ignored. False as load_labels().
+// Adds to `counted` how many of the labels [first, first + count) are not ignored. Returns what load_labels() does.
 inline bool count_labels(const LabelView& labels, int64_t first, int64_t count, int64_t& counted) {
   constexpr int64_t kChunk = 192;
   return detail::with_label_type(labels, [&](const auto* all) {
@@ -129,8 +129,8 @@ inline bool count_labels(const LabelView& labels, int64_t first, int64_t count, 
   });
 }
 
-// The one class of 16 labels (ignored ones apart; any class if all are), -1 if they are of several. Segmentation labels
-// come in patches, so most runs of 16 have one.
+// The class of 16 labels if those not ignored all have the same one (any class if all are ignored), else -1.
+// Segmentation labels come in patches, so most runs of 16 have one class.
 FASTSEG_INLINE int32_t common_label(const int32_t* labels) {
   const simd::i32x16 lanes = simd::load(labels);
   const uint32_t counted = simd::mask_bits(lanes >= simd::splat(int32_t(0)));
@@ -139,7 +139,7 @@ FASTSEG_INLINE int32_t common_label(const int32_t* labels) {
   return (simd::mask_bits(lanes == simd::splat(first)) & counted) == counted ? first : -1;
 }
 
-// The first label of the flat map [count] that load_labels() rejects; only called to word the error.
+// The first label of the flat map [count] that load_labels() rejects; called only for the error message.
 inline int64_t first_bad_label(const LabelView& labels, int64_t count) {
   return detail::with_label_type(labels, [&](const auto* from) -> int64_t {
     for (int64_t i = 0; i < count; ++i) {

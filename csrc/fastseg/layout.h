@@ -1,4 +1,4 @@
-// Memory layouts, for which the stable ABI has no query at torch 2.11.
+// Queries of memory layouts that the stable ABI lacks at torch 2.11.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
-// Packed masks on the CPU: their tensors, what is known of each mask, the bits that two of them share.
+// Packed masks on the CPU: their tensors, the area and box of each mask, the intersection of two masks.
 //
 // words [N, H, pitch]: bit b of word w of a row is pixel 32 w + b, bits past the end of a row are 0. On a little-endian
-// machine two words are one of 64 bits.
+// machine two neighbouring words can be read as one of 64 bits.
 #pragma once
 
 #include <algorithm>
@@ -14,18 +14,14 @@
 #include <immintrin.h>
 #endif
 
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include "fastseg/check.h"
+#include "fastseg/dense.h"
 #include "fastseg/parallel.h"
-#include "fastseg/simd.h"
 
 namespace fastseg {
 
 constexpr int kWord = 32;  // pixels in a word
 
-// A row of the tensor of boxes: the ends lie outside, an empty mask has zeros.
+// A row of the tensor of boxes: x2 and y2 lie one past the last pixel, an empty mask has zeros.
 struct Box {
   int32_t x1, y1, x2, y2;
 
@@ -39,7 +35,7 @@ struct PackedMasks {
   const uint32_t* mask(int64_t n) const { return words + n * height * pitch; }
 };
 
-// Two words at once, or the last one.
+// Two words as one of 64 bits, or the last word if only that one is left.
 FASTSEG_INLINE uint64_t load_words(const uint32_t* from, int64_t left) {
   if (left == 1) return *from;
   uint64_t both;
@@ -60,7 +56,7 @@ struct MaskStatistics {
   }
 };
 
-// Finds them row by row.
+// Finds the statistics of a mask row by row.
 class RowStatistics {
  public:
   explicit RowStatistics(int64_t pitch) : columns_(pitch) {}
@@ -80,7 +76,7 @@ class RowStatistics {
     found_.box.y2 = static_cast<int32_t>(y) + 1;
   }
 
-  // Of the rows so far.
+  // The statistics of the rows so far.
   MaskStatistics found() const {
     MaskStatistics found = found_;
     for (size_t w = 0; w < columns_.size(); ++w) {
@@ -94,14 +90,14 @@ class RowStatistics {
 
  private:
   MaskStatistics found_;
-  std::vector<uint32_t> columns_;  // [pitch], the OR of all rows: where a mask has pixels is then looked for once
+  std::vector<uint32_t> columns_;  // [pitch], the OR of all rows: found() searches it for the first and last column
 };
 
-// Calls find(mask, first_row, rows) -> MaskStatistics for strips of rows, in parallel, and writes down what comes out
-// for every mask. Few masks are cut into several strips each.
+// Calls find(mask, first_row, rows) -> MaskStatistics for strips of rows, in parallel, and writes the area and box of
+// every mask. If there are few masks, each is cut into several strips.
 template <typename Find>
 void collect_statistics(const PackedMasks& masks, int64_t* areas, Box* boxes, const Find& find) {
-  constexpr int64_t kFewestPixels = 1 << 16;  // that are worth another thread
+  constexpr int64_t kFewestPixels = 1 << 16;  // worth another thread
   constexpr int64_t kFewestRows = 16;
   if (masks.count == 0) return;
   const int64_t threads = torch::stable::get_num_threads();
@@ -124,7 +120,7 @@ void collect_statistics(const PackedMasks& masks, int64_t* areas, Box* boxes, co
   }
 }
 
-// ---- the bits that two masks share ----
+// ---- the intersection of two masks ----
 
 // The rows and words that two boxes have in common, and how many pixels that is at most.
 struct Overlap {
@@ -163,7 +159,7 @@ inline int64_t sum_of_lanes(__m512i lanes) {
   return sum;
 }
 
-// AVX-512 machines since 2019 count bits in vectors, which x86-64-v4 does not promise.
+// AVX-512 machines since 2019 count bits in vectors, but x86-64-v4 does not include it.
 __attribute__((target("avx512vpopcntdq"))) inline int64_t count_common_vectors(const uint32_t* a, const uint32_t* b,
                                                                                int64_t rows, int64_t words,
                                                                                int64_t pitch) {
@@ -200,7 +196,7 @@ inline int64_t intersection(const uint32_t* a, const uint32_t* b, const Overlap&
   static const detail::CountCommon count = detail::fastest_count_common();
   if (at.rows == 0) return 0;
   const int64_t first = at.first_row * pitch;
-  // Outside of the overlap one of the two is 0: where a row is most of a line of the image, lines are counted whole.
+  // Outside of the overlap one of the two is 0: if the overlap is most of the row, whole rows are counted as one run.
   if (at.words * 2 > pitch && at.words > 8) return count(a + first, b + first, 1, at.rows * pitch, pitch);
   return count(a + first + at.first_word, b + first + at.first_word, at.rows, at.words, pitch);
 }
@@ -210,35 +206,29 @@ inline double ratio(int64_t part, int64_t whole) {
   return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0.0;
 }
 
-// ---- from tensors; only what memory safety needs is checked ----
+// ---- from tensors, checking only what memory safety needs ----
 
-inline PackedMasks packed_masks(const torch::stable::Tensor& words, const char* op) {
-  FASTSEG_CHECK(words.is_cpu() && words.is_contiguous() && words.dim() == 3 &&
-                    words.scalar_type() == torch::headeronly::ScalarType::Int,
+inline PackedMasks packed_masks(const Tensor& words, const char* op) {
+  FASTSEG_CHECK(words.is_cpu() && words.is_contiguous() && words.dim() == 3 && words.scalar_type() == ScalarType::Int,
                 "fastseg::", op, ": words must be contiguous int32 [N, H, words] on the CPU");
   return {reinterpret_cast<const uint32_t*>(words.const_data_ptr<int32_t>()), words.size(0), words.size(1),
           words.size(2)};
 }
 
-// Packed masks with what is known of them.
+// Packed masks with their areas and boxes.
 struct KnownMasks : PackedMasks {
   const int64_t* areas;
   const Box* boxes;
 };
 
-inline void check_statistics(const PackedMasks& masks, const torch::stable::Tensor& area,
-                             const torch::stable::Tensor& boxes, const char* op) {
-  using torch::headeronly::ScalarType;
-  FASTSEG_CHECK(area.is_cpu() && area.is_contiguous() && area.scalar_type() == ScalarType::Long &&
-                    area.numel() == masks.count && boxes.is_cpu() && boxes.is_contiguous() &&
-                    boxes.scalar_type() == ScalarType::Int && boxes.numel() == 4 * masks.count,
-                "fastseg::", op, ": area must be int64 [N] and boxes int32 [N, 4], contiguous on the CPU");
+inline void check_statistics(const PackedMasks& masks, const Tensor& area, const Tensor& boxes) {
+  dense_values<int64_t>(area, masks.count, "area");
+  dense_values<int32_t>(boxes, 4 * masks.count, "boxes");
 }
 
-inline KnownMasks known_masks(const torch::stable::Tensor& words, const torch::stable::Tensor& area,
-                              const torch::stable::Tensor& boxes, const char* op) {
+inline KnownMasks known_masks(const Tensor& words, const Tensor& area, const Tensor& boxes, const char* op) {
   const PackedMasks masks = packed_masks(words, op);
-  check_statistics(masks, area, boxes, op);
+  check_statistics(masks, area, boxes);
   const auto* rows = reinterpret_cast<const Box*>(boxes.const_data_ptr<int32_t>());
   for (int64_t n = 0; n < masks.count; ++n) {
     FASTSEG_CHECK(rows[n].empty() || (rows[n].x1 >= 0 && rows[n].y1 >= 0 && rows[n].x2 <= masks.pitch * kWord &&

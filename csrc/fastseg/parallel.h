@@ -10,6 +10,9 @@
 namespace fastseg {
 
 inline int64_t ceil_divide(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+inline int64_t floor_divide(int64_t value, int64_t divisor) {
+  return value >= 0 ? value / divisor : -ceil_divide(-value, divisor);
+}
 
 // How many slices parallel_slices() cuts `count` items into: one per thread, each of `smallest` items or more.
 inline int64_t slice_count(int64_t count, int64_t smallest = 1) {
@@ -17,7 +20,7 @@ inline int64_t slice_count(int64_t count, int64_t smallest = 1) {
   return std::max<int64_t>(1, std::min(threads, count / std::max<int64_t>(1, smallest)));
 }
 
-// Calls body(take) on every thread that finds work; take() gives the next slice nobody has taken, -1 after the last.
+// Calls body(take) on every thread; take() returns the next slice that no thread has taken, or -1 after the last one.
 // `body` must not throw.
 template <typename Body>
 void share_slices(int64_t slices, const Body& body) {
@@ -48,10 +51,10 @@ void parallel_slices(int64_t count, int64_t slices, const Body& body) {
 }
 
 // Uneven slices, for threads of uneven speed (a busy machine, cores of two kinds): a large one for each thread, then
-// small ones for whoever is ready first. Like parallel_slices() otherwise.
+// small ones for the threads that are ready first. Otherwise like parallel_slices().
 class UnevenSlices {
  public:
-  // A thread's share, its large slice and as many small ones, has `smallest` items or more.
+  // A thread's share, its large slice and kSmall small ones, has `smallest` items or more.
   explicit UnevenSlices(int64_t count, int64_t smallest = 1) : count_(count), large_(slice_count(count, smallest)) {}
 
   int64_t slices() const { return large_ == 1 ? 1 : large_ * (1 + kSmall); }
@@ -60,7 +63,7 @@ class UnevenSlices {
     const int64_t parts = slice <= large_ ? slice * kLarge : large_ * kLarge + (slice - large_);
     return count_ * parts / (large_ * (kLarge + kSmall));
   }
-  // Not called for slices of nothing.
+  // Does not call `body` for empty slices.
   template <typename Body>
   void run(const Body& body) const {
     share_slices(slices(), [&](const auto& take) {
@@ -71,8 +74,8 @@ class UnevenSlices {
   }
 
  private:
-  static constexpr int64_t kSmall = 3;  // small slices a thread
-  static constexpr int64_t kLarge = 5;  // what a large one is worth of them
+  static constexpr int64_t kSmall = 3;  // small slices per thread
+  static constexpr int64_t kLarge = 5;  // the size of a large slice, in small ones
   int64_t count_, large_;
 };
 

@@ -1,12 +1,12 @@
 // The unit of work of the softmax losses: a tile of consecutive pixels times all classes.
 //
-// A loss sees rows of `tile_pixels(C)` pixels, one row per class, in the accumulator type; only this file
-// knows how the tensor lies in memory and which dtype it has:
+// A loss works on rows of `tile_pixels(C)` pixels, one row per class, in the accumulator type; only this file
+// deals with memory layouts and dtypes:
 //   for_each_tile(...)             cuts [N, P] into tiles
-//   TileAccess::visit(...)         hands a body one tile: `load(c, i)` 16 logits, `store(c, i, lanes)` gradients
+//   TileAccess::visit(...)         calls a body with one tile: `load(c, i)` 16 logits, `store(c, i, lanes)` gradients
 //   load_labels(...)               (labels.h) the tile's labels as int32, -1 where the pixel is ignored
 //   for_each_group(...)            walks its pixels, as many at a time as fit the registers
-// tile_softmax.h makes largest logits and exponentials of it.
+// tile_softmax.h computes its largest logits and exponentials.
 // Memory beyond the tensor is never touched: a partial tile is padded in scratch with zero logits and ignored
 // labels.
 #pragma once
@@ -27,14 +27,14 @@ namespace fastseg {
 
 constexpr int kRowPadding = 16;  // keeps the scratch rows of one pixel out of the same cache set
 
-// Pixels in a tile: one group of for_each_group(), so that it stays in the first-level cache. Few classes get more
-// groups, because each step over a tile waits for the one before it; very many get fewer pixels, where two tiles (this
-// one and the one on its way) would not fit the second-level cache.
+// Pixels in a tile: one group of for_each_group(), so that it stays in the first-level cache. With few classes a tile
+// has more groups, because each step over a tile waits for the one before it; with very many it has fewer pixels, so
+// that two tiles (this one and the one being prefetched) fit the second-level cache.
 constexpr int tile_pixels(int64_t classes) {
-  constexpr int64_t kGroup = 64, kMostGroups = 4, kFew = 1 << 11, kMost = 1 << 16;
+  constexpr int64_t kGroup = 64, kMostGroups = 4, kElements = 1 << 11, kMostElements = 1 << 16;
   classes = std::max<int64_t>(1, classes);
-  const int64_t groups = std::clamp<int64_t>(kFew / classes / kGroup, 1, kMostGroups);
-  const int64_t fitting = kMost / classes / kLanes * kLanes;
+  const int64_t groups = std::clamp<int64_t>(kElements / classes / kGroup, 1, kMostGroups);
+  const int64_t fitting = kMostElements / classes / kLanes * kLanes;
   return static_cast<int>(std::clamp<int64_t>(fitting, kLanes, groups * kGroup));
 }
 
@@ -77,35 +77,35 @@ void for_each_tile(int64_t begin, int64_t end, int64_t pixels, int tile, const B
   }
 }
 
-// --- one tile, as a loss sees it ---
+// --- one tile ---
 
-// What to ask memory for while a tile is computed, as many cache lines per class as the tile has: the hardware neither
-// follows hundreds of rows at once nor, between two tiles, the stream of interleaved pixels.
+// What to prefetch while a tile is computed, as many cache lines per class as the tile has: the hardware prefetcher
+// follows neither hundreds of rows at once nor, between two tiles, the stream of interleaved pixels.
 template <typename scalar_t>
-struct LinesAhead {
+struct NextLines {
   const scalar_t* from;  // [C, T], rows `stride` apart
   int64_t stride;
 
-  // Into the second-level cache; the first, where rows a power of two apart compete for the same few places, loses some
-  // before their turn.
+  // Into the second-level cache: in the first, rows a power of two apart compete for the same few sets, so that some
+  // lines would be evicted before they are read.
   FASTSEG_INLINE void prefetch(int64_t c, int i) const {
     if (i * sizeof(scalar_t) % 64 == 0) __builtin_prefetch(from + c * stride + i, 0, 2);
   }
 };
 
-// Rows of logits and gradients in their own type: where they lie, if planar and full, or in scratch.
+// Rows of logits and gradients in the storage type: in the tensor if it is planar and the tile full, else in scratch.
 template <typename scalar_t>
 struct Tile {
   using accumulate_t = simd::accumulate<scalar_t>;
   const scalar_t* logits;  // [C, T], rows logits_stride apart
-  scalar_t* gradient;      // [C, T], rows gradient_stride apart; perhaps over the logits
-  accumulate_t* rows;      // [C, T], rows row_stride apart; perhaps over the logits
+  scalar_t* gradient;      // [C, T], rows gradient_stride apart; may be the memory of the logits
+  accumulate_t* rows;      // [C, T], rows row_stride apart; may be the memory of the logits
   int64_t logits_stride, gradient_stride, row_stride;
   bool streaming;
-  LinesAhead<scalar_t> ahead;
+  NextLines<scalar_t> next;
 
   FASTSEG_INLINE auto load(int64_t c, int i) const { return simd::load(logits + c * logits_stride + i); }
-  // load(c, i), leaving the logits in `rows` too.
+  // load(c, i) that also stores the logits to `rows`.
   FASTSEG_INLINE auto fetch(int64_t c, int i) const {
     const auto lanes = load(c, i);
     simd::store(rows + c * row_stride + i, lanes);
@@ -121,11 +121,11 @@ struct Tile {
       simd::store(to, lanes...);
     }
   }
-  FASTSEG_INLINE void prefetch(int64_t c, int i) const { ahead.prefetch(c, i); }
+  FASTSEG_INLINE void prefetch(int64_t c, int i) const { next.prefetch(c, i); }
 };
 
-// Vectors of 16 pixels whose running maximum and sum stay in registers. (Eight are no faster under
-// AVX-512, and leave the tiles of many classes, which are smaller, to single vectors.)
+// Vectors of 16 pixels whose running maximum and sum stay in registers. (Eight are no faster under AVX-512, and do not
+// fit the smaller tiles of many classes, which would then go by single vectors.)
 constexpr int kGroup = simd::kRegisterBytes > 16 ? 4 : 2;
 
 // Calls body(first_pixel, constant<vectors>) over the tile's pixels, in groups that fit the registers. Write bodies as
@@ -141,7 +141,7 @@ FASTSEG_INLINE void for_each_group(int tile, const Body& body) {
   for (; i < tile; i += kLanes) body(i, constant<1>());
 }
 
-// Gradients of a whole group, two vectors at a time: half types leave as whole cache lines.
+// Gradients of a whole group, two vectors at a time: half types are written as whole cache lines.
 template <typename scalar_t, typename vector_t, int vectors>
 FASTSEG_INLINE void store_group(const Tile<scalar_t>& tile, int64_t c, int first, const vector_t (&gradient)[vectors]) {
   if constexpr (vectors == 1) {
@@ -174,27 +174,28 @@ class TileAccess {
   accumulate_t* rows() const { return rows_.get(); }
   int64_t row_stride() const { return row_stride_; }
 
-  // Calls body(tile), then writes what it stored to the gradient. A body that is given a non-null gradient must store
-  // all of it.
+  // Calls body(tile), then writes what it stored to the gradient. If there is a gradient, the body must store all of
+  // it.
   template <typename Body>
   void visit(int64_t image, int64_t first, int count, const Body& body) {
     const scalar_t* from = logits_.at(image, first);
     scalar_t* to = gradient_.data ? gradient_.at(image, first) : nullptr;
     if (count == tile_ && logits_.planar() && (!to || gradient_.planar())) {
       body(Tile<scalar_t>{from, to, rows(), logits_.class_stride, gradient_.class_stride, row_stride_, rows_aligned_,
-                          ahead_of(from)});
+                          next_lines(from)});
       return;
     }
-    bring(from, count);
-    body(Tile<scalar_t>{own_rows(), own_rows(), rows(), row_stride_, row_stride_, row_stride_, false, ahead_of(from)});
-    if (to) send(to, count);
+    copy_in(from, count);
+    body(
+        Tile<scalar_t>{own_rows(), own_rows(), rows(), row_stride_, row_stride_, row_stride_, false, next_lines(from)});
+    if (to) copy_out(to, count);
   }
 
  private:
   static constexpr bool kNarrow = !std::is_same_v<scalar_t, accumulate_t>;
   static constexpr int64_t kSquare = detail::square_of<scalar_t>;
 
-  // Fewer classes than transpose() takes at once get rows that hold nothing.
+  // Rows of scratch: no fewer than transpose() takes at once.
   int64_t padded_classes() const { return std::max(classes_, kSquare); }
 
   scalar_t* own_rows() const {
@@ -205,14 +206,14 @@ class TileAccess {
     }
   }
 
-  // Planar: the same rows of the next tile but one. Interleaved: the pixels of the next.
-  LinesAhead<scalar_t> ahead_of(const scalar_t* from) const {
+  // Planar: the same rows, two tiles on. Interleaved: the pixels of the next tile.
+  NextLines<scalar_t> next_lines(const scalar_t* from) const {
     if (logits_.planar()) return {from + 2 * tile_, logits_.class_stride};
     return {from + tile_ * logits_.pixel_stride, tile_};
   }
 
-  // Zero logits behind the `count` pixels that there are.
-  void bring(const scalar_t* from, int count) {
+  // Copies `count` pixels to scratch; the remaining pixels of the tile get zero logits.
+  void copy_in(const scalar_t* from, int count) {
     scalar_t* rows = own_rows();
     const int64_t step = logits_.pixel_stride;
     if (logits_.planar()) {
@@ -233,7 +234,7 @@ class TileAccess {
     }
   }
 
-  void send(scalar_t* to, int count) {
+  void copy_out(scalar_t* to, int count) {
     const scalar_t* rows = own_rows();
     const int64_t step = gradient_.pixel_stride;
     if (gradient_.planar()) {
@@ -272,8 +273,8 @@ class TileAccess {
   int tile_;
   int64_t row_stride_;
   Scratch<accumulate_t> rows_;     // [C][row_stride]
-  Scratch<scalar_t> narrow_rows_;  // [C][row_stride], of half types: logits or gradients that do not lie in memory so
-  Scratch<scalar_t> lines_;        // [tile][C], interleaved pixels on their way
+  Scratch<scalar_t> narrow_rows_;  // [C][row_stride], half types only: logits or gradients of a copied tile
+  Scratch<scalar_t> lines_;        // [tile][C], interleaved pixels before or after the transposition
   bool rows_aligned_;
 };
 

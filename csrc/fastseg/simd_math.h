@@ -67,11 +67,11 @@ FASTSEG_INLINE f64x16 exp(f64x16 x) {
 }
 
 // e^x for x <= 0, the exponential of a softmax: absolute error below 1e-7, e^0 = 1 exactly, 0 for -inf, NaN kept. Less
-// work than exp(): no upper end, and x log2(e) is reduced in one step, whose relative error grows with |x| only where
+// work than exp(): no upper limit, and x log2(e) is reduced in one step, whose relative error grows with |x| only where
 // e^x is small.
 FASTSEG_INLINE f32x16 exp_nonpositive(f32x16 x) {
 #if defined(__AVX512F__)
-  // 2^n is 0 there. (GCC 12 makes a comparison and a masked move of maximum() with a constant.)
+  // Below -110 2^n is 0. (GCC 12 makes a comparison and a masked move of maximum() with a constant.)
   const f32x16 clamped = bit_cast<f32x16>(_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-110.0f), bit_cast<__m512>(x)));
   const __m512 n = _mm512_maskz_roundscale_ps(0xffff, bit_cast<__m512>(clamped * kLog2e), 0);
   // Compilers do not fuse a product that has a second use, and r needs its last digits.
@@ -128,7 +128,7 @@ FASTSEG_INLINE f32x16 log_finite(f32x16 x) {
   const u32x16 bits = bit_cast<u32x16>(x) - kSqrtHalf;
   const f32x16 exponent = convert<f32x16>(bit_cast<i32x16>(bits) >> 23);
   const f32x16 m = bit_cast<f32x16>((bits & 0x007fffffu) + kSqrtHalf) - 1.0f;
-  // By pairs, whose chain of products is half as long as Horner's.
+  // In pairs, whose chain of products is half as long as Horner's.
   const f32x16 square = m * m, fourth = square * square;
   const f32x16 p01 = m * -2.4999993993e-1f + 3.3333331174e-1f;
   const f32x16 p23 = m * -1.6668057665e-1f + 2.0000714765e-1f;

@@ -1,5 +1,5 @@
-// Vectors to and from memory, and their lanes put together. Raw intrinsics stand here, where compilers have
-// no spelling of their own: fp16, streaming stores, gathers, permutations, masks as bits.
+// Loads and stores of vectors, and reductions of their lanes. Raw intrinsics are used here where compilers have
+// no syntax of their own: fp16, streaming stores, gathers, permutations, masks as bits.
 #pragma once
 
 #if defined(__x86_64__)
@@ -41,8 +41,8 @@ FASTSEG_INLINE void write(void* to, vector_t lanes) {
   }
 }
 
-// The same for elements of the lanes' own type: what holds another type (pointers, sizes) cannot change, and compilers
-// need not read it again after every store of a loop.
+// The same for elements of the lanes' own type: such a store cannot change an object of another type (pointers, sizes),
+// so compilers need not read those again after every store of a loop.
 template <typename lane_t, typename vector_t>
 FASTSEG_INLINE void write_lanes(lane_t* to, vector_t lanes) {
   if constexpr (is_pair<vector_t>) {
@@ -213,7 +213,7 @@ FASTSEG_INLINE void store_partial(scalar_t* to, vector_t lanes, int count) {
 }
 
 // Streaming stores write whole cache lines without reading them first: for outputs larger than the cache that
-// nobody reads soon. `to` must be aligned to 64 bytes; 32 for 16 elements of half types. Call stream_fence() once per
+// are not read soon. `to` must be aligned to 64 bytes; 32 for 16 elements of half types. Call stream_fence() once per
 // thread after the last of them.
 FASTSEG_INLINE void stream(float* to, f32x16 lanes) { detail::write_past_cache(to, lanes); }
 FASTSEG_INLINE void stream(double* to, f64x16 lanes) { detail::write_past_cache(to, lanes); }
@@ -324,7 +324,7 @@ FASTSEG_INLINE uint32_t mask_bits(mask_t mask) {
   }
 }
 
-// The other way round: `chosen` in the lanes whose bits are set, `other` in those where they are not.
+// The inverse: `chosen` in the lanes whose bits are set, `other` in the lanes whose bits are not.
 template <typename vector_t>
 FASTSEG_INLINE vector_t select_bits(uint16_t bits, vector_t chosen, vector_t other) {
 #if defined(__AVX512F__)

@@ -1,8 +1,8 @@
 // Vectors of 16 lanes, whatever the width of the machine's registers.
 //
 // Where 16 lanes fit a register the type is GCC's own vector; elsewhere a Pair of vectors of half the lanes,
-// split on until they fit. (GCC 12 also compiles vectors wider than a register, but takes their comparisons
-// apart lane by lane and keeps them in memory: several times slower.) Both kinds have lane-wise operators,
+// split further until they fit. (GCC 12 also compiles vectors wider than a register, but splits their comparisons
+// into scalars and keeps them in memory: several times slower.) Both kinds have lane-wise operators,
 // comparisons that give masks of 0 / -1 integer lanes, scalar operands and lanes[i] for reading; everything
 // else is a function below.
 #pragma once
@@ -19,11 +19,11 @@
 
 namespace simd {
 
-#define FASTSEG_ALWAYS_INLINE __attribute__((always_inline))  // behind the parameters of a lambda
+#define FASTSEG_ALWAYS_INLINE __attribute__((always_inline))  // after the parameters of a lambda
 #define FASTSEG_INLINE inline FASTSEG_ALWAYS_INLINE
 
-// Before a loop over an array of vectors that is to stay in registers: GCC unrolls it by itself, but only after it has
-// decided that the array lies in memory.
+// Stands before a loop over an array of vectors that must stay in registers: GCC unrolls such a loop by itself, but
+// only after it has placed the array in memory.
 #define FASTSEG_UNROLL _Pragma("GCC unroll 16")
 
 constexpr int kLanes = 16;
@@ -85,7 +85,7 @@ struct Pair {
   FASTSEG_INLINE Pair operator<<(int bits) const { return {low << bits, high << bits}; }
   FASTSEG_INLINE Pair operator>>(int bits) const { return {low >> bits, high >> bits}; }
 
-  // clang-format off: it takes the two halves of an operator apart
+  // clang-format off: it would separate the two halves of an operator
 #define FASTSEG_ARITHMETIC(op)                                                                          \
   friend FASTSEG_INLINE Pair operator op(Pair a, Pair b) { return {a.low op b.low, a.high op b.high}; } \
   FASTSEG_INLINE Pair& operator op##=(Pair other) { return *this = *this op other; }
@@ -145,9 +145,9 @@ FASTSEG_INLINE auto pick(vector_t low, vector_t high, std::index_sequence<index.
   return __builtin_shufflevector(low, high, (first + step * static_cast<int>(index))...);
 }
 
-// Lanes first, first + 1, ... of both, by turns.
+// Lanes first, first + 1, ... of both, alternating.
 template <int first, typename vector_t, size_t... index>
-FASTSEG_INLINE auto by_turns(vector_t even, vector_t odd, std::index_sequence<index...>) {
+FASTSEG_INLINE auto alternate(vector_t even, vector_t odd, std::index_sequence<index...>) {
   constexpr int kLanes = lanes_of<vector_t>;
   return __builtin_shufflevector(even, odd, (first + static_cast<int>(index / 2 + index % 2 * kLanes))...);
 }
@@ -191,7 +191,7 @@ FASTSEG_INLINE vector_t every_second(vector_t low, vector_t high) {
   }
 }
 
-// The other way round: even[0], odd[0], even[1], ... up to the middle, and from there on.
+// The inverse of every_second: even[0], odd[0], even[1], ... of the lower or of the higher halves.
 template <typename vector_t>
 FASTSEG_INLINE vector_t interleave_low(vector_t even, vector_t odd);
 template <typename vector_t>
@@ -200,7 +200,7 @@ FASTSEG_INLINE vector_t interleave_high(vector_t even, vector_t odd) {
     return {interleave_low(even.high, odd.high), interleave_high(even.high, odd.high)};
   } else {
     constexpr int kLanes = lanes_of<vector_t>;
-    return detail::by_turns<kLanes / 2>(even, odd, std::make_index_sequence<kLanes>());
+    return detail::alternate<kLanes / 2>(even, odd, std::make_index_sequence<kLanes>());
   }
 }
 template <typename vector_t>
@@ -208,7 +208,7 @@ FASTSEG_INLINE vector_t interleave_low(vector_t even, vector_t odd) {
   if constexpr (is_pair<vector_t>) {
     return {interleave_low(even.low, odd.low), interleave_high(even.low, odd.low)};
   } else {
-    return detail::by_turns<0>(even, odd, std::make_index_sequence<lanes_of<vector_t>>());
+    return detail::alternate<0>(even, odd, std::make_index_sequence<lanes_of<vector_t>>());
   }
 }
 
@@ -235,7 +235,7 @@ FASTSEG_INLINE to_t convert(from_t from);
 
 namespace detail {
 
-// Between bytes and wider integers GCC 12 goes lane by lane.
+// Between bytes and wider integers GCC 12 converts lane by lane.
 FASTSEG_INLINE i32x16 widen_bytes(u8x16 bytes) {
 #if defined(__AVX512F__)
   return bit_cast<i32x16>(_mm512_maskz_cvtepu8_epi32(0xffff, bit_cast<__m128i>(bytes)));
@@ -250,7 +250,7 @@ FASTSEG_INLINE i32x16 widen_bytes(u8x16 bytes) {
 }
 
 #if defined(__AVX512F__)
-// Between float and double GCC 12 goes by four lanes.
+// Between float and double GCC 12 converts four lanes at a time.
 FASTSEG_INLINE half_of<f64x16> widen_floats(half_of<f32x16> lanes) {
   return bit_cast<half_of<f64x16>>(_mm512_maskz_cvtps_pd(0xff, bit_cast<__m256>(lanes)));
 }
@@ -309,7 +309,7 @@ FASTSEG_INLINE vector_t negative(vector_t lanes) {
   return bit_cast<vector_t>(bit_cast<bits_t>(lanes) | std::numeric_limits<lane_of<bits_t>>::min());
 }
 
-// NaN in `candidate` is passed over, as in `candidate > best ? candidate : best`.
+// NaN in `candidate` is skipped, as in `candidate > best ? candidate : best`.
 template <typename vector_t>
 FASTSEG_INLINE vector_t maximum(vector_t best, vector_t candidate) {
   return select(candidate > best, candidate, best);

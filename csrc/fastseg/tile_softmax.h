@@ -9,9 +9,9 @@
 
 namespace fastseg {
 
-// maximum[i] = largest logit of pixel i; NaN logits are passed over (they come back as NaN exponentials). Reads the
-// logits once, and leaves them, widened, in `rows`. Goes from the last class to the first: rows a power of two apart
-// share a set of the cache, where those that tile_softmax() asked for last still lie.
+// maximum[i] = largest logit of pixel i; NaN logits are skipped (their exponentials are NaN later). Reads the logits
+// once and stores them, widened, to `rows`. Goes from the last class to the first: rows a power of two apart share a
+// cache set, which still holds those that tile_softmax() prefetched last.
 template <typename scalar_t>
 FASTSEG_INLINE void tile_maximum(Tile<scalar_t> tile, int64_t classes, int pixels,
                                  simd::accumulate<scalar_t>* maximum) {
@@ -26,12 +26,12 @@ FASTSEG_INLINE void tile_maximum(Tile<scalar_t> tile, int64_t classes, int pixel
   });
 }
 
-// Sums over many classes go in two levels, so that their error does not grow with C.
+// Classes in a block: sums are taken in blocks, then over the blocks, so that their error does not grow with C.
 constexpr int64_t kSumBlock = 32;
 
-// rows[c][i], the logits that tile_maximum() left, become e^(logit - maximum[i]); sum[i] = their sum over c.
-// each(c, i, shifted logits, exponentials) sees every vector of 16 pixels from i on as it passes. The next tile is
-// asked for here, not in tile_maximum(), which waits for memory as it is: its lines come during the exponentials.
+// rows[c][i], the logits that tile_maximum() stored, become e^(logit - maximum[i]); sum[i] = their sum over c.
+// Calls each(c, i, shifted logits, exponentials) for every vector of 16 pixels from i on. The next tile is prefetched
+// here, not in tile_maximum(), which already waits for memory: its lines arrive during the exponentials.
 template <typename scalar_t, typename Each>
 FASTSEG_INLINE void tile_softmax(Tile<scalar_t> tile, int64_t classes, int pixels,
                                  const simd::accumulate<scalar_t>* maximum, simd::accumulate<scalar_t>* sum,

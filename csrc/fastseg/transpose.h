@@ -20,8 +20,8 @@ void transpose_block(const value_t* from, int64_t from_stride, value_t* to, int6
   }
 }
 
-// A lane is 128 bits, a row of a square that is transposed in registers; a register holds as many rows, one each of as
-// many squares.
+// Squares are transposed in registers. A lane is 128 bits, one row of a square; a register has kSquares lanes, one row
+// of each of kSquares squares.
 using Lane = simd::Vector<uint64_t, 2>;
 using Register = simd::Vector<uint64_t, simd::kRegisterBytes / 8>;
 constexpr int kSquares = simd::kRegisterBytes / 16;
@@ -48,16 +48,16 @@ FASTSEG_INLINE void write_lanes(char* to, int64_t step, vector_t lanes) {
   }
 }
 
-// Where lane by lane element `i` of the lower (or higher) halves of two registers comes from, when `unit` elements of
-// one and the other take turns.
-constexpr int turn(int i, int unit, int higher, int square, int elements) {
+// Within each lane, the lower (or higher) halves of two registers are interleaved, `unit` elements of each in turn.
+// Gives the source of element `i`.
+constexpr int interleaved(int i, int unit, int higher, int square, int elements) {
   const int within = i % square, place = within / unit;
   return i / square * square + higher * square / 2 + place / 2 * unit + within % unit + place % 2 * elements;
 }
 template <int unit, int higher, int square, typename vector_t, size_t... i>
-FASTSEG_INLINE vector_t take_turns(vector_t even, vector_t odd, std::index_sequence<i...>) {
+FASTSEG_INLINE vector_t interleave(vector_t even, vector_t odd, std::index_sequence<i...>) {
   constexpr int kElements = simd::lanes_of<vector_t>;
-  return __builtin_shufflevector(even, odd, turn(i, unit, higher, square, kElements)...);
+  return __builtin_shufflevector(even, odd, interleaved(i, unit, higher, square, kElements)...);
 }
 
 // Rows and columns of a square.
@@ -73,8 +73,8 @@ FASTSEG_INLINE void transpose_squares(vector_t (&rows)[square]) {
     vector_t next[square];
     for (int i = 0; i < square / 2; ++i) {
       const int to = i / kHalf * 2 * kHalf + i % kHalf;
-      next[to] = take_turns<unit, 0, square>(rows[2 * i], rows[2 * i + 1], kAll);
-      next[to + kHalf] = take_turns<unit, 1, square>(rows[2 * i], rows[2 * i + 1], kAll);
+      next[to] = interleave<unit, 0, square>(rows[2 * i], rows[2 * i + 1], kAll);
+      next[to + kHalf] = interleave<unit, 1, square>(rows[2 * i], rows[2 * i + 1], kAll);
     }
     transpose_squares<2 * unit>(next);
     for (int i = 0; i < square; ++i) rows[i] = next[i];
@@ -121,9 +121,9 @@ void transpose(const value_t* from, int64_t from_stride, value_t* to, int64_t to
         for (int64_t column = 0; column < columns; column += width) {
           column = std::min(column, columns - width);
           const value_t* corner = from + row * from_stride + column;
-          value_t* turned = to + column * to_stride + row;
-          tall ? transpose_register<true>(corner, from_stride, turned, to_stride)
-               : transpose_register<false>(corner, from_stride, turned, to_stride);
+          value_t* transposed = to + column * to_stride + row;
+          tall ? transpose_register<true>(corner, from_stride, transposed, to_stride)
+               : transpose_register<false>(corner, from_stride, transposed, to_stride);
         }
       }
       return;

@@ -137,8 +137,8 @@ def table_of_json(annotations, detections, iou_type, most, use_categories=True, 
     if len(used) < len(detections):
         unknown = detections[numpy.setdiff1d(numpy.arange(len(detections)), used)[0]]["category_id"]
         warnings.warn(
-            f"fastseg.metrics: {len(detections) - len(used)} detections have a category_id that the "
-            f"annotations do not know, such as {unknown}; they are left out",
+            f"fastseg.metrics: {len(detections) - len(used)} detections have a category_id that is "
+            f"not in the annotations, such as {unknown}; they are left out",
             stacklevel=3,
         )
     found.score = _column(detections, "score", DETECTIONS).astype(numpy.float64)[used]

@@ -9,6 +9,7 @@ from fastseg import _check
 from fastseg._backend import rows
 from fastseg._op import Op
 from fastseg.kernels.fill_polygons import reference
+from fastseg.kernels.pack_masks.reference import words_in_row
 from fastseg.ops import PackedMasks
 
 _NAME = "fastseg.metrics.polygons_to_masks"
@@ -27,7 +28,7 @@ fill_polygons = Op(
     " -> Tensor words",
     check=check,
     outputs=lambda points, count, height, width: points.new_empty(
-        (count, height, (width + 31) // 32), dtype=torch.int32
+        (count, height, words_in_row(width)), dtype=torch.int32
     ),
     contiguous=("points", "ends", "objects"),
     backends=rows(reference.fill_polygons, cpu=(torch.float64,)),

@@ -8,6 +8,7 @@ scores lie at every 8th pixel. Parameter names are those of the Caffe releases (
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastseg.models.blocks.convolution import initialise_he_, scaled_width
@@ -60,14 +61,14 @@ class DeepLabVGG(SubsampledNetwork):
 
     def score_maps(self, image: Tensor) -> tuple[Tensor, ...]:
         pooled, branches = self.backbone(image)
-        scores = self.side_scores(image, pooled)
-        for layer, features in zip(self.fc8, branches):
-            scores = layer(features, residual=scores)
-        return (scores,)
+        return (self.summed(branches, [image, *pooled]),)
 
-    def side_scores(self, image: Tensor, pooled: list[Tensor]) -> Tensor | None:
-        """What is added to the scores of the branches."""
-        return None
+    def summed(self, branches: list[Tensor], sources: list[Tensor]) -> Tensor:
+        """The sum of all scores. branches: the maps of the trunk. sources: the image, then the pooled maps."""
+        scores = self.fc8[0](branches[0])
+        for layer, features in zip(self.fc8[1:], branches[1:]):
+            scores = layer(features, residual=scores)
+        return scores
 
 
 class DeepLabV1(DeepLabVGG):
@@ -146,14 +147,14 @@ class SideBranch(nn.Sequential):
         )
         self.stride = stride
 
-    def forward(self, image: Tensor, scores: Tensor | None) -> Tensor:
-        """The scores of this branch, plus `scores`."""
+    def forward(self, image: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        """The scores of this branch, plus `residual`."""
         below, right = ((1 - size) % self.stride for size in image.shape[2:])
-        image = nn.functional.pad(image, (0, right, 0, below))
         *layers, last = self
+        image = F.pad(image, (0, right, 0, below))
         for layer in layers:
             image = layer(image)
-        return last(image, residual=scores)
+        return last(image, residual=residual)
 
 
 class DeepLabMSc(DeepLabV1):
@@ -180,10 +181,10 @@ class DeepLabMSc(DeepLabV1):
             SideBranch(source, channels, num_classes, stride, dropout) for source, stride in zip(sources, SIDE_STRIDES)
         )
 
-    def side_scores(self, image: Tensor, pooled: list[Tensor]) -> Tensor | None:
-        scores = None
-        for branch, source in zip(self.branches, [image, *pooled]):
-            scores = branch(source, scores)
+    def summed(self, branches: list[Tensor], sources: list[Tensor]) -> Tensor:
+        scores = super().summed(branches, sources)
+        for branch, source in zip(self.branches, sources):
+            scores = branch(source, residual=scores)
         return scores
 
 

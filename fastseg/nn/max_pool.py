@@ -21,7 +21,7 @@ def _why_flat(pool):
     if kernel[0] * kernel[-1] > _MAX_COMPACT_TAPS:
         return f"its window has more than {_MAX_COMPACT_TAPS} taps"
     if any(dilation != 1 for dilation in _pair(pool.dilation)):
-        return "its windows are dilated, and may then hold no pixel at all"
+        return "its windows are dilated, and may contain no pixel"
     return None
 
 

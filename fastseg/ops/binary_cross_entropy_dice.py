@@ -112,9 +112,9 @@ def binary_cross_entropy_dice(
         pos_weight: factor of the positives in the BCE, a number or a tensor of one element, as in torch. A constant.
         ignore_index: target value of pixels that do not count in the loss or its gradient, for any logits; an integer
             such as 255, or None for none.
-        smooth: 0 gives the bare quotient, NaN where nothing is true or predicted.
-        pixel_weight: floating weights v shaped like `input`, of the BCE alone, whose mean becomes sum v l /
-            sum v. A constant.
+        smooth: 0 gives the quotient alone, NaN if nothing is true or predicted.
+        pixel_weight: floating weights v shaped like `input`, for the BCE alone: its mean becomes sum v l / sum v. A
+            constant.
         zero_if_empty: 0 instead of NaN for a mean over nothing.
         process_group: ranks over which the sums are taken before the quotients; see `fastseg.ops.dice_loss`.
         backend: "auto", "cpu", "triton" or "reference".

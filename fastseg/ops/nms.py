@@ -3,8 +3,8 @@
     box j is kept  <=>  no kept box i of a higher score (and of j's class) has IoU(i, j) > iou_threshold
 
 IoU is intersection / (area + area - intersection) of continuous boxes (no + 1), each operation rounded to fp32 (fp64
-for fp64): the same decisions on every device, and those of torchvision.ops.nms. The static form, max_output=M, has
-results of fixed shape and waits for nothing.
+for fp64): the same decisions on every device, and those of torchvision.ops.nms. With max_output=M results have a fixed
+shape and nothing waits for the device.
 """
 
 import torch
@@ -21,7 +21,7 @@ CLASSES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_boxes(op: str, boxes, scores, idxs) -> None:
-    """Of this op and of soft_nms."""
+    """Checks tensors of this op and of soft_nms."""
     _check.argument(op, "boxes", boxes, FLOATING, ("N", 4), "x1, y1, x2, y2")
     count = boxes.shape[0]
     _check.argument(op, "scores", scores, FLOATING, (count,), "one score per box", like=("boxes", boxes))
@@ -72,10 +72,10 @@ def nms(
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
-        int64 indices of the kept boxes, by descending score: of unknown number, so that on a GPU the host waits for it.
-        With `max_output`: (indices (M,), padded with -1, and count, int64 of no dimension). Their shapes depend on no
-        data: nothing waits, and torch.compile(fullgraph=True), torch.export and CUDA graphs take it. Not
-        differentiable; the same on every device and run.
+        int64 indices of the kept boxes, by descending score. Their number depends on the data, so on a GPU the host
+        waits for it. With `max_output`: (indices (M,), padded with -1, and count, int64 of no dimension). Their shapes
+        do not depend on the data: nothing waits, and torch.compile(fullgraph=True), torch.export and CUDA graphs work.
+        Not differentiable; the same on every device and run.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit.
@@ -96,8 +96,8 @@ def batched_nms(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`nms` within each class; drop-in for torchvision.ops.batched_nms.
 
-    Classes are compared, and boxes not moved apart by an offset for each class, which loses the fraction of large
-    coordinates and overflows in half types.
+    Classes are compared. Boxes are not shifted by an offset for each class, which would lose the fraction of large
+    coordinates and overflow in half types.
 
     Args:
         boxes, scores, iou_threshold, max_output, backend: as in `nms`.
@@ -117,15 +117,15 @@ def _suppress(op, boxes, scores, idxs, iou_threshold, max_output, backend):
     check_boxes(op, boxes, scores, idxs)
     iou_threshold = _check.number(op, "iou_threshold", iou_threshold)
     _check.in_range(op, "iou_threshold", iou_threshold, 0, 1)
-    room = _check.max_output(op, max_output)
-    boxes, scores, idxs = as_kernels_take_them(boxes, scores, idxs)
-    most = boxes.shape[0] if room is None else room
+    max_output = _check.max_output(op, max_output)
+    boxes, scores, idxs = kernel_arguments(boxes, scores, idxs)
+    most = boxes.shape[0] if max_output is None else max_output
     indices, count = nms_op(boxes, scores, idxs, iou_threshold, most, backend=backend)
     return (indices, count) if max_output is not None else indices.masked_select(indices >= 0)
 
 
-def as_kernels_take_them(boxes: Tensor, scores: Tensor, idxs: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Without gradient, boxes in fp64 if scores are, classes as int64. What is left to convert, `Op` does."""
+def kernel_arguments(boxes: Tensor, scores: Tensor, idxs: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Without gradient, boxes in fp64 if scores are, classes as int64. `Op` makes the other conversions."""
     if scores.dtype == torch.float64:
         boxes = boxes.double()
     return boxes.detach(), scores.detach(), idxs if idxs is None else idxs.long()

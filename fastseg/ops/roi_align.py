@@ -2,8 +2,8 @@
 
     output[k, c] = A_k input[n_k, c] B_k^T
 
-Row p of A_k holds what bin p of box k takes from each row of cells: the mean of the bilinear weights of its samples;
-B_k is the same for columns. Both have narrow bands, and both directions use them: the gradient
+Row p of A_k holds the weight of each row of cells in bin p of box k: the mean of the bilinear weights of its samples;
+B_k is the same for columns. Both are narrow bands, used forward and backward: the gradient
 
     grad_input[n, c] = sum over the boxes k of image n of A_k^T grad_output[k, c] B_k
 
@@ -18,15 +18,23 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg._backend import rows
-from fastseg._dtypes import FLOATING, FLOATING_GPU
+from fastseg._dtypes import FLOATING_GPU
 from fastseg._op import Op
-from fastseg._rois import as_rows, check_boxes, check_input, check_output_size, empty, is_channels_last
+from fastseg._rois import (
+    as_rows,
+    check_boxes,
+    check_grad_output,
+    check_input,
+    check_output_size,
+    empty,
+    is_channels_last,
+)
 from fastseg.kernels.roi_align import reference
 
 _NAME = "roi_align"
 MOST_LEVELS = 5
 MOST_SAMPLES = 1024  # along one axis of a bin
-# spatial_scales: of each level. level_areas[l]: the least area, in the image, of the boxes of level l + 1.
+# spatial_scales: one per level. level_areas[l]: the least area, in the image, of the boxes of level l + 1.
 _SAMPLING = "float[] spatial_scales, float[] level_areas, int sampling_ratio, bool aligned, bool channels_last"
 
 
@@ -82,9 +90,7 @@ roi_align_op = Op(
 
 def check_backward(grad_output, boxes, sizes, spatial_scales):
     name = "roi_align_backward"
-    _check.dtype(name, "grad_output", grad_output, FLOATING)
-    _check.shape(name, "grad_output", grad_output, (boxes.shape[0], "C", "rows", "columns"))
-    _check.argument(name, "boxes", boxes, FLOATING, ("K", 5), like=("grad_output", grad_output))
+    check_grad_output(name, grad_output, boxes)
     if len(sizes) != 1 + 2 * len(spatial_scales):
         raise RuntimeError(f"fastseg.ops.{name}: sizes={[*sizes]}; allowed: N, then H and W of each level")
 
@@ -120,7 +126,7 @@ roi_align_backward = Op(
 
 
 def _sampling(op: str, output_size, sampling_ratio, aligned) -> tuple[list[int], int]:
-    """output_size and sampling_ratio as the op takes them."""
+    """output_size and sampling_ratio, checked, as arguments of the op."""
     if type(aligned) is not bool:
         _check.booleans(op, aligned=aligned)
     (ratio,) = _check.integers(op, "sampling_ratio", sampling_ratio, "int")
@@ -192,13 +198,13 @@ def multiscale_roi_align(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """roi_align of each box on the level of a feature pyramid that its size asks for, in one launch.
+    """roi_align of each box on the level of a feature pyramid that fits its size, in one launch.
 
     With inputs of the levels min_level, min_level + 1, ... a box of width w and height h goes to level
 
         floor(canonical_level + log2(sqrt(w h) / canonical_scale) + 1e-6)
 
-    or the nearest that there is: Lin et al., Feature pyramid networks; equals torchvision's MultiScaleRoIAlign.
+    or the nearest existing level: Lin et al., Feature pyramid networks; equals torchvision's MultiScaleRoIAlign.
 
     Args:
         inputs: 1 to 5 feature maps (N, C, H_l, W_l), fine to coarse, of one dtype, device, N and C.

@@ -1,9 +1,9 @@
-"""roi_pool: the maximum of each bin of each box of a feature map, of Fast R-CNN.
+"""roi_pool: the maximum of each bin of each box of a feature map.
 
     output[k, c, i, j] = max of input[n_k, c] over the cells of bin (i, j) of box k
 
-Boxes are rounded to whole cells and include their last ones; bins may share a row or a column of cells. The index of
-each maximum is kept, and its gradient goes there. Source: Girshick, Fast R-CNN; as torchvision.ops.roi_pool.
+Boxes are rounded to whole cells and include their last row and column; bins may share a row or a column of cells. The
+index of each maximum is kept: its gradient goes there. Source: Girshick, Fast R-CNN; as torchvision.ops.roi_pool.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,17 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg._backend import rows
-from fastseg._dtypes import FLOATING, FLOATING_GPU
+from fastseg._dtypes import FLOATING_GPU
 from fastseg._op import THROUGH_REFERENCE, Op
-from fastseg._rois import as_rows, check_boxes, check_input, check_output_size, empty, is_channels_last
+from fastseg._rois import (
+    as_rows,
+    check_boxes,
+    check_grad_output,
+    check_input,
+    check_output_size,
+    empty,
+    is_channels_last,
+)
 from fastseg.kernels.roi_pool import reference
 
 _NAME = "roi_pool"
@@ -59,10 +67,8 @@ roi_pool_op = Op(
 
 def check_backward(grad_output, argmax, boxes, size):
     name = "roi_pool_backward"
-    _check.dtype(name, "grad_output", grad_output, FLOATING)
-    _check.shape(name, "grad_output", grad_output, (boxes.shape[0], "C", "rows", "columns"))
+    check_grad_output(name, grad_output, boxes)
     _check.argument(name, "argmax", argmax, (torch.int32,), grad_output.shape, like=("grad_output", grad_output))
-    _check.argument(name, "boxes", boxes, FLOATING, ("K", 5), like=("grad_output", grad_output))
     check_plane(size[1:])
 
 

@@ -18,7 +18,7 @@ from fastseg._backend import rows
 from fastseg._dtypes import FLOATING, accumulator
 from fastseg._op import Op
 from fastseg.kernels.soft_nms import reference
-from fastseg.ops.nms import as_kernels_take_them, check_boxes
+from fastseg.ops.nms import check_boxes, kernel_arguments
 
 _NAME = "soft_nms"
 METHODS = ("linear", "gaussian")
@@ -65,9 +65,9 @@ def soft_nms(
     max_output: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
-    """Picks boxes by scores that fall with every box picked that overlaps; none is suppressed outright.
+    """Picks boxes by score; each pick lowers the scores of boxes that overlap it, but suppresses none.
 
-    Equal to the original (github.com/bharatsingh430/soft-nms) but for its + 1 in the size of boxes.
+    Equal to the original (github.com/bharatsingh430/soft-nms), except for its + 1 in the size of boxes.
 
     Args:
         boxes: (N, 4), corners x1, y1, x2, y2; float32, float16, bfloat16 or float64, any strides, N >= 0.
@@ -76,8 +76,8 @@ def soft_nms(
         iou_threshold: 0 to 1, of the linear method: scores fall where the IoU is strictly above it.
         method: "linear" or "gaussian".
         sigma: of the gaussian method, positive.
-        min_score: 0 or more. A box is dropped for good when its score is below it, be it its first one.
-        idxs: None, or integers (N,): scores fall by boxes of the same class only.
+        min_score: 0 or more. A box is dropped as soon as its score is below it, even its initial score.
+        idxs: None, or integers (N,): only boxes of the same class lower a score.
         max_output: None, or M for results of static shape, of the first M boxes picked.
         backend: "auto", "cpu", "cuda" or "reference".
 
@@ -96,14 +96,14 @@ def soft_nms(
     )
     check(boxes, scores, idxs, iou_threshold, sigma, min_score)
     _check.one_of(_NAME, "method", method, METHODS)
-    room = _check.max_output(_NAME, max_output)
+    max_output = _check.max_output(_NAME, max_output)
     picked_scores, indices, count = soft_nms_op(
-        *as_kernels_take_them(boxes, scores, idxs),
+        *kernel_arguments(boxes, scores, idxs),
         iou_threshold,
         method == "gaussian",
         sigma,
         min_score,
-        boxes.shape[0] if room is None else room,
+        boxes.shape[0] if max_output is None else max_output,
         backend=backend,
     )
     picked_scores = picked_scores.to(scores.dtype)

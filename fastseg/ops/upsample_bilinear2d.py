@@ -87,7 +87,7 @@ def stock_class(input, size, channels_last):
 
 def stock_refuses(input, channels_last):
     if channels_last and input.numel() == 0:
-        return "torch forgets the memory format of an empty batch"
+        return "torch loses the memory format of an empty batch"
     if channels_last and input.requires_grad and torch.is_grad_enabled():
         return "torch's gradient has the memory format of the output's gradient, not that of the input"
     return None

@@ -29,9 +29,9 @@ struct Problem {
   UnevenSlices cut() const { return chunk_slices(images * chunks_per_image()); }
 };
 
-// A chunk of at most kChunk pixels in the accumulator type. Padding lanes are not valid. `plain`: whole
+// A chunk of at most kChunk pixels in the accumulator type. Padding lanes are not valid. `all_count`: whole
 // vectors, nothing ignored and no pixel weights, the usual case.
-template <typename value_t, bool plain>
+template <typename value_t, bool all_count>
 struct Chunk {
   using accumulate_t = value_t;
   using vector_t = simd::vec<accumulate_t>;
@@ -46,7 +46,7 @@ struct Chunk {
         ignores_(problem.ignore_index.has_value()) {}
 
   FASTSEG_INLINE mask_t valid(int i) const {
-    if constexpr (plain) return ~mask_t{};
+    if constexpr (all_count) return ~mask_t{};
     const mask_t inside = simd::convert<mask_t>(simd::lane_index() < simd::splat(int32_t(count - i)));
     return ignores_ ? inside & (simd::load(y_ + i) != ignored_) : inside;
   }
@@ -55,7 +55,7 @@ struct Chunk {
   FASTSEG_INLINE vector_t y(int i) const { return simd::keep_where(valid(i), simd::load(y_ + i)); }
   // Pixel weight, 0 where not valid.
   FASTSEG_INLINE vector_t share(int i) const {
-    if constexpr (plain) return simd::splat(accumulate_t(1));
+    if constexpr (all_count) return simd::splat(accumulate_t(1));
     return simd::keep_where(valid(i), weight_ ? simd::load(weight_ + i) : simd::splat(accumulate_t(1)));
   }
 
@@ -70,17 +70,17 @@ struct Chunk {
   bool ignores_;
 };
 
-// body(slice, image, chunk) over all chunks, slices in parallel, each in order.
+// Calls body(slice, image, chunk) for all chunks, slices in parallel, the chunks of a slice in order.
 template <typename accumulate_t, typename Body>
 void for_each_image_chunk(const Problem& problem, const Body& body) {
   const int64_t per_image = problem.chunks_per_image();
-  const bool plain = !problem.pixel_weight && !problem.ignore_index;
+  const bool all_count = !problem.pixel_weight && !problem.ignore_index;
   problem.cut().run([&](int64_t slice, int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const int64_t image = index / per_image, first = index % per_image * kChunk;
       const int count = static_cast<int>(std::min<int64_t>(kChunk, problem.pixels - first));
       const int64_t offset = image * problem.pixels + first;
-      if (plain && count % kLanes == 0) {
+      if (all_count && count % kLanes == 0) {
         body(slice, image, offset, Chunk<accumulate_t, true>(problem, offset, count));
       } else {
         body(slice, image, offset, Chunk<accumulate_t, false>(problem, offset, count));
@@ -95,7 +95,7 @@ struct ImageSums {
   double intersection = 0, prediction = 0, truth = 0;
 };
 
-// What a slice of the chunks adds up: the images it touches in order, and the cross-entropy.
+// The sums of a slice of the chunks: of its images, in order, and of the cross-entropy.
 struct Sums {
   std::vector<ImageSums> images;
   double numerator = 0, denominator = 0;
@@ -122,7 +122,7 @@ std::vector<Sums> run_forward(const Problem& problem) {
         prediction += problem.squared ? p * p : p;
         truth += problem.squared ? y * y : y;
         const vector_t of_y = 1 + (pos_weight - 1) * y;
-        const vector_t loss = ((1 - y) * z + of_y * sigmoid.below) + of_y * sigmoid.rest;
+        const vector_t loss = ((1 - y) * z + of_y * sigmoid.hinge) + of_y * sigmoid.log_term;
         numerator += simd::keep_where(chunk.valid(i), share * loss);
         denominator += share;
         odd |= (y != vector_t{}) & (y != accumulate_t(1));

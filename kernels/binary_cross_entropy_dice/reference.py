@@ -55,7 +55,7 @@ def sigmoid_statistics_backward(
 
 
 def _check_mask(target: Tensor, ignore_index: float | None) -> None:
-    """On the CPU; on a GPU any number is taken as it is, since raising would need a host sync."""
+    """On the CPU only: on a GPU any number is accepted, since raising would need a host sync."""
     if may_look_at(target) and not target.is_floating_point():
         wrong = (target != 0) & (target != 1)
         if ignore_index is not None:

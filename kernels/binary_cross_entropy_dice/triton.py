@@ -25,7 +25,7 @@ def masked_pixels(input, target, pixel_weight, place, inside, ignore_index, IGNO
                   INTEGER: tl.constexpr, DEBUG: tl.constexpr):  # fmt: skip
     """(logits, truth, weight, which pixels count) in fp32, 0 where a pixel does not count.
 
-    An integer target other than 0 and 1 counts for nothing, as `ignore_index` does.
+    A pixel with an integer target other than 0 and 1 does not count, like one with `ignore_index`.
     """
     truth = tl.load(target + place, mask=inside, other=0)
     valid = inside
@@ -71,13 +71,13 @@ def sigmoid_statistics_kernel(
         z, y, weight, valid = masked_pixels(
             input, target, pixel_weight, place, inside, ignore_index, IGNORES, INTEGER, DEBUG
         )
-        p, _, below, rest = sigmoid_parts(z)
+        p, _, hinge, log_term = sigmoid_parts(z)
         p = tl.where(valid, p, 0.0)
         positive = 1.0 + (factor - 1.0) * y
         intersection += p * y
         prediction += p * p if SQUARED else p
         truth += y * y if SQUARED else y
-        numerator += weight * (((1.0 - y) * z + positive * below) + positive * rest)
+        numerator += weight * (((1.0 - y) * z + positive * hinge) + positive * log_term)
         denominator += weight
     tl.store(sums + 5 * program, tl.sum(intersection, 0))
     tl.store(sums + 5 * program + 1, tl.sum(prediction, 0))
@@ -124,7 +124,7 @@ def sigmoid_statistics_backward_kernel(
 
 
 def _mask(target):
-    """bool as the bytes it is stored in."""
+    """The target, bool viewed as uint8."""
     return target.view(torch.uint8) if target.dtype == torch.bool else target
 
 

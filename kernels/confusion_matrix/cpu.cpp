@@ -1,6 +1,6 @@
-// Confusion matrix on the CPU, from labels or logits: the predicted and the true labels of a few hundred
-// pixels pass through small buffers that stay in the first-level cache, then into the slice's own histogram.
-// See README.md.
+// Confusion matrix on the CPU, from labels or logits: the predicted and the true labels of a few hundred pixels are
+// written to small buffers that stay in the first-level cache, then counted in the histogram of the slice. See
+// README.md.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -36,7 +36,7 @@ class Histogram {
   explicit Histogram(int classes) : classes_(classes), bins_(classes * classes) {
     constexpr int64_t kCachedCounters = 16 * 1024;
     while (copies_log2_ < 3 && int64_t{bins_} << (copies_log2_ + 1) <= kCachedCounters) ++copies_log2_;
-    counts_.resize(static_cast<size_t>(bins_ + 1) << copies_log2_);  // one bin more, for what is not counted
+    counts_.resize(static_cast<size_t>(bins_ + 1) << copies_log2_);  // one extra bin, for pixels that do not count
   }
 
   // truth, prediction: [count], -1 where there is no class; count is a multiple of 16, at most kBlock. Pixels
@@ -67,7 +67,7 @@ class Histogram {
  private:
   static constexpr int64_t kMostPixels = int64_t{1} << 31;  // no 32-bit counter can overflow before
 
-  // 16 bins, of which those of `counted` count.
+  // Adds the bins of 16 pixels, of which those in `counted` count.
   FASTSEG_INLINE void add(i32x16 bin, i32x16 counted) {
     const uint32_t lanes = simd::mask_bits(counted);
     if (lanes == 0) return;
@@ -82,7 +82,7 @@ class Histogram {
     const i32x16 copy = simd::lane_index() & ((1 << copies_log2_) - 1);
     simd::store(slots, (simd::select(counted, bin, simd::splat(bins_)) << copies_log2_) | copy);
     for (int i = 0; i < kLanes; i += 2) {
-      uint64_t pair;  // two slots by one load, which with the counters' own loads are what limits this loop
+      uint64_t pair;  // two slots by one load: this loop is bound by loads
       std::memcpy(&pair, slots + i, sizeof pair);
       ++counts[static_cast<uint32_t>(pair)];
       ++counts[pair >> 32];
@@ -121,7 +121,7 @@ void check(const InRange& in_range, int classes) {
                           std::to_string(classes - 1) + (in_range.truth ? "" : " and ignore_index"));
 }
 
-// Cuts `items` into slices of `fewest` or more, each with a histogram of its own, and adds these up.
+// Cuts `items` into slices of `fewest` or more, each with its own histogram, and adds the histograms up.
 template <typename Body>
 void count_in_slices(int64_t items, int64_t fewest, int classes, int64_t* totals, const Body& body) {
   const int64_t slices = fastseg::slice_count(items, fewest);
@@ -151,7 +151,7 @@ void count_labels(const LabelView& prediction, const LabelView& truth, int64_t p
   });
 }
 
-// Adds to the bins [first, end) of the totals what `bins` [count] has for them; count is a multiple of 16.
+// Counts those of `bins` [count] that lie in [first, end) in the totals; count is a multiple of 16.
 void count_bins(const int32_t* bins, int64_t count, int32_t first, int32_t end, int64_t* totals) {
   for (int64_t i = 0; i < count; i += kLanes) {
     const i32x16 bin = simd::load(bins + i);
@@ -166,8 +166,8 @@ void count_bins(const int32_t* bins, int64_t count, int32_t first, int32_t end, 
   }
 }
 
-// The same without histograms, for tables so large that clearing and adding them up would be most of the work: the
-// bins of all pixels are written down, then each thread counts those of its own rows of the totals.
+// The same without histograms, for tables so large that clearing and adding them up would be most of the work: the bins
+// of all pixels are stored, then each thread counts those of its rows of the totals.
 void count_labels_by_rows(const LabelView& prediction, const LabelView& truth, int64_t pixels, int64_t* totals) {
   const int classes = static_cast<int>(truth.classes);
   const int64_t blocks = fastseg::ceil_divide(pixels, kBlock);
@@ -225,7 +225,7 @@ void count_logits(PixelView<const scalar_t> logits, const LabelView& truth, int6
   const int classes = static_cast<int>(truth.classes);
   const int tile = fastseg::tile_pixels(classes);
   const int64_t tiles = images * fastseg::ceil_divide(plane, tile);
-  // A pixel is a column of logits to read, and a slice costs that many for its own histogram.
+  // A pixel reads `classes` logits; the histogram of a slice costs as much as `classes` pixels.
   const int64_t fewest = fastseg::ceil_divide(std::max(16384 / classes, classes), tile);
   count_in_slices(tiles, fewest, classes, totals, [&](Slice& slice, int64_t begin, int64_t end) {
     fastseg::TileAccess<scalar_t> access(logits, {}, classes);
@@ -239,7 +239,7 @@ void count_logits(PixelView<const scalar_t> logits, const LabelView& truth, int6
   });
 }
 
-// ---- from tensors; only what memory safety needs is checked ----
+// ---- from tensors, checking only what memory safety needs ----
 
 bool holds_labels(const Tensor& tensor) {
   const ScalarType type = tensor.scalar_type();
@@ -296,7 +296,7 @@ void forward(const Tensor& input, const Tensor& target, int64_t num_classes, int
   if (!from_labels) {
     count_logits(source, truth, totals);
   } else {
-    const LabelView prediction = label_view(source, -1, num_classes);  // only matters where the truth counts
+    const LabelView prediction = label_view(source, -1, num_classes);  // checked only where the truth counts
     const bool sparse = pixels < kSparse * num_classes * num_classes;
     (sparse ? count_labels_by_rows : count_labels)(prediction, truth, pixels, totals);
   }

@@ -1,5 +1,5 @@
-// Confusion matrix on CUDA: each thread merges runs of equal label pairs in registers, each block counts runs
-// in shared memory, and the blocks' counts meet in global memory by 64-bit integer atomics. See README.md.
+// Confusion matrix on CUDA: each thread merges runs of equal label pairs in registers, each block counts runs in shared
+// memory, and blocks add their counts to global memory by 64-bit integer atomics. See README.md.
 #include "confusion_matrix/cuda.h"
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -25,8 +25,7 @@ struct Labels {
   }
 };
 
-// The counters of one block: several copies of [bins] in dynamic shared memory, or none, and then global
-// memory.
+// The counters of one block: several copies of [bins] in dynamic shared memory, or without copies global memory.
 struct Counters {
   int bins, copies;
   unsigned* shared;            // [copies, bins]
@@ -54,7 +53,7 @@ struct Counters {
   }
 };
 
-// Pixels that follow each other in a thread mostly share a bin: one atomic per run instead of one per pixel.
+// Successive pixels of a thread mostly share a bin: one atomic per run instead of one per pixel.
 class Run {
  public:
   __device__ explicit Run(const Counters& counters) : counters_(counters) {}
@@ -118,7 +117,7 @@ __global__ void __launch_bounds__(1024)
   counters.finish();
 }
 
-// A thread takes `width` neighbouring pixels of a plane through all the classes; width divides plane.
+// A thread takes `width` neighbouring pixels of a plane and loops over the classes; width divides plane.
 template <typename scalar_t, typename target_t, int width>
 __global__ void __launch_bounds__(256)
     count_planar_logits(const scalar_t* __restrict__ logits,  // [images, classes, plane]
@@ -199,9 +198,8 @@ struct Configuration {
   size_t shared_bytes;
 };
 
-// Enough blocks to fill the device, not more than `work` items, one per thread and round, need. Counters are
-// kept in shared memory, copied for as many warps as 16 KiB allow, unless a single copy exceeds
-// `shared_limit`.
+// Enough blocks to fill the device, but no more than `work` items need, at one per thread and round. Counters are kept
+// in shared memory, in as many copies for warps as 16 KiB allow, unless a single copy exceeds `shared_limit`.
 cudaError_t configure(Configuration& configuration, int64_t work, int threads, int classes, int64_t shared_limit) {
   int device = 0, processors = 0;
   if (cudaError_t error = cudaGetDevice(&device)) return error;
@@ -218,8 +216,8 @@ cudaError_t configure(Configuration& configuration, int64_t work, int threads, i
   return cudaSuccess;
 }
 
-// Reading logits dominates: rather more blocks than more bins. With the tile it must stay below 48 KiB in
-// all.
+// Reading logits dominates, so more blocks are preferred to more bins. The tile and the counters must stay below 48
+// KiB.
 template <typename scalar_t>
 constexpr int64_t logits_shared_limit = sizeof(scalar_t) == 8 ? 12 * 1024 : 24 * 1024;
 

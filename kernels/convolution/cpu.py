@@ -1,4 +1,4 @@
-"""The dense maps on the CPU, from torch's GEMM and its channels_last convolution: README.md says why."""
+"""The dense maps on the CPU by torch's GEMM and its channels_last convolution; for the reasons see README.md."""
 
 import torch
 
@@ -6,27 +6,29 @@ from fastseg._dtypes import accumulator
 from fastseg._layout import image_format
 from fastseg.kernels.convolution import torch_calls
 
-CHAIN = 128  # input channels that torch sums at a time, of NCHW images
+CHAIN = 128  # input channels of NCHW images that torch sums at a time
 
 
 def dilated_conv2d(input, weight, bias, residual, stride, padding, dilation, groups, size, relu):
     numbers = stride, padding, dilation, groups, size, relu
-    return _wide(torch_calls.dilated_conv2d, 1, input, weight, bias, residual, numbers)
+    return _in_channels_last(torch_calls.dilated_conv2d, 1, input, weight, bias, residual, numbers)
 
 
 def conv_transpose2d(input, weight, bias, residual, stride, padding, dilation, groups, size, relu):
     numbers = stride, padding, dilation, groups, size, relu
-    return _wide(torch_calls.conv_transpose2d, 0, input, weight, bias, residual, numbers)
+    return _in_channels_last(torch_calls.conv_transpose2d, 0, input, weight, bias, residual, numbers)
 
 
-def _wide(convolve, axis, input, weight, bias, residual, numbers):
-    """In channels_last and the accumulator's dtype, the result as `input` is. axis: input channels of the weight.
+def _in_channels_last(convolve, axis, input, weight, bias, residual, numbers):
+    """Computes in channels_last and the accumulator's dtype; the result has the dtype and format of `input`.
 
-    torch's channels_last convolution adds all input channels in one chain, that of NCHW in parts, which rounds less. To
-    be as good as it, NCHW images are summed in parts, too.
+    axis: of the weight's input channels.
 
-    The bias is added apart: with one, torch's channels_last convolution crashes for, among others, kernels of 1x1 on 5
-    columns with a stride of 8, a padding of 3 and a dilation of 12 (2.13).
+    torch's channels_last convolution adds all input channels in one chain, its NCHW convolution in parts, which rounds
+    less. To round as little, NCHW images are summed in parts here, too.
+
+    The bias is added separately: with one, torch's channels_last convolution crashes for, among others, kernels of 1x1
+    on 5 columns with a stride of 8, a padding of 3 and a dilation of 12 (2.13).
     """
     dtype, layout, (*numbers, relu) = accumulator(input.dtype), image_format(input), numbers
     image = input.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -46,7 +48,7 @@ def _wide(convolve, axis, input, weight, bias, residual, numbers):
 
 
 def _contiguous(image):
-    """`image.contiguous()` of a channels_last one, as matrices, which torch turns faster.
+    """`image.contiguous()` of a channels_last image, as matrices, which torch transposes faster.
 
     The result is no view: autograd lets nobody change a view that comes from an op in place, as ReLUs do.
     """
@@ -69,26 +71,26 @@ def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, ke
     for s in range(kernel_size[1]):
         columns, seen_columns = _reach(input.shape[3], grad_output.shape[3], stride[1], padding[1], s * dilation[1])
         seen, grad = input[..., seen_columns], grad_output[..., columns]
-        if len(input) == 1:  # taps below each other share a copy of their columns, of which their rows are a part
+        if len(input) == 1:  # one copy of these columns serves all taps of a column: each takes some of its rows
             layout = image_format(input)
             seen, grad = seen.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
         for r in range(kernel_size[0]):
             rows, seen_rows = _reach(input.shape[2], grad_output.shape[2], stride[0], padding[0], r * dilation[0])
-            if rows.start < rows.stop and columns.start < columns.stop:  # else it is in the padding everywhere
+            if rows.start < rows.stop and columns.start < columns.stop:  # else the tap is always in the padding
                 torch.mm(_by_pixel(grad[:, :, rows]).t(), _by_pixel(seen[:, :, seen_rows]), out=taps[r, s])
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return taps.permute(2, 3, 0, 1).to(dtype).contiguous(memory_format=layout)
 
 
 def _by_pixel(image):
-    """(N, C, H, W) as a matrix of pixels by channels; a copy but for whole rows of one image."""
+    """(N, C, H, W) as a matrix of pixels by channels; a copy, except for whole rows of one image."""
     if image.stride(1) == 1:
         return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
     return image.permute(1, 0, 2, 3).reshape(image.shape[1], -1).t()
 
 
 def _reach(extent, out_extent, stride, padding, offset):
-    """The outputs whose tap at `offset` lies inside of the input, and where it lies there, as two slices."""
+    """Two slices: the outputs whose tap at `offset` lies inside of the input, and the inputs that it reads."""
     first = max(0, -(-(padding - offset) // stride))
     last = max(first, min(out_extent, (extent - 1 + padding - offset) // stride + 1))
     start = first * stride - padding + offset

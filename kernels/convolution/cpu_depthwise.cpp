@@ -35,7 +35,7 @@ void run_map(MakeAxis make_axis, const Tensor& input, const Tensor& weight, cons
   use_huge_pages(output);
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
-    const Epilogue<scalar_t> epilogue(map, bias, residual, output, relu);
+    const Epilogue<scalar_t> epilogue(bias, residual, output, relu);
     const auto weights = gathered_weights<scalar_t>(weight, map, /*by_tap=*/map.channels_last);
     const auto run = map.channels_last ? &map_pixels<scalar_t> : &map_planes<scalar_t>;
     run(map, input.const_data_ptr<scalar_t>(), weights, epilogue, output.mutable_data_ptr<scalar_t>());

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "convolution/epilogue.h"
 #include "convolution/upsampling.h"
 #include "fastseg/arguments.h"
 #include "fastseg/huge_pages.h"
@@ -14,6 +15,7 @@ namespace {
 
 constexpr int64_t kStreamedBytes = 8 << 20;  // outputs from here on bypass the cache
 
+using convolution::Epilogue;
 using Numbers = std::vector<int64_t>;
 
 void check_image(const Tensor& tensor, const Tensor& like, const char* name) {
@@ -25,6 +27,8 @@ void check_image(const Tensor& tensor, const Tensor& like, const char* name) {
 // small [N, S, h, w], big [N, B, H, W], weight [S, B, kh, kw].
 Shape describe(const Tensor& small, const Tensor& big, const Tensor& weight, const Numbers& stride,
                const Numbers& padding, const Numbers& dilation, int64_t groups) {
+  FASTSEG_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+                "stride, padding and dilation must be pairs");
   check_image(small, small, "input");
   check_image(big, small, "output");
   FASTSEG_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.scalar_type() == small.scalar_type(),
@@ -41,57 +45,33 @@ Shape describe(const Tensor& small, const Tensor& big, const Tensor& weight, con
   return shape;
 }
 
-// What is done to an output element: bias [C], residual [N, C, H, W] of any strides, relu.
+// An output element from its sum.
 template <typename scalar_t>
-struct Epilogue {
+scalar_t finished(const Epilogue<scalar_t>& epilogue, int64_t n, int64_t c, int64_t y, int64_t x,
+                  simd::accumulate<scalar_t> sum) {
   using accumulate_t = simd::accumulate<scalar_t>;
-  std::vector<accumulate_t> bias;  // [C], zeros if there is none
-  const scalar_t* residual = nullptr;
-  int64_t image_stride = 0, channel_stride = 0, row_stride = 0, column_stride = 0;
-  bool relu;
+  sum += epilogue.bias_of(c);
+  if (epilogue.residual.data) sum += accumulate_t(*epilogue.residual.at(n, c, y, x));
+  return scalar_t(epilogue.relu && sum < 0 ? accumulate_t(0) : sum);
+}
 
-  Epilogue(const std::optional<Tensor>& given_bias, const std::optional<Tensor>& given_residual, bool relu,
-           const Tensor& output)
-      : bias(output.size(1)), relu(relu) {
-    if (given_bias) {
-      FASTSEG_CHECK(given_bias->is_cpu() && given_bias->scalar_type() == output.scalar_type() &&
-                        given_bias->dim() == 1 && given_bias->size(0) == output.size(1),
-                    "bias must be a CPU tensor with one element per channel");
-      const scalar_t* values = given_bias->const_data_ptr<scalar_t>();
-      for (size_t c = 0; c < bias.size(); ++c) bias[c] = accumulate_t(values[c * given_bias->stride(0)]);
-    }
-    if (given_residual) {
-      bool fits = given_residual->is_cpu() && given_residual->scalar_type() == output.scalar_type();
-      for (int64_t axis = 0; axis < 4; ++axis) fits = fits && given_residual->size(axis) == output.size(axis);
-      FASTSEG_CHECK(fits, "residual must be a CPU tensor of the shape of the output");
-      residual = given_residual->const_data_ptr<scalar_t>();
-      image_stride = given_residual->stride(0), channel_stride = given_residual->stride(1);
-      row_stride = given_residual->stride(2), column_stride = given_residual->stride(3);
-    }
+// The same for `width` sums of a row. past_cache requires `to` aligned to cache lines and whole vectors.
+template <typename scalar_t>
+void write_row(const Epilogue<scalar_t>& epilogue, int64_t n, int64_t c, int64_t y, int64_t width,
+               const simd::accumulate<scalar_t>* sums, scalar_t* to, bool past_cache) {
+  const auto& residual = epilogue.residual;
+  const bool vectors = !residual.data || residual.column == 1;
+  const scalar_t* added = residual.data ? residual.at(n, c, y, 0) : nullptr;
+  const auto bias = epilogue.bias_of(c);
+  int64_t x = 0;
+  for (; vectors && x + simd::kLanes <= width; x += simd::kLanes) {
+    auto lanes = simd::load(sums + x) + bias;
+    if (added) lanes += simd::load(added + x);
+    lanes = epilogue.rectified(lanes);
+    past_cache ? simd::stream(to + x, lanes) : simd::store(to + x, lanes);
   }
-
-  scalar_t operator()(int64_t n, int64_t c, int64_t y, int64_t x, accumulate_t sum) const {
-    sum += bias[c];
-    const int64_t place = n * image_stride + c * channel_stride + y * row_stride + x * column_stride;
-    if (residual) sum += accumulate_t(residual[place]);
-    return scalar_t(relu && sum < 0 ? accumulate_t(0) : sum);
-  }
-
-  // The same of `width` sums of a row. past_cache: `to` is aligned to lines of the cache, width to vectors.
-  void row(int64_t n, int64_t c, int64_t y, int64_t width, const accumulate_t* sums, scalar_t* to,
-           bool past_cache) const {
-    const bool vectors = !residual || column_stride == 1;
-    const scalar_t* added = residual ? residual + n * image_stride + c * channel_stride + y * row_stride : nullptr;
-    int64_t x = 0;
-    for (; vectors && x + simd::kLanes <= width; x += simd::kLanes) {
-      auto lanes = simd::load(sums + x) + bias[c];
-      if (added) lanes += simd::load(added + x);
-      if (relu) lanes = simd::select(lanes < decltype(lanes){}, decltype(lanes){}, lanes);
-      past_cache ? simd::stream(to + x, lanes) : simd::store(to + x, lanes);
-    }
-    for (; x < width; ++x) to[x] = (*this)(n, c, y, x, sums[x]);
-  }
-};
+  for (; x < width; ++x) to[x] = finished(epilogue, n, c, y, x, sums[x]);
+}
 
 void conv_transpose2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                       const std::optional<Tensor>& residual, Numbers stride, Numbers padding, Numbers dilation,
@@ -102,14 +82,14 @@ void conv_transpose2d(const Tensor& input, const Tensor& weight, const std::opti
   use_huge_pages(output);
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
-    const Epilogue<scalar_t> epilogue(bias, residual, relu, output);
+    const Epilogue<scalar_t> epilogue(bias, residual, output, relu);
     scalar_t* const to = output.mutable_data_ptr<scalar_t>();
     const bool past_cache = output.numel() * int64_t(sizeof(scalar_t)) >= kStreamedBytes &&
                             shape.big_width % simd::kLanes == 0 && simd::is_aligned(to);
     spread(shape, input.const_data_ptr<scalar_t>(), weight.const_data_ptr<scalar_t>(),
            [&](int64_t n, int64_t c, int64_t row, const auto* sums) {
              scalar_t* const at = to + ((n * shape.big_channels + c) * shape.big_height + row) * shape.big_width;
-             epilogue.row(n, c, row, shape.big_width, sums, at, past_cache);
+             write_row(epilogue, n, c, row, shape.big_width, sums, at, past_cache);
            });
     simd::stream_fence();
   });
@@ -123,12 +103,12 @@ void dilated_conv2d(const Tensor& input, const Tensor& weight, const std::option
   if (output.numel() == 0) return;
   with_floating_type(input, "input", [&](auto zero) {
     using scalar_t = decltype(zero);
-    const Epilogue<scalar_t> epilogue(bias, residual, relu, output);
+    const Epilogue<scalar_t> epilogue(bias, residual, output, relu);
     scalar_t* const to = output.mutable_data_ptr<scalar_t>();
     collect(shape, input.const_data_ptr<scalar_t>(), weight.const_data_ptr<scalar_t>(),
             [&](int64_t n, int64_t c, int64_t row, int64_t column, auto sum) {
               const int64_t plane = (n * shape.small_channels + c) * shape.small_height;
-              to[(plane + row) * shape.small_width + column] = epilogue(n, c, row, column, sum);
+              to[(plane + row) * shape.small_width + column] = finished(epilogue, n, c, row, column, sum);
             });
   });
 }

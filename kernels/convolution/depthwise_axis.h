@@ -1,10 +1,10 @@
-// Geometry, weights and epilogue of the depthwise convolutions on the CPU, whatever the layout of the images.
+// Geometry, weights and epilogue of the depthwise convolutions on the CPU, for both layouts of the images.
 //
-// Along one axis both maps are the same thing. Their outputs fall into phases, o = phase + k output_step, and what tap
-// t of a phase reads for output k is source element t.phase + (k + t.offset) source_step:
+// Along one axis both maps have one form. Their outputs fall into phases, o = phase + k output_step, and for output k
+// tap t of a phase reads source element t.phase + (k + t.offset) source_step:
 //     convolution             one phase of outputs; source_step is the stride
 //     transposed convolution  as many phases as the stride, each with the taps that reach it; source_step is 1
-// A tap is inside of the source for one range of k, and is visited for no other.
+// A tap is inside of the source for one range of k, and is visited in that range only.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +14,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include "convolution/epilogue.h"
 #include "fastseg/arguments.h"
 #include "fastseg/layout.h"
 #include "fastseg/parallel.h"
@@ -23,6 +24,10 @@
 
 namespace fastseg::depthwise {
 
+using convolution::check_image;
+using convolution::Epilogue;
+using convolution::ImageView;
+using convolution::padded;
 using simd::kLanes;
 using Pair = std::vector<int64_t>;  // of height and width
 
@@ -30,17 +35,13 @@ struct Tap {
   int64_t index;  // in the kernel
   int64_t phase;  // of the source
   int64_t offset;
-  int64_t first, end;  // outputs k in [first, end) find it inside of the source
+  int64_t first, end;  // inside of the source for outputs k in [first, end)
 };
 
 struct Phase {
   int64_t outputs;        // k in [0, outputs)
-  std::vector<Tap> taps;  // neighbours in this list are inside for neighbouring ranges of outputs
+  std::vector<Tap> taps;  // in order of the ranges of outputs that they are inside for
 };
-
-inline int64_t floor_divide(int64_t value, int64_t divisor) {
-  return value >= 0 ? value / divisor : -ceil_divide(-value, divisor);
-}
 
 struct Axis {
   int64_t kernel, source, output;  // extents
@@ -79,7 +80,7 @@ struct Axis {
   // Source elements phase, phase + source_step, ...
   int64_t elements(int64_t phase) const { return source > phase ? ceil_divide(source - phase, source_step) : 0; }
 
-  // body(tap, source element) for the taps of output `o`.
+  // Calls body(tap, source element) for the taps of output `o`.
   template <typename Body>
   void for_each_tap(int64_t o, const Body& body) const {
     const int64_t k = output_step == 1 ? o : o / output_step;  // a division takes as long as a short row
@@ -96,7 +97,7 @@ struct Axis {
                   "stride, padding or extent of the kernel is out of range");
   }
 
-  // Taps that are inside for no output are left away.
+  // Adds the tap unless it is inside for no output.
   void add(Phase& to, int64_t index, int64_t phase, int64_t offset) const {
     const int64_t first = std::max<int64_t>(0, -offset), end = std::min(to.outputs, elements(phase) - offset);
     if (first < end) to.taps.push_back({index, phase, offset, first, end});
@@ -110,18 +111,13 @@ struct Map {
   bool channels_last;
 
   int64_t taps() const { return rows.kernel * columns.kernel; }
-  // Output rows of all images worth a slice of their own.
+  // The least number of output rows (over all images) that is worth a slice.
   int64_t smallest_slice(int64_t planes_in_row) const {
     constexpr int64_t kWorthwhile = 1 << 15;  // multiplications
     const int64_t taps_met = std::max<int64_t>(1, taps() / (rows.output_step * columns.output_step));
     return ceil_divide(kWorthwhile, std::max<int64_t>(1, columns.output * taps_met * planes_in_row));
   }
 };
-
-inline void check_image(const Tensor& image, ScalarType type, const char* name) {
-  FASTSEG_CHECK(image.is_cpu() && image.dim() == 4 && image.scalar_type() == type, name,
-                " must be a CPU tensor [N, C, H, W] of the dtype of input");
-}
 
 // True if both images are dense channels_last, false if both are dense NCHW.
 inline bool check_formats(const Tensor& input, const Tensor& other, const char* name) {
@@ -130,22 +126,6 @@ inline bool check_formats(const Tensor& input, const Tensor& other, const char* 
                 " must be dense in the same memory format");
   return false;
 }
-
-// A strided [N, C, H, W] image that is only read.
-template <typename scalar_t>
-struct ImageView {
-  const scalar_t* data = nullptr;
-  int64_t image = 0, channel = 0, row = 0, column = 0;  // strides
-
-  ImageView() = default;
-  explicit ImageView(const Tensor& tensor) : data(tensor.const_data_ptr<scalar_t>()) {
-    const auto strides = tensor.strides();
-    image = strides[0], channel = strides[1], row = strides[2], column = strides[3];
-  }
-  const scalar_t* at(int64_t n, int64_t c, int64_t y, int64_t x) const {
-    return data + n * image + c * channel + y * row + x * column;
-  }
-};
 
 // `count` (1..16) elements `stride` apart, in the first lanes.
 template <typename scalar_t>
@@ -164,47 +144,6 @@ FASTSEG_INLINE void store_first(scalar_t* to, vector_t lanes, int count) {
     simd::store_partial(to, lanes, count);
   }
 }
-
-// Whole vectors of 16 channels.
-inline int64_t padded(int64_t channels) { return ceil_divide(channels, kLanes) * kLanes; }
-
-// What is added to the sums, in this order: bias, residual, relu.
-template <typename scalar_t>
-struct Epilogue {
-  using accumulate_t = simd::accumulate<scalar_t>;
-  using vector_t = simd::vec<accumulate_t>;
-
-  std::vector<accumulate_t> bias;  // [padded(C)], or nothing
-  ImageView<scalar_t> residual;    // [N, C, OH, OW], data is null if there is none
-  bool relu;
-
-  Epilogue(const Map& map, const std::optional<Tensor>& bias_values, const std::optional<Tensor>& residual_image,
-           const Tensor& output, bool relu)
-      : relu(relu) {
-    if (bias_values) {
-      FASTSEG_CHECK(bias_values->is_cpu() && bias_values->scalar_type() == scalar_type_of<scalar_t>() &&
-                        bias_values->dim() == 1 && bias_values->size(0) == map.channels,
-                    "bias must be a CPU tensor of one element per channel, of the dtype of input");
-      const scalar_t* values = bias_values->const_data_ptr<scalar_t>();
-      bias.resize(padded(map.channels));
-      for (int64_t c = 0; c < map.channels; ++c) {
-        bias[c] = static_cast<accumulate_t>(values[c * bias_values->stride(0)]);
-      }
-    }
-    if (residual_image) {
-      check_image(*residual_image, scalar_type_of<scalar_t>(), "residual");
-      for (int64_t dim = 0; dim < 4; ++dim) {
-        FASTSEG_CHECK(residual_image->size(dim) == output.size(dim), "residual must have the shape of the output");
-      }
-      residual = ImageView<scalar_t>(*residual_image);
-    }
-  }
-
-  accumulate_t bias_of(int64_t channel) const { return bias.empty() ? accumulate_t(0) : bias[channel]; }
-  FASTSEG_INLINE vector_t rectified(vector_t sums) const {
-    return relu ? simd::select(sums < vector_t{}, vector_t{}, sums) : sums;  // NaN stays
-  }
-};
 
 // weight [C, 1, R, S] of any strides as [C][R S] or, with `by_tap`, as [R S][padded(C)].
 template <typename scalar_t>
@@ -244,11 +183,12 @@ void write_grad_weight(const double* sums, int64_t channel_stride, int64_t tap_s
 }
 
 struct ColumnTap {
-  int64_t at;  // what it reads for output k is element at + k of a source row
+  int64_t at;  // for output k it reads element at + k of a source row
   int64_t index, first, end;
 };
 
-// Neighbouring vectors of outputs that see the same taps. `masked`: one vector, some of whose lanes miss some of them.
+// Neighbouring vectors of outputs with the same taps. `masked`: one vector, in which some taps are inside for some
+// lanes only.
 struct Block {
   int64_t first, vectors;
   int begin, end;  // taps of the phase
@@ -264,8 +204,8 @@ struct Columns {
   };
 
   const Axis& axis;
-  std::vector<int64_t> source_phases;  // those that are read
-  int64_t segment;                     // elements between two of them in a split row, room for 16 at either end
+  std::vector<int64_t> source_phases;  // those that a tap reads
+  int64_t segment;                     // elements from one phase to the next in a split row, with 16 more at both ends
   std::vector<PhaseBlocks> phases;     // of the outputs
 
   // each_once: every output counts in one block only. Else the last vector of a row may repeat some of the one before.
@@ -273,7 +213,7 @@ struct Columns {
     for (const Phase& phase : axis.phases) {
       for (const Tap& tap : phase.taps) source_phases.push_back(tap.phase);
     }
-    if (source_phases.empty()) source_phases.push_back(0);  // rows are handed out even where no tap reads them
+    if (source_phases.empty()) source_phases.push_back(0);  // SourceRows needs one even if no tap reads it
     std::sort(source_phases.begin(), source_phases.end());
     source_phases.erase(std::unique(source_phases.begin(), source_phases.end()), source_phases.end());
     segment = axis.elements(0) + 2 * kLanes;
@@ -314,8 +254,8 @@ struct Columns {
   }
 };
 
-// Rows of a source [planes, H, W], 16 elements of which may be read from anywhere a lane of theirs is needed: where
-// they lie, or split into phases, or copied where there is no memory beside them.
+// Rows of a source [planes, H, W] from which 16 elements can be loaded wherever one of them is needed: rows in place,
+// or split into phases, or copied where such loads would leave the tensor.
 template <typename scalar_t>
 class SourceRows {
  public:
@@ -326,7 +266,7 @@ class SourceRows {
     held_.assign(slots_, -1);
   }
 
-  // The row that tap `tap` of an output row needs. Valid until another output row is asked for.
+  // The row that tap `tap` of an output row needs. Valid until a row for another output row is requested.
   const scalar_t* row(int64_t plane, int64_t y, int64_t tap) {
     const int64_t number = plane * height_ + y, offset = number * width_;
     const bool splits = columns_.axis.source_step > 1;
@@ -336,7 +276,7 @@ class SourceRows {
     if (!copies_) copies_.emplace(slots_ * room);
     scalar_t* copy = copies_->get() + slot * room;
     if (held_[slot] != number) {
-      if (held_[slot] < 0) std::fill_n(copy, room, scalar_t(0));  // around the phases, too: no odd numbers there
+      if (held_[slot] < 0) std::fill_n(copy, room, scalar_t(0));  // also around the phases: loads reach there
       held_[slot] = number;
       split(data_ + offset, copy + kLanes);
     }
@@ -346,7 +286,7 @@ class SourceRows {
  private:
   static constexpr int64_t kMostSlots = 64;
 
-  // As many as an output row needs and the rows between.
+  // The number of source rows from the first to the last that an output row needs.
   static int64_t slots_of(const Axis& rows) {
     int64_t most = 1;
     for (const Phase& phase : rows.phases) {
@@ -389,8 +329,8 @@ class SourceRows {
   int64_t elements_, height_, width_;
   const Columns& columns_;
   int64_t slots_;
-  bool by_tap_;                              // a slot for every tap, else for every row of as many in turn
-  std::vector<int64_t> held_;                // [slots], number of the row, -1 for none
+  bool by_tap_;                              // whether slots are numbered by tap; else row y takes slot y % slots_
+  std::vector<int64_t> held_;                // [slots], number of the row in it, -1 for none
   std::optional<Scratch<scalar_t>> copies_;  // [slots][source phases][segment]
 };
 

@@ -1,10 +1,10 @@
 // Depthwise convolutions of NCHW images with rows of up to 128 elements and strides of up to 4: lanes are 16
 // neighbours of a plane, whatever rows they lie in.
 //
-// Where rows are as long in source and outputs a tap is a shift of the whole plane. A stride is taken apart: of 2, a
-// plane of the source, or of the outputs, is four planes of half the extents, every second row and column, whose rows
-// are as long as those of the other side. Rows end anywhere in a vector: which lanes have a tap inside is the same in
-// all planes, and found once.
+// Where rows are as long in source and outputs a tap is a shift of the whole plane. Strides are split into phases: for
+// a stride of 2, a plane of the source (or of the outputs) is four planes of half the extents, every second row and
+// column, whose rows are as long as those of the other side. Rows end anywhere in a vector: which lanes have a tap
+// inside of the source is the same in all planes, and found once.
 #pragma once
 
 #include <type_traits>
@@ -13,10 +13,10 @@
 
 namespace fastseg::depthwise {
 
-constexpr int kGroup = 64;  // neighbours handled at a time
+constexpr int kGroup = 64;  // pixels of a plane handled at a time
 constexpr int kGroupVectors = kGroup / kLanes;
 // Vectors whose sums stay in registers.
-constexpr int kTogether = simd::kRegisterBytes >= 32 ? 4 : 2;
+constexpr int kSums = simd::kRegisterBytes >= 32 ? 4 : 2;
 
 struct FlatTap {
   int64_t index;                   // in the kernel
@@ -27,8 +27,8 @@ struct FlatTap {
 // One phase of the outputs.
 struct FlatPhase {
   int64_t pixels;
-  std::vector<FlatTap> taps;  // of one group after the other: those that are inside for any lane
-  std::vector<int> ends;      // of each group's
+  std::vector<FlatTap> taps;  // group by group: the taps that are inside of the source for any lane
+  std::vector<int> ends;      // one past the last tap of each group
 };
 
 struct Flat {
@@ -38,7 +38,7 @@ struct Flat {
   std::vector<FlatPhase> phases;     // of the outputs
 
   static bool fits(const Map& map) {
-    constexpr int64_t kWidest = 128;  // whole vectors fill longer rows well
+    constexpr int64_t kWidest = 128;  // longer rows are mostly full vectors
     constexpr int64_t kMostStep = 4;
     const Axis &rows = map.rows, &columns = map.columns;
     if (rows.source_step != columns.source_step || rows.output_step != columns.output_step) return false;
@@ -100,7 +100,7 @@ struct Flat {
   }
 };
 
-// Planes of a source [planes, H, W], as a Flat reads them: where they lie, or a copy, split into phases and widened.
+// Planes of a source [planes, H, W] as a Flat needs them: in place, or copied, split into phases and widened.
 template <typename scalar_t>
 class FlatSource {
  public:
@@ -111,8 +111,8 @@ class FlatSource {
         elements_(map.images * map.channels * height_ * width_), copies_(kWidens || flat.source_step > 1),
         copy_(copies_ ? 2 * kGroup + flat.source_step * flat.source_step * flat.source_room : 0) {}
 
-  // Pixel 0 of a plane, any group of which may be read with any shift that has a lane inside; null if there is no
-  // memory for that. Valid until the next call.
+  // Pixel 0 of a plane, any group of which can be loaded with any shift that has a lane inside; null if such loads
+  // would leave the tensor. Valid until the next call.
   const accumulate_t* plane(int64_t index) {
     const int64_t first = index * height_ * width_, end = first + height_ * width_;
     if (copies_) return copy(first);
@@ -142,13 +142,13 @@ class FlatSource {
     return to;
   }
 
-  // A row. What is stored beyond the ends of those of the phases, the next row overwrites.
+  // Splits a row into its phases. The next row overwrites what is stored past the end of a phase's row.
   void split(const scalar_t* from, int64_t readable, accumulate_t* to) const {
-    constexpr int64_t kFew = 4;
+    constexpr int64_t kWorthAVector = 4;  // elements
     const int64_t step = flat_.source_step, room = flat_.source_room;
     int64_t done = 0;
     if (step == 2) {
-      for (; done + kFew < width_ && done + 2 * kLanes <= readable; done += 2 * kLanes) {
+      for (; done + kWorthAVector < width_ && done + 2 * kLanes <= readable; done += 2 * kLanes) {
         const auto low = simd::load(from + done), high = simd::load(from + done + kLanes);
         simd::store(to + done / 2, simd::every_second<0>(low, high));
         simd::store(to + room + done / 2, simd::every_second<1>(low, high));
@@ -167,30 +167,30 @@ class FlatSource {
   Scratch<accumulate_t> copy_;
 };
 
-// body(first pixel, sums) for every vector of a phase; `bias` is part of the sums.
+// Calls body(first pixel, sums) for every vector of a phase; the sums include `bias`.
 template <typename accumulate_t, typename Body>
 FASTSEG_INLINE void sum_flat(const FlatPhase& phase, const accumulate_t* source, const accumulate_t* weights,
                              accumulate_t bias, const Body& body) {
   using vector_t = simd::vec<accumulate_t>;
   int begin = 0;
   for (size_t index = 0; index < phase.ends.size(); ++index) {
-    for (int first = 0; first < kGroupVectors; first += kTogether) {
+    for (int first = 0; first < kGroupVectors; first += kSums) {
       const int64_t pixel = static_cast<int64_t>(index) * kGroup + first * kLanes;
-      vector_t sums[kTogether];
+      vector_t sums[kSums];
       FASTSEG_UNROLL
-      for (int v = 0; v < kTogether; ++v) sums[v] = vector_t{} + bias;
+      for (int v = 0; v < kSums; ++v) sums[v] = vector_t{} + bias;
       for (int t = begin; t < phase.ends[index]; ++t) {
         const FlatTap& tap = phase.taps[t];
         const accumulate_t* from = source + pixel + tap.shift;
         const accumulate_t weight = weights[tap.index];
         FASTSEG_UNROLL
-        for (int v = 0; v < kTogether; ++v) {
+        for (int v = 0; v < kSums; ++v) {
           const vector_t more = sums[v] + simd::load(from + v * kLanes) * weight;
           sums[v] = simd::select_bits(tap.inside[first + v], more, sums[v]);
         }
       }
       FASTSEG_UNROLL
-      for (int v = 0; v < kTogether; ++v) {
+      for (int v = 0; v < kSums; ++v) {
         if (pixel + v * kLanes < phase.pixels) body(pixel + v * kLanes, sums[v]);
       }
     }
@@ -198,26 +198,26 @@ FASTSEG_INLINE void sum_flat(const FlatPhase& phase, const accumulate_t* source,
   }
 }
 
-// Epilogue and stores of a plane of outputs. Beyond its end whole vectors are written if `spills`: the next plane
-// overwrites them.
+// Applies the epilogue to a plane of outputs and stores it. If `spills`, the last vector is written whole: the next
+// plane overwrites what lies beyond the end.
 template <typename scalar_t>
-struct PlaneEnd {
+struct PlaneWriter {
   const Epilogue<scalar_t>& epilogue;
   const scalar_t* residual;
   scalar_t* to;
   int64_t pixels;
   bool spills;
-  int64_t plain;  // vectors that start before this pixel are only stored, whole
+  int64_t stored_as_is;  // vectors that start before this pixel are stored whole, without an epilogue
 
-  PlaneEnd(const Epilogue<scalar_t>& epilogue, const scalar_t* residual, scalar_t* to, int64_t pixels, bool spills)
+  PlaneWriter(const Epilogue<scalar_t>& epilogue, const scalar_t* residual, scalar_t* to, int64_t pixels, bool spills)
       : epilogue(epilogue), residual(residual), to(to), pixels(pixels), spills(spills),
-        plain(residual || epilogue.relu ? 0
-              : spills                  ? pixels
-                                        : pixels - kLanes + 1) {}
+        stored_as_is(residual || epilogue.relu ? 0
+                     : spills                  ? pixels
+                                               : pixels - kLanes + 1) {}
 
   template <typename vector_t>
   FASTSEG_INLINE void operator()(int64_t pixel, vector_t sums) const {
-    if (pixel < plain) return simd::store(to + pixel, sums);
+    if (pixel < stored_as_is) return simd::store(to + pixel, sums);
     const int count = static_cast<int>(std::min<int64_t>(kLanes, pixels - pixel));
     if (residual) {
       const int64_t step = epilogue.residual.column;
@@ -227,10 +227,10 @@ struct PlaneEnd {
   }
 };
 
-// A plane of outputs from its phases [room]; `row` is room for one.
+// Interleaves the phases [output_room] of a plane of outputs; `row` is scratch for one row.
 template <typename scalar_t>
 void join_phases(const Map& map, const Flat& flat, const simd::accumulate<scalar_t>* parts,
-                 simd::accumulate<scalar_t>* row, const PlaneEnd<scalar_t>& finish) {
+                 simd::accumulate<scalar_t>* row, const PlaneWriter<scalar_t>& finish) {
   const int64_t width = map.columns.output, step = flat.output_step;
   for (int64_t y = 0; y < map.rows.output; ++y) {
     const auto* first = parts + y % step * step * flat.output_room + y / step * flat.pitch;
@@ -252,9 +252,9 @@ void map_planes(const Map& map, const scalar_t* input, const std::vector<simd::a
                 const Epilogue<scalar_t>& epilogue, scalar_t* output) {
   using accumulate_t = simd::accumulate<scalar_t>;
   const ImageView<scalar_t>& residual = epilogue.residual;
-  const bool even = residual.data == nullptr || residual.row == residual.column * map.columns.output;
+  const bool flat_residual = residual.data == nullptr || residual.row == residual.column * map.columns.output;
   if (Wide::fits(map)) return map_wide(map, input, weights, epilogue, output);
-  if (!even || !Flat::fits(map)) return map_rows(map, input, weights, epilogue, output);
+  if (!flat_residual || !Flat::fits(map)) return map_rows(map, input, weights, epilogue, output);
   const Flat flat(map);
   const Columns columns(map.columns, /*each_once=*/false, kRun);
   const int64_t height = map.rows.output, pixels = height * map.columns.output;
@@ -263,7 +263,7 @@ void map_planes(const Map& map, const scalar_t* input, const std::vector<simd::a
     RowMap<scalar_t> rows(map, columns, input, weights, epilogue, output);
     FlatSource<scalar_t> sources(map, flat, input);
     const int64_t phases = flat.output_step * flat.output_step;
-    std::optional<Scratch<accumulate_t>> parts;  // and a row
+    std::optional<Scratch<accumulate_t>> parts;  // the phases, then a row
     if (phases > 1) parts.emplace(phases * flat.output_room + flat.output_step * flat.pitch + kLanes);
     for (int64_t plane = begin; plane < end; ++plane) {
       const accumulate_t* source = sources.plane(plane);
@@ -274,8 +274,8 @@ void map_planes(const Map& map, const scalar_t* input, const std::vector<simd::a
       const int64_t image = plane / map.channels, channel = plane % map.channels;
       const accumulate_t* own = weights.data() + channel * map.taps();
       const accumulate_t bias = epilogue.bias_of(channel);
-      const PlaneEnd<scalar_t> finish(epilogue, residual.data ? residual.at(image, channel, 0, 0) : nullptr,
-                                      output + plane * pixels, pixels, plane + 1 < end && pixels >= kLanes);
+      const PlaneWriter<scalar_t> finish(epilogue, residual.data ? residual.at(image, channel, 0, 0) : nullptr,
+                                         output + plane * pixels, pixels, plane + 1 < end && pixels >= kLanes);
       if (!parts) {
         sum_flat(flat.phases[0], source, own, bias, finish);
         continue;
@@ -296,17 +296,17 @@ void add_flat_products(const FlatPhase& phase, const simd::accumulate<scalar_t>*
                        vector_t* lanes) {
   int begin = 0;
   for (size_t index = 0; index < phase.ends.size(); ++index) {
-    for (int first = 0; first < kGroupVectors; first += kTogether) {
+    for (int first = 0; first < kGroupVectors; first += kSums) {
       const int64_t pixel = static_cast<int64_t>(index) * kGroup + first * kLanes;
-      vector_t values[kTogether];
+      vector_t values[kSums];
       FASTSEG_UNROLL
-      for (int v = 0; v < kTogether; ++v) values[v] = simd::load(grad + pixel + v * kLanes);
+      for (int v = 0; v < kSums; ++v) values[v] = simd::load(grad + pixel + v * kLanes);
       for (int t = begin; t < phase.ends[index]; ++t) {
         const FlatTap& tap = phase.taps[t];
         const auto* from = source + pixel + tap.shift;
         vector_t sum{};
         FASTSEG_UNROLL
-        for (int v = 0; v < kTogether; ++v) {
+        for (int v = 0; v < kSums; ++v) {
           const vector_t more = sum + values[v] * simd::load(from + v * kLanes);
           sum = simd::select_bits(tap.inside[first + v], more, sum);
         }
@@ -338,8 +338,8 @@ std::vector<double> sum_weights_of_planes(const Map& map, const scalar_t* input,
     for (int64_t channel = begin; channel < end; ++channel) {
       for (int64_t image = 0; image < map.images; ++image) {
         const int64_t plane = image * map.channels + channel;
-        const bool ends = (planes - plane - 1) * pixels < kGroup;  // the gradient, in the last group
-        const auto* source = ends ? nullptr : sources.plane(plane);
+        const bool grad_ends = (planes - plane - 1) * pixels < kGroup;  // a load of the last group could leave it
+        const auto* source = grad_ends ? nullptr : sources.plane(plane);
         if (source != nullptr) {
           add_flat_products(flat.phases[0], source, grad_output + plane * pixels, lanes.get());
         } else {

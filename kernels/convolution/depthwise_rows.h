@@ -1,7 +1,7 @@
 // Depthwise convolutions of NCHW images: lanes are 16 outputs k of one phase along a row.
 //
-// A stride is taken out of the inner loop. Rows of a strided source are split into their phases, each dense, when they
-// are first needed; the phases of a transposed convolution's output row are put together when all are there.
+// The inner loop has no stride. Rows of a strided source are split into dense phases when they are first needed; the
+// phases of a transposed convolution's output row are interleaved when all are computed.
 #pragma once
 
 #include <type_traits>
@@ -12,7 +12,7 @@ namespace fastseg::depthwise {
 
 constexpr int kRun = simd::kRegisterBytes >= 32 ? 4 : 2;  // vectors whose sums stay in registers
 
-// A row of the source and what it is multiplied with, [S].
+// A row of the source and its weights, [S].
 template <typename scalar_t>
 struct RowTap {
   const scalar_t* data;
@@ -29,7 +29,8 @@ FASTSEG_INLINE simd::mask<accumulate_t> lanes_inside(const Block& block, const C
   return (lane >= low) & (lane < high);
 }
 
-// body(first output, sums) for every vector of a phase, from the `count` source rows that its row meets.
+// Calls body(first output, sums) for every vector of a phase, with sums over the `count` source rows that its row
+// reads.
 template <typename scalar_t, typename Body>
 FASTSEG_INLINE void sum_phase(const Columns::PhaseBlocks& phase, const RowTap<scalar_t>* rows, int64_t count,
                               const Body& body) {
@@ -38,7 +39,7 @@ FASTSEG_INLINE void sum_phase(const Columns::PhaseBlocks& phase, const RowTap<sc
   const ColumnTap* taps = phase.taps.data();
   const auto run = [&](const Block& block, auto vectors) FASTSEG_ALWAYS_INLINE {
     constexpr int kVectors = decltype(vectors)::value, kChains = std::max(1, kRun / 2 / kVectors);
-    vector_t sums[kChains][kVectors];  // an addition waits for the one before: few vectors have several sums
+    vector_t sums[kChains][kVectors];  // an addition waits for the one before: with few vectors each has several sums
     FASTSEG_UNROLL
     for (int c = 0; c < kChains; ++c) {
       FASTSEG_UNROLL
@@ -98,16 +99,16 @@ FASTSEG_INLINE void sum_phase(const Columns::PhaseBlocks& phase, const RowTap<sc
   }
 }
 
-// Epilogue and stores of one output row.
+// Applies the epilogue to an output row and stores it.
 template <typename scalar_t>
-struct RowEnd {
+struct RowWriter {
   const Epilogue<scalar_t>& epilogue;
   simd::accumulate<scalar_t> bias;
   const scalar_t* residual;
   int64_t residual_step;
   scalar_t* to;  // [OW]
-  int count;     // of the lanes of a vector that are outputs
-  int stored;    // of the lanes, that are written: what is beyond the row, another will overwrite
+  int count;     // lanes of a vector that are outputs
+  int stored;    // lanes that are written; a later row overwrites those past the end of this one
   bool streamed;
 
   template <typename vector_t>
@@ -126,7 +127,7 @@ struct RowEnd {
   static constexpr uintptr_t kAlignment = std::min<size_t>(64, sizeof(scalar_t) * kLanes) - 1;
 };
 
-// The phases of an output row, and the row.
+// The phases of an output row, and the row that they are interleaved to.
 template <typename accumulate_t>
 class PhaseRows {
  public:
@@ -136,7 +137,7 @@ class PhaseRows {
 
   accumulate_t* part(int64_t phase) { return parts_.get() + phase * segment_; }
 
-  const accumulate_t* together() {
+  const accumulate_t* joined() {
     if (phases_ == 2) {
       for (int64_t k = 0; k < outputs_; k += kLanes) {
         const auto even = simd::load(part(0) + k), odd = simd::load(part(1) + k);
@@ -155,14 +156,14 @@ class PhaseRows {
   Scratch<accumulate_t> row_;
 };
 
-// What every row of a map needs, for one thread.
+// Computes rows of a map, on one thread.
 template <typename scalar_t>
 class RowMap {
  public:
   RowMap(const Map& map, const Columns& columns, const scalar_t* input,
          const std::vector<simd::accumulate<scalar_t>>& weights, const Epilogue<scalar_t>& epilogue, scalar_t* output)
       : map_(map), columns_(columns), weights_(weights), epilogue_(epilogue), output_(output),
-        source_(input, map.images * map.channels, map.rows, columns), met_(map.rows.kernel) {
+        source_(input, map.images * map.channels, map.rows, columns), row_taps_(map.rows.kernel) {
     constexpr int64_t kStreamedBytes = int64_t{1} << 23;
     const int64_t rows = map.images * map.channels * map.rows.output, width = map.columns.output;
     streamed_ = width >= kLanes && rows * width * static_cast<int64_t>(sizeof(scalar_t)) >= kStreamedBytes;
@@ -186,32 +187,32 @@ class RowMap {
     const auto* weights = weights_.data() + channel * map_.taps();
     int64_t count = 0;
     map_.rows.for_each_tap(y, [&](const Tap& tap, int64_t source_y) {
-      met_[count++] = {source_.row(plane, source_y, tap.index), weights + tap.index * map_.columns.kernel};
+      row_taps_[count++] = {source_.row(plane, source_y, tap.index), weights + tap.index * map_.columns.kernel};
     });
     const ImageView<scalar_t>& residual = epilogue_.residual;
     const int lanes = static_cast<int>(std::min<int64_t>(kLanes, map_.columns.output));
-    const RowEnd<scalar_t> finish{epilogue_,
-                                  epilogue_.bias_of(channel),
-                                  residual.data ? residual.at(plane / map_.channels, channel, y, 0) : nullptr,
-                                  residual.column,
-                                  output_ + row * map_.columns.output,
-                                  lanes,
-                                  spills ? kLanes : lanes,
-                                  streamed_};
+    const RowWriter<scalar_t> finish{epilogue_,
+                                     epilogue_.bias_of(channel),
+                                     residual.data ? residual.at(plane / map_.channels, channel, y, 0) : nullptr,
+                                     residual.column,
+                                     output_ + row * map_.columns.output,
+                                     lanes,
+                                     spills ? kLanes : lanes,
+                                     streamed_};
     if (!parts_) {
-      sum_phase(columns_.phases[0], met_.data(), count, finish);
+      sum_phase(columns_.phases[0], row_taps_.data(), count, finish);
       return;
     }
     for (size_t phase = 0; phase < columns_.phases.size(); ++phase) {
       auto* part = parts_->part(phase);
-      sum_phase(columns_.phases[phase], met_.data(), count,
+      sum_phase(columns_.phases[phase], row_taps_.data(), count,
                 [&](int64_t k, auto sums) FASTSEG_ALWAYS_INLINE { simd::store(part + k, sums); });
     }
-    const auto* together = parts_->together();
+    const auto* joined = parts_->joined();
     const int64_t width = map_.columns.output;
     for (int64_t x = 0; x < width; x += kLanes) {
       const int64_t first = std::max<int64_t>(0, std::min(x, width - kLanes));
-      finish(first, simd::load(together + first));
+      finish(first, simd::load(joined + first));
     }
   }
 
@@ -222,7 +223,7 @@ class RowMap {
   scalar_t* output_;
   bool streamed_;
   SourceRows<scalar_t> source_;
-  std::vector<RowTap<scalar_t>> met_;
+  std::vector<RowTap<scalar_t>> row_taps_;
   std::optional<PhaseRows<simd::accumulate<scalar_t>>> parts_;
 };
 
@@ -251,8 +252,8 @@ FASTSEG_INLINE void add_products(const scalar_t* grad, const scalar_t* const* fr
   for (int i = 0; i < taps; ++i) sums[i] += part[i];
 }
 
-// One row of the gradient times the source rows that it meets: sums [R][S] of lanes. Whole runs are summed before they
-// are added, so that sums over many pixels are sums of sums.
+// Adds the products of one row of the gradient and the source rows that it reads to `sums` [R][S], lane by lane. Each
+// run is summed before it is added, so that sums over many pixels are sums of sums.
 template <typename scalar_t, typename vector_t>
 void add_row_products(const Columns::PhaseBlocks& phase, const scalar_t* grad, const RowTap<scalar_t>* rows,
                       vector_t* const* sums, int64_t count) {
@@ -273,27 +274,27 @@ void add_row_products(const Columns::PhaseBlocks& phase, const scalar_t* grad, c
     for (int64_t r = 0; r < count; ++r) {
       const scalar_t* from[kMost];
       for (int t = block.begin; t < block.end;) {
-        const int together = std::min(kMost, block.end - t);
-        for (int i = 0; i < together; ++i) from[i] = rows[r].data + taps[t + i].at + block.first;
-        vector_t* to = sums[r] + taps[t].index;  // neighbours here are neighbours in the kernel
+        const int number_of_taps = std::min(kMost, block.end - t);
+        for (int i = 0; i < number_of_taps; ++i) from[i] = rows[r].data + taps[t + i].at + block.first;
+        vector_t* to = sums[r] + taps[t].index;  // taps that follow each other here do so in the kernel
         const auto add = [&](auto number) FASTSEG_ALWAYS_INLINE {
           add_products<decltype(number)::value>(grad + block.first, from, block.vectors, to);
         };
         if constexpr (kMost == 6) {
-          if (together == 6) add(std::integral_constant<int, 6>());
-          if (together == 5) add(std::integral_constant<int, 5>());
-          if (together == 4) add(std::integral_constant<int, 4>());
+          if (number_of_taps == 6) add(std::integral_constant<int, 6>());
+          if (number_of_taps == 5) add(std::integral_constant<int, 5>());
+          if (number_of_taps == 4) add(std::integral_constant<int, 4>());
         }
-        if (together == 3) add(std::integral_constant<int, 3>());
-        if (together == 2) add(std::integral_constant<int, 2>());
-        if (together == 1) add(std::integral_constant<int, 1>());
-        t += together;
+        if (number_of_taps == 3) add(std::integral_constant<int, 3>());
+        if (number_of_taps == 2) add(std::integral_constant<int, 2>());
+        if (number_of_taps == 1) add(std::integral_constant<int, 1>());
+        t += number_of_taps;
       }
     }
   }
 }
 
-// The sums over rows of the gradient's planes, for one thread.
+// Sums the products of the weight's gradient over rows, on one thread.
 template <typename scalar_t>
 class RowProducts {
  public:
@@ -303,25 +304,25 @@ class RowProducts {
 
   RowProducts(const Map& map, const Columns& columns, const scalar_t* input, const scalar_t* grad_output)
       : map_(map), columns_(columns), grad_output_(grad_output),
-        source_(input, map.images * map.channels, map.rows, columns), met_(map.rows.kernel),
-        met_sums_(map.rows.kernel) {}
+        source_(input, map.images * map.channels, map.rows, columns), row_taps_(map.rows.kernel),
+        tap_sums_(map.rows.kernel) {}
 
   // lanes [R S] += the products of row y of the plane.
   void add(int64_t plane, int64_t y, vector_t* lanes) {
     const int64_t width = map_.columns.output, elements = map_.images * map_.channels * map_.rows.output * width;
     int64_t count = 0;
     map_.rows.for_each_tap(y, [&](const Tap& tap, int64_t source_y) {
-      met_[count] = {source_.row(plane, source_y, tap.index), nullptr};
-      met_sums_[count++] = lanes + tap.index * map_.columns.kernel;
+      row_taps_[count] = {source_.row(plane, source_y, tap.index), nullptr};
+      tap_sums_[count++] = lanes + tap.index * map_.columns.kernel;
     });
     const int64_t offset = (plane * map_.rows.output + y) * width;
     const scalar_t* grad = grad_output_ + offset;
     scalar_t copy[kLanes] = {};
     if (offset + kLanes > elements) grad = std::copy_n(grad, width, copy) - width;
-    add_row_products(columns_.phases[0], grad, met_.data(), met_sums_.data(), count);
+    add_row_products(columns_.phases[0], grad, row_taps_.data(), tap_sums_.data(), count);
   }
 
-  // own[tap] += the sum of lanes[tap], which becomes 0.
+  // Adds the sum of lanes[tap] to own[tap] and clears the lanes.
   static void flush(vector_t* lanes, int64_t taps, double* own) {
     for (int64_t tap = 0; tap < taps; ++tap) own[tap] += simd::reduce_add(lanes[tap]);
     std::fill_n(lanes, taps, vector_t{});
@@ -332,18 +333,18 @@ class RowProducts {
   const Columns& columns_;
   const scalar_t* grad_output_;
   SourceRows<scalar_t> source_;
-  std::vector<RowTap<scalar_t>> met_;
-  std::vector<vector_t*> met_sums_;
+  std::vector<RowTap<scalar_t>> row_taps_;
+  std::vector<vector_t*> tap_sums_;
 };
 
-// [C][R S] sums of the products of input and grad_output [N, C, OH, OW] that a tap brings together: in fp32 over one
-// plane, in fp64 over all of them.
+// [C][R S] sums of the products of the input and grad_output [N, C, OH, OW] elements that a tap joins: in fp32 over one
+// plane, in fp64 over all planes.
 template <template <typename> class Products, typename scalar_t>
 std::vector<double> sum_weights_of_rows(const Map& map, const scalar_t* input, const scalar_t* grad_output) {
   using vector_t = simd::vec<simd::accumulate<scalar_t>>;
   const Columns columns(map.columns, /*each_once=*/true, INT64_MAX);
   const int64_t height = map.rows.output, taps = map.taps(), rows = map.images * height;
-  // Each channel's rows are cut into parts where there are few channels.
+  // If there are few channels, the rows of each are cut into parts.
   const int64_t slice = map.smallest_slice(1), items = 4 * slice_count(map.channels * rows, slice);
   const int64_t parts = std::max<int64_t>(1, std::min(rows, ceil_divide(items, map.channels)));
   std::vector<double> sums(map.channels * parts * taps);

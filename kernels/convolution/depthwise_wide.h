@@ -1,6 +1,6 @@
 // Strided depthwise convolutions of NCHW images by rows of 16 taps (the backward of an upsampling by 8): lanes are the
-// taps of a row, and nothing is split into phases. What a row of the kernel meets at an output is one vector of the
-// source. Its lanes are added up at the end for outputs, and are the sums already for the weight.
+// taps of a row, and nothing is split into phases. At an output, a row of the kernel reads one vector of the source.
+// For outputs the lanes are added up at the end; for the weight they are the sums of its taps.
 #pragma once
 
 #include "convolution/depthwise_rows.h"
@@ -20,10 +20,10 @@ class Wide {
         first(map.columns.phases[0].taps[0].first), end(map.columns.phases[0].taps[kLanes - 1].end),
         taps_(map.columns.phases[0].taps) {}
 
-  const int64_t step, left;  // output k sees elements left + k step + lane
-  const int64_t first, end;  // outputs that see all taps
+  const int64_t step, left;  // output k reads elements left + k step + lane
+  const int64_t first, end;  // outputs with all taps inside of the source
 
-  // The lanes of output k.
+  // The lanes of output k that are inside of the source.
   uint16_t inside(int64_t k) const {
     uint32_t bits = 0;
     for (int lane = 0; lane < kLanes; ++lane) bits |= uint32_t{taps_[lane].first <= k && k < taps_[lane].end} << lane;
@@ -31,13 +31,13 @@ class Wide {
   }
 
  private:
-  // What a tap reads for output 0.
+  // The element that a tap reads for output 0.
   static int64_t place(const Map& map, const Tap& tap) { return tap.phase + tap.offset * map.columns.source_step; }
 
   const std::vector<Tap>& taps_;
 };
 
-// Elements [at, at + 16) of `elements`; anything where there is no memory.
+// Elements [at, at + 16) of `elements`; lanes outside of them are 0.
 template <typename scalar_t>
 FASTSEG_INLINE auto load_within(const scalar_t* data, int64_t elements, int64_t at) {
   if (at >= 0 && at + kLanes <= elements) return simd::load(data + at);
@@ -71,24 +71,24 @@ void map_wide(const Map& map, const scalar_t* input, const std::vector<simd::acc
   const int64_t elements = map.images * map.channels * map.rows.source * map.columns.source;
   const UnevenSlices slices(map.images * map.channels * height, map.smallest_slice(1));
   slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
-    std::vector<RowTap<scalar_t>> met(map.rows.kernel);
+    std::vector<RowTap<scalar_t>> row_taps(map.rows.kernel);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t plane = row / height, y = row % height, channel = plane % map.channels;
       int64_t count = 0;
       map.rows.for_each_tap(y, [&](const Tap& tap, int64_t source_y) {
-        met[count++] = {input + (plane * map.rows.source + source_y) * map.columns.source,
-                        weights.data() + channel * map.taps() + tap.index * kLanes};
+        row_taps[count++] = {input + (plane * map.rows.source + source_y) * map.columns.source,
+                             weights.data() + channel * map.taps() + tap.index * kLanes};
       });
       const ImageView<scalar_t>& residual = epilogue.residual;
       const int lanes = static_cast<int>(std::min<int64_t>(kLanes, width));
-      const RowEnd<scalar_t> finish{epilogue,
-                                    epilogue.bias_of(channel),
-                                    residual.data ? residual.at(plane / map.channels, channel, y, 0) : nullptr,
-                                    residual.column,
-                                    output + row * width,
-                                    lanes,
-                                    lanes,
-                                    /*streamed=*/false};
+      const RowWriter<scalar_t> finish{epilogue,
+                                       epilogue.bias_of(channel),
+                                       residual.data ? residual.at(plane / map.channels, channel, y, 0) : nullptr,
+                                       residual.column,
+                                       output + row * width,
+                                       lanes,
+                                       lanes,
+                                       /*streamed=*/false};
       for (int64_t x = 0; x < width; x += kLanes) {
         const int64_t first = std::max<int64_t>(0, std::min(x, width - kLanes));
         vector_t all[kLanes] = {};
@@ -99,8 +99,8 @@ void map_wide(const Map& map, const scalar_t* input, const std::vector<simd::acc
             FASTSEG_UNROLL
             for (int o = 0; o < kOutputs; ++o) sums[o] = vector_t{};
             for (int64_t r = 0; r < count; ++r) {
-              const vector_t weight = simd::load(met[r].weights);
-              const scalar_t* from = met[r].data + wide.left + k * wide.step;
+              const vector_t weight = simd::load(row_taps[r].weights);
+              const scalar_t* from = row_taps[r].data + wide.left + k * wide.step;
               FASTSEG_UNROLL
               for (int o = 0; o < kOutputs; ++o) sums[o] += simd::load(from + o * wide.step) * weight;
             }
@@ -111,8 +111,8 @@ void map_wide(const Map& map, const scalar_t* input, const std::vector<simd::acc
           for (int o = 0; o < kOutputs && i + o < lanes; ++o) {
             vector_t sum{};
             for (int64_t r = 0; r < count; ++r) {
-              const int64_t at = met[r].data - input + wide.left + (k + o) * wide.step;
-              sum += load_within(input, elements, at) * simd::load(met[r].weights);
+              const int64_t at = row_taps[r].data - input + wide.left + (k + o) * wide.step;
+              sum += load_within(input, elements, at) * simd::load(row_taps[r].weights);
             }
             all[i + o] = simd::select_bits(wide.inside(k + o), sum, vector_t{});
           }
@@ -123,17 +123,17 @@ void map_wide(const Map& map, const scalar_t* input, const std::vector<simd::acc
   });
 }
 
-// The sums of the weight over rows of the gradient's planes, for one thread; see sum_weights_of_rows().
+// As RowProducts, for `Wide` maps: see sum_weights_of_rows().
 template <typename scalar_t>
 class WideProducts {
  public:
   using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
 
-  static int64_t vectors(const Map& map) { return map.rows.kernel; }  // one for a row of taps
+  static int64_t vectors(const Map& map) { return map.rows.kernel; }  // one per row of taps
 
   WideProducts(const Map& map, const Columns& /*columns*/, const scalar_t* input, const scalar_t* grad_output)
-      : map_(map), wide_(map), input_(input), grad_output_(grad_output), met_(map.rows.kernel) {}
+      : map_(map), wide_(map), input_(input), grad_output_(grad_output), row_taps_(map.rows.kernel) {}
 
   // lanes [R] += the products of row y of the plane.
   void add(int64_t plane, int64_t y, vector_t* lanes) {
@@ -141,11 +141,12 @@ class WideProducts {
     const scalar_t* grad = grad_output_ + (plane * map_.rows.output + y) * width;
     int64_t count = 0;
     map_.rows.for_each_tap(y, [&](const Tap& tap, int64_t source_y) {
-      met_[count++] = {input_ + (plane * map_.rows.source + source_y) * source_width + wide_.left, lanes + tap.index};
+      row_taps_[count++] = {input_ + (plane * map_.rows.source + source_y) * source_width + wide_.left,
+                            lanes + tap.index};
     });
     for (int64_t r = 0; r < count;) {
       const auto add_some = [&](auto rows) FASTSEG_ALWAYS_INLINE {
-        if (count - r >= decltype(rows)::value) add_rows<decltype(rows)::value>(grad, met_.data() + r), r += rows;
+        if (count - r >= decltype(rows)::value) add_rows<decltype(rows)::value>(grad, row_taps_.data() + r), r += rows;
       };
       if constexpr (simd::kRegisterBytes == 64) add_some(std::integral_constant<int, 16>());
       add_some(std::integral_constant<int, 4>());
@@ -157,46 +158,46 @@ class WideProducts {
       if (k >= width) break;
       const uint16_t inside = wide_.inside(k);
       for (int64_t r = 0; r < count; ++r) {
-        const vector_t values = load_within(input_, elements, met_[r].data - input_ + k * wide_.step);
-        vector_t& sum = *met_[r].sum;
+        const vector_t values = load_within(input_, elements, row_taps_[r].data - input_ + k * wide_.step);
+        vector_t& sum = *row_taps_[r].sum;
         sum = simd::select_bits(inside, sum + values * static_cast<accumulate_t>(grad[k]), sum);
       }
     }
   }
 
-  // own [R S] += the sums, which become 0.
+  // Adds the sums to own [R S] and clears them.
   static void flush(vector_t* lanes, int64_t taps, double* own) {
     for (int64_t tap = 0; tap < taps; ++tap) own[tap] += lanes[tap / kLanes][tap % kLanes];
     std::fill_n(lanes, taps / kLanes, vector_t{});
   }
 
  private:
-  struct Met {
-    const scalar_t* data;  // what output 0 sees
+  struct SourceRow {
+    const scalar_t* data;  // the element that output 0 reads
     vector_t* sum;
   };
 
-  // The outputs that see all taps.
+  // The outputs with all taps inside.
   template <int rows>
-  FASTSEG_INLINE void add_rows(const scalar_t* grad, const Met* met) const {
+  FASTSEG_INLINE void add_rows(const scalar_t* grad, const SourceRow* row_taps) const {
     vector_t sums[rows];
     const scalar_t* from[rows];
     FASTSEG_UNROLL
-    for (int r = 0; r < rows; ++r) sums[r] = vector_t{}, from[r] = met[r].data;
+    for (int r = 0; r < rows; ++r) sums[r] = vector_t{}, from[r] = row_taps[r].data;
     for (int64_t k = wide_.first; k < wide_.end; ++k) {
       const vector_t value = vector_t{} + static_cast<accumulate_t>(grad[k]);
       FASTSEG_UNROLL
       for (int r = 0; r < rows; ++r) sums[r] += simd::load(from[r] + k * wide_.step) * value;
     }
     FASTSEG_UNROLL
-    for (int r = 0; r < rows; ++r) *met[r].sum += sums[r];
+    for (int r = 0; r < rows; ++r) *row_taps[r].sum += sums[r];
   }
 
   const Map& map_;
   const Wide wide_;
   const scalar_t* input_;
   const scalar_t* grad_output_;
-  std::vector<Met> met_;
+  std::vector<SourceRow> row_taps_;
 };
 
 }  // namespace fastseg::depthwise

@@ -1,4 +1,4 @@
-"""What the Triton launchers of the three maps share, without triton."""
+"""Shared by the Triton launchers of the three maps; does not import triton."""
 
 import functools
 
@@ -9,25 +9,25 @@ from fastseg._layout import image_format
 from fastseg._triton import MAX_SHARED
 
 MOST_BYTES = 16  # of one access
-ROOMY = 160 * 1024  # bytes of shared memory of a block, which smaller GPUs do not have
+LARGE_SHARED = 160 * 1024  # bytes of shared memory of a block, more than smaller GPUs have
 LEAST_COPY = 4  # bytes that one access must move to be asynchronous
-MOST_OFFSETS = 2**31 - 2**16  # a block beyond the last pixel still counts in 32 bits
+MOST_OFFSETS = 2**31 - 2**16  # so that a block that extends beyond the last pixel still fits 32 bits
 
 
 def is_channels_last(image: Tensor) -> bool:
-    """Whether the kernels walk `image` (N, C, H, W), dense in either format, with channels innermost."""
+    """Whether the kernels treat `image` (N, C, H, W), dense in either format, as channels_last."""
     return image_format(image) is torch.channels_last
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How fp32 is multiplied: "tf32" where PyTorch's setting for convolutions allows it. Without meaning for others."""
+    """How fp32 is multiplied: "tf32" where PyTorch's setting for convolutions allows it. Unused for other dtypes."""
     if dtype is torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32":
         return "ieee"
     return "tf32"
 
 
 def strides(image: Tensor | None) -> tuple[int, int, int, int]:
-    """(image, channel, row, column), zeros for None; those of dense images are plain even where a size is 1."""
+    """(image, channel, row, column), zeros for None; for dense images those of the format, even where a size is 1."""
     if image is None:
         return 0, 0, 0, 0
     _, channels, height, width = image.shape
@@ -49,7 +49,7 @@ def is_wide(*images: Tensor | None) -> bool:
 
 
 def run_of(image: Tensor, run: int) -> int:
-    """How many neighbouring pixels one access of `image` takes, given that runs of `run` start at multiples of it."""
+    """How many neighbouring pixels one access of `image` can take if runs of `run` pixels start at multiples of it."""
     run = min(run, MOST_BYTES // image.element_size())
     while image.data_ptr() % (run * image.element_size()):
         run //= 2
@@ -59,7 +59,7 @@ def run_of(image: Tensor, run: int) -> int:
 def packed(weight: Tensor, groups: int, transposed: bool, block_k: int, block_c: int) -> Tensor:
     """[groups, taps, K, C] with the channels C that are summed innermost, K and C filled up to blocks with zeros.
 
-    weight: (K, C / groups, R, S), or transposed (C, K / groups, R, S). A view where it is laid out so.
+    weight: (K, C / groups, R, S), or transposed (C, K / groups, R, S). A view if the weight already has this layout.
     """
     split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
     found = split.permute(0, 3, 2, 1) if transposed else split.permute(0, 3, 1, 2)
@@ -74,7 +74,7 @@ def packed(weight: Tensor, groups: int, transposed: bool, block_k: int, block_c:
 
 @functools.lru_cache(maxsize=64)
 def processors(device: torch.device) -> int:
-    """How many blocks run at once, at least; 1 in the interpreter, which wants few of them."""
+    """Blocks that run at once, at least; 1 in the interpreter, where few blocks are faster."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 

@@ -1,4 +1,4 @@
-"""Rectangles of constant taps: which block of outputs reads which inputs through which taps. Plain Python, no triton.
+"""Rectangles of constant taps: which block of outputs reads which inputs through which taps. Does not import triton.
 
 Along an axis outputs, inputs and taps form progressions: output `out + i out_step` reads input
 `at + i at_step + j at_tap` through tap `tap + j tap_step`. A convolution is one of them, a transposed one has one per
@@ -7,9 +7,9 @@ interval; two axes' intervals make a rectangle. A rectangle is flattened over th
 taps that exist are visited, no zero is inserted, every output is written once, and no pixel is tested.
 
 Where that would make many small rectangles (large kernels on small maps), one rectangle per phase with all taps is less
-work, although its pixels have to be tested: `Plan.tested`.
+work, although its pixels must be tested: `Plan.tested`.
 
-Tables of one shape are made once, and stay on the device: the copy is the only time that the host waits.
+The tables of a shape are made once and stay on the device: their copy is the only host sync.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_COST_OF_TESTS = 1.1  # of a block with tested pixels, over one without
+_COST_OF_TESTS = 1.1  # of a block with tested pixels, relative to one without
 _MOST_ELEMENTS = 8  # in an access of 16 bytes
 _LEAST_BLOCKS = 8  # in a part of a weight gradient, so that writing it costs less than making it
 
@@ -61,7 +61,7 @@ class Progression(NamedTuple):
 
 
 def convolution(size: int, taps: int, stride: int, padding: int, dilation: int) -> list[Progression]:
-    """Of `size` outputs along an axis."""
+    """The one progression of `size` outputs along an axis."""
     return [Progression(0, 1, size, -padding, stride, dilation, 0, 1, taps)]
 
 
@@ -95,7 +95,7 @@ class Rectangle(NamedTuple):
     y_step: int
     x: int
     x_step: int
-    row: int  # of the input, for the first tap; it may lie outside where there are no taps or they are tested
+    row: int  # of the input, for the first tap; may lie outside if there are no taps or they are tested
     row_step: int
     row_tap: int
     column: int
@@ -115,10 +115,10 @@ class Rectangle(NamedTuple):
 class Plan(NamedTuple):
     rectangles: Tensor  # [rectangles, 17] int32, see `Rectangle`
     blocks: Tensor  # [programs, 2] int32: (rectangle, number of the block in it), those with most taps first
-    tested: bool  # taps may lie outside of the input: pixels are to be tested
-    input_run: int  # so many neighbouring pixels, up to 8, are neighbours in the input and start at a multiple of it
+    tested: bool  # taps may lie outside of the input: the kernel must test pixels
+    input_run: int  # length, up to 8, of runs of pixels that are neighbours in the input and start at a multiple of it
     output_run: int
-    work: int  # taps times pixels, those that fill up a block included
+    work: int  # taps times pixels, including those that pad the last block
 
 
 def rectangles(
@@ -131,7 +131,7 @@ def rectangles(
     dilation: Sequence[int],
     tested: bool,
 ) -> list[Rectangle]:
-    """Every output lies in exactly one of them. kind: "convolution" or "transposed"."""
+    """The rectangles; every output lies in exactly one. kind: "convolution" or "transposed"."""
     down, right = (AXES[kind](output_size[i], kernel_size[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
     runs = Progression.whole if tested else Progression.intervals
     columns = [(axis, run) for axis in right for run in runs(axis, input_size[1])]
@@ -179,11 +179,11 @@ def plan(
     block: int,
     device: torch.device,
 ) -> Plan:
-    """Blocks of `block` pixels that make a map of this geometry. padding: (top, left), which may be any."""
+    """Blocks of `block` pixels that cover a map of this geometry. padding: (top, left), any integers."""
     geometry = kind, input_size, output_size, kernel_size, stride, padding, dilation
 
     def cost(found: list[Rectangle]) -> int:
-        """In taps of a block; what surrounds the taps counts as one more."""
+        """In taps of a block; the overhead of a block counts as one more."""
         return sum(-(-batch * rectangle.pixels // block) * (rectangle.taps + 1) for rectangle in found)
 
     exact, whole = rectangles(*geometry, tested=False), rectangles(*geometry, tested=True)
@@ -236,7 +236,7 @@ def tap_reaches(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> list[TapReach]:
-    """Of all taps in order."""
+    """The reaches of all taps in order."""
     down, right = (convolution(output_size[i], kernel_size[i], stride[i], padding[i], dilation[i])[0] for i in (0, 1))
     found = []
     for r, s in product(range(kernel_size[0]), range(kernel_size[1])):
@@ -255,7 +255,7 @@ class WeightPlan(NamedTuple):
     single: bool  # no tap has more than one part, and slots are taps
     input_run: int  # as in `Plan`
     output_run: int
-    work: int  # pixels over all taps, those that fill up a block included
+    work: int  # pixels over all taps, including those that pad the last block
 
 
 @lru_cache(maxsize=256)
@@ -277,7 +277,7 @@ def weight_plan(
     length = max(_LEAST_BLOCKS, -(-sum(blocks) // parts))
     rows, slots = [], [0]
     for tap, count in enumerate(blocks):
-        starts = range(0, count, length) or (0,)  # one without pixels where the tap reaches nothing
+        starts = range(0, count, length) or (0,)  # an empty part if the tap reaches nothing
         rows += [(tap, start, min(start + length, count), slots[-1] + i) for i, start in enumerate(starts)]
         slots.append(len(rows))
     rows.sort(key=lambda row: row[1] - row[2])

@@ -1,7 +1,7 @@
 """The three linear maps of a convolution in plain PyTorch: the definition, for dense, grouped and depthwise weights.
 
-`padding` is (top, left), and `size` the (height, width) of the result: they say all about where the windows lie,
-whatever the padding at the other end, an output_padding or a crop would be.
+`padding` is (top, left), and `size` the (height, width) of the result: they determine where the windows lie. The
+padding at the other end, an output_padding or a crop follow from them.
 """
 
 from collections.abc import Sequence

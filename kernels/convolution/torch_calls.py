@@ -1,11 +1,11 @@
-"""The three maps by PyTorch's own convolution, as fast as that goes: what `auto` leaves to stock."""
+"""The three maps by PyTorch's own convolution: what `auto` runs where stock is fastest."""
 
 import torch
 import torch.nn.functional as F
 
 
 def _ends(input, kernel_size, stride, padding, dilation, size):
-    """How much padding (bottom, right) makes the output `size`, or None if torch's own (`padding`) does."""
+    """The padding (bottom, right) that makes the output `size`, or None if `padding` at both ends does."""
     ends = [
         (size[axis] - 1) * stride[axis]
         + dilation[axis] * (kernel_size[axis] - 1)
@@ -34,14 +34,14 @@ def dilated_conv2d(input, weight, bias, residual, stride, padding, dilation, gro
 
 def conv_transpose2d(input, weight, bias, residual, stride, padding, dilation, groups, size, relu):
     spans = [(input.shape[2 + i] - 1) * stride[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
-    most = [max(pair) - 1 for pair in zip(stride, dilation)]  # of what torch takes for output_padding
+    most = [max(pair) - 1 for pair in zip(stride, dilation)]  # that torch accepts as output_padding
     missing = [size[i] - spans[i] + 2 * padding[i] for i in (0, 1)]
     first = (0, 0)
-    if missing[0] > most[0] or missing[1] > most[1]:  # a part near the end: everything, then that part
+    if missing[0] > most[0] or missing[1] > most[1]:  # compute the uncropped map, then cut out `size`
         first, padding = padding, (0, 0)
         missing = [first[i] + size[i] - spans[i] for i in (0, 1)]
-    extra = [max(0, missing[0]), max(0, missing[1])]
-    output = torch.conv_transpose2d(input, weight, bias, stride, padding, extra, groups, dilation)
+    output_padding = [max(0, missing[0]), max(0, missing[1])]
+    output = torch.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     if first != (0, 0) or min(missing) < 0:
         output = output[:, :, first[0] : first[0] + size[0], first[1] : first[1] + size[1]]
     return finish(output, residual, relu)

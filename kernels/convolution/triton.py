@@ -1,6 +1,6 @@
 """Convolution and transposed convolution as one implicit GEMM over rectangles of constant taps: see rectangles.py.
 
-The weight gradient stands in triton_weight.py, depthwise weights in triton_depthwise.py, formulas in README.md.
+For the weight gradient see triton_weight.py, for depthwise weights triton_depthwise.py, for formulas README.md.
 """
 
 from typing import NamedTuple
@@ -12,8 +12,8 @@ import triton.language as tl
 from fastseg import _library
 from fastseg._triton import MAX_SHARED, AotCase, on_device_of
 from fastseg.kernels.convolution.launch import (
+    LARGE_SHARED,
     LEAST_COPY,
-    ROOMY,
     is_channels_last,
     is_wide,
     packed,
@@ -37,7 +37,7 @@ class Config(NamedTuple):
     stages: int
 
 
-# (multiplied as, layout, outputs) -> Config; "widest" on GPUs with ROOMY shared memory. Rewritten by
+# (multiplied as, layout, outputs) -> Config; "widest" on GPUs with LARGE_SHARED shared memory. Rewritten by
 # benchmarks/tune_convolution.py.
 CONFIGS = {
     ("half", "channels_last", "few"): Config(128, 32, 64, 4, 4),
@@ -58,14 +58,14 @@ CONFIGS = {
     ("ieee", "planes", "few"): Config(64, 32, 16, 4, 3),
     ("ieee", "planes", "wide"): Config(64, 64, 16, 4, 3),
 }
-LEAST_CHANNELS = 16  # that one multiplication sums
+LEAST_CHANNELS = 16  # that one tl.dot sums
 
 
 def config_of(
     dtype: torch.dtype, multiplied: str, channels_last: bool, out_channels: int, channels: int, pixels: int,
     has_residual: bool, device: torch.device,
 ) -> Config:  # fmt: skip
-    """The largest block that the outputs fill; smaller where too few of them would leave processors without work.
+    """The largest block that the outputs fill; a smaller one if there would be fewer blocks than processors.
 
     out_channels, channels: of one group; pixels: of all groups together.
     """
@@ -81,7 +81,8 @@ def _config_for_outputs(dtype, multiplied, channels_last, out_channels, pixels, 
         if config is None or out_channels <= min(more_than, config.out_channels // 2):
             continue
         programs = triton.cdiv(pixels, config.pixels) * triton.cdiv(out_channels, config.out_channels)
-        fits = name != "widest" or (shared_memory(device) >= ROOMY and not has_residual)  # which takes registers
+        # A residual takes registers that the widest tile does not leave.
+        fits = name != "widest" or (shared_memory(device) >= LARGE_SHARED and not has_residual)
         if fits and programs >= processors(device):
             return config
     smallest = "few" if out_channels <= 32 else "medium"
@@ -92,11 +93,11 @@ def _config_for_outputs(dtype, multiplied, channels_last, out_channels, pixels, 
 def read_inputs(
     input, corner, from_row, from_column, down, right, chunk, wanted,
     channels, height, width, input_channel, input_row, input_column,
-    TESTED: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr, RUN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    TESTED: tl.constexpr, EVEN: tl.constexpr, PRELOAD: tl.constexpr, RUN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """The tile of the pixels that lie (down, right) of a block's first ones, at the channels `chunk`.
+    """The tile of input pixels (down, right) of a block's first tap, at the channels `chunk`.
 
-    wanted: whether there is one, looked at if AHEAD.
+    wanted: False past the last step; used only if PRELOAD.
     """
     at = pointers(input, corner, down * input_row + right * input_column + chunk * input_channel, RUN, CHANNELS_LAST)
     if TESTED:
@@ -104,9 +105,9 @@ def read_inputs(
         seen = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     else:
         seen = tl.full(corner.shape, True, tl.int1)
-    if AHEAD:
+    if PRELOAD:
         seen = seen & wanted
-    if TESTED or AHEAD or not EVEN:
+    if TESTED or PRELOAD or not EVEN:
         return tl.load(at, both(seen, chunk < channels, RUN, CHANNELS_LAST), 0.0)
     else:
         return tl.load(at)
@@ -127,7 +128,7 @@ def implicit_gemm_kernel(
     weight_group, weight_tap, weight_channel,
     residual_image, residual_channel, residual_row, residual_column,
     output_image, output_channel, output_row, output_column,
-    CHANNELS_LAST: tl.constexpr, TESTED: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr, RELU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, TESTED: tl.constexpr, EVEN: tl.constexpr, PRELOAD: tl.constexpr, RELU: tl.constexpr,
     INPUT_RUN: tl.constexpr, OUTPUT_RUN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -155,7 +156,7 @@ def implicit_gemm_kernel(
 
     p = number * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = p < images * pixels
-    p = tl.where(inside, p, 0)  # reads what is there
+    p = tl.where(inside, p, 0)  # an address that exists
     n, q = p // pixels, p % pixels
     i, j = q // columns, q % columns
     from_row, from_column = row + i * row_step, column + j * column_step
@@ -168,20 +169,20 @@ def implicit_gemm_kernel(
     weights = weight + group.to(tl.int64) * weight_group + spread(c, k * weight_channel, CHANNELS_LAST)
 
     total = tl.zeros((BLOCK_P, BLOCK_K) if CHANNELS_LAST else (BLOCK_K, BLOCK_P), tl.float32)
-    # One flat loop over taps and chunks of channels, so that loads run ahead from one tap into the next. Those that are
-    # too narrow to be copied asynchronously are held in registers instead, one step AHEAD.
+    # One flat loop over taps and chunks of channels, so that loads of a tap overlap the products of the tap before.
+    # Loads too narrow to be asynchronous copies are made into registers instead, one step earlier (PRELOAD).
     steps = taps_down * taps_right * tl.cdiv(channels, BLOCK_C)
     r, s, first = 0, 0, 0
-    if AHEAD:
-        following = read_inputs(
+    if PRELOAD:
+        next_values = read_inputs(
             input, corner, from_row, from_column, 0, 0, c, steps > 0, channels, height, width,
-            input_channel, input_row, input_column, TESTED, EVEN, AHEAD, INPUT_RUN, CHANNELS_LAST,
+            input_channel, input_row, input_column, TESTED, EVEN, PRELOAD, INPUT_RUN, CHANNELS_LAST,
         )  # fmt: skip
     for step in range(steps):
-        if not AHEAD:
+        if not PRELOAD:
             values = read_inputs(
                 input, corner, from_row, from_column, r * row_tap, s * column_tap, first + c, True, channels, height,
-                width, input_channel, input_row, input_column, TESTED, EVEN, AHEAD, INPUT_RUN, CHANNELS_LAST,
+                width, input_channel, input_row, input_column, TESTED, EVEN, PRELOAD, INPUT_RUN, CHANNELS_LAST,
             )  # fmt: skip
         factors = tl.load(weights + ((tap + r * tap_down + s * tap_right).to(tl.int64) * weight_tap + first))
         first += BLOCK_C
@@ -191,14 +192,14 @@ def implicit_gemm_kernel(
         next_row = s >= taps_right
         s = tl.where(next_row, 0, s)
         r += next_row.to(tl.int32)
-        if AHEAD:
-            values = following
-            following = read_inputs(
+        if PRELOAD:
+            values = next_values
+            next_values = read_inputs(
                 input, corner, from_row, from_column, r * row_tap, s * column_tap, first + c, step + 1 < steps,
                 channels, height, width, input_channel, input_row, input_column,
-                TESTED, EVEN, AHEAD, INPUT_RUN, CHANNELS_LAST,
+                TESTED, EVEN, PRELOAD, INPUT_RUN, CHANNELS_LAST,
             )  # fmt: skip
-        if INTERPRETED:  # which knows no arithmetic of half types
+        if INTERPRETED:  # the interpreter has no arithmetic of half types
             values, factors = values.to(tl.float32), factors.to(tl.float32)
         if CHANNELS_LAST:
             total = tl.dot(values, factors, total, input_precision=PRECISION)
@@ -246,7 +247,7 @@ def _launch(kind, input, weight, bias, residual, stride, padding, dilation, grou
             images, channels, out_channels, *input.shape[2:], tiles, tiles_of_group,
             *strides(input), *taps.stride()[:3], *strides(residual), *strides(output),
             CHANNELS_LAST=channels_last, TESTED=blocks.tested, EVEN=channels % config.channels == 0,
-            AHEAD=not channels_last and run * input.element_size() < LEAST_COPY, RELU=relu,
+            PRELOAD=not channels_last and run * input.element_size() < LEAST_COPY, RELU=relu,
             INPUT_RUN=run, OUTPUT_RUN=run_of(output, blocks.output_run),
             WIDE=is_wide(input, residual, output), PRECISION=multiplied,
             BLOCK_P=config.pixels, BLOCK_K=config.out_channels, BLOCK_C=config.channels,
@@ -268,7 +269,7 @@ def conv_transpose2d(input, weight, bias, residual, stride, padding, dilation, g
 
 
 def aot_cases() -> list[AotCase]:
-    """Every configuration once, in plain calls of aligned channels; then what calls may have besides."""
+    """Every configuration once, with aligned channels and no options; then the options."""
     half = "half", "channels_last", "wide"
     planes = "half", "planes", "wide"
     few = "half", "channels_last", "few"
@@ -278,7 +279,7 @@ def aot_cases() -> list[AotCase]:
         _case(*half, CONFIGS[half], "tested", TESTED=True, EVEN=False),
         _case(*half, CONFIGS[half], "64 bits", WIDE=True),
         _case(*few, CONFIGS[few]._replace(channels=32), "few channels", EVEN=False),
-        _case(*planes, CONFIGS[planes], "aligned", INPUT_RUN=8, OUTPUT_RUN=8, AHEAD=False),
+        _case(*planes, CONFIGS[planes], "aligned", INPUT_RUN=8, OUTPUT_RUN=8, PRELOAD=False),
         _case(*planes, CONFIGS[planes], "tested", residual=True, TESTED=True, EVEN=False),
     ]
     return [*cases, *weight_aot_cases(), *depthwise_aot_cases(), *parts_aot_cases()]
@@ -290,7 +291,7 @@ def _case(kind, layout, outputs, config, what="", residual=False, **constexprs) 
     pointers = {name: f"*{dtype}" for name in (*images, "weight", "bias")} | dict(rectangles="*i32", blocks="*i32")
     constexprs = dict(
         TESTED=False, EVEN=True, RELU=True, INPUT_RUN=1, OUTPUT_RUN=1, WIDE=False, INTERPRETED=False,
-        AHEAD=not channels_last and kind == "half", PRECISION="ieee" if kind == "ieee" else "tf32",
+        PRELOAD=not channels_last and kind == "half", PRECISION="ieee" if kind == "ieee" else "tf32",
         CHANNELS_LAST=channels_last, BLOCK_P=config.pixels, BLOCK_K=config.out_channels, BLOCK_C=config.channels,
     ) | constexprs  # fmt: skip
     constexprs |= {f"{image}_{'channel' if channels_last else 'column'}": 1 for image in images}
@@ -308,7 +309,7 @@ def _case(kind, layout, outputs, config, what="", residual=False, **constexprs) 
         " ".join(("dense", kind, layout, outputs, what)).strip().replace(" ", "-"), implicit_gemm_kernel,
         pointers | {name: "i32" for name in sizes}, constexprs, num_warps=config.warps, num_stages=config.stages,
         divisible=(*pointers, "channels", "out_channels", "weight_group", "weight_tap", "weight_channel", *strides),
-        max_shared=ROOMY if outputs == "widest" else MAX_SHARED,
+        max_shared=LARGE_SHARED if outputs == "widest" else MAX_SHARED,
         tensor_cores=kind != "ieee" and rows >= 64, store_bits=128 if channels_last else 0,
         copy_bits=128 if channels_last or constexprs["INPUT_RUN"] == 8 else 0,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """The three maps for depthwise weights [C, 1, R, S]: bound by memory, so every output gathers its taps from the caches.
 
-In the transposed map the taps of an output are every (stride / gcd(stride, dilation))-th, from one on that depends on
-the output's remainder modulo the stride alone: it is computed, not searched.
+In the transposed map an output reads every (stride / gcd(stride, dilation))-th tap. The first of them depends only on
+the output's remainder modulo the stride: it is computed, not searched.
 """
 
 from functools import lru_cache
@@ -23,13 +23,13 @@ class Config(NamedTuple):
     warps: int
 
 
-# (layout, most pixels of an output plane) -> Config, the first that fits
+# (layout, most pixels of an output plane) -> Config; the first entry that fits is taken
 CONFIGS = {
     ("planes", 256): Config(256, 4, 4),
     ("planes", None): Config(1024, 1, 4),
     ("channels_last", None): Config(32, 64, 4),
 }
-# The same for the gradient of the weight, where a tile is that many taps deep, too.
+# The same for the gradient of the weight, where a tile has taps as a third axis.
 WEIGHT_CONFIGS = {
     ("planes", None): Config(256, 1, 4),
     ("channels_last", None): Config(8, 32, 4),
@@ -111,7 +111,7 @@ def depthwise_kernel(
     inner = program % (tiles * programs_of_plane)
     if CHANNELS_LAST:
         tile, first = inner % tiles, inner // tiles
-    else:  # neighbours share the lines at the seams of a plane
+    else:  # neighbouring programs share cache lines
         tile, first = inner // programs_of_plane, inner % programs_of_plane
     c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     of_tile = c < channels
@@ -208,7 +208,7 @@ def depthwise_grad_weight_kernel(
 
 
 def _run(stride: int, padding: int, dilation: int, taps: int, *sizes: int) -> int:
-    """How many neighbouring outputs, up to 8, read runs of inputs that start at multiples of it, through every tap."""
+    """The longest run of outputs, up to 8, that through every tap reads inputs which start at a multiple of it."""
     return gcd(8, padding, dilation if taps > 1 else 0, *sizes) if stride == 1 else 1
 
 
@@ -223,7 +223,7 @@ def _launch(transposed, input, weight, bias, residual, stride, padding, dilation
         taps = taps.t().contiguous().t()  # channels innermost, as in the images
     config = config_of(CONFIGS, channels_last, channels, pixels)
     tiles, blocks = triton.cdiv(channels, config.channels), triton.cdiv(pixels, config.pixels)
-    # A program goes on through its planes, which stay in its processor's cache, while there are programs enough.
+    # If there are programs enough, each takes several blocks of a plane, which then stays in its processor's cache.
     spare = images * tiles * blocks // (PROGRAMS_PER_PROCESSOR * processors(input.device))
     blocks_of_program = 1 if channels_last else min(blocks, max(1, spare))
     programs_of_plane = triton.cdiv(blocks, blocks_of_program)

@@ -1,4 +1,4 @@
-"""Tiles of pixels by channels, whose contiguous axis comes last: channels in channels_last, pixels in NCHW."""
+"""Tiles of pixels by channels whose last axis is the contiguous one: channels in channels_last, pixels in NCHW."""
 
 import triton
 import triton.language as tl
@@ -29,8 +29,8 @@ def over_pixels(channels, CHANNELS_LAST: tl.constexpr):
 def pointers(base, pixels, channels, RUN: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """base + `spread` offsets; in NCHW runs of RUN pixels are neighbours in memory and start at multiples of that.
 
-    The compiler attaches what it is told to the sum itself, so it has to be told here. Offsets are added first: as long
-    as they have 32 bits, a tile of them costs half the registers that pointers would.
+    A hint of alignment binds to the operation that makes the value, so it is given here, where the sum is made. Offsets
+    are added first: with 32 bits, a tile of them takes half the registers of a tile of pointers.
     """
     if CHANNELS_LAST:
         return (base + pixels)[:, None] + channels[None, :]

@@ -12,8 +12,8 @@ import triton.language as tl
 from fastseg import _library
 from fastseg._triton import MAX_SHARED, AotCase, on_device_of
 from fastseg.kernels.convolution.launch import (
+    LARGE_SHARED,
     LEAST_COPY,
-    ROOMY,
     is_channels_last,
     is_wide,
     precision,
@@ -35,8 +35,8 @@ class Config(NamedTuple):
     stages: int
 
 
-# (multiplied as, layout, numbers of channels) -> Config; "few" for either number, "widest" on GPUs with ROOMY shared
-# memory, see `config_of`. Rewritten by benchmarks/tune_convolution.py.
+# (multiplied as, layout, numbers of channels) -> Config; "few" for either number, "widest" on GPUs with LARGE_SHARED
+# shared memory, see `config_of`. Rewritten by benchmarks/tune_convolution.py.
 CONFIGS = {
     ("half", "channels_last", "few"): Config(32, 128, 64, 4, 3),
     ("half", "channels_last", "wide"): Config(128, 128, 64, 8, 3),
@@ -100,7 +100,7 @@ def grad_weight_kernel(
     input_image, input_channel, input_row, input_column,
     grad_image, grad_channel, grad_row, grad_column,
     to_slot, to_out, to_channel, stride_row, stride_column,
-    CHANNELS_LAST: tl.constexpr, INPUT_RUN: tl.constexpr, OUTPUT_RUN: tl.constexpr, AHEAD: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INPUT_RUN: tl.constexpr, OUTPUT_RUN: tl.constexpr, PRELOAD: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -127,14 +127,14 @@ def grad_weight_kernel(
         wide_k, wide_c = k, c
 
     total = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
-    if AHEAD:  # as in triton.py
+    if PRELOAD:  # as in triton.py
         next_gradients, next_values = read_pixels(
             input, grad_output, reach, start, images, wide_k, wide_c, of_out, of_in,
             input_image, input_channel, input_row, input_column, grad_image, grad_channel, grad_row, grad_column,
             stride_row, stride_column, CHANNELS_LAST, INPUT_RUN, OUTPUT_RUN, WIDE, BLOCK_P,
         )  # fmt: skip
     for block in range(start, end):
-        if AHEAD:
+        if PRELOAD:
             gradients, values = next_gradients, next_values
             next_gradients, next_values = read_pixels(
                 input, grad_output, reach, block + 1, images, wide_k, wide_c, of_out, of_in,
@@ -147,7 +147,7 @@ def grad_weight_kernel(
                 input_image, input_channel, input_row, input_column, grad_image, grad_channel, grad_row, grad_column,
                 stride_row, stride_column, CHANNELS_LAST, INPUT_RUN, OUTPUT_RUN, WIDE, BLOCK_P,
             )  # fmt: skip
-        if INTERPRETED:  # which knows no arithmetic of half types
+        if INTERPRETED:  # the interpreter has no arithmetic of half types
             gradients, values = gradients.to(tl.float32), values.to(tl.float32)
         if CHANNELS_LAST:
             total = tl.dot(tl.trans(gradients), values, total, input_precision=PRECISION)
@@ -163,7 +163,7 @@ def config_of(multiplied: str, channels_last: bool, out_channels: int, channels:
     few = CONFIGS.get((multiplied, layout, "few"))
     if few is None or min(out_channels, channels) > few.out_channels:
         wide, widest = CONFIGS[multiplied, layout, "wide"], CONFIGS.get((multiplied, layout, "widest"))
-        fits = widest is not None and channels >= widest.channels and shared_memory(device) >= ROOMY
+        fits = widest is not None and channels >= widest.channels and shared_memory(device) >= LARGE_SHARED
         return widest if fits else wide
     narrow, wide = few.out_channels, few.channels
     return few._replace(
@@ -200,7 +200,7 @@ def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, ke
             input, grad_output, to, work.taps, work.parts, images, channels, out_channels, tiles, tiles_out, tiles_in,
             *strides(input), *strides(grad_output), to_slot, to_out, to_channel, *stride,
             CHANNELS_LAST=channels_last, INPUT_RUN=runs[0], OUTPUT_RUN=runs[1],
-            AHEAD=not channels_last and min(runs) * input.element_size() < LEAST_COPY,
+            PRELOAD=not channels_last and min(runs) * input.element_size() < LEAST_COPY,
             WIDE=is_wide(input, grad_output), PRECISION=multiplied,
             BLOCK_K=config.out_channels, BLOCK_C=config.channels, BLOCK_P=config.pixels,
             INTERPRETED=_library.interpreting(), num_warps=config.warps, num_stages=config.stages,
@@ -221,7 +221,7 @@ def weight_aot_cases() -> list[AotCase]:
         _case(*half, CONFIGS[half], "64 bits", WIDE=True),
         _case(*few, config_of("half", True, 256, 21, torch.device("cpu")), "few inputs"),
         _case(*few, config_of("half", True, 21, 21, torch.device("cpu")), "few of both"),
-        _case(*planes, CONFIGS[planes], "aligned", INPUT_RUN=4, OUTPUT_RUN=4, AHEAD=False),
+        _case(*planes, CONFIGS[planes], "aligned", INPUT_RUN=4, OUTPUT_RUN=4, PRELOAD=False),
     ]
 
 
@@ -230,7 +230,7 @@ def _case(kind, layout, outputs, config, what="", **constexprs) -> AotCase:
     pointers = dict(input=f"*{dtype}", grad_output=f"*{dtype}", to="*fp32", taps="*i32", parts="*i32")
     constexprs = dict(
         INPUT_RUN=1, OUTPUT_RUN=1, WIDE=False, INTERPRETED=False, CHANNELS_LAST=channels_last,
-        AHEAD=not channels_last and kind == "half", PRECISION="ieee" if kind == "ieee" else "tf32",
+        PRELOAD=not channels_last and kind == "half", PRECISION="ieee" if kind == "ieee" else "tf32",
         BLOCK_K=config.out_channels, BLOCK_C=config.channels, BLOCK_P=config.pixels, to_channel=1,
     ) | constexprs  # fmt: skip
     constexprs |= {f"{image}_{'channel' if channels_last else 'column'}": 1 for image in ("input", "grad")}
@@ -240,12 +240,12 @@ def _case(kind, layout, outputs, config, what="", **constexprs) -> AotCase:
         if name.islower() and name not in pointers and name not in constexprs
     ]
     images = [name for name in sizes if name.startswith(("input_", "grad_"))] if channels_last else []
-    wide = kind == "half" and channels_last  # tf32 tiles are turned on their way, 4 bytes at a time
+    wide = kind == "half" and channels_last  # tf32 tiles are transposed on the way to shared memory, 4 bytes at a time
     return AotCase(
         " ".join(("weight", kind, layout, outputs, what)).strip().replace(" ", "-"), grad_weight_kernel,
         pointers | {name: "i32" for name in sizes}, constexprs, num_warps=config.warps, num_stages=config.stages,
         divisible=(*pointers, "channels", "out_channels", "to_slot", "to_out", *images),
-        max_shared=ROOMY if outputs == "widest" else MAX_SHARED,
+        max_shared=LARGE_SHARED if outputs == "widest" else MAX_SHARED,
         tensor_cores=kind != "ieee" and config.out_channels >= 64, store_bits=128,
         copy_bits=128 if wide else 64 if constexprs["INPUT_RUN"] == 4 else 0,
     )  # fmt: skip

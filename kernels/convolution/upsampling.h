@@ -1,10 +1,10 @@
 // Dense transposed convolution by a stride of 2, 4, ..., 32 columns, and its two transposes, as products of panels.
 //
-// small [N, S, h, w], big [N, B, H, W], weight [S, B, kh, kw]: pixel (i, j) of the small map meets
-//     big row i * sh + r - top,  big column j * sw + s - left      through tap (r, s).
-// Columns are counted from `left` before the image. 16 of them are a vector: a group u of 16 / sw small columns and all
-// of their phases, or for sw = 32 one of two parts of a single column's. Tap s = t * sw + phase of a column takes the
-// small column t to the left of it. So with
+// small [N, S, h, w], big [N, B, H, W], weight [S, B, kh, kw]: tap (r, s) joins pixel (i, j) of the small map to
+//     big row i * sh + r - top,  big column j * sw + s - left.
+// Big columns are counted from `left` columns before the image. 16 of them are a vector: a group u of 16 / sw small
+// columns with all phases, or for sw = 32 half of the phases of one small column (one of two parts). For tap
+// s = t * sw + phase a big column takes the small column t to the left of it. So with
 //     X[s][t][u]      the small columns of group u moved by t, each repeated for its phases,
 //     G[r][..]        a row of the big map, read at u * 16 * parts + part * 16 (moved by t * sw for the convolution),
 //     V[..][t][part]  the taps t * sw + phase, repeated for the columns of a group,
@@ -32,21 +32,21 @@ struct Shape {
   int64_t parts() const { return std::max<int64_t>(1, stride_width / simd::kLanes); }
   int64_t columns() const { return std::max<int64_t>(1, simd::kLanes / stride_width); }  // of a group
   int64_t groups() const { return ceil_divide(small_width + taps() - 1, columns()); }    // u
-  // Of small row i: the big row of its first tap, and which of its taps lie inside of the image.
+  // For small row i: the big row of its first tap, and the range of its taps inside of the image.
   int64_t top_row(int64_t i) const { return i * stride_height - top; }
   int64_t first_tap(int64_t i) const { return std::clamp<int64_t>(-top_row(i), 0, kernel_height); }
   int64_t last_tap(int64_t i) const {
     return std::clamp<int64_t>(big_height - top_row(i), first_tap(i), kernel_height);
   }
-  int64_t rows_above() const { return ceil_divide(kernel_height, stride_height); }  // small rows a big row meets
+  int64_t rows_above() const { return ceil_divide(kernel_height, stride_height); }  // small rows that a big row takes
 };
 
-// What is computed at a time: kRows channels by kGroups groups of columns, all in registers.
+// A tile of kRows channels by kGroups groups of columns is summed in registers.
 constexpr int kRows = simd::kRegisterBytes == 64 ? 6 : 2;
 constexpr int kGroups = simd::kRegisterBytes == 64 ? 4 : simd::kRegisterBytes == 32 ? 2 : 1;
 
-// sums[row][group] += sum over runs and k of factors[row][k] * values[group][k], all of them vectors. Steps count
-// elements.
+// sums[row][group] += sum over runs and k of factors[row][k] * values[group][k], where each item is a vector. Distances
+// are in elements.
 template <typename accumulate_t>
 struct Product {
   struct Run {
@@ -65,7 +65,7 @@ __attribute__((noinline)) void multiply_tile(const Product<accumulate_t>& produc
   using vec_t = simd::vec<accumulate_t>;
   const auto& p = product;
   accumulate_t* const at = p.sums + row * p.sum_row + group * p.sum_group;
-  vec_t sums[rows][groups] = {};  // of these runs only: short chains of additions round less
+  vec_t sums[rows][groups] = {};  // from 0, not from p.sums: short chains of additions round less
   for (const auto& run : p.runs) {
     const accumulate_t* factors = run.factors + row * p.factor_row;
     const accumulate_t* values = run.values + group * p.value_group;
@@ -91,7 +91,7 @@ __attribute__((noinline)) void multiply_tile(const Product<accumulate_t>& produc
   }
 }
 
-// multiply_tile for run-time sizes, at most `rows` and `groups`.
+// multiply_tile for sizes known at run time, at most `rows` and `groups`.
 template <typename accumulate_t, int rows = kRows, int groups = kGroups>
 void multiply_block(const Product<accumulate_t>& product, int64_t row, int64_t row_count, int64_t group,
                     int64_t group_count) {
@@ -108,7 +108,7 @@ void multiply_block(const Product<accumulate_t>& product, int64_t row, int64_t r
   multiply_tile<accumulate_t, rows, groups>(product, row, group);
 }
 
-// The whole product, in blocks of nearly equal size: factors of some rows stay in the cache while values stream by.
+// The whole product, in blocks of nearly equal size: the factors of a block of rows stay in the cache for all groups.
 template <typename accumulate_t>
 void multiply(const Product<accumulate_t>& product, int64_t rows, int64_t groups) {
   const int64_t row_blocks = ceil_divide(rows, kRows), group_blocks = ceil_divide(groups, kGroups);
@@ -150,7 +150,7 @@ inline int64_t padded_width(const Shape& shape) {
   return (shape.groups() * shape.parts() + beyond) * simd::kLanes;
 }
 
-// A row of W elements with zeros for the columns before and behind the image -> [padded_width].
+// A row of W elements with zeros for the columns before and after the image -> [padded_width].
 template <typename scalar_t, typename accumulate_t>
 void pack_big_row(const Shape& shape, const scalar_t* row, accumulate_t* to) {
   const int64_t width = padded_width(shape), before = std::min(shape.left, width);
@@ -168,7 +168,7 @@ auto lanes_of(std::vector<vec_t>& panel, int64_t place) {
   return reinterpret_cast<simd::lane_of<vec_t>*>(panel.data() + place);
 }
 
-// Rows of one channel of the big map, packed when they are first asked for: neighbours of the small map share rows.
+// Rows of one channel of the big map, packed when first needed: neighbouring small rows share big rows.
 template <typename scalar_t>
 class BigRows {
  public:
@@ -176,14 +176,14 @@ class BigRows {
       : shape_(shape), width_(padded_width(shape)),
         rows_(((kBlock - 1) * shape.stride_height + shape.kernel_height) * width_ / simd::kLanes) {}
 
-  static constexpr int64_t kBlock = 8;  // rows of the small map that take turns before the next channel
+  static constexpr int64_t kBlock = 8;  // small rows that are computed for a channel before the next channel
 
-  // From row `top` on, which may lie above the image.
+  // Starts with row `top`, which may lie above the image.
   void restart(const scalar_t* plane, int64_t top) {
     plane_ = plane, top_ = top;
     next_ = std::max<int64_t>(0, top);
   }
-  // Row `row` (inside of the image) and all before it.
+  // Packs all rows up to `row` (inside of the image) and returns it.
   const simd::accumulate<scalar_t>* operator()(int64_t row) {
     for (; next_ <= row; ++next_) {
       pack_big_row(shape_, plane_ + next_ * shape_.big_width, lanes_of(rows_, 0) + (next_ - top_) * width_);
@@ -199,7 +199,7 @@ class BigRows {
   Panel<simd::accumulate<scalar_t>> rows_;
 };
 
-// Calls body(n, first row, last row) for blocks of rows of the small map, items begin to end counting them all.
+// Calls body(n, first row, last row) for blocks of rows of the small map; items count the rows of all images.
 template <typename Body>
 void in_row_blocks(const Shape& shape, int64_t begin, int64_t end, int64_t most, const Body& body) {
   while (begin < end) {
@@ -210,7 +210,7 @@ void in_row_blocks(const Shape& shape, int64_t begin, int64_t end, int64_t most,
   }
 }
 
-// store(n, b, row, sums): the W sums of a row of the big map.
+// The big map from the small one: calls store(n, b, row, sums) with the W sums of a row.
 template <typename scalar_t, typename Store>
 void spread(const Shape& shape, const scalar_t* small, const scalar_t* weight, const Store& store) {
   using accumulate_t = simd::accumulate<scalar_t>;
@@ -260,7 +260,7 @@ void spread(const Shape& shape, const scalar_t* small, const scalar_t* weight, c
           product.sums = lanes_of(totals, part);
           for (int64_t r = phase, i = step; r < shape.kernel_height; r += shape.stride_height, --i) {
             if (i < 0 || i >= shape.small_height) continue;
-            // Row by row, so that the factors stay in the first cache.
+            // One row of taps at a time, so that the factors stay in the first-level cache.
             const int64_t place = (r * parts + part) * S * taps * B;
             product.runs = {{lanes_of(factors, place), lanes_of(values, i % above * panel)}};
             multiply(product, B, groups);
@@ -272,7 +272,7 @@ void spread(const Shape& shape, const scalar_t* small, const scalar_t* weight, c
   });
 }
 
-// store(n, s, i, column, sum): one element of the small map.
+// The small map from the big one: calls store(n, s, i, column, sum) for every element.
 template <typename scalar_t, typename Store>
 void collect(const Shape& shape, const scalar_t* big, const scalar_t* weight, const Store& store) {
   using accumulate_t = simd::accumulate<scalar_t>;
@@ -332,7 +332,7 @@ void collect(const Shape& shape, const scalar_t* big, const scalar_t* weight, co
   });
 }
 
-// grad_weight [S, B, kh, kw] through store(s, b, r, tap, sum).
+// grad_weight [S, B, kh, kw]: calls store(s, b, r, tap, sum) for every element.
 template <typename scalar_t, typename Store>
 void correlate(const Shape& shape, const scalar_t* small, const scalar_t* big, const Store& store) {
   using accumulate_t = simd::accumulate<scalar_t>;

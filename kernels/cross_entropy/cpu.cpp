@@ -1,4 +1,4 @@
-// Softmax cross entropy and focal loss on the CPU: from tensors to a sweep, and the registration.
+// Softmax cross entropy and focal loss on the CPU: entry points that turn tensors into a sweep, and their registration.
 #include <optional>
 
 #include <torch/csrc/stable/library.h>
@@ -19,7 +19,7 @@ struct Arguments {
   Options options;
 };
 
-// Of the input and, unless it is null, of the gradient, which is like it.
+// For the input and, unless it is null, the gradient.
 PixelWalk walk_of(const Tensor& input, const Tensor* gradient) {
   if (!gradient) return PixelWalk({input}, {});
   FASTSEG_CHECK(gradient->scalar_type() == input.scalar_type(), "the gradient must be like input");

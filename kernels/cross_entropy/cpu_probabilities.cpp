@@ -1,4 +1,5 @@
-// Softmax cross entropy against probabilities on the CPU: from tensors to a sweep, and the registration.
+// Softmax cross entropy with probabilities as target on the CPU: entry points that turn tensors into a sweep, and their
+// registration.
 #include <optional>
 
 #include <torch/csrc/stable/library.h>

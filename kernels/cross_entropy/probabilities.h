@@ -31,7 +31,7 @@ struct Problem {
   double label_smoothing;
 };
 
-// Sweeps a slice of the tiles. Every array is [T], one number per pixel of the tile, if nothing else is said.
+// Sweeps a slice of the tiles. Arrays without a comment on their size are [T], one number per pixel of the tile.
 template <typename scalar_t>
 class Sweep {
  public:
@@ -134,7 +134,7 @@ class Sweep {
 
   // From the sums of every pixel to its loss and to the factors of its gradients.
   void pixel_formulas(int64_t position, int count) {
-    vector_t sum_of_losses{};  // fp32 serves within a tile; across tiles the sum is double
+    vector_t sum_of_losses{};  // fp32 suffices within a tile; across tiles the sum is double
     for (int i = 0; i < tile_; i += kLanes) {
       const int here = std::clamp(count - i, 0, kLanes);
       vector_t weight = simd::splat(accumulate_t(1));
@@ -169,7 +169,7 @@ class Sweep {
     return per_pixel(problem_.grad_output, position, here);
   }
 
-  // Logits and targets may lie in the scratch rows that their gradients go to: read first, written last.
+  // Logits and targets may be in the scratch rows that receive their gradients: they are read before those are written.
   template <bool to_logits, bool to_target>
   void write_gradients(const Tile<scalar_t>& tile, const TargetRows<accumulate_t>& target) const {
     for_each_group(tile_, [&](int first, auto vectors) {
@@ -203,10 +203,10 @@ class Sweep {
   TileAccess<scalar_t> access_;
   std::unique_ptr<TargetTiles<accumulate_t>> targets_;
   int tile_;        // T
-  int64_t block_;   // classes added up before they join the sums, about the root of C: errors grow with both
+  int64_t block_;   // classes per partial sum, about the root of C: errors grow with it and with the number of blocks
   int64_t stride_;  // of the rows of exponentials
   Scratch<accumulate_t> own_rows_;
-  accumulate_t* exponentials_;  // [C, T]; the logits' scratch rows where nobody needs those again
+  accumulate_t* exponentials_;  // [C, T]; the logits' scratch rows if those are not needed again
   Scratch<accumulate_t> pixel_values_;
   Scratch<accumulate_t> class_values_;
   accumulate_t *target_scale_, *target_shift_;  // [C]: w_c (1 - s) and w_c s / C
@@ -219,10 +219,10 @@ class Sweep {
   double loss_sum_ = 0;
 };
 
-// Runs the whole problem and gives the sum of the losses.
+// Runs the problem and returns the sum of the losses.
 template <typename scalar_t>
 double sweep(const Problem<scalar_t>& problem) {
-  constexpr int64_t kFewestElements = 1 << 14;  // below that a second thread costs more than it brings
+  constexpr int64_t kFewestElements = 1 << 14;  // with fewer a second thread costs more than it saves
   const int tile = tile_pixels(problem.classes);
   const int64_t tiles = problem.images * ceil_divide(problem.pixels, tile);
   const UnevenSlices slices(tiles, ceil_divide(kFewestElements, problem.classes * tile));

@@ -1,4 +1,4 @@
-// One call of cross entropy or focal loss as plain pointers, and one thread's numbers per pixel.
+// One call of cross entropy or focal loss as pointers and numbers, and one thread's numbers per pixel.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ struct Options {
   double label_smoothing;
   double gamma;
   bool zero_if_empty;
-  bool inert_ignored;  // an ignored pixel has gradient 0 whatever it holds; otherwise NaN of NaN, as in stock PyTorch
+  bool inert_ignored;  // an ignored pixel has gradient 0 whatever it holds; else NaN for NaN, as in stock PyTorch
 };
 
 // One call, its tensors as pointers. accumulate_t is float, double for fp64.
@@ -33,13 +33,13 @@ struct Problem {
   double scale;                      // of every gradient: 1 / denominator under a mean
   Options options;
 
-  // A mean or a sum without weights, smoothing or focal exponent, which is most of what is asked for.
-  bool plain() const {
+  // A mean or a sum without weights, smoothing or focal exponent: the usual case.
+  bool basic() const {
     return !options.inert_ignored && !class_weight && !pixel_weight && options.reduction != kNone &&
            options.label_smoothing == 0 && options.gamma == 0;
   }
-  // What grad_output and scale make of every gradient of a plain() loss.
-  accumulate_t plain_scale() const {
+  // The factor of every gradient of a basic() loss, from grad_output and scale.
+  accumulate_t basic_scale() const {
     return static_cast<accumulate_t>(scale) * (grad_output ? grad_output[0] : accumulate_t(1));
   }
 };
@@ -70,7 +70,7 @@ template <typename accumulate_t>
 struct PixelNumbers {
   explicit PixelNumbers(int tile) : values(kArrays * tile), label_values(tile + tile / kLanes) {
     accumulate_t* next = values.get();
-    for (accumulate_t** array : {&maximum, &sum, &target_logit, &target_weight, &pixel_weight, &extra, &scale,
+    for (accumulate_t** array : {&maximum, &sum, &target_logit, &target_weight, &pixel_weight, &class_sum, &scale,
                                  &label_excess, &smoothing_scale}) {
       *array = next;
       next += tile;
@@ -88,7 +88,7 @@ struct PixelNumbers {
   accumulate_t* target_logit;   // logit of the label
   accumulate_t* target_weight;  // class weight of the label, 0 where ignored
   accumulate_t* pixel_weight;   // pixel weight, 0 where ignored
-  accumulate_t* extra;  // smoothing: sum of w_c (logit_c - maximum); focal: sum of the exponentials of the others
+  accumulate_t* class_sum;      // smoothing: sum of w_c (logit_c - maximum); focal: exponentials of the other classes
   // gradient = (e_c - [c = label] label_excess) scale - w_c smoothing_scale
   accumulate_t *scale, *label_excess, *smoothing_scale;
 };

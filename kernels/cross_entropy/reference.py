@@ -53,7 +53,7 @@ def cross_entropy(
     input, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, gamma, zero_if_empty,
     inert_ignored, with_gradient,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(loss, denominator, its gradient to `input`, of no element unless with_gradient); gamma > 0 is the focal loss."""
+    """(loss, denominator, the gradient of `input`, empty unless with_gradient); gamma > 0 is the focal loss."""
     options = (ignore_index, reduction, label_smoothing, gamma, zero_if_empty)
     loss, denominator = _loss(input, target, weight, pixel_weight, *options)
     if not with_gradient:
@@ -141,7 +141,7 @@ def cross_entropy_probabilities(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss for a distribution over the classes at every pixel, its gradient to `input`, to `target`).
 
-    MEAN divides by the number of pixels. A gradient that is not asked for has no elements.
+    MEAN divides by the number of pixels. A gradient that is not requested is empty.
     """
     loss = loss_of_probabilities(input, target, weight, pixel_weight, reduction, label_smoothing)
     if not (to_input or to_target):
@@ -163,7 +163,7 @@ def loss_of_probabilities(input, target, weight, pixel_weight, reduction, label_
 def cross_entropy_probabilities_backward(
     input, target, weight, pixel_weight, grad_loss, reduction, label_smoothing, to_input, to_target
 ) -> tuple[Tensor, Tensor]:
-    """(gradient to input, to target), without elements where not asked for; autograd differentiates both again."""
+    """(gradient of input, of target), each empty if not requested; autograd can differentiate both again."""
     log_p = input.to(accumulator(input.dtype)).log_softmax(1)
     factor = grad_loss / (input.numel() / input.shape[1]) if reduction == MEAN and input.numel() else grad_loss
     if pixel_weight is not None:

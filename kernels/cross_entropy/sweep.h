@@ -62,7 +62,7 @@ class Sweep {
   }
 
   FASTSEG_INLINE mask_t is_valid(int i) const {
-    return simd::convert<mask_t>(~(simd::load(numbers_.labels + i) >> 31));  // all bits of those not negative
+    return simd::convert<mask_t>(~(simd::load(numbers_.labels + i) >> 31));  // true where the label is not negative
   }
 
   void one_tile(const Tile<scalar_t>& tile, int64_t position, int count) {
@@ -89,7 +89,7 @@ class Sweep {
   }
 
   void exponentials(const Tile<scalar_t>& tile) {
-    accumulate_t* extra = numbers_.extra;
+    accumulate_t* class_sum = numbers_.class_sum;
     const auto softmax = [&](const auto& each) {
       tile_softmax(tile, problem_.classes, tile_, numbers_.maximum, numbers_.sum, each);
     };
@@ -102,15 +102,15 @@ class Sweep {
       softmax([](int64_t, int, vector_t, vector_t) {});
       complete_sums();
     } else {
-      std::fill(extra, extra + tile_, accumulate_t(0));
+      std::fill(class_sum, class_sum + tile_, accumulate_t(0));
       softmax([&](int64_t c, int i, vector_t shifted, vector_t) {
-        simd::store(extra + i, simd::load(extra + i) + weight_of(c) * shifted);
+        simd::store(class_sum + i, simd::load(class_sum + i) + weight_of(c) * shifted);
       });
     }
   }
 
-  // Focal loss needs the sum of the other exponentials to its last digits: with the label's logit at minus infinity the
-  // softmax leaves just that, and 0 as the label's exponential, which is its gradient before label_excess.
+  // Focal loss needs the exact sum of the other exponentials: with the label's logit set to minus infinity the softmax
+  // gives that sum, and 0 as the label's exponential, which is its gradient before label_excess.
   void hide_label_logits() const {
     const vector_t lowest = simd::splat(-std::numeric_limits<accumulate_t>::infinity());
     at_labels([&](accumulate_t* run, int i) { simd::store(run, simd::select(is_valid(i), lowest, simd::load(run))); },
@@ -119,9 +119,9 @@ class Sweep {
   void complete_sums() const {
     for (int i = 0; i < tile_; i += kLanes) {
       const vector_t others = simd::load(numbers_.sum + i);
-      const vector_t ahead = simd::load(numbers_.target_logit + i) - simd::load(numbers_.maximum + i);
-      simd::store(numbers_.extra + i, others);
-      simd::store(numbers_.sum + i, others + simd::exp_nonpositive(ahead));
+      const vector_t shifted = simd::load(numbers_.target_logit + i) - simd::load(numbers_.maximum + i);
+      simd::store(numbers_.class_sum + i, others);
+      simd::store(numbers_.sum + i, others + simd::exp_nonpositive(shifted));
     }
   }
 
@@ -129,25 +129,25 @@ class Sweep {
   void pixel_formulas(int64_t position, int count) {
     const bool focal = problem_.options.gamma != 0;
     const accumulate_t smoothed = static_cast<accumulate_t>(1 - problem_.options.label_smoothing);
-    // At most 16 numbers a lane, so fp32 serves within a tile; across tiles the sums are double.
+    // At most 16 numbers a lane, so fp32 suffices within a tile; across tiles the sums are double.
     vector_t loss_sum{}, denominator_sum{};
     for (int i = 0; i < tile_; i += kLanes) {
       const mask_t valid = is_valid(i);
       const vector_t weight = simd::load(numbers_.target_weight + i);
       const vector_t pixel_weight = simd::load(numbers_.pixel_weight + i);
       const vector_t sum = simd::load(numbers_.sum + i);
-      const vector_t behind = simd::load(numbers_.maximum + i) - simd::load(numbers_.target_logit + i);
+      const vector_t label_gap = simd::load(numbers_.maximum + i) - simd::load(numbers_.target_logit + i);
       const vector_t log_sum = simd::log_finite(sum);
-      vector_t loss = weight * (behind + log_sum);
+      vector_t loss = weight * (label_gap + log_sum);
       vector_t slope = weight;      // gradient = slope p_c - label_slope [c = label] - ...
       vector_t label_excess = sum;  // sum * label_slope / slope
       if (focal) {
-        const vector_t factor = focal_factors(i, behind, loss);
+        const vector_t factor = focal_factors(i, label_gap, loss);
         loss *= weight;
         slope *= factor;
-        label_excess = simd::load(numbers_.extra + i);
+        label_excess = simd::load(numbers_.class_sum + i);
       } else if (smoothing_ != 0) {
-        const vector_t uniform = weight_total_ * log_sum - simd::load(numbers_.extra + i);
+        const vector_t uniform = weight_total_ * log_sum - simd::load(numbers_.class_sum + i);
         loss = smoothed * loss + smoothing_ * uniform;
         slope = smoothed * weight + smoothing_ * weight_total_;
         label_excess = simd::select(slope == vector_t{}, sum, sum * (smoothed * weight / slope));
@@ -182,18 +182,18 @@ class Sweep {
   // loss = (1 - p)^gamma (-log p) of the label's probability p, and the factor f of dloss/dlogit_c = f (p_c -
   // [c = label]). 1 - p is the sum of the other exponentials over the whole sum, so it keeps its digits as p
   // goes to 1.
-  vector_t focal_factors(int i, vector_t behind, vector_t& loss) const {
+  vector_t focal_factors(int i, vector_t label_gap, vector_t& loss) const {
     const accumulate_t gamma = static_cast<accumulate_t>(problem_.options.gamma);
     const vector_t one = simd::splat(accumulate_t(1));
-    const vector_t others = simd::load(numbers_.extra + i);
-    const vector_t target = simd::exp_nonpositive(-behind);
+    const vector_t others = simd::load(numbers_.class_sum + i);
+    const vector_t target = simd::exp_nonpositive(-label_gap);
     const vector_t sum = target + others;
     const vector_t miss = others / sum;
     const vector_t p = target / sum;
-    // log(1 + others) where the label leads (target = 1), without losing a small `others` in the sum
-    const vector_t grown = one + others;
-    const vector_t log1p = simd::select(grown == one, others, simd::log(grown) * others / (grown - one));
-    const vector_t surprise = simd::select(target == one, log1p, behind + simd::log(sum));
+    // log(1 + others) where the label's logit is the largest (target = 1), without losing a small `others` in the sum
+    const vector_t one_plus = one + others;
+    const vector_t log1p = simd::select(one_plus == one, others, simd::log(one_plus) * others / (one_plus - one));
+    const vector_t surprise = simd::select(target == one, log1p, label_gap + simd::log(sum));
     const vector_t modulation = power(miss, gamma);
     const vector_t ratio = simd::select(miss > vector_t{}, p * surprise / miss, one);  // -> 1 as p -> 1
     loss = modulation * surprise;
@@ -221,7 +221,7 @@ class Sweep {
 
   void write_gradient(const Tile<scalar_t>& tile) const {
     if (problem_.options.inert_ignored) clear_ignored();
-    // The label's term is subtracted beforehand where it belongs.
+    // The label's term is subtracted first.
     const accumulate_t* excess = numbers_.label_excess;
     at_labels([&](accumulate_t* run,
                   int i) { simd::store(run, simd::load(run) - simd::keep_where(is_valid(i), simd::load(excess + i))); },
@@ -229,8 +229,8 @@ class Sweep {
     smoothing_ == 0 ? write_rows<false>(tile) : write_rows<true>(tile);
   }
 
-  // The places of the labels' classes in the rows: run(place of 16 pixels, i) where those have one label (or are
-  // ignored), else one(place, pixel) of each that is not ignored.
+  // Calls run(place in the rows, i) for 16 pixels that all have one label or are ignored, else one(place, pixel) for
+  // each that is not ignored.
   template <typename Run, typename One>
   FASTSEG_INLINE void at_labels(const Run& run, const One& one) const {
     accumulate_t* const rows = access_.rows();
@@ -280,7 +280,7 @@ class Sweep {
 // Runs the whole problem. Throws IndexError for a label out of range.
 template <typename scalar_t>
 Sums sweep(const Problem<scalar_t>& problem) {
-  constexpr int64_t kFewestElements = 1 << 14;  // below that a second thread costs more than it brings
+  constexpr int64_t kFewestElements = 1 << 14;  // with fewer a second thread costs more than it saves
   const int tile = tile_pixels(problem.classes);
   const int64_t tiles = problem.images * ceil_divide(problem.pixels, tile);
   const int64_t smallest = ceil_divide(kFewestElements, problem.classes * tile);
@@ -290,7 +290,7 @@ Sums sweep(const Problem<scalar_t>& problem) {
   });
 }
 
-// What a mean divides by, before the sweep that needs it: from the labels alone, and the weights if there are any.
+// The denominator of a mean, which the sweep needs: from the labels, and the weights if there are any.
 template <typename scalar_t>
 double count_denominator(const Problem<scalar_t>& problem) {
   constexpr int64_t kChunk = 1 << 12;

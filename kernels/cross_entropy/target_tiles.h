@@ -1,5 +1,5 @@
-// Target distributions as the sweep of probabilities.h sees them: rows of the accumulator's type, whatever dtype and
-// layout the tensor has. One virtual call per tile keeps the sweep from being compiled once per pair of dtypes.
+// Target distributions for the sweep of probabilities.h: rows of the accumulator's type, from any dtype and layout. A
+// virtual call per tile avoids compiling the sweep once per pair of dtypes.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace fastseg::probability_targets {
 
-// One tile of targets [C, T], in memory or in scratch, and where its gradient goes (perhaps over the values).
+// One tile of targets [C, T], in memory or in scratch, and of its gradient (which may be the memory of the values).
 template <typename accumulate_t>
 struct TargetRows {
   const accumulate_t* values;  // [C, T], rows `stride` apart
@@ -29,7 +29,7 @@ struct TargetRows {
       simd::store(to, lanes);
     }
   }
-  // The same row of the next tile: the hardware does not follow hundreds of rows at once.
+  // Prefetches the same row of the next tile: the hardware prefetcher does not follow hundreds of rows at once.
   FASTSEG_INLINE void prefetch(int64_t c, int i, int tile) const { __builtin_prefetch(values + c * stride + i + tile); }
 };
 
@@ -39,7 +39,7 @@ class TargetTiles {
  public:
   using Body = std::function<void(const TargetRows<accumulate_t>&)>;
   virtual ~TargetTiles() = default;
-  // Calls body with `count` pixels of one image from `first` on, then writes their gradient where it belongs.
+  // Calls body with `count` pixels of one image from `first` on, then writes their gradient to the tensor.
   virtual void visit(int64_t image, int64_t first, int count, const Body& body) = 0;
 };
 
@@ -86,8 +86,8 @@ class TargetTilesOf final : public TargetTiles<simd::accumulate<scalar_t>> {
   bool wants_gradient_;
 };
 
-// Of the target, input 1 of `walk`, and of its gradient, tensor `gradient` of `walk` and of the same dtype, unless that
-// is negative. accumulate_t is double if and only if the target is fp64.
+// For the target, input 1 of `walk`, and its gradient, output `gradient` of `walk` and of the same dtype, unless that
+// number is negative. accumulate_t is double if and only if the target is fp64.
 template <typename accumulate_t>
 std::unique_ptr<TargetTiles<accumulate_t>> target_tiles(const PixelWalk& walk, const Tensor& target, int gradient) {
   std::unique_ptr<TargetTiles<accumulate_t>> tiles;

@@ -38,7 +38,7 @@ __all__ = ["CONFIGS", "aot_cases", "backward", "forward", "scale_in_place"]
 
 
 # (layout, most classes) -> Config, the first that fits. While all C classes fit in STEP they are read once and stay in
-# registers; beyond, a first sweep takes the softmax online and the gradient reads the logits again (from L2).
+# registers; with more, a first sweep takes the softmax online and the gradient reads the logits again (from L2).
 CONFIGS = {
     ("planes", 8): Config(1, 8, 1024, 4),
     ("planes", 32): Config(1, 32, 512, 4),
@@ -73,18 +73,18 @@ def other_exponentials(column, start, label, largest, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def focal(behind, others, gamma):
+def focal(label_gap, others, gamma):
     """(loss, f) of a pixel: (1 - p)^gamma (-log p), and f in dloss/dlogit_c = f (p_c - [c = label]).
 
-    behind: largest logit minus the label's; others: sum of the other e^(logit - largest). 1 - p is taken from `others`,
+    label_gap: largest logit minus the label's; others: sum of the other e^(logit - largest). 1 - p comes from `others`,
     so it keeps its digits as p goes to 1; so does -log p = log(1 + others) where the label leads.
     """
-    target = tl.exp2(-behind * LOG2_E)
+    target = tl.exp2(-label_gap * LOG2_E)
     total = target + others
     miss = others / total
-    grown = 1.0 + others
-    log1p = tl.where(grown == 1.0, others, tl.log(grown) * others / (grown - 1.0))
-    surprise = tl.where(behind == 0.0, log1p, behind + tl.log(total))
+    one_plus = 1.0 + others
+    log1p = tl.where(one_plus == 1.0, others, tl.log(one_plus) * others / (one_plus - 1.0))
+    surprise = tl.where(label_gap == 0.0, log1p, label_gap + tl.log(total))
     modulation = tl.exp2(gamma * tl.log2(miss))
     ratio = tl.where(miss > 0.0, surprise / miss, 1.0)  # -log p / (1 - p) -> 1 as p -> 1
     bounded = tl.where(target > 0.0, target / total * ratio, 0.0)
@@ -367,7 +367,7 @@ def backward(
 
 # --- ahead-of-time cases ---
 
-_WHAT = {  # which outputs a launch asks for
+_WHAT = {  # the outputs of a launch
     "forward": dict(partial_sums="*fp32"),
     "with_gradient": dict(partial_sums="*fp32", gradient="*{dtype}", denominator="*fp32"),
     "backward": dict(gradient="*{dtype}", grad_loss="*fp32", denominator="*fp32"),

@@ -20,8 +20,8 @@ from fastseg.kernels._views import pixel_views
 from fastseg.kernels.cross_entropy.triton_sums import finish
 
 # (layout of the logits, most classes) -> Config, the first that fits. Logits and targets of STEP classes are held
-# together, so a thread has about half the pixels that it has with labels. Beyond STEP a first sweep takes the softmax
-# online, a second the products, and the gradients read both tensors again (from L2).
+# together, so a thread has about half the pixels that it has with labels. With more classes than STEP a first sweep
+# takes the softmax online, a second the products, and the gradients read both tensors again (from L2).
 CONFIGS = {
     ("planes", 8): Config(1, 8, 512, 4),
     ("planes", 32): Config(1, 32, 256, 4),
@@ -116,7 +116,7 @@ def cross_entropy_probabilities_kernel(
     TARGET_GRADIENT_PIXEL: tl.constexpr, CHUNK: tl.constexpr, STEP: tl.constexpr, BLOCK_P: tl.constexpr,
     PER_PIXEL: tl.constexpr, SMOOTHING: tl.constexpr,
 ):  # fmt: skip
-    """Loss and gradients, those that are wanted, of BLOCK_P pixels of one image. Grid: (images * blocks,)."""
+    """Those of loss and gradients that are not None, of BLOCK_P pixels of one image. Grid: (images * blocks,)."""
     program = tl.program_id(0)
     n = (program // blocks).to(tl.int64)
     first = (program % blocks).to(tl.int64) * BLOCK_P
@@ -293,7 +293,7 @@ def backward(
 
 # --- ahead-of-time cases ---
 
-_WHAT = {  # which outputs a launch asks for
+_WHAT = {  # the outputs of a launch
     "forward": dict(partial_sums="*fp32"),
     "with_gradient": dict(partial_sums="*fp32", gradient="*{dtype}"),
     "backward": dict(grad_loss="*fp32", gradient="*{dtype}", target_gradient="*{target}"),

@@ -1,4 +1,4 @@
-"""The small kernels around the sweep of cross_entropy: denominator from the labels, last sum, late scaling."""
+"""Small kernels before and after the sweep of cross_entropy: denominator from the labels, final sum, scaling."""
 
 import triton
 import triton.language as tl
@@ -10,7 +10,7 @@ from fastseg.kernels._columns import pixel_weights, valid_labels
 
 COUNT_BLOCK = 4096  # labels per program of denominator_kernel
 SCALE_BLOCK = 4096  # elements per turn of a program of scale_kernel
-SCALE_PROGRAMS = 512  # so few that they start and stop in microseconds when there is nothing to do
+SCALE_PROGRAMS = 512  # few enough to start and stop in microseconds if there is nothing to do
 FINISH_BLOCK = 2048  # partial sums per turn of finish_kernel
 
 
@@ -23,7 +23,7 @@ def denominator_kernel(
     count, ignore_index,
     C: tl.constexpr, COUNT_ONLY: tl.constexpr, BLOCK: tl.constexpr, DEBUG: tl.constexpr,
 ):  # fmt: skip
-    """What a mean divides by, from the labels alone."""
+    """The denominator of a mean, from labels and weights."""
     position = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = position < count
     label, valid = valid_labels(tl.load(target + position, mask=inside, other=0), inside, ignore_index, C, DEBUG)
@@ -64,7 +64,7 @@ def finish_kernel(
 
 @triton.jit
 def scale_kernel(values, factor, count, BLOCK: tl.constexpr):
-    """values[0:count] *= factor[0], without touching them if it is 1. Any number of programs."""
+    """values[0:count] *= factor[0]; does not access them if it is 1. Any number of programs."""
     scale = tl.load(factor).to(tl.float32)
     if scale != 1.0:
         for start in range(tl.program_id(0).to(tl.int64) * BLOCK, count, tl.num_programs(0) * BLOCK):
@@ -78,7 +78,7 @@ def takes_mean(reduction: int) -> bool:
 
 
 def finish(sums: Tensor, loss: Tensor | None, denominator: Tensor, reduction: int, zero_if_empty: bool) -> None:
-    """From the sums of every program, [2, programs] or [1, programs] without losses, to loss and denominator."""
+    """Loss and denominator from the sums of all programs, [2, programs], or [1, programs] without losses."""
     loss_sums, weight_sums = sums if loss is not None else (None, sums[0])
     with on_device_of(sums):
         finish_kernel[(1,)](
@@ -101,7 +101,7 @@ def count_denominator(target, weight, pixel_weight, ignore_index, reduction, cla
 
 
 def scale_in_place(gradient: Tensor, factor: Tensor) -> None:
-    """gradient *= factor [], for a dense gradient of any layout; free if factor is 1, and without asking the host."""
+    """gradient *= factor [], for a dense gradient of any layout; moves nothing if factor is 1; no host sync."""
     if gradient.numel():
         with on_device_of(gradient):
             programs = min(triton.cdiv(gradient.numel(), SCALE_BLOCK), SCALE_PROGRAMS)

@@ -1,5 +1,5 @@
-// Cross entropy of two classes, plain(): one pass and one exponential per pixel, since the probability of the class
-// that is not the label is the sigmoid of how far it lies ahead.
+// Cross entropy of two classes, if basic(): one pass and one exponential per pixel, since the probability of the other
+// class is the sigmoid of its lead, that is its logit minus the label's.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace fastseg::cross_entropy {
 
 template <typename scalar_t>
 bool is_of_two_classes(const Problem<scalar_t>& problem) {
-  return problem.classes == 2 && problem.plain();
+  return problem.classes == 2 && problem.basic();
 }
 
 // Sweeps a slice of the tiles: loss, gradient or both.
@@ -39,9 +39,9 @@ class TwoClassSweep {
   void one_tile(Tile<scalar_t> tile) {
     const int32_t* labels = labels_.get();  // -1: ignored
     const bool with_gradient = problem_.gradient.data;
-    const vector_t one = simd::splat(accumulate_t(1)), scale = simd::splat(problem_.plain_scale());
-    // Sums are at most 2, so the product of a lane's is small, and fp32 serves for all of a tile.
-    vector_t behind{}, valid_pixels{}, product = one;
+    const vector_t one = simd::splat(accumulate_t(1)), scale = simd::splat(problem_.basic_scale());
+    // Sums are at most 2, so the product of a lane's sums is small: fp32 suffices for a tile.
+    vector_t leads{}, valid_pixels{}, product = one;
     for_each_group(access_.tile(), [&](int first, auto vectors) FASTSEG_ALWAYS_INLINE {
       vector_t distance[vectors], slope[vectors], alarm{};
       for (int v = 0; v < vectors; ++v) {
@@ -59,13 +59,13 @@ class TwoClassSweep {
       for (int v = 0; v < vectors; ++v) {
         const simd::i32x16 label = simd::load(labels + first + v * kLanes);
         const mask_t valid = simd::convert<mask_t>(~(label >> 31)), second = simd::convert<mask_t>(-label >> 31);
-        const vector_t ahead = simd::select(second, -distance[v], distance[v]);  // the class that is not the label
+        const vector_t lead = simd::select(second, -distance[v], distance[v]);  // of the other class
         const vector_t small = simd::exp_of_logits<scalar_t>(simd::negative(distance[v]));
         const vector_t sum = one + small;
-        behind += simd::keep_where(valid, simd::maximum(vector_t{}, ahead));
+        leads += simd::keep_where(valid, simd::maximum(vector_t{}, lead));
         product *= simd::select(valid, sum, one);
         valid_pixels += simd::keep_where(valid, one);
-        const vector_t p_other = simd::select(ahead < vector_t{}, small, one) / sum;
+        const vector_t p_other = simd::select(lead < vector_t{}, small, one) / sum;
         // An ignored pixel has scale 0 and not "no gradient": NaN logits give NaN there, as in stock PyTorch.
         const vector_t other = p_other * simd::keep_where(valid, scale);
         slope[v] = simd::select(second, other, -other);
@@ -75,11 +75,11 @@ class TwoClassSweep {
       for (int v = 0; v < vectors; ++v) slope[v] = -slope[v];
       store_group(tile, 1, first, slope);
     });
-    loss_ += simd::convert<simd::f64x16>(behind + simd::log_finite(product));
+    loss_ += simd::convert<simd::f64x16>(leads + simd::log_finite(product));
     denominator_ += simd::convert<simd::f64x16>(valid_pixels);
   }
 
-  // A softmax has no value where the larger logit is infinite.
+  // NaN where the larger logit is infinite, as the softmax.
   static vector_t nan_where_infinite(const Tile<scalar_t>& tile, int i) {
     const vector_t largest = simd::maximum(tile.load(0, i), tile.load(1, i));
     return largest - largest;

@@ -1,4 +1,4 @@
-"""From sums to quotients in plain PyTorch: what the reference and the losses over several ranks share."""
+"""From sums to quotients in plain PyTorch, for the reference and the losses over several ranks."""
 
 import torch
 from torch import Tensor

@@ -15,7 +15,7 @@ namespace {
 using namespace fastseg;
 using namespace softmax_statistics;
 
-// What a slice of the tiles adds up. `first_image` is the image of row 0.
+// The sums of a slice of the tiles. `first_image` is the image of row 0.
 struct Sums {
   int64_t first_image = 0;
   std::vector<double> intersection, prediction, truth;  // [images of the slice, C]
@@ -67,13 +67,13 @@ class Forward {
       const vector_t logit = s.of_label(
           i, [&](int64_t c) { return simd::load(s.rows + c * s.stride + i); },
           [&](int64_t c, int k) { return s.rows[c * s.stride + k]; });
-      simd::store(s.behind + i, simd::load(s.maximum + i) - logit);
+      simd::store(s.label_gap + i, simd::load(s.maximum + i) - logit);
     }
     if (smoothing_ != 0) {
-      std::fill(s.extra, s.extra + s.pixels, accumulate_t(0));
+      std::fill(s.class_sum, s.class_sum + s.pixels, accumulate_t(0));
       tile_softmax(tile, problem_.classes, s.pixels, s.maximum, s.sum,
                    [&](int64_t c, int i, vector_t shifted, vector_t) {
-                     simd::store(s.extra + i, simd::load(s.extra + i) + problem_.weight_of(c) * shifted);
+                     simd::store(s.class_sum + i, simd::load(s.class_sum + i) + problem_.weight_of(c) * shifted);
                    });
     } else {
       tile_softmax(tile, problem_.classes, s.pixels, s.maximum, s.sum, [](int64_t, int, vector_t, vector_t) {});
@@ -86,14 +86,14 @@ class Forward {
 
   // loss = v ((1 - smoothing) w_y (logsumexp - z_y) + smoothing / C (W logsumexp - sum_c w_c z_c))
   void add_cross_entropy() {
-    const accumulate_t plain = static_cast<accumulate_t>(1 - problem_.label_smoothing);
+    const accumulate_t unsmoothed = static_cast<accumulate_t>(1 - problem_.label_smoothing);
     vector_t numerator{}, denominator{};
     for (int i = 0; i < softmax_.pixels; i += kLanes) {
       const vector_t log_sum = simd::log_finite(simd::load(softmax_.sum + i));
       const vector_t weight = simd::load(softmax_.target_weight + i);
       const vector_t share = simd::load(softmax_.share + i);
-      vector_t loss = plain * weight * (log_sum + simd::load(softmax_.behind + i));
-      if (smoothing_ != 0) loss += smoothing_ * (weight_total_ * log_sum - simd::load(softmax_.extra + i));
+      vector_t loss = unsmoothed * weight * (log_sum + simd::load(softmax_.label_gap + i));
+      if (smoothing_ != 0) loss += smoothing_ * (weight_total_ * log_sum - simd::load(softmax_.class_sum + i));
       numerator += simd::keep_where(softmax_.is_valid(i), share * loss);
       denominator += share * weight;
     }
@@ -143,7 +143,7 @@ class Forward {
     simd::store(to, simd::load(to) + values);
   }
 
-  // The lanes are fp32 (of half types too) and stay accurate over so few pixels; from there on the sums are fp64.
+  // Lanes are fp32 (for half types, too) and accurate over these few pixels; sums of more are fp64.
   void empty_lanes() {
     for (size_t k = 0; k < totals_.size(); ++k) {
       accumulate_t* from = lanes_.get() + k * kLanes;
@@ -168,7 +168,7 @@ class Forward {
   const Problem<scalar_t>& problem_;
   SoftmaxTile<scalar_t> softmax_;
   Scratch<accumulate_t> lanes_;
-  accumulate_t* intersection_;  // [C, 16], of the last few tiles, as are the next two
+  accumulate_t* intersection_;  // [C, 16], of the last few tiles, like the next two
   accumulate_t* prediction_;    // [C, 16]
   accumulate_t* truth_;         // [C, 16]
   int pixels_in_lanes_ = 0;
@@ -213,7 +213,7 @@ Problem<scalar_t> problem_of(const Arguments& arguments, const PixelWalk& walk) 
 // Of the tiles.
 template <typename scalar_t>
 UnevenSlices slices_of(const Problem<scalar_t>& problem) {
-  constexpr int64_t kFewestElements = 1 << 14;  // below that a second thread costs more than it brings
+  constexpr int64_t kFewestElements = 1 << 14;  // with fewer a second thread costs more than it saves
   const int tile = tile_pixels(problem.classes);
   const int64_t tiles = problem.images * ceil_divide(problem.pixels, tile);
   return UnevenSlices(tiles, ceil_divide(kFewestElements, problem.classes * tile));

@@ -21,8 +21,8 @@ class Backward {
   using accumulate_t = simd::accumulate<scalar_t>;
   using vector_t = simd::vec<accumulate_t>;
 
-  // What the few numbers per pixel are computed in: the dot product cancels against the largest terms of the gradient,
-  // which gradients of a half type do not notice.
+  // The type of the numbers per pixel: the dot product cancels against the largest terms of the gradient, which does
+  // not matter for gradients of a half type.
   using Wide = std::conditional_t<sizeof(scalar_t) == 2, simd::f32x16, simd::f64x16>;
 
   Backward(const Problem<scalar_t>& problem, PixelView<scalar_t> gradient,
@@ -63,7 +63,7 @@ class Backward {
     }
   }
 
-  // rows = e^(z - maximum), sum = their sum, extra = sum_c dP_c e_c^2 (or e_c): all of one read of the tile.
+  // rows = e^(z - maximum), sum = their sum, class_sum = sum_c dP_c e_c^2 (or e_c), from one read of the tile.
   template <bool squared>
   void exponentials(Tile<scalar_t> tile, const accumulate_t* prediction) {
     accumulate_t* rows = softmax_.rows;
@@ -88,34 +88,34 @@ class Backward {
       }
       for (int v = 0; v < vectors; ++v) {
         simd::store(softmax_.sum + first + v * kLanes, total[v]);
-        simd::store(softmax_.extra + first + v * kLanes, dot[v]);
+        simd::store(softmax_.class_sum + first + v * kLanes, dot[v]);
       }
     });
   }
 
   // gradient_c = p_c (dP_c p_c + base)                              c not the label
   //            = p_c (dP_c p_c + at_label) + target (p_c - 1)         c the label
-  // and, with smoothing, + behind (p_c W - w_c), for the four numbers set here.
+  // and, with smoothing, + smoothing (p_c W - w_c). Sets base (class_sum), at_label, target and smoothing (label_gap).
   template <bool squared>
   void pixel_factors(const accumulate_t* intersection) {
-    const accumulate_t plain = static_cast<accumulate_t>(1 - problem_.label_smoothing);
+    const accumulate_t unsmoothed = static_cast<accumulate_t>(1 - problem_.label_smoothing);
     for (int i = 0; i < softmax_.pixels; i += kLanes) {
       const Wide rough = wide(simd::load(softmax_.inverse + i));
       const Wide inverse = rough * (2 - wide(simd::load(softmax_.sum + i)) * rough);  // one Newton step
       const Wide at_label = wide(softmax_.of_label(
           i, [&](int64_t c) { return simd::splat(intersection[c]); }, [&](int64_t c, int) { return intersection[c]; }));
-      Wide dot = wide(simd::load(softmax_.extra + i)) * inverse;
+      Wide dot = wide(simd::load(softmax_.class_sum + i)) * inverse;
       if (squared) dot *= inverse;
       dot += wide(softmax_.exponential_of_label(i)) * inverse * at_label;
       // (no 0 * inf when nothing is valid and the mean divides by 0)
       const vector_t share = simd::load(softmax_.share + i);
       const vector_t scale = simd::keep_where(softmax_.is_valid(i), share * coefficients_.numerator);
-      const vector_t target = plain * simd::load(softmax_.target_weight + i) * scale;
+      const vector_t target = unsmoothed * simd::load(softmax_.target_weight + i) * scale;
       const vector_t base = simd::convert<vector_t>(wide(target) - dot);
       simd::store(at_label_.get() + i, simd::convert<vector_t>(at_label - dot));
-      simd::store(softmax_.extra + i, simd::keep_where(softmax_.is_valid(i), base));
+      simd::store(softmax_.class_sum + i, simd::keep_where(softmax_.is_valid(i), base));
       simd::store(target_.get() + i, target);
-      simd::store(softmax_.behind + i, smoothing_ * scale);
+      simd::store(softmax_.label_gap + i, smoothing_ * scale);
     }
   }
 
@@ -130,7 +130,7 @@ class Backward {
       vector_t inverse[vectors], base[vectors];
       for (int v = 0; v < vectors; ++v) {
         inverse[v] = simd::load(softmax_.inverse + first + v * kLanes);
-        base[v] = simd::load(softmax_.extra + first + v * kLanes);
+        base[v] = simd::load(softmax_.class_sum + first + v * kLanes);
       }
       for (int64_t c = 0; c < classes; ++c) {
         const accumulate_t weight = smoothed ? problem_.weight_of(c) : accumulate_t(0);
@@ -149,7 +149,7 @@ class Backward {
             } else {
               gradient = p * (of_p + base[v]);
             }
-            if (smoothed) gradient += simd::load(softmax_.behind + i) * (p * weight_total_ - weight);
+            if (smoothed) gradient += simd::load(softmax_.label_gap + i) * (p * weight_total_ - weight);
             gradients[v] = gradient;
           }
         };
@@ -163,7 +163,7 @@ class Backward {
     });
   }
 
-  // Most classes have no pixel in a tile: their rows need no look at the labels.
+  // Most classes have no pixel in a tile: their rows need not be compared with the labels.
   void mark_present_classes() {
     std::fill(present_.begin(), present_.end(), char(0));
     for (int i = 0; i < softmax_.pixels; i += kLanes) {

@@ -1,4 +1,5 @@
-// From the sums of softmax (or sigmoid) statistics to the loss, and back: a few numbers per image and class, in fp64.
+// The loss from the sums of softmax (or sigmoid) statistics, and its gradient: a few numbers per image and class, in
+// fp64.
 #pragma once
 
 #include <algorithm>
@@ -24,9 +25,9 @@ struct Sums {
   Options options;
 
   int64_t first_class() const { return options.include_background ? 0 : 1; }
-  // How many quotients the Dice loss is the mean of.
+  // The number of quotients whose mean is the Dice loss.
   int64_t quotients() const { return (options.per_image ? images : 1) * (classes - first_class()); }
-  // 1 / count, and what stands for 1 / 0: infinity, so that 0 / 0 gives NaN, or 0 on request.
+  // 1 / count. 1 / 0 is infinity, so that 0 / 0 gives NaN, or 0 if zero_if_empty.
   double share(double count) const { return options.zero_if_empty && count == 0 ? 0.0 : 1 / count; }
 
   struct Quotient {
@@ -41,7 +42,7 @@ struct Sums {
     }
     return result;
   }
-  // body(begin, end, c) for every quotient: the images it runs over, and its class.
+  // Calls body(begin, end, c) for every quotient, of images [begin, end) and class c.
   template <typename Body>
   void for_each_quotient(const Body& body) const {
     const int64_t step = options.per_image ? 1 : std::max<int64_t>(images, 1);
@@ -84,7 +85,7 @@ inline double loss(const Sums& sums) {
   return loss;
 }
 
-// slope * d loss / d (intersection [N, C], prediction [N, C], numerator): all 0 at first.
+// Adds slope * d loss / d (intersection [N, C], prediction [N, C], numerator) to arguments that are 0.
 inline void loss_gradient(const Sums& sums, double slope, double* intersection, double* prediction, double* numerator) {
   const Options& options = sums.options;
   if (options.ce_weight != 0) *numerator = slope * options.ce_weight * sums.share(sums.denominator);

@@ -132,7 +132,7 @@ def loss_of_sums_backward(
 
 
 def _check_labels(target: Tensor, ignore_index: int, classes: int) -> None:
-    """On the CPU; on a GPU a label out of range counts for nothing, since raising would need a host sync."""
+    """On the CPU only: on a GPU a label out of range counts as ignored, since raising would need a host sync."""
     if may_look_at(target):
         wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
         if wrong.any():

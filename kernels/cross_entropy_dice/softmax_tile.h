@@ -1,4 +1,4 @@
-// What forward and backward of the softmax statistics have in common: the call, and the softmax of one tile.
+// Shared by forward and backward of the softmax statistics: the call, and the softmax of one tile.
 #pragma once
 
 #include "fastseg/tile_softmax.h"
@@ -40,7 +40,7 @@ class SoftmaxTile {
         stride(access.row_stride()), values_(7 * pixels), label_values_(pixels + pixels / kLanes),
         labels(label_values_.get()), common_label(labels + pixels) {
     accumulate_t* next = values_.get();
-    for (accumulate_t** array : {&maximum, &sum, &inverse, &extra, &share, &target_weight, &behind}) {
+    for (accumulate_t** array : {&maximum, &sum, &inverse, &class_sum, &share, &target_weight, &label_gap}) {
       *array = next;
       next += pixels;
     }
@@ -60,11 +60,11 @@ class SoftmaxTile {
     return in_range;
   }
 
-  // For each of 16 pixels the value of its label's class: whole(c) is a vector of one class, single(c, i) one number.
+  // For each of 16 pixels the value of its label's class: common(c) is a vector of one class, single(c, i) one number.
   // Ignored pixels get the value of any class.
-  template <typename Whole, typename Single>
-  FASTSEG_INLINE vector_t of_label(int i, const Whole& whole, const Single& single) const {
-    if (common_label[i / kLanes] >= 0) return whole(common_label[i / kLanes]);
+  template <typename Common, typename Single>
+  FASTSEG_INLINE vector_t of_label(int i, const Common& common, const Single& single) const {
+    if (common_label[i / kLanes] >= 0) return common(common_label[i / kLanes]);
     alignas(64) accumulate_t values[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) values[lane] = single(std::max(labels[i + lane], 0), i + lane);
     return simd::load(values);
@@ -75,7 +75,7 @@ class SoftmaxTile {
         [&](int64_t c, int k) { return rows[c * stride + k]; });
   }
 
-  // inverse[i] = 1 / sum[i]; 0 for ignored pixels, whose exponentials, should they be NaN, are wiped out.
+  // inverse[i] = 1 / sum[i]; 0 for ignored pixels, whose exponentials are cleared if they are NaN.
   void invert_sums() {
     for (int i = 0; i < pixels; i += kLanes) {
       const mask_t valid = is_valid(i);
@@ -103,10 +103,10 @@ class SoftmaxTile {
   accumulate_t* maximum;        // [T] largest logit
   accumulate_t* sum;            // [T] of the exponentials
   accumulate_t* inverse;        // [T] 1 / sum, 0 where ignored
-  accumulate_t* extra;          // [T] forward: sum of w_c (logit_c - maximum); backward: sum of p_c h_c
+  accumulate_t* class_sum;      // [T] forward: sum of w_c (logit_c - maximum); backward: sum of p_c h_c
   accumulate_t* share;          // [T] pixel weight, 0 where ignored
   accumulate_t* target_weight;  // [T] class weight of the label, 0 where ignored
-  accumulate_t* behind;         // [T] maximum - logit of the label
+  accumulate_t* label_gap;      // [T] forward: maximum - logit of the label; backward: factor of the smoothing
 
  private:
   Scratch<accumulate_t> values_;

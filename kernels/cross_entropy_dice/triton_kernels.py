@@ -20,7 +20,7 @@ from fastseg.kernels._columns import (
 
 @triton.jit
 def kept_column(column, valid):
-    """The column with 0 for every pixel that does not count, so that nothing depends on what its logits hold."""
+    """The column with 0 for every pixel that does not count, so that its logits have no effect."""
     kept = ()
     for k in tl.static_range(len(column)):
         kept = kept + (tl.where(valid[None, :], column[k], 0.0),)
@@ -126,7 +126,7 @@ def softmax_statistics_kernel(
 
 @triton.jit
 def prediction_slope(slopes, classes, stride, probability, C: tl.constexpr, SQUARED: tl.constexpr):
-    """From the gradients of the prediction sums to their share in the gradient of p: times 2 p, 1 for linear sums."""
+    """The part of the prediction sums in the gradient of p: their gradients times 2 p, or 1 for linear sums."""
     slope = tl.load(slopes + classes * stride, mask=classes < C, other=0.0).to(tl.float32)
     return 2.0 * slope * probability if SQUARED else slope
 

@@ -1,6 +1,6 @@
-"""From the sums of the softmax (or sigmoid) statistics to the loss and back, one launch each: formulas in README.md.
+"""The loss from the sums of the softmax (or sigmoid) statistics, and its gradient, in one launch each: see README.md.
 
-In plain PyTorch these are some forty launches on a few numbers, longer than the sweeps over the logits of one image.
+In plain PyTorch these are some forty launches on a few numbers, which take longer than the sweeps over one image.
 """
 
 import triton
@@ -71,7 +71,7 @@ def loss_of_sums_backward_kernel(
     images, C, first_class, quotients, ce_weight, dice_weight, smooth,
     PER_IMAGE: tl.constexpr, ZERO_IF_EMPTY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A program per BLOCK classes; the first one also sees to the cross-entropy."""
+    """A program per BLOCK classes; the first one also writes the gradient of the cross-entropy."""
     slope = tl.load(grad_loss).to(tl.float64)
     if tl.program_id(0) == 0:
         share = tl.zeros((), tl.float64)

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "fastseg/arguments.h"
+#include "fastseg/dense.h"
 #include "fastseg/parallel.h"
 
 namespace fastseg {
@@ -11,50 +11,33 @@ namespace {
 
 enum State : uint8_t { kFalse = 0, kTrue = 1, kIgnored = 2 };
 
-template <typename value_t>
-constexpr ScalarType kType = ScalarType::Double;
-template <>
-constexpr ScalarType kType<int64_t> = ScalarType::Long;
-template <>
-constexpr ScalarType kType<uint8_t> = ScalarType::Byte;
-template <>
-constexpr ScalarType kType<bool> = ScalarType::Bool;
-
-template <typename value_t>
-const value_t* values_of(const Tensor& tensor, int64_t count, const char* name) {
-  FASTSEG_CHECK(
-      tensor.is_cpu() && tensor.scalar_type() == kType<value_t> && tensor.is_contiguous() && tensor.numel() == count,
-      name, " must be a contiguous CPU tensor of its dtype with ", count, " elements");
-  return tensor.const_data_ptr<value_t>();
-}
-
-// offsets [groups + 1] begin with 0, do not fall, and end with `count`.
+// Checks that offsets [groups + 1] begin with 0, do not fall, and end with `count`.
 void check_offsets(const int64_t* offsets, int64_t groups, int64_t count, const char* name) {
   bool rising = groups >= 0 && offsets[0] == 0 && offsets[groups] == count;
   for (int64_t group = 0; rising && group < groups; ++group) rising = offsets[group] <= offsets[group + 1];
   FASTSEG_CHECK(rising, name, " must rise from 0 to ", count);
 }
 
-// One image and category: its detections by falling score, its truths, and the IoU of each with each.
+// One image and category: its detections by falling score, its truths, and the IoU of all pairs.
 struct Group {
   int64_t detections, truths;
   const double* ious;   // [detections, truths]
   const bool* crowd;    // [truths]
-  const bool* ignored;  // [truths], of one range of areas
+  const bool* ignored;  // [truths], for one range of areas
   const bool* outside;  // [detections]
 };
 
-// states [detections] at one threshold; `taken` is room for [truths].
+// Writes states [detections] at one threshold; `taken` [truths] is scratch.
 void match(const Group& group, double threshold, std::vector<char>& taken, uint8_t* states) {
   std::fill_n(taken.begin(), group.truths, 0);
   for (int64_t d = 0; d < group.detections; ++d) {
     const double* row = group.ious + d * group.truths;
     int64_t best = -1;
-    for (const bool ignores : {false, true}) {  // a truth that is ignored only where no other can be had
+    for (const bool ignores : {false, true}) {  // ignored truths only if no other one matches
       double least = threshold;
       for (int64_t g = 0; g < group.truths; ++g) {
         if (group.ignored[g] != ignores || !(row[g] >= least) || (taken[g] && !group.crowd[g])) continue;
-        best = g, least = row[g];  // of equal ones the last
+        best = g, least = row[g];  // of equal IoUs the last
       }
       if (best >= 0) break;
     }
@@ -73,8 +56,8 @@ void match_detections(const Tensor& ious, const Tensor& detections, const Tensor
                 "ignored and outside must be matrices, detections must have an element");
   const int64_t ranges = ignored.size(0), truth_count = ignored.size(1), count = outside.size(1);
   const int64_t groups = detections.numel() - 1, levels = thresholds.numel();
-  const int64_t* first_detection = values_of<int64_t>(detections, groups + 1, "detections");
-  const int64_t* first_truth = values_of<int64_t>(truths, groups + 1, "truths");
+  const int64_t* first_detection = dense_values<int64_t>(detections, groups + 1, "detections");
+  const int64_t* first_truth = dense_values<int64_t>(truths, groups + 1, "truths");
   check_offsets(first_detection, groups, count, "detections");
   check_offsets(first_truth, groups, truth_count, "truths");
   std::vector<int64_t> first_iou(groups + 1);
@@ -84,16 +67,15 @@ void match_detections(const Tensor& ious, const Tensor& detections, const Tensor
     first_iou[group + 1] = first_iou[group] + own * (first_detection[group + 1] - first_detection[group]);
     most_truths = std::max(most_truths, own);
   }
-  const double* iou = values_of<double>(ious, first_iou[groups], "ious");
-  const double* threshold = values_of<double>(thresholds, levels, "thresholds");
-  const bool* is_ignored = values_of<bool>(ignored, ranges * truth_count, "ignored");
-  const bool* is_crowd = values_of<bool>(crowd, truth_count, "crowd");
-  const bool* is_outside = values_of<bool>(outside, ranges * count, "outside");
-  values_of<uint8_t>(states, ranges * levels * count, "states");
-  uint8_t* to = states.mutable_data_ptr<uint8_t>();
+  const double* iou = dense_values<double>(ious, first_iou[groups], "ious");
+  const double* threshold = dense_values<double>(thresholds, levels, "thresholds");
+  const bool* is_ignored = dense_values<bool>(ignored, ranges * truth_count, "ignored");
+  const bool* is_crowd = dense_values<bool>(crowd, truth_count, "crowd");
+  const bool* is_outside = dense_values<bool>(outside, ranges * count, "outside");
+  uint8_t* to = dense_output<uint8_t>(states, ranges * levels * count, "states");
 
-  constexpr int64_t kFew = 64;  // groups of a thread
-  const UnevenSlices slices(groups, kFew);
+  constexpr int64_t kFewestGroups = 64;  // of a thread
+  const UnevenSlices slices(groups, kFewestGroups);
   slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
     std::vector<char> taken(most_truths);
     for (int64_t index = begin; index < end; ++index) {
@@ -113,14 +95,14 @@ void match_detections(const Tensor& ious, const Tensor& detections, const Tensor
 // Of one category, range of areas, threshold and number of detections per image.
 struct Curve {
   int64_t positives;
-  std::vector<double> precision;  // at the detection that is the n-th hit; then the largest from there on
+  std::vector<double> precision;  // at the n-th hit; write() makes it the largest from there on
 
-  // precision[r * step] for all recall thresholds; gives the recall at the end.
+  // Writes the precision at recall threshold r to to[r * step]; returns the last recall.
   double write(const double* recall_thresholds, int64_t count, int64_t step, double* to) {
     const int64_t hits = static_cast<int64_t>(precision.size());
     for (int64_t n = hits - 1; n > 0; --n) precision[n - 1] = std::max(precision[n - 1], precision[n]);
     for (int64_t r = 0; r < count; ++r) {
-      const double early = recall_thresholds[r] * positives - 2;  // a hit too early, whatever the rounding
+      const double early = recall_thresholds[r] * positives - 2;  // below the hit, whatever the rounding
       int64_t n = early > 0 ? static_cast<int64_t>(std::min<double>(early, hits)) : 0;
       while (n < hits && static_cast<double>(n + 1) / positives < recall_thresholds[r]) ++n;
       to[r * step] = n < hits ? precision[n] : 0.0;
@@ -135,21 +117,20 @@ void precision_recall(const Tensor& states, const Tensor& ranks, const Tensor& o
   FASTSEG_CHECK(states.dim() == 3 && categories.numel() >= 1, "states must be [ranges, thresholds, detections]");
   const int64_t ranges = states.size(0), levels = states.size(1), count = states.size(2);
   const int64_t kinds = categories.numel() - 1, limits = max_detections.numel(), recalls = recall_thresholds.numel();
-  const uint8_t* state = values_of<uint8_t>(states, ranges * levels * count, "states");
-  const int64_t* rank = values_of<int64_t>(ranks, count, "ranks");
-  const int64_t* by_score = values_of<int64_t>(order, count, "order");
-  const int64_t* first = values_of<int64_t>(categories, kinds + 1, "categories");
-  const int64_t* positive = values_of<int64_t>(positives, kinds * ranges, "positives");
-  const int64_t* limit = values_of<int64_t>(max_detections, limits, "max_detections");
-  const double* at = values_of<double>(recall_thresholds, recalls, "recall_thresholds");
+  const uint8_t* state = dense_values<uint8_t>(states, ranges * levels * count, "states");
+  const int64_t* rank = dense_values<int64_t>(ranks, count, "ranks");
+  const int64_t* by_score = dense_values<int64_t>(order, count, "order");
+  const int64_t* first = dense_values<int64_t>(categories, kinds + 1, "categories");
+  const int64_t* positive = dense_values<int64_t>(positives, kinds * ranges, "positives");
+  const int64_t* limit = dense_values<int64_t>(max_detections, limits, "max_detections");
+  const double* at = dense_values<double>(recall_thresholds, recalls, "recall_thresholds");
   check_offsets(first, kinds, count, "categories");
   for (int64_t i = 0; i < count; ++i) {
     FASTSEG_CHECK(by_score[i] >= 0 && by_score[i] < count, "order must hold numbers of detections");
   }
-  values_of<double>(precision, levels * recalls * kinds * ranges * limits, "precision");
-  values_of<double>(recall, levels * kinds * ranges * limits, "recall");
-  double* precisions = precision.mutable_data_ptr<double>();  // [levels, recalls, kinds, ranges, limits]
-  double* last_recall = recall.mutable_data_ptr<double>();    // [levels, kinds, ranges, limits]
+  // [levels, recalls, kinds, ranges, limits] and [levels, kinds, ranges, limits]
+  double* precisions = dense_output<double>(precision, levels * recalls * kinds * ranges * limits, "precision");
+  double* last_recall = dense_output<double>(recall, levels * kinds * ranges * limits, "recall");
   std::fill_n(precisions, precision.numel(), -1.0);
   std::fill_n(last_recall, recall.numel(), -1.0);
 

@@ -1,4 +1,4 @@
-"""COCO's matching of detections with truths, and its precision and recall, in plain Python: what defines them."""
+"""COCO's matching of detections with truths, and its precision and recall, in plain Python: the definition."""
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def match_detections(
 
 
 def _best(row, real, ignored, crowd, taken, threshold):
-    """The truth that a detection is matched with, or None: one that counts, before one that is ignored."""
+    """The truth that matches a detection, or None; truths that count are tried before ignored ones."""
     for ignores in (False, True):
         best, least = None, threshold
         for iou, truth in zip(row, real):

@@ -1,18 +1,18 @@
-// Polygons as packed masks by COCO's rule. reference.py is the definition; README.md says why the crossings are found
+// Polygons as packed masks by COCO's rule. reference.py is the definition; README.md explains how crossings are found
 // without the walk.
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
 #include <vector>
 
-#include "fastseg/arguments.h"
+#include "fastseg/dense.h"
 #include "fastseg/parallel.h"
 
 namespace fastseg {
 namespace {
 
 constexpr int64_t kScale = 5;   // steps in a pixel
-constexpr int64_t kBefore = 2;  // the step of a column before its centre line
+constexpr int64_t kBefore = 2;  // the last step of a column before its centre line
 constexpr int64_t kWord = 32;
 constexpr double kFarthest = 1e8;  // pixels
 
@@ -20,7 +20,7 @@ struct Point {
   int64_t x, y;  // in steps
 };
 
-// Bits of one polygon [height, words], each set where inside and outside change places, and what of them is in use.
+// Bits of one polygon [height, words], set where a column changes between inside and outside, and the range in use.
 class Crossings {
  public:
   Crossings(int64_t height, int64_t width)
@@ -44,7 +44,7 @@ class Crossings {
         const int64_t t = before - from.x;
         add(column, std::min(side(t), side(t + 1)));
       } else {
-        // The first t at which x is on the other side: near where the line without rounding is.
+        // The first t at which x is on the other side, searched from the crossing of the unrounded line.
         const auto beyond = [&](int64_t t) { return slope > 0 ? side(t) > before : side(t) <= before; };
         int64_t t = static_cast<int64_t>((before + 0.5 - from.x) / slope);
         t = std::clamp<int64_t>(t, 1, down);
@@ -55,7 +55,7 @@ class Crossings {
     }
   }
 
-  // words [height, words] |= the inside; then nothing is set.
+  // ORs the inside into words [height, words] and clears the bits.
   void fill(uint32_t* words) {
     for (int64_t y = first_row_; y <= last_row_; ++y) {
       uint32_t* const row = bits_.data() + y * words_;
@@ -72,14 +72,10 @@ class Crossings {
   }
 
  private:
-  static int64_t floor_divide(int64_t value, int64_t divisor) {
-    return value >= 0 ? value / divisor : -ceil_divide(-value, divisor);
-  }
-
   void add(int64_t column, int64_t step) {
     const double row = std::ceil((step + 0.5) / kScale - 0.5);
     const int64_t y = static_cast<int64_t>(std::clamp<double>(row, 0, height_));
-    last_row_ = std::max(last_row_, std::min(y, height_ - 1));  // below it all is outside
+    last_row_ = std::max(last_row_, std::min(y, height_ - 1));  // all rows below it are outside
     if (y == height_) return;
     const int64_t word = column / kWord;
     bits_[y * words_ + word] ^= uint32_t{1} << column % kWord;
@@ -95,19 +91,14 @@ class Crossings {
 void fill_polygons(const Tensor& points, const Tensor& ends, const Tensor& objects, int64_t count, int64_t height,
                    int64_t width, const Tensor& words) {
   const int64_t polygons = ends.numel();
-  FASTSEG_CHECK(points.is_cpu() && points.is_contiguous() && points.scalar_type() == ScalarType::Double &&
-                    points.dim() == 2 && points.size(1) == 2,
-                "points must be float64 [P, 2] on the CPU");
-  for (const Tensor* tensor : {&ends, &objects}) {
-    FASTSEG_CHECK(tensor->is_cpu() && tensor->is_contiguous() && tensor->scalar_type() == ScalarType::Long &&
-                      tensor->numel() == polygons,
-                  "ends and objects must be int64 [polygons] on the CPU");
-  }
+  FASTSEG_CHECK(points.dim() == 2 && points.size(1) == 2, "points must be [P, 2]");
+  const double* corners = dense_values<double>(points, points.numel(), "points");
+  const int64_t* end = dense_values<int64_t>(ends, polygons, "ends");
+  const int64_t* object = dense_values<int64_t>(objects, polygons, "objects");
   FASTSEG_CHECK(words.is_cpu() && words.is_contiguous() && words.scalar_type() == ScalarType::Int && words.dim() == 3 &&
                     width >= 0 && words.size(0) == count && words.size(1) == height &&
                     words.size(2) == ceil_divide(width, kWord),
                 "words must be int32 [count, height, ceil(width / 32)] on the CPU");
-  const int64_t *end = ends.const_data_ptr<int64_t>(), *object = objects.const_data_ptr<int64_t>();
   std::vector<int64_t> first(count + 1, polygons);  // polygon of each object
   for (int64_t p = polygons - 1; p >= 0; --p) {
     FASTSEG_CHECK(end[p] >= (p ? end[p - 1] : 0) && end[p] <= points.size(0), "ends must rise to the number of points");
@@ -116,7 +107,6 @@ void fill_polygons(const Tensor& points, const Tensor& ends, const Tensor& objec
     first[object[p]] = p;
   }
   for (int64_t i = count - 1; i >= 0; --i) first[i] = std::min(first[i], first[i + 1]);
-  const double* corners = points.const_data_ptr<double>();
   for (int64_t i = 0; i < points.numel(); ++i) {
     FASTSEG_CHECK(std::abs(corners[i]) <= kFarthest, "points must lie within 1e8 pixels");
   }

@@ -9,12 +9,13 @@ import math
 import torch
 from torch import Tensor
 
+from fastseg.kernels.pack_masks.reference import WORD, words_in_row
+
 SCALE = 5  # steps in a pixel
-WORD = 32
 
 
 def fill_polygons(points: Tensor, ends: Tensor, objects: Tensor, count: int, height: int, width: int) -> Tensor:
-    words = torch.zeros(count, height, (width + WORD - 1) // WORD, dtype=torch.int32)
+    words = torch.zeros(count, height, words_in_row(width), dtype=torch.int32)
     begin = 0
     for end, entry in zip(ends.tolist(), objects.tolist()):
         inside = torch.zeros(height + 1, width, dtype=torch.int32)
@@ -29,9 +30,9 @@ def fill_polygons(points: Tensor, ends: Tensor, objects: Tensor, count: int, hei
 
 
 def _crossings(corners, height, width):
-    """Row and column of the pixels where inside and outside change places."""
+    """Row and column of the pixels from which on a column changes between inside and outside."""
     walk = []
-    scaled = [(int(SCALE * x + 0.5), int(SCALE * y + 0.5)) for x, y in corners]  # towards 0, as C has it
+    scaled = [(int(SCALE * x + 0.5), int(SCALE * y + 0.5)) for x, y in corners]  # int() rounds towards 0, as in C
     for (x, y), (next_x, next_y) in zip(scaled, [*scaled[1:], scaled[0]]):
         walk += _line(x, y, next_x, next_y)
     for (before_x, before_y), (x, y) in zip(walk, walk[1:]):
@@ -42,7 +43,7 @@ def _crossings(corners, height, width):
 
 
 def _line(x, y, end_x, end_y):
-    """The steps from one point to the other, computed from the one that lies first along the longer axis."""
+    """The steps from one point to the other, computed from the one with the lower coordinate on the longer axis."""
     wide = abs(end_x - x) >= abs(end_y - y)
     flipped = x > end_x if wide else y > end_y
     if flipped:

@@ -12,17 +12,16 @@
 namespace {
 
 using fastseg::KnownMasks;
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kTile = 16;  // masks: two tiles of them, packed, stay in the second-level cache
+constexpr int64_t kTile = 16;  // masks; two such sets of packed masks stay in the second-level cache
 
 enum Denominator : int64_t { kUnion, kSmaller, kNothing };
 
 struct Problem {
   KnownMasks a, b;
   const bool* crowd;      // [M] or null
-  const int64_t* labels;  // [N] or null; a is b: masks of different labels share nothing
+  const int64_t* labels;  // [N] or null, only if a is b: masks of different labels count as disjoint
   int64_t denominator;
 
   // value_t: float, or int64_t for the intersection alone.
@@ -48,7 +47,7 @@ void in_pairs(const Problem& problem, value_t* iou) {
   });
 }
 
-// iou: [N, M]; symmetric: a is b, and pairs need to be looked at once.
+// iou: [N, M]; symmetric: a is b, so that each pair is compared once.
 template <typename value_t>
 void all_with_all(const Problem& problem, bool symmetric, value_t* iou) {
   const int64_t rows = problem.a.count, columns = problem.b.count;
@@ -73,14 +72,8 @@ void all_with_all(const Problem& problem, bool symmetric, value_t* iou) {
 
 template <typename value_t>
 void fill(const Problem& problem, bool pairs, const Tensor& iou) {
-  constexpr bool counts = std::is_same_v<value_t, int64_t>;
   const int64_t rows = problem.a.count, columns = problem.b.count;
-  FASTSEG_CHECK(iou.is_cpu() && iou.is_contiguous() &&
-                    iou.scalar_type() == (counts ? ScalarType::Long : ScalarType::Float) &&
-                    iou.numel() == (pairs ? rows : rows * columns),
-                "fastseg::_mask_iou: iou must be float32, or int64 if divided by nothing, [N, M], or [N] of pairs, on "
-                "the CPU");
-  value_t* to = iou.mutable_data_ptr<value_t>();
+  value_t* to = fastseg::dense_output<value_t>(iou, pairs ? rows : rows * columns, "iou");
   if (pairs) return in_pairs(problem, to);
   const bool same = problem.a.words == problem.b.words && problem.a.areas == problem.b.areas &&
                     problem.a.boxes == problem.b.boxes && rows == columns;
@@ -97,18 +90,9 @@ void forward(const Tensor& words_a, const Tensor& area_a, const Tensor& boxes_a,
   FASTSEG_CHECK(
       problem.a.height == problem.b.height && problem.a.pitch == problem.b.pitch && (!pairs || rows == columns),
       "fastseg::_mask_iou: the masks of a and b differ in size or number");
-  if (crowd) {
-    FASTSEG_CHECK(crowd->is_cpu() && crowd->is_contiguous() && crowd->scalar_type() == ScalarType::Bool &&
-                      crowd->numel() == columns,
-                  "fastseg::_mask_iou: crowd must be bool [M] on the CPU");
-    problem.crowd = crowd->const_data_ptr<bool>();
-  }
-  if (labels) {
-    FASTSEG_CHECK(labels->is_cpu() && labels->is_contiguous() && labels->scalar_type() == ScalarType::Long &&
-                      labels->numel() == rows && rows == columns,
-                  "fastseg::_mask_iou: labels must be int64 [N] on the CPU, and b a");
-    problem.labels = labels->const_data_ptr<int64_t>();
-  }
+  FASTSEG_CHECK(!labels || rows == columns, "fastseg::_mask_iou: b must be a, with labels");
+  problem.crowd = fastseg::dense_values<bool>(crowd, columns, "crowd");
+  problem.labels = fastseg::dense_values<int64_t>(labels, rows, "labels");
   if (denominator == kNothing) return fill<int64_t>(problem, pairs, iou);
   fill<float>(problem, pairs, iou);
 }

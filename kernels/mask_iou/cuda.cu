@@ -1,5 +1,5 @@
-// IoU of packed masks on CUDA: a warp takes a mask of a and 32 of b. Each lane looks at the boxes of a pair; the words
-// of those pairs whose boxes overlap are then compared by all lanes together. See README.md.
+// IoU of packed masks on CUDA: a warp takes a mask of a and 32 of b. Each lane compares the boxes of a pair; then all
+// lanes together compare the words of each pair whose boxes overlap. See README.md.
 #include "mask_iou/cuda.h"
 
 #include <type_traits>
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(mask_threads)
 template <typename value_t>
 cudaError_t launch_mask_iou(const KnownMasks& a, const KnownMasks& b, const IouOptions& options, value_t* iou,
                             cudaStream_t stream) {
-  const int blocks = blocks_for_warps(a.count * ((b.count + 31) / 32));
+  const unsigned blocks = blocks_for_warps(a.count * ((b.count + 31) / 32));
   FASTSEG_LAUNCH(mask_iou_kernel<value_t>, dim3(blocks), dim3(mask_threads), 0, stream, a, b, options, iou);
   return cudaGetLastError();
 }

@@ -7,9 +7,9 @@ namespace fastseg::cuda {
 
 struct IouOptions {
   const bool* crowd;        // [b.count] or null: divide by the area of the mask of a
-  const long long* labels;  // [a.count] or null; a is b: masks of different labels share nothing
-  bool over_smaller;        // divide by the smaller area, not by that of the union
-  bool symmetric;           // a is b: pairs need to be looked at once
+  const long long* labels;  // [a.count] or null, only if a is b: masks of different labels count as disjoint
+  bool over_smaller;        // divide by the smaller area instead of the union's
+  bool symmetric;           // a is b: each pair is compared once
 };
 
 // value_t: float, or int64_t for the intersection alone.
@@ -18,7 +18,7 @@ cudaError_t launch_mask_iou(const KnownMasks& a, const KnownMasks& b, const IouO
                             value_t* iou,  // [a.count, b.count]
                             cudaStream_t stream);
 
-// Of mask i of a and mask i of b.
+// The IoU of mask i of a and mask i of b.
 template <typename value_t>
 cudaError_t launch_mask_iou_of_pairs(const KnownMasks& a, const KnownMasks& b, const IouOptions& options,
                                      value_t* iou,  // [a.count]

@@ -18,8 +18,8 @@ def mask_iou(
     denominator: int,
     pairs: bool,
 ) -> Tensor:
-    """words: int32 [N, H, words] and [M, H, words], area: int64 [N] and [M]. Gives [N, M], or [N] of pairs: float32, or
-    int64 if divided by nothing. labels: int64 [N], of masks with themselves: those of different labels share nothing.
+    """words: int32 [N, H, words] and [M, H, words], area: int64 [N] and [M]. Gives [N, M], or [N] for pairs: float32,
+    int64 without a division. labels: int64 [N], only if a is b: masks of different labels count as disjoint.
     """
     a, b = (unpack_masks(words, words.shape[2] * 32, torch.float64).flatten(1) for words in (words_a, words_b))
     common = (a * b).sum(1) if pairs else a @ b.T  # exact: integers below 2^53

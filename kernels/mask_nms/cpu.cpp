@@ -1,5 +1,5 @@
-// Greedy suppression of packed masks, lazily: a mask is compared with those kept before it, until one suppresses it.
-// See README.md.
+// Greedy suppression of packed masks: a mask is compared with those kept before it, until one suppresses it. See
+// README.md.
 #include <algorithm>
 #include <optional>
 #include <vector>
@@ -10,11 +10,12 @@
 
 namespace {
 
+using fastseg::dense_output;
+using fastseg::dense_values;
 using fastseg::KnownMasks;
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kBlock = 32;  // masks that are compared at a time, in parallel, with all that were kept before
+constexpr int64_t kBlock = 32;  // masks that are compared in parallel with all masks kept before them
 
 struct Problem {
   KnownMasks masks;
@@ -33,7 +34,7 @@ struct Problem {
   }
 };
 
-// order: [N]; kept: room for `most` of them. Returns how many were kept.
+// order: [N]; kept: [most]. Returns how many masks are kept.
 int64_t suppress(const Problem& problem, const int64_t* order, int64_t most, int64_t* kept) {
   const int64_t count = problem.masks.count;
   int64_t number = 0;
@@ -58,30 +59,22 @@ int64_t suppress(const Problem& problem, const int64_t* order, int64_t most, int
   return number;
 }
 
-const int64_t* indices(const Tensor& tensor, int64_t count, const char* name) {
-  FASTSEG_CHECK(
-      tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long && tensor.numel() == count,
-      "fastseg::_mask_nms: ", name, " must be int64 [N] on the CPU");
-  return tensor.const_data_ptr<int64_t>();
-}
-
 void forward(const Tensor& words, const Tensor& area, const Tensor& boxes, const Tensor& order,
              std::optional<Tensor> labels, double iou_threshold, std::optional<int64_t> max_output, const Tensor& keep,
              const Tensor& count) {
   Problem problem{fastseg::known_masks(words, area, boxes, "_mask_nms"), nullptr, iou_threshold};
   const int64_t masks = problem.masks.count, room = keep.numel();
-  if (labels) problem.labels = indices(*labels, masks, "labels");
-  const int64_t* ranked = indices(order, masks, "order");
+  problem.labels = dense_values<int64_t>(labels, masks, "labels");
+  const int64_t* ranked = dense_values<int64_t>(order, masks, "order");
   for (int64_t place = 0; place < masks; ++place) {
     FASTSEG_CHECK(ranked[place] >= 0 && ranked[place] < masks, "fastseg::_mask_nms: order holds no index of a mask");
   }
   FASTSEG_CHECK(room >= (max_output ? 0 : masks), "fastseg::_mask_nms: keep has no room for all masks");
-  indices(keep, room, "keep");
-  indices(count, 1, "count");
-  int64_t* kept = keep.mutable_data_ptr<int64_t>();
+  int64_t* kept = dense_output<int64_t>(keep, room, "keep");
+  int64_t* found = dense_output<int64_t>(count, 1, "count");
   const int64_t number = suppress(problem, ranked, room, kept);
   std::fill(kept + number, kept + room, int64_t{-1});
-  *count.mutable_data_ptr<int64_t>() = number;
+  *found = number;
 }
 
 }  // namespace

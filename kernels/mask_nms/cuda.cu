@@ -1,5 +1,5 @@
-// Greedy suppression of packed masks on CUDA: all pairs whose boxes leave the question open are compared, 32 to a word
-// of bits; one block then goes through the ranking. See README.md.
+// Greedy suppression of packed masks on CUDA: all pairs that boxes and areas do not decide are compared, 32 to a word
+// of bits; one block then walks through the ranking. See README.md.
 #include "mask_nms/cuda.h"
 
 #include "cuda/packed_masks.h"
@@ -9,12 +9,6 @@ namespace {
 
 constexpr int sweep_threads = 1024;
 
-// An index of a mask, whatever `order` holds.
-__device__ long long ranked(const long long* order, long long place, long long masks) {
-  const long long index = order[place];
-  return index >= 0 && index < masks ? index : 0;
-}
-
 __global__ void __launch_bounds__(mask_threads)
     find_suppressed_kernel(KnownMasks masks, const long long* __restrict__ order, const long long* __restrict__ labels,
                            double threshold, unsigned* __restrict__ suppressed) {  // [count, tiles]
@@ -22,11 +16,11 @@ __global__ void __launch_bounds__(mask_threads)
   const long long tiles = (masks.count + warpSize - 1) / warpSize;
   for (long long item = warp_of_grid(); item < masks.count * tiles; item += warps_of_grid()) {
     const long long row = item / tiles, first = item % tiles * warpSize, place = first + lane;
-    if (first + warpSize <= row) continue;  // the sweep never asks for these
+    if (first + warpSize <= row) continue;  // the sweep never reads these
     const long long i = ranked(order, row, masks.count);
     const Box box = masks.boxes[i];
     const long long area = masks.areas[i];
-    // The most the IoU could be decides most pairs: it grows with the intersection.
+    // An upper bound of the IoU, which grows with the intersection, decides most pairs.
     bool open = false;
     long long j = 0;
     if (place > row && place < masks.count) {
@@ -93,7 +87,7 @@ __global__ void __launch_bounds__(sweep_threads)
 
 cudaError_t launch_find_suppressed(const KnownMasks& masks, const long long* order, const long long* labels,
                                    double iou_threshold, unsigned* suppressed, cudaStream_t stream) {
-  const int blocks = blocks_for_warps(masks.count * ((masks.count + 31) / 32));
+  const unsigned blocks = blocks_for_warps(masks.count * ((masks.count + 31) / 32));
   FASTSEG_LAUNCH(find_suppressed_kernel, dim3(blocks), dim3(mask_threads), 0, stream, masks, order, labels,
                  iou_threshold, suppressed);
   return cudaGetLastError();

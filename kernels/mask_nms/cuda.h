@@ -5,7 +5,7 @@
 
 namespace fastseg::cuda {
 
-// Bit b of word t of row r: the mask ranked r suppresses the one ranked 32 t + b, a later one.
+// Bit b of word t of row r: the mask ranked r suppresses the mask ranked 32 t + b, which comes later.
 cudaError_t launch_find_suppressed(const KnownMasks& masks,
                                    const long long* order,   // [count], best first
                                    const long long* labels,  // [count] or null
@@ -13,7 +13,7 @@ cudaError_t launch_find_suppressed(const KnownMasks& masks,
                                    unsigned* suppressed,  // [count, ceil(count / 32)]
                                    cudaStream_t stream);
 
-// The masks that no kept mask before them suppresses, `room` at most; keep is filled up with -1.
+// The masks that no mask kept before them suppresses, at most `room`; keep is padded with -1.
 cudaError_t launch_sweep(const unsigned* suppressed,  // [count, ceil(count / 32)]
                          const long long* order,      // [count]
                          long long masks, long long room,

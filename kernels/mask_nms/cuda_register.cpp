@@ -20,7 +20,7 @@ void forward(const Tensor& words, const Tensor& area, const Tensor& boxes, const
   check_list(op, words, count, "count", ScalarType::Long, 1);
   const OnDeviceOf device(words);
   const int64_t tiles = (masks.count + 31) / 32;
-  // One tensor: a bit for every ordered pair, and a row more for the sweep.
+  // One tensor: a bit for every ordered pair, and one more row for the sweep.
   const Tensor scratch = torch::stable::new_empty(words, {masks.count + 1, tiles}, ScalarType::Int);
   auto* suppressed = reinterpret_cast<unsigned*>(scratch.mutable_data_ptr<int32_t>());
   if (masks.count > 0) {

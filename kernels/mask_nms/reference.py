@@ -10,7 +10,7 @@ def mask_nms(
     words: Tensor, area: Tensor, order: Tensor, labels: Tensor | None, iou_threshold: float, max_output: int | None
 ) -> tuple[Tensor, Tensor]:
     """words: int32 [N, H, words]; order: int64 [N], best first; labels: int64 [N]. Gives the kept masks in that order,
-    int64 [max_output or N], filled up with -1, and their number.
+    int64 [max_output or N], padded with -1, and their number.
     """
     count = words.shape[0]
     pixels = unpack_masks(words, words.shape[2] * 32, torch.float64).flatten(1)

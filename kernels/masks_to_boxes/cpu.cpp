@@ -1,4 +1,4 @@
-// Area and tight box of packed masks: one reading of their words. See README.md.
+// Area and tight box of packed masks, in one pass over their words. See README.md.
 #include <torch/csrc/stable/library.h>
 
 #include "fastseg/packed_masks.h"
@@ -11,7 +11,7 @@ using torch::stable::Tensor;
 void statistics(const Tensor& words, const Tensor& area, const Tensor& boxes) {
   constexpr const char* op = "_mask_statistics";
   const fastseg::PackedMasks masks = fastseg::packed_masks(words, op);
-  fastseg::check_statistics(masks, area, boxes, op);
+  fastseg::check_statistics(masks, area, boxes);
   auto* found = reinterpret_cast<fastseg::Box*>(boxes.mutable_data_ptr<int32_t>());
   fastseg::collect_statistics(masks, area.mutable_data_ptr<int64_t>(), found,
                               [&](int64_t mask, int64_t first, int64_t rows) {

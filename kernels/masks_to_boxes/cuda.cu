@@ -64,9 +64,8 @@ __global__ void __launch_bounds__(mask_threads)
 
 cudaError_t launch_mask_statistics(const unsigned* words, long long masks, long long height, long long pitch,
                                    long long* area, Box* boxes, cudaStream_t stream) {
-  const int blocks = static_cast<int>(masks < (1 << 20) ? masks : 1 << 20);
-  FASTSEG_LAUNCH(mask_statistics_kernel, dim3(blocks), dim3(mask_threads), 0, stream, words, masks, height, pitch, area,
-                 boxes);
+  FASTSEG_LAUNCH(mask_statistics_kernel, dim3(blocks_for(masks)), dim3(mask_threads), 0, stream, words, masks, height,
+                 pitch, area, boxes);
   return cudaGetLastError();
 }
 

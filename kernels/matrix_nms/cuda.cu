@@ -1,4 +1,4 @@
-// The decay of scores by Matrix NMS on CUDA: a warp goes through the masks before one. See README.md.
+// The decay of scores by Matrix NMS on CUDA: a warp takes a mask and loops over the masks before it. See README.md.
 #include "matrix_nms/cuda.h"
 
 #include "cuda/packed_masks.h"
@@ -6,15 +6,9 @@
 namespace fastseg::cuda {
 namespace {
 
-// An index of a mask, whatever `order` holds.
-__device__ long long ranked(const Ranking& ranking, long long place) {
-  const long long index = ranking.order[place];
-  return index >= 0 && index < ranking.count ? index : 0;
-}
-
-// Of the masks ranked i and j; 0 if their labels differ.
+// The IoU of the masks ranked i and j; 0 if their labels differ.
 __device__ float overlap(const Ranking& ranking, long long i, long long j) {
-  const long long a = ranked(ranking, i), b = ranked(ranking, j);
+  const long long a = ranked(ranking.order, i, ranking.count), b = ranked(ranking.order, j, ranking.count);
   const bool differ = ranking.labels != nullptr && ranking.labels[a] != ranking.labels[b];
   return differ ? 0.0f : ranking.iou[a * ranking.count + b];
 }

@@ -12,11 +12,11 @@ def matrix_decay(iou: Tensor, order: Tensor, labels: Tensor | None, gaussian: bo
     count = iou.shape[0]
     if count == 0:
         return iou.new_ones(0)
-    covered = overlap.amax(0).unsqueeze(1)  # how much of i the masks before it cover
+    covered = overlap.amax(0).unsqueeze(1)  # c_i, the largest overlap of i with a mask before it
     later = torch.ones_like(overlap, dtype=torch.bool).triu(1)
     if gaussian:
         most = torch.where(later, overlap.square() - covered.square(), 0).amax(0)
         return torch.exp(-sigma * most)
-    # A duplicate of a mask before it says nothing: that mask decays whatever it would.
+    # A mask that duplicates an earlier one is skipped: the earlier one decays the same masks.
     decay = torch.where(later & (covered < 1), (1 - overlap) / (1 - covered), 1)
     return decay.amin(0)

@@ -11,18 +11,18 @@
 namespace fastseg::pooling {
 namespace {
 
-// One thread's part of the forward: taps in, rows of maxima and indices out.
+// The forward on one thread: from taps to rows of maxima and indices.
 template <typename scalar_t, typename index_t>
 class Pool {
  public:
   using compute_t = simd::accumulate<scalar_t>;
 
-  // total: elements of the whole output
+  // total: elements of the output of all threads
   Pool(scalar_t* output, index_t* indices, int64_t longest, int64_t total)
       : output_(output, longest, total), indices_(indices, longest, total) {}
 
-  // Maxima of the next `count` windows or channels over the rows and the columns [first, end) of `taps`. empty(i):
-  // the labels of lanes i on where everything is -inf. origin, step: an index is its label plus origin + lane * step.
+  // Maxima of the next `count` windows or channels over the rows and the columns [first, end) of `taps`. empty(i): the
+  // labels of lanes i, i + 1, ... if all values are -inf. An index is its label plus origin + lane * step.
   template <typename value_t, typename Empty, typename Load>
   FASTSEG_INLINE void maximum(const Taps<value_t>& taps, int64_t first, int64_t end, int64_t count, int64_t origin,
                               int64_t step, const Empty& empty, const Load& load) {

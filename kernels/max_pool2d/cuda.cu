@@ -1,4 +1,4 @@
-// Max pooling with indices on CUDA. See README.md, and pooling/cuda_shape.h for layouts and kinds of index.
+// Max pooling with indices on CUDA. See README.md, and pooling/cuda_shape.h for layouts and formats of indices.
 #include "max_pool2d/cuda.h"
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -27,7 +27,7 @@ struct Maximum {
   }
 };
 
-// What is stored for a tap of the window that starts at (top, left).
+// The index of a tap of the window that starts at (top, left).
 template <typename index_t, typename RowAxis, typename ColumnAxis>
 __device__ index_t index_of_tap(int tap, int top, int left, const RowAxis& rows, const ColumnAxis& columns) {
   if constexpr (std::is_same_v<index_t, uint8_t>) {
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(cell_threads)
         for (int k = 0; k < width; ++k) best[k].offer(static_cast<value_t>(values.values[k]), tap);
       }
     }
-    // where a dilated window misses a small plane altogether, torch gives -inf and the first tap after the padding
+    // If no tap of a dilated window lies in a small plane, torch gives -inf and the first tap after the padding.
     const int no_tap = rows.first_tap(top) * columns.kernel_size() + columns.first_tap(left);
     Pack<scalar_t, width> values;
     Pack<index_t, width> index;
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(cell_threads)
 }
 
 // Flat indices that may point anywhere in or outside the plane: a block takes a plane, clears it and adds the gradients
-// in row-major order, one per thread and round. Of the threads of a round that have the same target the first adds all.
+// in row-major order, one per thread and round. If threads of a round have the same target, the first adds all.
 template <typename scalar_t>
 __global__ void __launch_bounds__(scatter_threads)
     scatter_sums_kernel(const scalar_t* __restrict__ grad_output,  // [outer, sources, inner]
@@ -176,7 +176,7 @@ cudaError_t launch_forward_windows(const scalar_t* input, scalar_t* output, inde
   return launch_over_cells(cells, stream, kernel, input, output, indices, shape.rows, shape.columns, shape.inner);
 }
 
-// With the widest packs that rows and pointers are aligned for.
+// Uses the widest packs for which rows and pointers are aligned.
 template <int width, typename scalar_t, typename index_t>
 cudaError_t launch_forward_rows(const scalar_t* input, scalar_t* output, index_t* indices, const PoolShape& shape,
                                 cudaStream_t stream) {
@@ -209,7 +209,7 @@ cudaError_t launch_scatter_sums(const scalar_t* grad_output, const int64_t* indi
                             shape.inner);
 }
 
-// Elements are copied bit by bit where there is nothing to add up.
+// Without sums, elements are copied as bits.
 template <int bytes>
 struct bits;
 template <>

@@ -7,15 +7,15 @@
 
 namespace fastseg::cuda {
 
-// The first maximum of every window, or its last NaN; elements in the padding do not take part.
+// The first maximum of every window, or its last NaN; the padding does not count.
 template <typename scalar_t, typename index_t>
 cudaError_t launch_max_pool2d_forward(const scalar_t* input,  // [outer, H, W, inner]
                                       scalar_t* output,       // [outer, PH, PW, inner]
                                       index_t* indices,       // [outer, PH, PW, inner]
                                       const PoolShape& shape, cudaStream_t stream);
 
-// Every element's sum, in fp32 (double: double) and in row-major order, of the gradients whose index points at it. An
-// index outside its own window points nowhere, unless the shape has no windows: then flat indices may point anywhere.
+// For every element the sum of the gradients whose index is the element, in fp32 (double: double) and in row-major
+// order. An index outside of its own window does not count, unless the shape has no windows: then any flat index does.
 template <typename scalar_t, typename index_t>
 cudaError_t launch_max_pool2d_backward(const scalar_t* grad_output,  // [outer, PH, PW, inner]
                                        const index_t* indices,       // [outer, PH, PW, inner]

@@ -1,4 +1,4 @@
-// Where the windows of a pooling lie, and the kernel that adds up the windows covering an element.
+// Positions of the windows of a pooling, and the kernel that sums over the windows that cover an element.
 #pragma once
 
 #include <type_traits>
@@ -10,7 +10,7 @@
 
 namespace fastseg::cuda {
 
-// An axis whose kernel and stride the compiler knows, with dilation 1; zeros: they are read from the axis.
+// An axis with kernel and stride fixed at compile time and dilation 1; with zeros they are read from the axis.
 template <int fixed_kernel, int fixed_stride>
 struct WindowAxis : Axis {
   static constexpr bool fixed = fixed_kernel > 0;
@@ -25,10 +25,10 @@ struct WindowAxis : Axis {
   __device__ int start(int window) const { return window * step() - padding; }
   __device__ bool holds(int position) const { return position >= 0 && position < size; }
 
-  // The first tap of a window starting at `start` that is not in the padding before the plane.
+  // The first tap, of a window starting at `start`, that is not in the padding before the plane.
   __device__ int first_tap(int start) const { return start < 0 ? (spread() - 1 - start) / spread() : 0; }
 
-  // Windows [first, first + count) are those that may cover `position`: tap_of tells.
+  // Only windows [first, first + count) can cover `position`; tap_of() gives the tap, if any.
   __device__ int first_window(int position) const {
     if constexpr (fixed) {
       return (position + padding) / fixed_stride - (most_windows - 1);
@@ -42,7 +42,7 @@ struct WindowAxis : Axis {
     else return min((position + padding) / stride, windows - 1) - first + 1;
   }
 
-  // Which tap of `window` lies at `position`, or -1.
+  // The tap of `window` at `position`, or -1.
   __device__ int tap_of(int window, int position) const {
     const int distance = position - start(window);
     if (window < 0 || window >= windows || distance < 0) return -1;
@@ -51,15 +51,15 @@ struct WindowAxis : Axis {
   }
 };
 
-// What the index of a window says that points at `position` by its tap `tap`.
+// The index of a window for its tap `tap`, which lies at `position`.
 template <typename index_t>
 __device__ auto wanted_index(int tap, int64_t position) {
   if constexpr (std::is_same_v<index_t, uint8_t>) return tap;
   else return position;
 }
 
-// Every element of the large plane adds up the gradients of the windows that point at it, in row-major order of the
-// windows, and is written once.
+// Every element of the large plane is the sum of the gradients whose index it is, in row-major order of the windows,
+// and is written once.
 template <typename scalar_t, typename index_t, int width, int fixed_kernel, int fixed_stride>
 __global__ void __launch_bounds__(cell_threads, 5)           // without the 5, ptxas spills to stay below 32 registers
     gather_kernel(CellGrid grid,                             // over [outer, H, W, inner / width]

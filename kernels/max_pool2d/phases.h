@@ -1,5 +1,5 @@
-// Rows of a plane taken apart by column modulo the stride of the windows, so that one tap of neighbouring
-// windows is a run of neighbouring elements, whatever the stride:
+// Rows of a plane split by column modulo the stride of the windows, so that one tap of neighbouring windows is a run of
+// neighbouring elements for any stride:
 //     phase r, element q  =  row[q * stride + r]
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace fastseg::pooling {
 
-// The phases of one row, with room for every tap of every window, also those outside the row.
+// The phases of one row, padded so that every tap of every window exists.
 class PhaseLayout {
  public:
   explicit PhaseLayout(const Axis& axis) : axis_(axis) {
@@ -34,7 +34,7 @@ class PhaseLayout {
     return phase(r) + (position - r) / axis_.stride;
   }
 
-  // row [axis.input] -> phases [size()], whose other elements are left as they are
+  // Splits row [axis.input] into phases [size()]; does not write the padding.
   template <typename value_t>
   void split(const value_t* row, value_t* phases) const {
     if (axis_.stride == 2) split_by(std::integral_constant<int64_t, 2>(), row, phases);  // with shuffles
@@ -69,8 +69,7 @@ class PhaseRows {
 
   const PhaseLayout& layout() const { return layout_; }
 
-  // The rows of the taps of row `oy` of windows, in planes [N * C, H, W]; their columns are at
-  // layout().tap(kw).
+  // Sets the rows of the taps of row `oy` of windows, in planes [N * C, H, W]; the columns are at layout().tap(kw).
   void taps_of(const scalar_t* planes, int64_t plane, int64_t oy, Taps<compute_t>& taps) {
     taps.rows.clear();
     const int64_t top = plane * y_.input + y_.start(oy);

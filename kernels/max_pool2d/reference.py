@@ -17,11 +17,13 @@ from fastseg.kernels.pooling.index_formats import offsets_from_flat, positions, 
 def max_pool2d(
     input: Tensor, kernel_size, stride, padding, dilation, ceil_mode: bool, compact: bool
 ) -> tuple[Tensor, Tensor]:
-    """(maxima, their indices): torch's own function, and the compact form of what it finds."""
+    """(maxima, their indices): from torch's own function; its indices are converted to the compact format."""
     layout = image_format(input)
     if not input.is_floating_point():
         input = input.contiguous()  # in channels_last torch counts pixels in the input's dtype, which overflows
-    steps = [min(step, 2**31 - 1) for step in stride]  # torch counts in 32 bits: beyond them lies one window only
+    steps = [
+        min(step, 2**31 - 1) for step in stride
+    ]  # torch has 32 bits; with larger strides there is one window anyway
     output, indices = F.max_pool2d(
         input, kernel_size, steps, padding, dilation, ceil_mode=ceil_mode, return_indices=True
     )
@@ -40,8 +42,8 @@ def max_pool2d(
 def max_pool2d_backward(
     grad_output: Tensor, indices: Tensor, kernel_size, stride, padding, dilation, size: Sequence[int]
 ) -> Tensor:
-    """Every gradient is added at its index; one whose index is no pixel of its window is passed over, as that of a
-    window without a pixel is. Nothing but the plane limits int64 indices with an empty `kernel_size`."""
+    """Every gradient is added at its index, but skipped if the index is no pixel of its window or the window has no
+    pixel. With an empty `kernel_size`, int64 indices need only lie in the plane."""
     height, width = size
     index = positions(indices, size, kernel_size, stride, padding, dilation)
     outside = (index < 0) | (index >= height * width)

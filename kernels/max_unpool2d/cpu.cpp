@@ -1,5 +1,4 @@
-// max_unpool2d on the CPU: pooled values back to their pixels, and the gradient. Formulas and measurements:
-// README.md.
+// max_unpool2d on the CPU: pooled values to their pixels, and the gradient. Formulas and measurements: README.md.
 #include <stdexcept>
 
 #include <torch/csrc/stable/library.h>
@@ -19,8 +18,8 @@ namespace {
       "a pooling with this geometry");
 }
 
-// Calls body(quads) if int64 indices may come from a pooling with windows of 2x2 side by side, as most do. The result
-// is whether they do come from there, as body finds out; if not, everything it wrote is to be written again.
+// Calls body(quads) if int64 indices can come from a pooling with 2x2 windows without overlap, as most do. Returns what
+// body does, whether all of them fit such windows; if not, the caller must write everything again.
 template <typename Body>
 bool as_quads(const Tensor& image, const Tensor& pooled, const Tensor& indices, const Planes& planes,
               const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,

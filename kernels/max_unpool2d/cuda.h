@@ -1,4 +1,4 @@
-// Launchers of cuda.cu, free of torch. Unpooling copies elements without looking at them: instantiated for uint16_t,
+// Launchers of cuda.cu, free of torch. Unpooling copies elements as bits: instantiated for uint16_t,
 // uint32_t and uint64_t, with int64 (flat) and uint8 (compact) indices. Layouts and indices: pooling/cuda_shape.h.
 #pragma once
 
@@ -7,12 +7,12 @@
 
 namespace fastseg::cuda {
 
-// Every element of the output becomes the last input, in row-major order, whose index points at it, or zero.
+// Every element of the output becomes the last input, in row-major order, whose index is the element, or zero.
 //
-// With 2 x 2 windows side by side it is done in one pass, which takes every index to lie inside its own window. Flat
-// indices may point anywhere: that pass raises *misplaced when it meets one elsewhere in the plane, and a second
-// kernel, which else returns at once, then does it all over. Null `misplaced`: indices outside their window are not
-// looked for. With other windows, or none, the second kernel does it at once.
+// For 2 x 2 windows without overlap one pass suffices if every index lies inside its own window. Flat indices may point
+// elsewhere in the plane: the pass then sets *misplaced, and a second kernel, which otherwise returns at once, computes
+// the output again. Null `misplaced`: indices outside of their window are not detected. With other windows, or none,
+// only the second kernel runs.
 template <typename element_t, typename index_t>
 cudaError_t launch_max_unpool2d_forward(const element_t* input,  // [outer, PH, PW, inner]
                                         const index_t* indices,  // [outer, PH, PW, inner]
@@ -21,7 +21,7 @@ cudaError_t launch_max_unpool2d_forward(const element_t* input,  // [outer, PH, 
                                         unsigned* misplaced,  // scratch: one word of device memory, or null
                                         cudaStream_t stream);
 
-// Every element's gradient is the one at its index, or zero where that is not in the plane.
+// The gradient of every element is the one at its index, or zero if that is not in the plane.
 template <typename element_t, typename index_t>
 cudaError_t launch_max_unpool2d_backward(const element_t* grad_output,  // [outer, H, W, inner]
                                          const index_t* indices,        // [outer, PH, PW, inner]

@@ -1,4 +1,4 @@
-// Unpooling by any indices: a block takes a plane.
+// Unpooling with arbitrary indices: a block takes a plane.
 #pragma once
 
 #include "cuda/cell_walk.h"
@@ -35,9 +35,9 @@ __device__ void update(element_t* element, const After& after) {
   }
 }
 
-// A block takes a plane, clears it and copies its inputs in row-major order, one per thread and round. Where several of
-// a round point at one element, that element first serves to find the last of them. Returns at once unless *misplaced
-// is raised or null.
+// A block takes a plane, clears it and copies its inputs in row-major order, one per thread and round. If several
+// inputs of a round have one target, the target's memory is first used to find the last of them. Returns at once unless
+// *misplaced is set or `misplaced` is null.
 template <typename element_t, typename index_t>
 __global__ void __launch_bounds__(scatter_threads)
     scatter_kernel(const element_t* __restrict__ input,  // [outer, sources, inner]

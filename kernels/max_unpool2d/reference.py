@@ -23,7 +23,7 @@ def max_unpool2d(
     dilation,
     size: Sequence[int],
 ) -> Tensor:
-    """Zeros but for input[i] at indices[i]; of equal indices in a plane the last one counts."""
+    """input[i] at indices[i], zeros elsewhere; of equal indices in a plane the last one counts."""
     height, width = size
     index, inside = _checked(indices, size, kernel_size, stride, padding, dilation)
     values = input.flatten(2)
@@ -36,7 +36,7 @@ def max_unpool2d(
 
 
 def max_unpool2d_backward(grad_output: Tensor, indices: Tensor, kernel_size, stride, padding, dilation) -> Tensor:
-    """The gradient at every index, as torch: where indices repeat, every one of them gets it."""
+    """The gradient at every index, as in torch: if indices repeat, each of them gets it."""
     size = grad_output.shape[-2:]
     index, inside = _checked(indices, size, kernel_size, stride, padding, dilation)
     gradient = grad_output.flatten(2).gather(2, index).masked_fill(~inside, 0)
@@ -45,7 +45,7 @@ def max_unpool2d_backward(grad_output: Tensor, indices: Tensor, kernel_size, str
 
 
 def _checked(indices: Tensor, size, kernel_size, stride, padding, dilation) -> tuple[Tensor, Tensor]:
-    """(positions in the flattened planes, 0 for those outside; which are inside). On CPU none may be outside."""
+    """(positions in the flattened planes, 0 for those outside; which are inside). On CPU raises if any is outside."""
     index = positions(indices, size, kernel_size, stride, padding, dilation).flatten(2)
     inside = (index >= 0) & (index < size[0] * size[1])
     if may_look_at(inside) and not inside.all():

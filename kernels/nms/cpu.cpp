@@ -33,13 +33,13 @@ bool is_suppressed(const Boxes<real_t>& kept, int64_t first, int64_t count, cons
   return false;
 }
 
-// boxes: [count, 4]. Gives by rank, the place in `order`, whether a box is kept; of each class at most `most` are.
+// boxes: [count, 4]. Returns by rank (the place in `order`) whether a box is kept; at most `most` of each class are.
 template <typename real_t>
 std::vector<char> sweep(const real_t* boxes, const std::vector<int32_t>& order, const Groups& groups,
                         double iou_threshold, int64_t most) {
   const real_t threshold = fastseg::nms::rounded_down<real_t>(iou_threshold);
   std::vector<char> is_kept(order.size(), 0);
-  // Each group in whole blocks of its own.
+  // Each group has whole blocks of its own.
   Boxes<real_t> kept(static_cast<int64_t>(order.size()) + kLanes * groups.count());
   groups.for_each([&](int64_t group) {
     const int64_t first = groups.begin[group] + kLanes * group;

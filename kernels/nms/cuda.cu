@@ -1,5 +1,5 @@
-// Greedy box NMS on CUDA: boxes by score, bits of who would suppress whom by tiles of 64 x 64, and one block that walks
-// through them. See README.md.
+// Greedy box NMS on CUDA: boxes are sorted by score; tiles of 64 x 64 pairs become bits (one box suppresses the other);
+// one block walks through the bits. See README.md.
 #include "nms/cuda.h"
 
 #include "cuda/cell_walk.h"
@@ -14,7 +14,7 @@ using Bits = unsigned long long;
 constexpr int prepare_threads = 256;
 constexpr int sweep_threads = 512;
 
-// Boxes and classes in the order of scores; nothing is removed and nothing found.
+// Gathers boxes and classes in the order of scores; initialises the outputs and `removed`.
 template <typename real_t>
 __global__ void __launch_bounds__(prepare_threads)
     prepare_kernel(const real_t* __restrict__ boxes,     // [count, 4]
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(prepare_threads)
 }
 
 // Bit j of bits[i - first][word]: box 64 word + j comes after box i, is of its class and overlaps it too much. A block
-// looks at the tile of 64 boxes i from first + 64 blockIdx.y and 64 boxes of the word blockIdx.x after that of `first`.
-// Words of boxes that are removed already are left as they are.
+// takes the tile of 64 boxes i from first + 64 blockIdx.y on, and the 64 boxes of the word blockIdx.x words after that
+// of `first`. Words of boxes that are already removed are not written.
 template <typename real_t>
 __global__ void __launch_bounds__(nms_tile)
     compare_kernel(const real_t* __restrict__ sorted,           // [count, 4]
@@ -75,14 +75,14 @@ __global__ void __launch_bounds__(nms_tile)
   bits[(rank - first) * words + word] = found_bits;
 }
 
-// Decides about the boxes [first, first + nms_strip) in their order, 64 at a time, and removes those after them. One
-// block.
+// Keeps or drops the boxes [first, first + nms_strip) in their order, 64 at a time, and removes later boxes that the
+// kept ones suppress. One block.
 __global__ void __launch_bounds__(sweep_threads, 1)
     sweep_kernel(const Bits* __restrict__ bits,      // [min(count, nms_strip), words]
                  const int64_t* __restrict__ order,  // [count]
                  int64_t count, int64_t first, int64_t words, Bits* removed, int64_t most,
                  int64_t* __restrict__ indices, int64_t* found) {
-  FASTSEG_SHARED(Bits, diagonal, [nms_tile]);  // of the tile at hand, against itself
+  FASTSEG_SHARED(Bits, diagonal, [nms_tile]);  // the current tile against itself
   FASTSEG_SHARED(int, kept, [nms_tile]);       // which of its boxes are kept
   FASTSEG_SHARED(int, kept_count, [1]);
   const int thread = static_cast<int>(threadIdx.x);
@@ -116,9 +116,9 @@ __global__ void __launch_bounds__(sweep_threads, 1)
       removed[later] = gone;
     }
     place += number;
-    __syncthreads();  // `removed` is written, `kept` is read
+    __syncthreads();  // `removed` has been written, `kept` has been read
   }
-  // If nothing was found there may have been no barrier, and others may still have to read the number.
+  // If nothing was found there may have been no barrier, and other threads may not have read *found yet.
   if (thread == 0 && place != place_before) *found = place;
 }
 

@@ -5,12 +5,12 @@
 
 namespace fastseg::cuda {
 
-constexpr int nms_tile = 64;            // boxes that a word of bits stands for
+constexpr int nms_tile = 64;            // boxes per word of bits
 constexpr int64_t nms_strip = 64 * 64;  // boxes whose bits are kept at a time
 
 __host__ __device__ inline int64_t nms_words(int64_t boxes) { return (boxes + nms_tile - 1) / nms_tile; }
 
-// Greedy NMS of `count` boxes, fewer than 2^31, of which `order` lists the best first.
+// Greedy NMS of `count` boxes, fewer than 2^31; `order` lists the best first.
 template <typename real_t>
 cudaError_t launch_nms(const real_t* boxes,     // [count, 4]
                        const int64_t* order,    // [count]

@@ -1,4 +1,4 @@
-// IoU of two boxes on CUDA, every operation rounded by itself as on the CPU. Shared with soft_nms.
+// IoU of two boxes on CUDA. Every operation is rounded (none is fused), as on the CPU. Shared with soft_nms.
 #pragma once
 
 #include "cuda/pack.h"
@@ -14,7 +14,7 @@ __device__ real_t area_of(const Corners<real_t>& box) {
   return multiply(box.values[2] - box.values[0], box.values[3] - box.values[1]);
 }
 
-// A NaN coordinate makes an area NaN, and the result with it: what fmax and fmin make of it does not matter.
+// A NaN coordinate makes an area NaN, and so the result, whatever fmax and fmin return for it.
 template <typename real_t>
 __device__ real_t overlap(const Corners<real_t>& one, real_t area_of_one, const Corners<real_t>& other,
                           real_t area_of_other) {

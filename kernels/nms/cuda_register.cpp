@@ -10,20 +10,20 @@ namespace {
 
 constexpr const char* op = "_nms";
 
-// The boxes' indices by descending score, of equal ones the first one first.
+// The indices of boxes by descending score; equal scores by index.
 Tensor order_of(const Tensor& scores) {
   using torch::stable::detail::from;
   std::array<StableIValue, 4> stack{from(scores), from(std::optional<bool>(true)), from(int64_t{0}), from(true)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // the sorted scores, which nobody needs
+  torch::stable::detail::to<Tensor>(stack[0]);  // frees the sorted scores, which are not needed
   return torch::stable::detail::to<Tensor>(stack[1]);
 }
 
 void forward(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs, double iou_threshold, int64_t most,
              Tensor indices, Tensor found) {
   const int64_t count = check_boxes(op, boxes, scores, idxs);
-  check_integers(op, "indices", indices, most, boxes);
-  check_integers(op, "count", found, 1, boxes);
+  check_list(op, boxes, indices, "indices", ScalarType::Long, most);
+  check_list(op, boxes, found, "count", ScalarType::Long, 1);
   const OnDeviceOf device(boxes);
   const Tensor order = order_of(scores);
   const Tensor sorted = torch::stable::new_empty(boxes, {count, 4});

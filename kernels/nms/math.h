@@ -11,8 +11,7 @@
 
 namespace fastseg::nms {
 
-// The largest real_t that is not above `threshold`: numbers of that type are above the one where they are above the
-// other.
+// The largest real_t not above `threshold`: a number of that type is above it exactly if it is above `threshold`.
 template <typename real_t>
 real_t rounded_down(double threshold) {
   const real_t rounded = static_cast<real_t>(threshold);
@@ -22,7 +21,7 @@ real_t rounded_down(double threshold) {
 template <typename real_t>
 using score_key_t = std::conditional_t<sizeof(real_t) == 8, uint64_t, uint32_t>;
 
-// A number that ascends as scores descend: NaN first, -0 and 0 alike.
+// A number that ascends as scores descend: NaN first, -0 equal to 0.
 template <typename real_t>
 FASTSEG_HOST_DEVICE score_key_t<real_t> score_key(real_t score) {
   using key_t = score_key_t<real_t>;

@@ -1,4 +1,4 @@
-// The order in which boxes are looked at: by score, or by class. Shared with soft_nms.
+// The order in which boxes are visited: by score, or by class. Shared with soft_nms.
 #pragma once
 
 #include <cstdint>
@@ -30,14 +30,14 @@ std::vector<int32_t> stable_order(const std::vector<key_t>& keys) {
   return order;
 }
 
-// Boxes in the order in which they are looked at, class after class, each class by score.
+// Boxes in the order in which they are visited: class after class, each class by score.
 struct Groups {
   std::vector<int32_t> members;  // ranks, i.e. places in the order of scores
-  std::vector<int32_t> begin;    // of every group in `members`, and the end
+  std::vector<int32_t> begin;    // where each group begins in `members`; then the end
 
   int64_t count() const { return static_cast<int64_t>(begin.size()) - 1; }
 
-  // Calls body(group) for every group, on several threads if that pays. `body` must not throw.
+  // Calls body(group) for every group, on several threads if there is enough work. `body` must not throw.
   template <typename Body>
   void for_each(const Body& body) const {
     constexpr int64_t kFewestPairs = 1 << 22;

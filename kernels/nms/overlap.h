@@ -1,7 +1,7 @@
 // IoU of one box with 16 others. Shared with soft_nms.
 //
-// Every operation is rounded by itself, as in torchvision and on the GPU: CMakeLists.txt compiles the sources that
-// include this without contraction to fused multiply-adds.
+// Every operation is rounded, as in torchvision and on the GPU: CMakeLists.txt compiles the sources that include this
+// header without contraction to fused multiply-adds.
 #pragma once
 
 #include <limits>
@@ -20,7 +20,7 @@ struct Box {
         area((right - left) * (bottom - top)) {}
 };
 
-// Structure of arrays. A place without box has an area of NaN and overlaps nothing.
+// Boxes as a structure of arrays. An unused place has an area of NaN and overlaps nothing.
 template <typename real_t>
 class Boxes {
  public:
@@ -36,7 +36,7 @@ class Boxes {
     area_[place] = box.area;
   }
 
-  // NaN where both boxes have no area, or one holds a NaN.
+  // IoU of `box` with the 16 boxes from `first` on. NaN if both have no area, or one has a NaN.
   FASTSEG_INLINE simd::vec<real_t> overlap(int64_t first, const Box<real_t>& box) const {
     using simd::load, simd::splat;
     const simd::vec<real_t> zero{};

@@ -22,13 +22,13 @@ def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float
     """Indices of the kept boxes in the order of their scores, padded to (most,) with -1, and their number."""
     order = scores.sort(descending=True, stable=True).indices
     boxes = boxes.to(accumulator(boxes.dtype))[order]
-    suppresses = overlap(boxes, boxes).double() > iou_threshold  # in fp32 the threshold itself would be rounded
+    suppresses = overlap(boxes, boxes).double() > iou_threshold  # a comparison in fp32 would round the threshold
     if idxs is not None:
         suppresses &= idxs[order][:, None] == idxs[order]
     kept = torch.ones_like(order, dtype=torch.bool)
     for rank in range(len(order)):
         kept[rank + 1 :] &= ~(suppresses[rank, rank + 1 :] & kept[rank])
     place = kept.cumsum(0) - 1
-    place = torch.where(kept & (place < most), place, most)  # one place more, for all the others
+    place = torch.where(kept & (place < most), place, most)  # one extra place, for all other boxes
     indices = order.new_full((most + 1,), -1).scatter_(0, place, order)[:most]
     return indices, (indices >= 0).sum()

@@ -1,4 +1,4 @@
-// Packing and unpacking of masks: 64 pixels at a time become two words, or come from them. See README.md.
+// Packing and unpacking of masks, 64 pixels or two words at a time. See README.md.
 #include <array>
 #include <cmath>
 #include <optional>
@@ -19,16 +19,16 @@ using fastseg::PackedMasks;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int kGroup = 64;        // pixels
-constexpr int64_t kAhead = 4096;  // bytes: pages are too short for the hardware to run far ahead
+constexpr int kGroup = 64;                   // pixels
+constexpr int64_t kPrefetchDistance = 4096;  // bytes: the hardware prefetcher stops at the end of a page
 
 // ---- which pixels of a group belong to the mask, as bits ----
 
-// Bytes of `least` or more: those that are not 0, or those above a threshold.
+// Bytes of `least` or more: those that are not 0, or above a threshold.
 struct AtLeast {
   using pixel_t = uint8_t;
   uint8_t least;
-  uint64_t allowed;  // none, for a threshold that no byte exceeds
+  uint64_t allowed;  // bits that may be set: none if no byte can exceed the threshold
 
   FASTSEG_INLINE uint64_t operator()(const uint8_t* from) const { return bits(from) & allowed; }
 
@@ -76,7 +76,7 @@ struct Above {
   }
 };
 
-// Masks of any strides, but pixels of a row that follow each other.
+// Masks of any strides, except that the pixels of a row are contiguous.
 template <typename pixel_t>
 struct Pixels {
   const pixel_t* data;
@@ -88,7 +88,7 @@ void pack_row(const pixel_t* from, int64_t width, const Test& test, uint32_t* to
   int64_t x = 0;
   for (; x + kGroup <= width; x += kGroup, to += 2) {
     for (size_t byte = 0; byte < kGroup * sizeof(pixel_t); byte += 64) {
-      __builtin_prefetch(reinterpret_cast<const char*>(from + x) + kAhead + byte);
+      __builtin_prefetch(reinterpret_cast<const char*>(from + x) + kPrefetchDistance + byte);
     }
     const uint64_t bits = test(from + x);
     std::memcpy(to, &bits, sizeof bits);
@@ -121,7 +121,7 @@ void pack_forward(const Tensor& masks, std::optional<double> threshold, const Te
                   const Tensor& boxes) {
   constexpr const char* op = "_pack_masks";
   const PackedMasks packed = fastseg::packed_masks(words, op);
-  fastseg::check_statistics(packed, area, boxes, op);
+  fastseg::check_statistics(packed, area, boxes);
   FASTSEG_CHECK(masks.is_cpu() && masks.dim() == 3 && masks.size(0) == packed.count && masks.size(1) == packed.height &&
                     fastseg::ceil_divide(masks.size(2), kWord) == packed.pitch,
                 "fastseg::_pack_masks: words do not have the size of masks");

@@ -11,7 +11,7 @@
 namespace fastseg::cuda {
 namespace {
 
-constexpr int words_per_warp = 8;  // whose pixels are on their way at a time
+constexpr int words_per_warp = 8;  // whose pixels are loaded before the first is used
 
 template <typename pixel_t>
 using compared_t = std::conditional_t<std::is_same_v<pixel_t, uint8_t>, int,
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(mask_threads)
 template <typename pixel_t>
 cudaError_t launch_pack_masks(const Pixels<pixel_t>& pixels, double threshold, unsigned* words, long long masks,
                               long long height, cudaStream_t stream) {
-  const long long pitch = (pixels.width + mask_word - 1) / mask_word;
+  const long long pitch = words_in_row(pixels.width);
   const long long warps = masks * height * ((pitch + words_per_warp - 1) / words_per_warp);
   FASTSEG_LAUNCH((pack_masks_kernel<pixel_t>), dim3(blocks_for_warps(warps)), dim3(mask_threads), 0, stream, pixels,
                  static_cast<compared_t<pixel_t>>(threshold), words, masks * height, height, pitch);
@@ -68,7 +68,7 @@ cudaError_t launch_pack_masks(const Pixels<pixel_t>& pixels, double threshold, u
 template <typename pixel_t>
 cudaError_t launch_unpack_masks(const unsigned* words, long long rows, long long width, pixel_t* masks,
                                 cudaStream_t stream) {
-  const long long pitch = (width + mask_word - 1) / mask_word;
+  const long long pitch = words_in_row(width);
   FASTSEG_LAUNCH((unpack_masks_kernel<pixel_t>), dim3(blocks_for_warps(rows * pitch)), dim3(mask_threads), 0, stream,
                  words, rows, width, pitch, masks);
   return cudaGetLastError();

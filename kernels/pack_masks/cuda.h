@@ -5,15 +5,15 @@
 
 namespace fastseg::cuda {
 
-// Masks of any strides, but pixels of a row that follow each other.
+// Masks of any strides, except that the pixels of a row are contiguous.
 template <typename pixel_t>
 struct Pixels {
   const pixel_t* data;
   long long width, mask_stride, row_stride;
 };
 
-// A pixel belongs to its mask if it is above the threshold. Of uint8 it is -1 to 255, otherwise a value of the masks'
-// own type.
+// A pixel belongs to its mask if it is above the threshold: an integer from -1 to 255 for uint8, else a value of the
+// masks' type.
 template <typename pixel_t>
 cudaError_t launch_pack_masks(const Pixels<pixel_t>& pixels, double threshold,
                               unsigned* words,  // [masks, height, ceil(width / 32)]

@@ -13,7 +13,7 @@
 namespace fastseg::cuda {
 namespace {
 
-// Calls body(a value of the pixels' type); of bool they are bytes.
+// Calls body(a value of the pixels' type), uint8_t for bool.
 template <typename Body>
 cudaError_t with_pixel_type(const char* op, ScalarType type, const Body& body) {
   switch (type) {
@@ -41,7 +41,7 @@ void pack_forward(const Tensor& masks, std::optional<double> threshold, const Te
   const KnownMasks packed = known_masks(op, words, area, boxes);
   FASTSEG_CHECK(masks.dim() == 3 && masks.get_device_index() == words.get_device_index() &&
                     masks.size(0) == packed.count && masks.size(1) == packed.height &&
-                    (masks.size(2) + mask_word - 1) / mask_word == packed.pitch,
+                    words_in_row(masks.size(2)) == packed.pitch,
                 "fastseg::_pack_masks: words do not have the size of masks");
   if (packed.count == 0) return;
   const OnDeviceOf device(masks);
@@ -69,8 +69,7 @@ void unpack_forward(const Tensor& words, int64_t width, ScalarType dtype, const 
   constexpr const char* op = "_unpack_masks";
   check_words(op, words);
   const int64_t rows = words.size(0) * words.size(1);
-  FASTSEG_CHECK(width >= 0 && (width + mask_word - 1) / mask_word == words.size(2),
-                "fastseg::_unpack_masks: width does not fit words");
+  FASTSEG_CHECK(width >= 0 && words_in_row(width) == words.size(2), "fastseg::_unpack_masks: width does not fit words");
   check_list(op, words, masks, "masks", dtype, rows * width);
   if (masks.numel() == 0) return;
   const OnDeviceOf device(words);

@@ -7,13 +7,17 @@ from torch.nn.functional import pad
 WORD = 32  # pixels in a word: bit b of word w of a row is pixel 32 w + b
 
 
+def words_in_row(width: int) -> int:
+    return (width + WORD - 1) // WORD
+
+
 def pack_masks(masks: Tensor, threshold: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """masks: [N, H, W]. Gives the words, int32 [N, H, ceil(W / 32)], areas and tight boxes (`mask_statistics`)."""
     from fastseg.kernels.masks_to_boxes.reference import mask_statistics
 
     pixels = masks != 0 if threshold is None else masks > threshold
     images, height, width = pixels.shape
-    count = (width + WORD - 1) // WORD
+    count = words_in_row(width)
     bits = pad(pixels, (0, count * WORD - width)).reshape(images, height, count, WORD).long()
     words = (bits << torch.arange(WORD, device=masks.device)).sum(3)
     words = torch.where(words >= 1 << (WORD - 1), words - (1 << WORD), words).to(torch.int32)

@@ -1,5 +1,5 @@
-// From the arguments of the native ops to those of the kernels, on the CPU and on CUDA: what memory safety needs is
-// checked, the rest was checked in Python.
+// Turns the arguments of the ops into those of the kernels, on the CPU and on CUDA. Checks only what memory safety
+// needs: Python has checked the rest.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

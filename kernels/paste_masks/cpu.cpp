@@ -1,5 +1,5 @@
-// Soft masks at the size of an image, on the CPU: into boxes, or all over the image. A row of pixels is a mix of rows
-// of the mask, each pixel of it a mix of elements of that, 32 of them a word of bits. See README.md.
+// Soft masks interpolated to the size of an image, on the CPU, in boxes or over the whole image. For a row of pixels,
+// rows of the mask are mixed, then elements of the mixed row; 32 pixels make a word of bits. See README.md.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -44,7 +44,7 @@ class Columns {
     }
   }
 
-  // To be called when the pixels [first, end) are set: turns indices into distances from the lowest one of their block.
+  // Called after the pixels [first, end) are set: makes indices relative to the lowest index of their block.
   void finish() {
     is_narrow_ = true;
     constexpr int kBlocks = kWord / kLanes;
@@ -69,7 +69,7 @@ class Columns {
     }
   }
 
-  // Whether the elements that a block reads are 16 neighbours at most.
+  // Whether every block reads at most 16 neighbouring elements.
   bool is_narrow() const { return is_narrow_; }
 
   template <bool narrow>
@@ -86,7 +86,7 @@ class Columns {
     return sum;
   }
 
-  // Those bits of a word that stand for pixels in [first, end).
+  // The bits of a word whose pixels lie in [first, end).
   uint32_t mask(int word) const {
     const int low = first - word * kWord, high = end - word * kWord;
     uint32_t bits = ~0u;
@@ -101,7 +101,7 @@ class Columns {
   std::vector<float> weight_[count];
 };
 
-// A mask in float, with `border` zeros around it and room for a load of 16 at the end of each row.
+// A mask as floats, with `border` zeros around it and padding for a load of 16 at the end of each row.
 class Source {
  public:
   Source(int64_t rows, int64_t columns, int border)
@@ -136,8 +136,8 @@ class Source {
   std::vector<float> elements_, mix_;
 };
 
-// What is made of the values of a row. A value belongs to the mask if it is above the limit; `row` points to what is
-// written for it, zeros at first.
+// The forms of an output row. A value belongs to the mask if it is above the limit; `row` is the output, zeros at
+// first.
 
 struct PackedRow {
   int32_t* row;
@@ -191,11 +191,10 @@ void fill_row(const float* mixed, const Columns<count>& columns, float limit, co
   columns.is_narrow() ? fill_row<true>(mixed, columns, limit, to) : fill_row<false>(mixed, columns, limit, to);
 }
 
-// Of a thread's share of the rows of all images.
-constexpr int64_t kFewestPixels = 1 << 15;
+constexpr int64_t kFewestPixels = 1 << 15;  // of a slice
 
-// Calls body(image, first row, end) for parts of images that are contiguous slices of all rows; `make` gives each slice
-// the body of its own.
+// Cuts the rows of all images into slices and calls body(image, first row, end) for the images of each. `make` returns
+// the body of a slice.
 template <typename Make>
 void over_rows(const Problem& problem, const Make& make) {
   const int64_t rows = problem.images * problem.height;
@@ -240,7 +239,7 @@ class Paster {
   }
 
  private:
-  // False if the box is beside the image.
+  // False if the box lies outside of the image.
   bool set_columns(const BoxAxis& axis) {
     int first, end;
     axis.reach(static_cast<int>(problem_.width), first, end);
@@ -274,7 +273,7 @@ class Upsampler {
       : problem_(problem), masks_(masks), down_(down), output_(output), columns_(problem.width),
         source_(problem.rows, problem.columns, 0) {
     columns_.end = static_cast<int>(problem.width);
-    for (int pixel = 0; pixel < columns_.end; ++pixel) columns_.set(pixel, sample(across, pixel));
+    for (int pixel = 0; pixel < columns_.end; ++pixel) columns_.set(pixel, across.sample<count>(pixel));
     columns_.finish();
   }
 
@@ -283,20 +282,12 @@ class Upsampler {
     auto* rows = output_ + image * problem_.height * stride;
     source_.load(masks_ + image * problem_.rows * problem_.columns);
     for (int64_t y = first_row; y < end_row; ++y) {
-      const Taps<count> taps = sample(down_, static_cast<int>(y));
+      const Taps<count> taps = down_.sample<count>(static_cast<int>(y));
       fill_row(source_.mix(taps), columns_, problem_.limit, Row{rows + y * stride});
     }
   }
 
  private:
-  static Taps<count> sample(const ResizeAxis& axis, int pixel) {
-    if constexpr (count == 2) {
-      return axis.sample_single(pixel);
-    } else {
-      return axis.sample(pixel);
-    }
-  }
-
   const Problem& problem_;
   const scalar_t* masks_;
   const ResizeAxis down_;
@@ -305,7 +296,7 @@ class Upsampler {
   Source source_;
 };
 
-// fn(scalar_t{}, a Row without memory) for the dtype of the masks and the form of the output.
+// Calls fn(scalar_t{}, Row{}) for the dtype of the masks and the form of the output.
 template <typename Function>
 void with_types(const char* op, const Tensor& masks, Form form, const Function& fn) {
   with_mask_type<simd::Half, simd::BFloat16>(op, masks, [&](auto zero) {

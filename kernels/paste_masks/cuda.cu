@@ -1,5 +1,5 @@
-// Soft masks at the size of an image, on CUDA: a lane takes a column of pixels, a warp writes their bits as words. See
-// README.md.
+// Soft masks interpolated to the size of an image, on CUDA: a lane takes a column of pixels, a warp writes their bits
+// as words. See README.md.
 #include "paste_masks/cuda.h"
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -13,7 +13,7 @@ using namespace paste_masks;
 constexpr int tile_rows = 64;
 constexpr int tile_warps = 8;
 
-// Where the pixels of an image sample its mask. `border`: of zeros around a mask, whose elements indices count, too.
+// How the pixels of an image sample its mask. `border`: rows and columns of zeros around a mask, which indices include.
 
 struct BoxSampling {
   static constexpr int taps = 2, border = 1;
@@ -56,11 +56,7 @@ struct ResizeSampling {
 
     __device__ bool sample(int pixel, Taps<count>& at) const {
       if (pixel >= end) return false;
-      if constexpr (count == 2) {
-        at = axis.sample_single(pixel);
-      } else {
-        at = axis.sample(pixel);
-      }
+      at = axis.sample<count>(pixel);
       return true;
     }
   };
@@ -78,7 +74,7 @@ __device__ float element(const scalar_t* mask, const Problem& problem, int row, 
   return static_cast<float>(mask[y * problem.columns + x]);
 }
 
-// The mix of rows at each column of the mask first, as on the CPU.
+// Mixes the rows at each column of the mask first, as on the CPU.
 template <int border, int count, typename scalar_t>
 __device__ float value_at(const scalar_t* mask, const Problem& problem, const Taps<count>& down,
                           const Taps<count>& across) {
@@ -98,7 +94,7 @@ __device__ float value_at(const scalar_t* mask, const Problem& problem, const Ta
   return value;
 }
 
-// A block takes a tile of 32 x 64 pixels of an image after the other. Pixels that nothing samples are 0 already.
+// A block takes a tile of 32 x 64 pixels, of one image after the other. Pixels without samples are already 0.
 template <typename Sampling, typename scalar_t>
 __global__ void __launch_bounds__(32 * tile_warps)
     sample_kernel(Problem problem, Sampling sampling,

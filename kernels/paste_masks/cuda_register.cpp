@@ -14,9 +14,7 @@ void paste(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t wid
   constexpr const char* op = "_paste_masks";
   check_device(masks, op, "masks");
   const auto problem = paste_masks::make_problem(op, masks, height, width, threshold, !torchvision, form, output);
-  FASTSEG_CHECK(boxes.device() == masks.device() && boxes.scalar_type() == ScalarType::Float && boxes.is_contiguous() &&
-                    boxes.numel() == 4 * problem.images,
-                "fastseg::", op, ": boxes must be float32 (N, 4), contiguous, on the device of masks");
+  check_list(op, masks, boxes, "boxes", ScalarType::Float, 4 * problem.images);
   const auto convention = torchvision ? paste_masks::Convention::torchvision : paste_masks::Convention::detectron2;
   const OnDeviceOf device(masks);
   const cudaError_t error = paste_masks::with_mask_type<c10::Half, c10::BFloat16>(op, masks, [&](auto zero) {

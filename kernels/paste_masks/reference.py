@@ -7,13 +7,13 @@ from torch import Tensor
 from fastseg._dtypes import accumulator
 
 PACKED, BOOLEAN, SOFT = range(3)  # forms of the output: bits, 32 to an int32; a bool for each pixel; its value
-_MOST = 1e300  # of what is finite
+_MOST = 1e300  # numbers below it count as finite
 
 
 def paste_masks(
     masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float, torchvision: bool, form: int
 ) -> Tensor:
-    """Masks (N, h, w) pasted into boxes (N, 4), x1, y1, x2, y2, of an image; of half types in fp32."""
+    """Masks (N, h, w) pasted into boxes (N, 4), x1, y1, x2, y2, of an image; half types in fp32."""
     values = masks.to(accumulator(masks.dtype))
     boxes = boxes.to(values.dtype)
     rows, row_inside = _taps(boxes[:, 1], boxes[:, 3], values.shape[1], height, torchvision)
@@ -26,10 +26,10 @@ def paste_masks(
 
 
 def _taps(low: Tensor, high: Tensor, cells: int, size: int, torchvision: bool) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Of every pixel along an axis, (N, size): the lower of two neighbours in the mask with a zero on each side, the
-    share of the other one, and whether the mask reaches there.
+    """For every pixel along an axis, (N, size): the lower of two neighbours in the mask with a zero on each side, the
+    share of the other one, and whether the mask reaches the pixel.
     """
-    if torchvision:  # the padded mask in the box grown by as much, its ends cut to integers, the last one included
+    if torchvision:  # the padded mask; the box grows in proportion, its ends are cut to integers, both inclusive
         centre, half = (high + low) * 0.5, (high - low) * 0.5 * ((cells + 2) / cells)
         begin, last = (centre - half).double().trunc(), (centre + half).double().trunc()
         extent, scale, shift = last - begin + 1, cells + 2, 1.5
@@ -56,7 +56,7 @@ def _mix(values: Tensor, taps: tuple[Tensor, Tensor]) -> Tensor:
 def upsample_masks(
     logits: Tensor, padded_size, input_size, height: int, width: int, threshold: float, form: int
 ) -> Tensor:
-    """Masks (N, h, w) to padded_size, of which input_size to (height, width); half types in fp32."""
+    """Interpolates (N, h, w) to padded_size and the first input_size of that to (height, width); half types in fp32."""
     values = logits.to(accumulator(logits.dtype))[:, None]
     if values.shape[0]:
         values = F.interpolate(values, size=tuple(padded_size), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-// What is computed, and where output pixels lie in a mask along one axis: the same taps on the CPU and on the GPU.
+// The problem, and the taps of output pixels along one axis of a mask: the same on the CPU and on the GPU.
 #pragma once
 
 #include <cmath>
@@ -25,8 +25,8 @@ struct Problem {
   }
 };
 
-// The limit that values above `threshold`, or from there on if it is inclusive, are above. As PyTorch has it, fp32 is
-// compared with the threshold in fp32.
+// The limit above which a value belongs to the mask: `threshold`, or if that is inclusive the float before it. As in
+// PyTorch, fp32 values are compared with the threshold in fp32.
 inline float limit_of(double threshold, bool inclusive) {
   const float rounded = static_cast<float>(threshold);
   return inclusive ? std::nextafter(rounded, -std::numeric_limits<float>::infinity()) : rounded;
@@ -53,21 +53,21 @@ struct BoxAxis {
     if (convention == Convention::detectron2) {
       return {low, static_cast<double>(high) - low, static_cast<double>(cells), 0.5, cells};
     }
-    // A zero on each side, the box grown by as much about its centre, its ends cut to integers, the last one included.
-    const float grown = static_cast<float>((cells + 2.0) / cells);
-    const float centre = multiply(high + low, 0.5f), half = multiply(multiply(high - low, 0.5f), grown);
+    // A zero on each side; the box grows in proportion about its centre, its ends are cut to integers, both inclusive.
+    const float growth = static_cast<float>((cells + 2.0) / cells);
+    const float centre = multiply(high + low, 0.5f), half = multiply(multiply(high - low, 0.5f), growth);
     const double first = ::trunc(static_cast<double>(centre - half));
     const double last = ::trunc(static_cast<double>(centre + half));
     return {first, last - first + 1.0, cells + 2.0, 1.5, cells};
   }
 
-  // Not of a box with NaN or infinite ends, or without extent (in torchvision's convention: turned over).
+  // False for a box with NaN or infinite ends, or without extent (in torchvision's convention: with a negative one).
   FASTSEG_HOST_DEVICE bool is_valid() const {
     constexpr double most = 1e300;
     return begin > -most && begin < most && extent > 0 && extent < most;
   }
 
-  // False where the pixel is out of reach of the mask. Indices are those of the mask with a zero on each side.
+  // False if the mask does not reach the pixel. Indices are those of the mask with a zero on each side.
   FASTSEG_HOST_DEVICE bool sample(int pixel, Taps<2>& taps) const {
     const double place = multiply((pixel + 0.5 - begin) / extent, scale) - shift;
     if (!(place > -1 && place < cells)) return false;
@@ -79,11 +79,11 @@ struct BoxAxis {
     return true;
   }
 
-  // Pixels [first, end) of [0, size) that hold all that the mask reaches, and maybe a few more.
+  // A range [first, end) within [0, size) that contains all pixels that the mask reaches.
   FASTSEG_HOST_DEVICE void reach(int size, int& first, int& end) const {
     first = end = 0;
     if (!is_valid()) return;
-    const double slack = 2 + 1e-12 * (::fabs(begin) + extent);  // for roundings
+    const double slack = 2 + 1e-12 * (::fabs(begin) + extent);  // for rounding errors
     const double low = begin + extent * (shift - 1) / scale - slack;
     const double high = begin + extent * (cells + shift) / scale + slack;
     first = static_cast<int>(::fmin(::fmax(low, 0.0), static_cast<double>(size)));
@@ -91,28 +91,19 @@ struct BoxAxis {
   }
 };
 
-// Two interpolations in a row, both by the rule of torch.nn.functional.interpolate(mode="bilinear"): `source` elements
-// to `padded`, of which the first `input` are interpolated to `output`.
+// Two successive interpolations by the rule of torch.nn.functional.interpolate(mode="bilinear"): `source` elements to
+// `padded`, of which the first `input` are interpolated to `output`.
 struct ResizeAxis {
   int source, padded, input, output;
   double step = static_cast<double>(source) / padded, last_step = static_cast<double>(input) / output;
 
   FASTSEG_HOST_DEVICE bool is_single() const { return source == padded || input == output; }
 
-  FASTSEG_HOST_DEVICE Taps<4> sample(int pixel) const {
-    const Pair middle = interpolate(input, last_step, pixel);
-    const Pair low = interpolate(source, step, middle.low), high = interpolate(source, step, middle.high);
-    const double rest = 1 - middle.share;
-    return {{low.low, low.high, high.low, high.high},
-            {static_cast<float>(multiply(rest, 1 - low.share)), static_cast<float>(multiply(rest, low.share)),
-             static_cast<float>(multiply(middle.share, 1 - high.share)),
-             static_cast<float>(multiply(middle.share, high.share))}};
-  }
-
-  // The two taps of an axis that is_single().
-  FASTSEG_HOST_DEVICE Taps<2> sample_single(int pixel) const {
-    const Pair at = source == padded ? interpolate(input, last_step, pixel) : interpolate(source, step, pixel);
-    return {{at.low, at.high}, {static_cast<float>(1 - at.share), static_cast<float>(at.share)}};
+  // Two taps if is_single(), else four.
+  template <int count>
+  FASTSEG_HOST_DEVICE Taps<count> sample(int pixel) const {
+    if constexpr (count == 2) return sample_single(pixel);
+    else return sample_both(pixel);
   }
 
  private:
@@ -120,6 +111,21 @@ struct ResizeAxis {
     int low, high;
     double share;  // of `high`
   };
+
+  FASTSEG_HOST_DEVICE Taps<4> sample_both(int pixel) const {
+    const Pair middle = interpolate(input, last_step, pixel);
+    const Pair low = interpolate(source, step, middle.low), high = interpolate(source, step, middle.high);
+    const double low_share = 1 - middle.share;
+    return {{low.low, low.high, high.low, high.high},
+            {static_cast<float>(multiply(low_share, 1 - low.share)), static_cast<float>(multiply(low_share, low.share)),
+             static_cast<float>(multiply(middle.share, 1 - high.share)),
+             static_cast<float>(multiply(middle.share, high.share))}};
+  }
+
+  FASTSEG_HOST_DEVICE Taps<2> sample_single(int pixel) const {
+    const Pair at = source == padded ? interpolate(input, last_step, pixel) : interpolate(source, step, pixel);
+    return {{at.low, at.high}, {static_cast<float>(1 - at.share), static_cast<float>(at.share)}};
+  }
 
   FASTSEG_HOST_DEVICE static Pair interpolate(int from, double step, int pixel) {
     const double place = ::fmax(multiply(pixel + 0.5, step) - 0.5, 0.0);

@@ -1,5 +1,5 @@
-// From the arguments of the native pooling ops to the launchers' PoolShape. What memory safety needs is checked here,
-// the rest was checked in Python. Shared by the registrations of max_pool2d and max_unpool2d.
+// Turns the arguments of the pooling ops into the launchers' PoolShape. Checks only what memory safety needs: Python
+// has checked the rest. Shared by the registrations of max_pool2d and max_unpool2d.
 #pragma once
 
 #include <initializer_list>
@@ -16,7 +16,7 @@ struct NamedTensor {
   const Tensor& tensor;
 };
 
-// The four lists of a native op, each (rows, columns).
+// The four lists of an op, each (rows, columns).
 struct PoolArguments {
   const std::vector<int64_t>&kernel_size, &stride, &padding, &dilation;
 
@@ -25,7 +25,7 @@ struct PoolArguments {
   }
 };
 
-// Without windows (kernel 0) if the arguments describe none, or some that reach beyond what 32 bits can count.
+// Without windows (kernel 0) if the arguments describe none, or windows whose positions do not fit 32 bits.
 inline Axis make_axis(const PoolArguments& arguments, int which, int64_t size, int64_t windows) {
   constexpr int64_t most = int64_t{1} << 30;
   Axis axis{static_cast<int>(size), static_cast<int>(windows), 0, 1, 0, 1};
@@ -97,14 +97,14 @@ inline bool holds_compact_indices(const char* op, const Tensor& indices) {
   return type == ScalarType::Byte;
 }
 
-// How many elements a window has must fit the type that counts them.
+// Checks that the number of taps of a window fits the type of the indices.
 inline void check_taps(const char* op, const PoolShape& shape, bool compact) {
   const int64_t taps = static_cast<int64_t>(shape.rows.kernel) * shape.columns.kernel;
   FASTSEG_CHECK(taps <= (compact ? 255 : INT32_MAX), "fastseg::", op, ": windows of ", taps,
                 " elements; allowed: 255 with uint8 indices, 2^31 - 1 with int64 indices");
 }
 
-// Flat indices say themselves where they point.
+// Only compact indices need windows: flat ones are positions.
 inline void check_geometry(const char* op, const PoolShape& shape, bool compact) {
   if (!compact) return;
   check_windows(op, shape);

@@ -1,7 +1,7 @@
-// The shape of a pooling, as the launchers of max_pool2d and max_unpool2d take it.
+// The shape of a pooling, an argument of the launchers of max_pool2d and max_unpool2d.
 //
-// Both layouts are one: [outer, rows, columns, inner] is (N * C, H, W, 1) for contiguous tensors and (N, H, W, C) for
-// channels_last ones. Indices are int64 positions y * W + x in the plane, as torch's ("flat"), or uint8 taps
+// Both layouts have one form: [outer, rows, columns, inner] is (N * C, H, W, 1) for contiguous tensors and (N, H, W, C)
+// for channels_last ones. Indices are int64 positions y * W + x in the plane, as torch's ("flat"), or uint8 taps
 // kernel_row * KW + kernel_column of the window ("compact").
 #pragma once
 
@@ -34,13 +34,13 @@ struct PoolShape {
     return fits(rows) && fits(columns);
   }
 
-  // 2 x 2 windows side by side, by far the most common pooling.
+  // 2 x 2 windows without overlap or gap, by far the most common pooling.
   bool is_tiled_by_two() const {
     const auto fits = [](const Axis& axis) { return axis.padding == 0 && axis.windows <= (axis.size + 1) / 2; };
     return is_window(2, 2) && fits(rows) && fits(columns);
   }
 
-  // The same on contiguous planes, without a column that lies in half a window or none.
+  // The same on contiguous planes whose columns all lie in whole windows.
   bool has_whole_rows_of_two() const {
     return is_tiled_by_two() && !channels_last && columns.size == 2 * static_cast<int64_t>(columns.windows);
   }

@@ -1,7 +1,7 @@
-// Windows of 2x2 pixels side by side, by far the commonest: no borders, no overlap, every tap straight from memory.
-// Everything else goes through phases.h and scatter.h.
+// Windows of 2x2 pixels without overlap or gap, by far the commonest: no borders, every tap is loaded from the tensor.
+// phases.h and scatter.h handle all other windows.
 //
-// Rows are worked off in runs: a whole row in planes, the channels of one window in interleaved pixels. Of `count`
+// Rows are handled in runs: a whole row in planes, the channels of one window in interleaved pixels. Of the `count`
 // windows (or channels) in a run, 16 are handled at a time.
 #pragma once
 
@@ -22,8 +22,8 @@ inline bool are_quads(const Windows& windows, const Planes& planes) {
 
 template <int count, typename value_t>
 FASTSEG_INLINE void prefetch_lines(const value_t* from) {
-  const char* ahead = reinterpret_cast<const char*>(from) + 2048;
-  for (size_t line = 0; line < count * sizeof(value_t); line += kLine) __builtin_prefetch(ahead + line);
+  const char* later = reinterpret_cast<const char*>(from) + 2048;
+  for (size_t line = 0; line < count * sizeof(value_t); line += kLine) __builtin_prefetch(later + line);
 }
 
 template <bool interleaved>
@@ -46,15 +46,15 @@ class Quads {
     return splat_label<compute_t>(windows_.label(kh, kw));
   }
 
-  // body(i) for 16 windows or channels from i on. Channels may come twice, windows may be beyond the last.
+  // Calls body(i) for 16 windows or channels from i on. Channels may repeat; windows may lie past the last.
   template <typename Body>
   FASTSEG_INLINE void for_each(const Body& body) const {
     const int64_t lanes = count();
     for (int64_t i = 0; i < lanes; i += kLanes) body(interleaved ? std::min(i, lanes - kLanes) : i);
   }
 
-  // Asks for what load() will read a little later, from front to back: two rows read by turns, in short pieces, are
-  // nothing that the hardware foresees.
+  // Prefetches what load() will read a little later: the hardware prefetcher does not recognise two rows that are read
+  // in short alternating pieces.
   template <typename scalar_t>
   FASTSEG_INLINE void prefetch(const scalar_t* top, const scalar_t* bottom, int64_t i) const {
     if constexpr (interleaved) {
@@ -95,10 +95,10 @@ class Quads {
   }
   template <typename compute_t>
   FASTSEG_INLINE Labels<compute_t> load_labels(const int64_t* indices, int64_t i, int64_t oy, int64_t run) const {
-    using unsigned_t = simd::Vector<uint64_t, kLanes>;  // any index may be given: what is none wraps around
+    using unsigned_t = simd::Vector<uint64_t, kLanes>;  // invalid indices may be given: their difference wraps around
     const auto labels = simd::bit_cast<simd::i64x16>(simd::bit_cast<unsigned_t>(simd::load(indices + i)) -
                                                      simd::bit_cast<unsigned_t>(origins(i, oy, run)));
-    // Narrowed where they fit only: a label is not negative and below 2^31. Up to 2^32 they become negative.
+    // Narrowed only where they fit: a label is not negative and below 2^31. From there to 2^32 they become negative.
     const auto fits = simd::convert<Labels<compute_t>>(labels >> 32) == Labels<compute_t>{};
     return simd::select(fits, simd::convert<Labels<compute_t>>(labels), splat_label<compute_t>(-1));
   }
@@ -124,7 +124,7 @@ class Quads {
   simd::i64x16 lanes_;
 };
 
-// body(quads) with the Quads of these planes.
+// Calls body(quads) with the Quads of these planes.
 template <typename Body>
 void with_quads(const Windows& windows, const Planes& planes, const Body& body) {
   if (planes.channels_last) body(Quads<true>(windows, planes));
@@ -182,10 +182,10 @@ class SeenLabels {
     for (int tap = 0; tap < 4; ++tap) taps_[tap] = quads.template label<compute_t>(tap / 2, tap % 2);
   }
 
-  // Labels of compact indices at i of a run: it is enough to collect their bits.
-  FASTSEG_INLINE void see(const uint8_t*, int64_t, Labels<compute_t> labels) { compact_ = compact_ | labels; }
-  // Of flat ones, where lanes beyond the run hold indices of other rows.
-  FASTSEG_INLINE void see(const int64_t*, int64_t i, Labels<compute_t> labels) {
+  // Takes labels of compact indices at i of a run: only their bits are collected.
+  FASTSEG_INLINE void collect(const uint8_t*, int64_t, Labels<compute_t> labels) { compact_ = compact_ | labels; }
+  // Takes labels of flat indices; lanes past the end of the run hold indices of other rows.
+  FASTSEG_INLINE void collect(const int64_t*, int64_t i, Labels<compute_t> labels) {
     const auto top = (labels == taps_[0]) | (labels == taps_[1]);
     const auto bottom = (labels == taps_[2]) | (labels == taps_[3]);
     const auto beyond = simd::lane_index() >= simd::splat(static_cast<int32_t>(count_ - i));
@@ -202,8 +202,8 @@ class SeenLabels {
   Labels<compute_t> compact_{}, flat_ = splat_label<compute_t>(-1);
 };
 
-// Pooled values at their pixels, 0 elsewhere: pooled, indices [planes, rows, length] -> image [planes, height, width].
-// Returns whether all indices were taps of their windows; those that are none go nowhere.
+// Writes pooled values to their pixels, 0 elsewhere: pooled, indices [planes, rows, length] -> image [planes, height,
+// width]. Returns whether all indices were taps of their windows; values of other indices are dropped.
 template <bool interleaved, typename scalar_t, typename index_t>
 bool spread_quads(const scalar_t* pooled, const index_t* indices, scalar_t* image, const Quads<interleaved>& quads) {
   using compute_t = simd::accumulate<scalar_t>;
@@ -218,7 +218,7 @@ bool spread_quads(const scalar_t* pooled, const index_t* indices, scalar_t* imag
     RowOfPlane row(begin, height);
     for (int64_t number = begin; number < end; ++number, row.next()) {
       const int64_t y = row.y, oy = y / 2;
-      if (oy >= rows) {  // below the last window
+      if (oy >= rows) {  // rows below the last window
         pixels.zeros(width);
         continue;
       }
@@ -233,7 +233,7 @@ bool spread_quads(const scalar_t* pooled, const index_t* indices, scalar_t* imag
           prefetch_lines<kLanes>(places + i);
           const simd::vec<compute_t> value = simd::load(values + i);
           const auto labels = quads.template load_labels<compute_t>(places, i, oy, run);
-          seen.see(places, i, labels);
+          seen.collect(places, i, labels);
           quads.store(to, i, simd::keep_where(labels == left, value), simd::keep_where(labels == right, value));
         });
       }
@@ -245,7 +245,7 @@ bool spread_quads(const scalar_t* pooled, const index_t* indices, scalar_t* imag
   return all_taps.load();
 }
 
-// The pixels at the indices: image [planes, height, width] -> pooled [planes, rows, length]. Returns whether all
+// Reads the pixels at the indices: image [planes, height, width] -> pooled [planes, rows, length]. Returns whether all
 // indices were taps of their windows.
 template <bool interleaved, typename scalar_t, typename index_t>
 bool choose_quads(const scalar_t* image, const index_t* indices, scalar_t* pooled, const Quads<interleaved>& quads) {
@@ -273,7 +273,7 @@ bool choose_quads(const scalar_t* image, const index_t* indices, scalar_t* poole
           quads.load(top, i, value, other[0]);
           quads.load(bottom, i, other[1], other[2]);
           const auto wanted = quads.template load_labels<compute_t>(places, i, row.y, run);
-          seen.see(places, i, wanted);
+          seen.collect(places, i, wanted);
           for (int tap = 1; tap < 4; ++tap) {
             const auto here = wanted == quads.template label<compute_t>(tap / 2, tap % 2);
             value = simd::select(here, other[tap - 1], value);

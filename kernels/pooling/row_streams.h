@@ -1,4 +1,4 @@
-// Rows of pixels and of pooled elements on their way in and out of the pooling kernels.
+// Rows of pixels and of pooled elements, read and written by the pooling kernels.
 #pragma once
 
 #include <algorithm>
@@ -14,20 +14,20 @@ namespace fastseg::pooling {
 using simd::kLanes;
 
 constexpr int64_t kLine = 64;             // bytes of a cache line
-constexpr int64_t kSpare = 2 * kLanes;    // elements beyond a row that kernels may touch: whole vectors, or two
-constexpr int64_t kSliceElements = 4096;  // fewer outputs are not worth a thread
+constexpr int64_t kSpare = 2 * kLanes;    // elements past the end of a row that kernels may touch: up to two vectors
+constexpr int64_t kSliceElements = 4096;  // with fewer outputs another thread does not pay
 
 inline int64_t round_up(int64_t count) { return ceil_divide(count, kLanes) * kLanes; }
 
 // Outputs from this size on are written past the caches.
 constexpr int64_t kStreamedBytes = int64_t{1} << 23;
 
-// Elements on their way to memory, one run after the other from `to` on. Runs are made in a buffer, so that they may
-// end in the middle of a vector, and leave it in whole cache lines, past the caches if there are many.
+// Writes elements to memory, one run after the other from `to` on. Runs are computed in a buffer, so that they may end
+// in the middle of a vector; it is written as whole cache lines, past the caches if the output is large.
 template <typename value_t>
 class OutputStream {
  public:
-  // to: where the first element goes; longest: run; total: elements of the whole output, of all threads
+  // to: address of the first element; longest: longest run; total: elements of the output, of all threads
   OutputStream(value_t* to, int64_t longest, int64_t total)
       : to_(to), streamed_(total * static_cast<int64_t>(sizeof(value_t)) >= kStreamedBytes),
         memory_(kPerLine + kEnough + kPerLine + std::max(longest, kEnough) + kSpare) {
@@ -37,7 +37,7 @@ class OutputStream {
   }
   OutputStream(const OutputStream&) = delete;
 
-  // Where to write the next `count` elements, with room for kSpare more that the run after overwrites.
+  // Where to write the next `count` elements. kSpare more may be written, which the next run overwrites.
   FASTSEG_INLINE value_t* next(int64_t count) {
     if (held_ >= kEnough) write_lines();
     value_t* run = first_ + held_;
@@ -52,7 +52,7 @@ class OutputStream {
     }
   }
 
-  // Call it after the last run.
+  // Writes what is left in the buffer; called after the last run.
   void finish() {
     write(held_);
     simd::stream_fence();
@@ -62,7 +62,7 @@ class OutputStream {
   static constexpr int64_t kPerLine = kLine / sizeof(value_t);
   static constexpr int64_t kEnough = 4096 / sizeof(value_t);
 
-  // All that ends with a line, and the rest to the beginning.
+  // Writes all whole lines and moves the remaining elements to the beginning of the buffer.
   void write_lines() {
     const int64_t past_line = first_ - aligned_;
     const int64_t whole = (past_line + held_) / kPerLine * kPerLine - past_line;
@@ -89,7 +89,7 @@ class OutputStream {
   bool streamed_;
   std::vector<value_t> memory_;
   value_t* aligned_;  // first line in memory_
-  value_t* first_;    // element held, as far past a line as to_ is
+  value_t* first_;    // first element held, at the same offset in a line as to_
   int64_t held_ = 0;
 };
 
@@ -100,7 +100,7 @@ void parallel_rows(int64_t rows, int64_t length, const Body& body) {
   parallel_slices(rows, slices, [&](int64_t, int64_t begin, int64_t end) { body(begin, end); });
 }
 
-// Row number `row` of planes of `rows` each, and those after it: divisions cost as much as a short row.
+// Walks rows of planes of `rows` each, from number `row` on, without dividing: a division costs as much as a short row.
 struct RowOfPlane {
   RowOfPlane(int64_t row, int64_t rows) : plane(row / rows), y(row % rows), rows(rows) {}
   void next() {
@@ -113,11 +113,11 @@ struct RowOfPlane {
   int64_t rows;
 };
 
-// The rows used last, each with room around it.
+// Keeps the rows used last, each with padding.
 template <typename value_t>
 class KeptRows {
  public:
-  // kept: how many at least; room: elements of a row; fill: what they hold at first
+  // kept: least number of rows; room: elements of a row, with padding; fill: their initial value
   KeptRows(int64_t kept, int64_t room, value_t fill) : room_(room) {
     int64_t slots = 1;  // a power of two: divisions cost as much as a short row
     while (slots < kept) slots *= 2;
@@ -125,7 +125,7 @@ class KeptRows {
     values_.assign(slots * room, fill);
   }
 
-  // Row number `row`; read(to) is called for a row that was not kept.
+  // Returns row number `row`; calls read(to) if it is not kept.
   template <typename Read>
   FASTSEG_INLINE const value_t* get(int64_t row, const Read& read) {
     const int64_t slot = row & (static_cast<int64_t>(row_of_.size()) - 1);
@@ -143,7 +143,7 @@ class KeptRows {
   std::vector<value_t> values_;
 };
 
-// Rows of a tensor that may be read kSpare elements too far: those near its end are copied.
+// Rows of a tensor from which kernels may read kSpare more elements: those near the tensor's end are copied.
 template <typename value_t>
 class ReadableRow {
  public:
@@ -164,7 +164,7 @@ class ReadableRow {
   std::vector<value_t> copy_;
 };
 
-// `count` elements in the type they are computed in.
+// Copies `count` elements in the type of the computation.
 template <typename scalar_t, typename compute_t>
 void read_row(const scalar_t* from, int64_t count, compute_t* to) {
   int64_t i = 0;
@@ -172,7 +172,7 @@ void read_row(const scalar_t* from, int64_t count, compute_t* to) {
   for (; i < count; ++i) to[i] = static_cast<compute_t>(from[i]);
 }
 
-// 16 elements, of which only those before `end` exist; the others are 0.
+// Loads 16 elements; those from `end` on do not exist and are 0.
 template <typename scalar_t>
 __attribute__((noinline)) auto load_last(const scalar_t* from, const scalar_t* end) {
   return simd::load_partial(from, static_cast<int>(end - from), scalar_t(0));

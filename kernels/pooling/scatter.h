@@ -1,6 +1,5 @@
-// Between pooled elements and the pixels their indices point at, one after the other: `scatter` goes one way, `gather`
-// the other. Windows of 2x2 side by side have a way of their own (quads.h), and so have gradients of many interleaved
-// channels (`spread`, below).
+// Pooled elements to the pixels of their indices (`scatter`), and back (`gather`), one element at a time. Windows of
+// 2x2 without overlap are handled by quads.h, gradients of many interleaved channels by `spread` below.
 #pragma once
 
 #include <atomic>
@@ -13,7 +12,7 @@
 
 namespace fastseg::pooling {
 
-// What a pixel becomes when several indices point at it. They come in the order of the pooled plane.
+// How a pixel combines the elements of several indices, in the order of the pooled plane.
 struct Add {
   template <typename value_t>
   static void combine(value_t value, value_t* pixel) {
@@ -27,7 +26,7 @@ struct Last {
   }
 };
 
-// The first index found outside the plane, if any: an exception must not leave a parallel region.
+// Stores the first index found outside of the plane, if any: an exception must not leave a parallel region.
 class Outside {
  public:
   bool any() const { return found_.load(std::memory_order_acquire); }
@@ -48,8 +47,8 @@ class Outside {
   std::atomic<bool> found_{false};
 };
 
-// Calls body(state, number) for planes one after the other, or for images if their pixels are interleaved. start()
-// makes a thread's state.
+// Calls body(state, number) for every plane, or for every image if pixels are interleaved. start() makes the state of a
+// thread.
 template <typename Start, typename Body>
 void for_each_block(const Planes& planes, const Start& start, const Body& body) {
   const int64_t blocks = planes.channels_last ? planes.images : planes.images * planes.channels;
@@ -64,13 +63,13 @@ void for_each_block(const Planes& planes, const Start& start, const Body& body) 
 template <typename index_t>
 class Places {
  public:
-  // windows: of the indices, null for int64 ones of which nothing is known; channels: interleaved ones
+  // windows: of the indices, null for int64 indices without known windows; channels: interleaved ones
   Places(const Windows* windows, int64_t columns, int64_t channels)
       : windows_(windows), columns_(columns), channels_(channels),
         as_they_are_(sizeof(index_t) == 8 && (!windows || (windows->y.dilation == 1 && windows->x.dilation == 1))),
         row_(as_they_are_ ? 0 : columns * channels) {}
 
-  // Row `oy` of `indices` [rows, columns, channels].
+  // The positions of row `oy` of `indices` [rows, columns, channels].
   const int64_t* row(const index_t* indices, int64_t oy) {
     const index_t* from = indices + oy * columns_ * channels_;
     if constexpr (sizeof(index_t) == 8) {
@@ -91,9 +90,9 @@ class Places {
   }
 
  private:
-  // Offsets of window ox of row oy and of those `step` pixels further each time.
+  // Converts offsets of window ox in row oy and of the following windows, `step` pixels apart.
   void convert(const index_t* offsets, int64_t count, int64_t oy, int64_t ox, int32_t step, int64_t* places) const {
-    // In 32 bits, which windows_of has checked to be enough: vectors of 64-bit products are slow.
+    // In 32 bits, which suffice (windows_of checks it): vectors of 64-bit products are slow.
     const Axis &y = windows_->y, &x = windows_->x;
     const int32_t kernel = x.kernel, dilation = x.dilation, left = x.start(ox), width = x.input;
     const int32_t first_kh = y.first_tap(oy), end_kh = y.end_tap(oy), last_kh = y.kernel - 1;
@@ -114,8 +113,8 @@ class Places {
   std::vector<int64_t> row_;
 };
 
-// Calls body(i, c, place) for every index of an image or plane [rows, columns, step], of which it is element i, in
-// channel c. A place outside the plane is told to `outside` instead.
+// Calls body(i, c, place) for every index of an image or plane [rows, columns, step]: element i, in channel c. A place
+// outside of the plane is passed to `outside` instead.
 template <typename index_t, typename Body>
 FASTSEG_INLINE void for_each_place(Places<index_t>& places, const index_t* indices, int64_t rows, int64_t columns,
                                    int64_t step, int64_t plane, Outside& outside, const Body& body) {
@@ -143,13 +142,13 @@ FASTSEG_INLINE void for_each_place(Places<index_t>& places, const index_t* indic
   if (!all_inside) outside.found(wrong);
 }
 
-// image[indices[i]] = combination of every pooled[i] that goes there, 0 elsewhere. Tells `outside` of indices
-// outside the plane, and passes them over. windows: null for int64 indices.
+// image[indices[i]] = combination of all pooled[i] with that index, 0 elsewhere. Indices outside of the plane are
+// passed to `outside` and skipped. windows: null for int64 indices.
 template <typename combine_t, typename index_t, typename scalar_t>
 void scatter_by(const Tensor& pooled, const Tensor& indices, const Tensor& image, const Windows* windows,
                 const Planes& planes, Outside& outside) {
   using compute_t = simd::accumulate<scalar_t>;
-  // Sums of half types are rounded once; everything else is combined where it belongs.
+  // Sums of half types are rounded once, from a buffer; all else is combined in the image.
   constexpr bool kInPlace = std::is_same_v<combine_t, Last> || std::is_same_v<scalar_t, compute_t>;
   using pixel_t = std::conditional_t<kInPlace, scalar_t, compute_t>;
   const scalar_t* values = pooled.const_data_ptr<scalar_t>();
@@ -191,7 +190,7 @@ void scatter(const Tensor& pooled, const Tensor& indices, const Tensor& image, c
   }
 }
 
-// pooled[i] = image[indices[i]]; tells `outside` of indices outside the plane.
+// pooled[i] = image[indices[i]]; indices outside of the plane are passed to `outside`.
 template <typename index_t, typename scalar_t>
 void gather(const Tensor& image, const Tensor& indices, const Tensor& pooled, const Windows* windows,
             const Planes& planes, Outside& outside) {
@@ -236,11 +235,11 @@ struct CoverRow {
   int32_t label;
 };
 
-// How many pooled rows can cover one row of pixels.
+// The most pooled rows that can cover one row of pixels.
 inline int64_t covering_rows(const Axis& y) { return std::min(y.output, (y.kernel - 1) * y.dilation / y.stride + 1); }
 
-// The windows whose rows cover each row of pixels, in their order: offset is their row, label that of the
-// tap's row.
+// For each row of pixels the windows that cover it, in their order: `offset` is their row, `label` that of the tap's
+// row.
 class RowCovers {
  public:
   explicit RowCovers(const Windows& windows) : first_{0} {
@@ -261,7 +260,7 @@ class RowCovers {
   std::vector<int64_t> first_;  // [H + 1]
 };
 
-// The gradient of a pooling: every pixel adds up the windows that cover it and whose index it is, so that it is written
+// The gradient of a pooling: every pixel sums over the windows that cover it and have its index, so that it is written
 // once and nothing is cleared. pooled and indices [images, rows, columns, C], image [images, H, W, C]
 template <typename scalar_t, typename index_t>
 void spread(const scalar_t* pooled, const index_t* indices, scalar_t* image, const Windows& windows,
@@ -319,7 +318,7 @@ void spread(const scalar_t* pooled, const index_t* indices, scalar_t* image, con
   });
 }
 
-// Whether spread() beats scatter(); measured.
+// Whether spread() is faster than scatter(), from measurements.
 inline bool spread_pays(const Windows& windows, const Planes& planes) {
   return planes.channels_last && planes.channels >= 2 * kLanes &&
          windows.taps() <= 4 * windows.y.stride * windows.x.stride;

@@ -1,4 +1,4 @@
-// Pooling windows and the labels of their taps: what max_pool2d and max_unpool2d share on the CPU.
+// Pooling windows and the labels of their taps, for max_pool2d and max_unpool2d on the CPU.
 //
 // A label names a tap of a window in 32 bits, in either index format:
 //     compact  kh * KW + kw, which is the index itself
@@ -59,7 +59,7 @@ struct Windows {
     const int64_t label = flat ? kh * y.dilation * x.input + kw * x.dilation : kh * x.kernel + kw;
     return static_cast<int32_t>(label);
   }
-  // What has to be added to a label to make it an index.
+  // The index is the label plus this.
   int64_t label_origin(int64_t oy, int64_t ox) const { return flat ? y.start(oy) * x.input + x.start(ox) : 0; }
 };
 
@@ -100,7 +100,7 @@ struct Taps {
   std::vector<TapRow<value_t>> rows;
   std::vector<TapColumn> columns;
 
-  // body(values, label) for every row and the columns [first, end), in the order of the window
+  // Calls body(values, label) for every row and the columns [first, end), in the order of the window.
   template <typename Body>
   FASTSEG_INLINE void for_each(int64_t first, int64_t end, const Body& body) const {
     for (const TapRow<value_t>& row : rows) {
@@ -111,8 +111,7 @@ struct Taps {
   }
 };
 
-// The taps of row `oy` of windows in interleaved pixels [H, W, C]: their rows, and the columns of window
-// `ox`.
+// Sets the taps of row `oy` of windows in interleaved pixels [H, W, C]: their rows, and the columns of window `ox`.
 template <typename value_t>
 void rows_of_taps(const value_t* pixels, const Windows& windows, int64_t oy, int64_t channels, Taps<value_t>& taps) {
   taps.rows.clear();
@@ -129,18 +128,18 @@ FASTSEG_INLINE void columns_of_taps(const Windows& windows, int64_t ox, int64_t 
   }
 }
 
-// ---- from tensors; only what memory safety needs is checked ----
+// ---- from tensors, checking only what memory safety needs ----
 
 inline Axis axis_of(const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int axis, int64_t input,
                     int64_t output) {
   const bool inside = (static_cast<double>(output) - 1) * stride[axis] < static_cast<double>(input) + padding[axis];
   FASTSEG_CHECK(inside, "fastseg pooling: windows begin beyond the image");
-  const int64_t step = output == 1 ? 1 : stride[axis];  // of one window any; tables have the size of a stride
+  const int64_t step = output == 1 ? 1 : stride[axis];  // one window has any stride; 1 keeps tables small
   return {kernel_size[axis], step, padding[axis], dilation[axis], input, output};
 }
 
-// image: the pool's input or what is unpooled into; pooled: the pool's output.
+// image: the input of the pooling or the output of the unpooling; pooled: the other one.
 inline Windows windows_of(const Tensor& image, const Tensor& pooled, const Tensor& indices,
                           const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                           const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
@@ -159,7 +158,7 @@ inline Windows windows_of(const Tensor& image, const Tensor& pooled, const Tenso
   return windows;
 }
 
-// The common layout of the three; shapes are checked too.
+// The common layout of the three tensors; also checks shapes.
 inline Planes planes_of(const Tensor& image, const Tensor& pooled, const Tensor& indices) {
   const auto is_four = [](const Tensor& tensor) { return tensor.is_cpu() && tensor.dim() == 4; };
   FASTSEG_CHECK(is_four(image) && is_four(pooled) && is_four(indices),

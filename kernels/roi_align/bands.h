@@ -1,4 +1,4 @@
-// How gradients of maps are added up: in bands of rows that stay in the cache, rounded once.
+// Bands of rows in which gradients of maps are summed: a band stays in the cache and is rounded once.
 #pragma once
 
 #include <vector>
@@ -32,7 +32,7 @@ struct Band {
   int64_t top, bottom;
 };
 
-// Bands whose sums, of one block of channels, stay in the second-level cache.
+// Bands whose sums for one block of channels stay in the second-level cache.
 template <typename scalar_t>
 std::vector<Band> bands_of(const std::vector<Group>& groups, const std::vector<Map<scalar_t>>& maps, int64_t block) {
   constexpr int64_t kValues = 192 * 1024;

@@ -1,4 +1,4 @@
-// The boxes of a call with their factors, and in what groups they go through the feature maps.
+// The boxes of a call with their factors, and the groups in which they are computed.
 #pragma once
 
 #include <vector>
@@ -8,7 +8,7 @@
 
 namespace fastseg::roi {
 
-// What all boxes of a call have in common.
+// Parameters of all boxes of a call.
 struct Sampling {
   std::vector<double> scales, areas;  // of each level: its scale, and the least area of the next one
   int64_t ratio;
@@ -27,8 +27,8 @@ template <typename value_t>
 struct Box {
   int level;
   int64_t image;
-  Taps<value_t> rows, columns;  // bins of cells, or transposed cells of bins
-  Window window;                // of the cells that count
+  Taps<value_t> rows, columns;  // [bins, cells], or transposed [cells, bins]
+  Window window;                // that contains all cells with a tap
 };
 
 // Range of the places of all taps.
@@ -42,7 +42,7 @@ std::pair<int64_t, int64_t> places_of(const Taps<value_t>& taps) {
   return {low, high + 1};
 }
 
-// values: [K, 5], of images that there are. by_cell: the factors transposed.
+// values: [K, 5], with valid batch indices. by_cell: transposes the factors.
 template <typename value_t>
 std::vector<Box<value_t>> make_boxes(const value_t* values, int64_t count, const std::vector<Size>& sizes,
                                      const Sampling& sampling, bool by_cell) {
@@ -67,7 +67,7 @@ std::vector<Box<value_t>> make_boxes(const value_t* values, int64_t count, const
         const auto [left, end_column] = places_of(made.columns);
         made.window = {top, left, bottom, end_column};
       }
-      if (made.window.empty()) {  // one axis has no tap: then the other does not matter
+      if (made.window.empty()) {  // one axis has no tap, so neither needs any
         made.rows = Taps<value_t>::none(by_cell ? 0 : sampling.bin_rows);
         made.columns = Taps<value_t>::none(by_cell ? 0 : sampling.bin_columns);
         made.window = {};
@@ -82,7 +82,7 @@ std::vector<Box<value_t>> make_boxes(const value_t* values, int64_t count, const
   return boxes;
 }
 
-// Boxes of one image of one level, in order, that go through a map together.
+// Boxes of one image of one level, in order, that are computed from one copy of a window.
 struct Group {
   int level;
   int64_t image;
@@ -103,15 +103,15 @@ std::vector<Group> groups_of(const std::vector<AnyBox>& boxes, int levels, int64
   return groups;
 }
 
-// The same groups, or their boxes one by one where `together(group, cells of its boxes)` says no.
-template <typename AnyBox, typename Together>
+// The same groups; where `keeps(group, cells of its boxes)` is false, each box becomes a group of its own.
+template <typename AnyBox, typename Keeps>
 std::vector<Group> split_groups(const std::vector<Group>& groups, const std::vector<AnyBox>& boxes,
-                                const Together& together) {
+                                const Keeps& keeps) {
   std::vector<Group> split;
   for (const Group& group : groups) {
     int64_t cells = 0;
     for (int64_t k : group.boxes) cells += boxes[k].window.area();
-    if (together(group, cells)) {
+    if (keeps(group, cells)) {
       split.push_back(group);
       continue;
     }

@@ -9,7 +9,7 @@
 namespace fastseg::roi {
 namespace {
 
-// --- forward: a bin is the sum of the cells of its band of rows and its band of columns ---
+// --- forward: a bin is the weighted sum of the cells in its rows and columns ---
 
 template <typename Lanes, typename scalar_t, typename value_t>
 void sum_cells(const Lanes& lanes, const Block<const scalar_t>& cells, const Window& window, const Box<value_t>& box,
@@ -40,11 +40,11 @@ void forward_of(const std::vector<Map<const scalar_t>>& maps, int64_t images, co
   std::vector<Size> sizes;
   for (const auto& map : maps) sizes.push_back({map.height, map.width});
   const std::vector<Box<value_t>> made = make_boxes(values, boxes.size(0), sizes, sampling, /*by_cell=*/false);
-  const auto together = [&](const Group& group, int64_t cells) {
+  const auto copies_once = [&](const Group& group, int64_t cells) {
     const bool copied = !maps[group.level].interleaved && output.channels >= kFewChannels;
     return copied && cells > group.window.area();
   };
-  const std::vector<Group> groups = split_groups(groups_of(made, sampling.levels(), images), made, together);
+  const std::vector<Group> groups = split_groups(groups_of(made, sampling.levels(), images), made, copies_once);
   const int64_t block = channel_block(output.channels, maps[0].interleaved);
   const int64_t blocks = ceil_divide(output.channels, block);
   const Window bins{0, 0, sampling.bin_rows, sampling.bin_columns};
@@ -65,14 +65,14 @@ void forward_of(const std::vector<Map<const scalar_t>>& maps, int64_t images, co
   });
 }
 
-// --- backward: a cell is the sum of the bins that it is a tap of, box by box ---
+// --- backward: a cell is the weighted sum of the bins that read it, box by box ---
 
 // Adds the gradient of a box to rows [top, bottom) of `width` cells. line: [bin columns][channels].
 template <typename Lanes, typename scalar_t, typename value_t>
 void add_bins(const Lanes& lanes, const Block<const scalar_t>& bins, const Box<value_t>& box, int64_t bin_columns,
               int64_t top, int64_t bottom, int64_t width, value_t* line, value_t* cells) {
   constexpr int kStep = Lanes::kStep, kWidth = Lanes::kWidth;
-  using Full = std::conditional_t<Lanes::kChannels == 1, Lanes, Wide<value_t, kWidth>>;  // of our own buffers
+  using Full = std::conditional_t<Lanes::kChannels == 1, Lanes, Wide<value_t, kWidth>>;  // for `line` and `cells`
   const int64_t end = std::min<int64_t>(bottom, box.rows.end());
   for (int64_t y = std::max<int64_t>(top, box.rows.first); y < end; ++y) {
     const Tap<value_t>*row = box.rows.begin_of(y), *row_end = box.rows.end_of(y);

@@ -35,12 +35,12 @@ __global__ void __launch_bounds__(cell_threads)
         if (!y.inside) continue;
         const scalar_t* upper = image + static_cast<int64_t>(y.low) * map.width * pixel_step;
         const scalar_t* lower = y.upper > 0 ? upper + map.width * pixel_step : upper;
-        float line[width] = {};  // a row of samples first: one chain of thousands would round too often
+        float line[width] = {};  // sums one row of samples: a single chain of thousands would round too often
         for (int64_t j = right.first; j < right.end; ++j) {
           const auto x = box.columns.sample(at.column, j);
           if (!x.inside) continue;
           const int64_t left_cell = x.low * pixel_step, right_cell = x.upper > 0 ? left_cell + pixel_step : left_cell;
-          // What weighs 0 is a cell that counts, once more: no load outside, and no NaN from elsewhere.
+          // A tap of weight 0 reads a cell that counts anyway: no load outside, and no NaN from another cell.
           const scalar_t* cells[4] = {upper + left_cell, upper + right_cell, lower + left_cell, lower + right_cell};
           const float weights[4] = {(1 - y.upper) * (1 - x.upper), (1 - y.upper) * x.upper, y.upper * (1 - x.upper),
                                     y.upper * x.upper};
@@ -66,10 +66,9 @@ __global__ void __launch_bounds__(cell_threads)
   }
 }
 
-// ---- backward: a block takes a tile of cells, and goes through the boxes that touch it ----
+// ---- backward: a block takes a tile of cells and loops over the boxes that touch it ----
 
-constexpr int tile_threads = 256, tile_rows = tile_threads / 32;
-constexpr int bin_chunk = 32;  // bins along an axis whose weights are at hand at a time
+constexpr int bin_chunk = 32;  // bins along an axis whose weights are in shared memory at a time
 
 // Packed: a lane takes `width` of 32 * width channels and the 8 cells of its warp's row. Else it takes one of 32 cells
 // of that row, in `width` channels.
@@ -117,11 +116,11 @@ __global__ void __launch_bounds__(tile_threads, 2)  // without the 2, ptxas spil
             __syncthreads();
             if (rows == 0) continue;
             bool any = false;
-            if constexpr (packed) {  // of the lane's bin: whether the tile touches it
+            if constexpr (packed) {  // whether the lane's bin touches the tile
               for (int x = 0; x < tile_columns; ++x) any = any || column_weights[lane][x] != 0;
             }
             unsigned columns = __ballot_sync(~0u, any);
-            if constexpr (!packed) {  // of the lane's cell: which bins touch it
+            if constexpr (!packed) {  // which bins touch the lane's cell
               for (int q = 0; q < bin_chunk; ++q) columns |= (column_weights[q][lane] != 0 ? 1u : 0u) << q;
             }
             if (packed && count <= 0) continue;
@@ -139,7 +138,7 @@ __global__ void __launch_bounds__(tile_threads, 2)  // without the 2, ptxas spil
 #pragma unroll
               for (int x = 0; x < cells; ++x) {
                 const float weight = column_weights[q][packed ? x : lane];
-                if (weight == 0) continue;  // times a NaN
+                if (weight == 0) continue;  // 0 times NaN would be NaN
 #pragma unroll
                 for (int c = 0; c < width; ++c) sums[x][c] += weight * line[c];
               }

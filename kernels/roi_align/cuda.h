@@ -28,21 +28,21 @@ struct Pyramid {
   int levels, images, channels;
 };
 
-// What all boxes have in common.
+// Parameters of all boxes of a call.
 struct BoxSampling {
   int64_t boxes;
   int sampling_ratio;  // 0: as many samples as a bin has cells
   bool aligned;
 };
 
-// The mean of the samples in each bin; 0 of boxes of an image that there is not.
+// The mean of the samples in each bin; 0 for boxes whose image does not exist.
 template <typename scalar_t>
 cudaError_t launch_roi_align_forward(const Pyramid<const scalar_t>& input,
                                      const float* boxes,               // [K, 5]
                                      const MapView<scalar_t>& output,  // [K, C, PH, PW]
                                      const BoxSampling& sampling, cudaStream_t stream);
 
-// Every cell of every level is written once: the sum, in the order of the boxes, of the bins that took from it.
+// Writes every cell of every level once: the sum, in the order of the boxes, over the bins that read it.
 template <typename scalar_t>
 cudaError_t launch_roi_align_backward(const MapView<const scalar_t>& grad_output,  // [K, C, PH, PW]
                                       const float* boxes,                          // [K, 5]

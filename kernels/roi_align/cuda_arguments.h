@@ -1,5 +1,5 @@
-// From the tensors of the native RoI ops to the launchers' views. What memory safety needs is checked here, the rest
-// was checked in Python. Shared by the registrations of roi_align and roi_pool.
+// Turns the tensors of the RoI ops into the launchers' views. Checks only what memory safety needs: Python has checked
+// the rest. Shared by the registrations of roi_align and roi_pool.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -22,7 +22,7 @@ cudaError_t with_gpu_type(const char* op, const Tensor& tensor, const Body& body
   }
 }
 
-// A tensor of four dimensions, of `images` and `channels`, on the device of `lead` and of dtype `type`.
+// What a tensor must be: [images, channels, H, W], on the device of `lead`, of dtype `type`.
 struct Expected {
   const char* op;
   const Tensor& lead;

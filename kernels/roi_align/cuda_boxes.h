@@ -1,4 +1,4 @@
-// Boxes as the CUDA kernels see them: the samples of one, and which of them touch a tile of a map.
+// Boxes in the CUDA kernels: the samples of a box, and the boxes that touch a tile of a map.
 #pragma once
 
 #include "roi_align/cuda.h"
@@ -8,7 +8,7 @@ namespace fastseg::cuda {
 
 struct BoxGrid {
   int level;
-  int64_t image;  // -1: of no image that there is
+  int64_t image;  // -1 if there is no such image
   roi::Grid<float> rows, columns;
 
   __device__ bool is_empty() const { return image < 0 || rows.samples == 0 || columns.samples == 0; }
@@ -25,14 +25,16 @@ __device__ BoxGrid box_grid(const float* box, const Pyramid<element_t>& pyramid,
           roi::make_grid(box[1], box[3], scale, sampling.aligned, bin_columns, sampling.sampling_ratio, map.width)};
 }
 
-// A rectangle of cells of an image of a level, and a block of channels: what a block of threads writes.
+constexpr int tile_threads = 256, tile_rows = tile_threads / 32;  // a warp takes a row of a tile
+
+// A rectangle of cells of an image of a level, and a block of channels: one block of threads writes it.
 struct Tile {
   int level, top, left;
   int64_t image;
   int first_channel;
 };
 
-// All tiles of a pyramid, in blocks of channels; `rows` x `columns` cells each.
+// All tiles of a pyramid: `rows` x `columns` cells and `channels_each` channels each.
 template <typename element_t>
 struct Tiling {
   int rows, columns, channels_each;
@@ -71,20 +73,20 @@ __device__ inline bool may_touch(const roi::Grid<float>& grid, int bins, int fir
   return may_touch(grid.start, grid.start + grid.bin * bins, first, count);
 }
 
-// The threads of a block offer a box each; those that are wanted are listed in order. Returns how many there are.
+// Each thread of a block passes a box; lists those that are `wanted`, in order, and returns how many there are.
 template <int threads>
 __device__ int list_in_order(bool wanted, int box, int (&list)[threads], int (&counts)[threads / 32]) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const unsigned votes = __ballot_sync(~0u, wanted);
   if (lane == 0) counts[warp] = __popc(votes);
-  __syncthreads();  // and the last list has been read
+  __syncthreads();  // also: the previous list has been read
   int before = 0, all = 0;
   for (int i = 0; i < threads / 32; ++i) {
     before += i < warp ? counts[i] : 0;
     all += counts[i];
   }
   if (wanted) list[before + __popc(votes & ((1u << lane) - 1))] = box;
-  __syncthreads();  // and the counts have been read
+  __syncthreads();  // also: the counts have been read
   return all;
 }
 

@@ -1,4 +1,4 @@
-// Channels that a thread of the RoI kernels reads or writes at once.
+// Loads and stores of the channels that a thread of the RoI kernels handles at once.
 #pragma once
 
 #include "cuda/pack.h"
@@ -6,7 +6,7 @@
 
 namespace fastseg::cuda {
 
-// `width` channels of a pixel, one pack if they lie side by side, else the `count` there are, `step` apart.
+// `width` channels of a pixel: one pack if `packed`, else the first `count` of them, `step` apart.
 template <int width, bool packed, typename scalar_t, typename value_t>
 __device__ void load_channels(const scalar_t* from, int64_t step, int count, value_t (&values)[width]) {
   if constexpr (packed) {

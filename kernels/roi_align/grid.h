@@ -4,21 +4,16 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define FASTSEG_HOST_DEVICE __host__ __device__
-#else
-#define FASTSEG_HOST_DEVICE
-#endif
+#include "fastseg/exact.h"
 
 namespace fastseg::roi {
 
-// a * b by itself: no compiler may fuse it with what it is added to, or a sample at the border of the map would count
-// on one machine and not on another.
+// a * b, rounded: no compiler may fuse it with an addition, or a sample at the border of the map would count on one
+// machine and not on another.
 template <typename T>
 FASTSEG_HOST_DEVICE inline T product(T a, T b) {
 #if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(T) == 4) return __fmul_rn(a, b);
-  else return __dmul_rn(a, b);
+  return multiply(a, b);
 #else
   volatile T rounded = a * b;
   return rounded;
@@ -39,18 +34,18 @@ template <typename T>
 struct Sample {
   int low;
   T upper;
-  bool inside;  // else it counts in the mean and adds nothing
+  bool inside;  // else the sample adds nothing, but counts in the mean
 };
 
 template <typename T>
 struct Grid {
-  T start, bin;  // where the box begins and how long a bin is, in cells
-  T samples;     // in a bin: a whole number
+  T start, bin;  // begin of the box and length of a bin, in cells
+  T samples;     // per bin, a whole number
   int size;      // of the map, in cells
 
-  static constexpr T kPrecise = 4096;       // float positions of more samples would be wrong by some of their distance
-  static constexpr T kMost = T(1ll << 40);  // of more, those in the map weigh less than any rounding
-  static constexpr T kFew = 8;
+  // Samples per bin: with more, float positions are off by a fraction of the distance between samples; with more, those
+  // in the map weigh less than any rounding; up to so many, all are visited.
+  static constexpr T kPrecise = 4096, kMost = T(1ll << 40), kVisited = 8;
 
   FASTSEG_HOST_DEVICE T position(int p, int64_t i) const {
     if (sizeof(T) < 8 && samples > kPrecise) {
@@ -59,10 +54,10 @@ struct Grid {
     return start + product(static_cast<T>(p), bin) + (static_cast<T>(i) + T(0.5)) * bin / samples;
   }
 
-  // All samples of bin `p` in cells [low, high] are among those of the range.
+  // A range that contains all samples of bin `p` at positions in [low, high].
   FASTSEG_HOST_DEVICE Range between(int p, double low, double high) const {
     const int64_t all = static_cast<int64_t>(samples);
-    if (all <= kFew || bin <= 1) return {0, all};
+    if (all <= kVisited || bin <= 1) return {0, all};
     const double begin = start + product<double>(p, bin), density = samples / static_cast<double>(bin);
     const double first = (low - begin) * density - 2, end = (high - begin) * density + 2;
     return {first <= 0        ? 0
@@ -82,7 +77,7 @@ struct Grid {
     return {low, at - low, true};
   }
 
-  // What cell `cell` weighs in bin `p`.
+  // The weight of cell `cell` in bin `p`.
   FASTSEG_HOST_DEVICE T weight(int p, int cell) const {
     const Range range = between(p, cell - 1, cell + 1);
     T sum = 0;
@@ -96,8 +91,8 @@ struct Grid {
   }
 };
 
-// Along the axis on which the box goes from `low` to `high` in coordinates of the image. sampling_ratio <= 0: as many
-// samples as a bin has cells, rounded up. A box that is not finite has none.
+// The grid along one axis, on which the box extends from `low` to `high` in image coordinates. sampling_ratio <= 0: as
+// many samples as a bin has cells, rounded up. A box that is not finite has no samples.
 template <typename T>
 FASTSEG_HOST_DEVICE inline Grid<T> make_grid(T low, T high, T scale, bool aligned, int bins, int64_t sampling_ratio,
                                              int size) {
@@ -120,7 +115,7 @@ FASTSEG_HOST_DEVICE inline int level_of(T x1, T y1, T x2, T y2, const Areas& are
   return level;
 }
 
-// The image a box says it is of, -1 if none of the `images` is meant.
+// The image of a box with batch index `index`, -1 if there is no such image.
 template <typename T>
 FASTSEG_HOST_DEVICE inline int64_t image_of(T index, int64_t images) {
   return index > -1 && index < static_cast<T>(images) ? static_cast<int64_t>(index) : -1;

@@ -1,4 +1,4 @@
-// How many channels the loops of the CPU kernels take at once.
+// Lanes: the channels that the loops of the CPU kernels handle at once.
 #pragma once
 
 #include <vector>
@@ -7,7 +7,7 @@
 
 namespace fastseg::roi {
 
-// Registers of 16 channels, `width` of them.
+// Several registers of 16 channels.
 template <typename accumulate_t, int registers>
 struct Wide {
   using value_t = accumulate_t;
@@ -26,9 +26,9 @@ struct Wide {
   }
 };
 
-// Fewer than 16, in a register of which the other lanes are not looked at: the last channels of a map.
+// Fewer than 16 channels, the last ones of a map, in one register. The other lanes are ignored.
 template <typename accumulate_t>
-struct Rest : Wide<accumulate_t, 1> {
+struct Partial : Wide<accumulate_t, 1> {
   using typename Wide<accumulate_t, 1>::vector_t;
   int channels;
 
@@ -43,7 +43,7 @@ struct Rest : Wide<accumulate_t, 1> {
   }
 };
 
-// A single one, wherever it lies: of maps with few channels.
+// A single channel, for maps with few channels.
 template <typename accumulate_t>
 struct Single {
   using value_t = accumulate_t;
@@ -64,14 +64,14 @@ struct Single {
 
 // Maps of fewer channels are walked one channel at a time.
 constexpr int64_t kFewChannels = 8;
-// What one thread takes at a time of interleaved channels, and of planes.
+// Channels that one thread takes at a time, if interleaved and if planes.
 constexpr int64_t kInterleavedBlock = 64, kPlanarBlock = kLanes;
 
 inline int64_t channel_block(int64_t channels, bool interleaved) {
   return interleaved || channels < kFewChannels ? kInterleavedBlock : kPlanarBlock;
 }
 
-// body(lanes, first channel) for all of [begin, end), of a map with `channels`.
+// Calls body(lanes, first channel) for the channels [begin, end) of a map with `channels`.
 template <typename value_t, typename Body>
 void for_channels(int64_t begin, int64_t end, int64_t channels, const Body& body) {
   if (channels < kFewChannels) {
@@ -81,10 +81,10 @@ void for_channels(int64_t begin, int64_t end, int64_t channels, const Body& body
   int64_t c = begin;
   for (; c + 4 * kLanes <= end; c += 4 * kLanes) body(Wide<value_t, 4>{}, c);
   for (; c + kLanes <= end; c += kLanes) body(Wide<value_t, 1>{}, c);
-  if (c < end) body(Rest<value_t>{{}, static_cast<int>(end - c)}, c);
+  if (c < end) body(Partial<value_t>{{}, static_cast<int>(end - c)}, c);
 }
 
-// The pixels of a window in the map itself or, of planes of several channels, in `buffer`.
+// The pixels of a window: in the map itself or, for several planes, in `buffer`.
 template <typename Lanes, typename scalar_t, typename value_t>
 Block<scalar_t> in_place(const Map<scalar_t>& map, int64_t image, int64_t channel, const Window& window,
                          std::vector<value_t>& buffer) {
@@ -96,7 +96,7 @@ Block<scalar_t> in_place(const Map<scalar_t>& map, int64_t image, int64_t channe
   return {buffer.data(), Lanes::kChannels, window.width() * Lanes::kChannels};
 }
 
-// body(place in the window, place in the plane, length) of what lies in one piece in both.
+// Calls body(place in the window, place in the plane, length) for runs of pixels that are contiguous in both.
 template <typename scalar_t, typename Body>
 void for_runs(const Map<scalar_t>& map, const Window& window, const Body& body) {
   if (window.width() == map.width) return body(0, window.top * map.width, window.area());
@@ -105,8 +105,8 @@ void for_runs(const Map<scalar_t>& map, const Window& window, const Body& body) 
   }
 }
 
-// The pixels of a window as a kernel reads them. Channels of interleaved maps, and single ones, are read where they
-// lie; those of planes are copied to `buffer`, side by side.
+// The pixels of a window for reading. Interleaved channels and single channels are read in place; planes are copied to
+// `buffer`, channels innermost.
 template <typename Lanes, typename scalar_t>
 Block<const scalar_t> read_block(const Map<const scalar_t>& map, const Lanes& lanes, int64_t image, int64_t channel,
                                  const Window& window, std::vector<scalar_t>& buffer) {
@@ -120,7 +120,7 @@ Block<const scalar_t> read_block(const Map<const scalar_t>& map, const Lanes& la
   return block;
 }
 
-// Where the pixels of a window are to be written: in the map itself, or in `buffer`, for write_block to move.
+// Where to write the pixels of a window: the map itself, or `buffer`, which write_block() moves to the map.
 template <typename Lanes, typename scalar_t>
 Block<scalar_t> block_to_write(const Map<scalar_t>& map, const Lanes&, int64_t image, int64_t channel,
                                const Window& window, std::vector<scalar_t>& buffer) {

@@ -1,5 +1,5 @@
-// Feature maps and boxes as the CPU kernels of roi_align and roi_pool see them: maps of either memory format as blocks
-// of channels side by side.
+// Feature maps and boxes for the CPU kernels of roi_align and roi_pool: maps of either memory format are walked as
+// blocks of neighbouring channels.
 #pragma once
 
 #include <atomic>
@@ -72,7 +72,7 @@ struct Window {
   }
 };
 
-// The pixels of a window, each with some channels side by side.
+// The pixels of a window; the channels of a pixel are neighbours.
 template <typename scalar_t>
 struct Block {
   scalar_t* data;
@@ -81,7 +81,7 @@ struct Block {
   scalar_t* at(int64_t y, int64_t x) const { return data + y * row + x * pixel; }
 };
 
-// The boxes, [K, 5]; those of a wrong image are refused.
+// The boxes, [K, 5]; throws if a batch index is out of range.
 template <typename value_t>
 const value_t* boxes_of(const char* op, const Tensor& boxes, int64_t images) {
   FASTSEG_CHECK(boxes.dim() == 2 && boxes.size(1) == 5, "fastseg.ops.", op, ": boxes must be (K, 5)");

@@ -1,6 +1,6 @@
 """roi_align and its gradient in plain PyTorch: the definition of the op.
 
-Along each axis a box is a matrix, [bins, cells]: what each bin takes from each cell. Everything else is sums of
+Along each axis a box is a matrix, [bins, cells]: the weight of each cell in each bin. Everything else is sums of
 products.
 """
 
@@ -13,15 +13,15 @@ from fastseg._dtypes import accumulator
 from fastseg._rois import invalid_index, memory_format
 
 _NAME = "roi_align"
-_MOST = 2.0**40  # samples in a bin: of more, those in the map weigh less than any rounding
-_PRECISE = 4096  # samples in a bin whose places fp32 tells apart
-_NEAR = 8  # adaptive samples within a cell of a cell, at most: they are more than half a cell apart
+_MOST = 2.0**40  # samples in a bin: with more, those in the map weigh less than any rounding
+_PRECISE = 4096  # samples in a bin whose positions fp32 can represent
+_NEAR = 8  # adaptive samples within one cell of a cell, at most: they are more than half a cell apart
 
 
 def axis_weights(
     low: Tensor, high: Tensor, scale: float, aligned: bool, bins: int, sampling_ratio: int, size: int
 ) -> Tensor:
-    """[K, bins, size] for boxes that go from `low` [K] to `high` in coordinates of the image."""
+    """[K, bins, size] weights for boxes that extend from `low` [K] to `high` in image coordinates."""
     offset = 0.5 if aligned else 0.0
     start = low * scale - offset
     length = high * scale - offset - start
@@ -46,7 +46,7 @@ def _mean_of_samples(start, bin, samples, bins: int, sampling_ratio: int, size: 
     origin = start + place * bin
     if sampling_ratio > 0:
         sample = torch.arange(sampling_ratio, device=start.device, dtype=start.dtype)
-    else:  # those near the cell
+    else:  # only samples near the cell
         nearest = ((cell - 1 - origin) * (samples / bin)).floor() - 2
         sample = torch.where(bin > 1, nearest, 0.0) + torch.arange(_NEAR, device=start.device, dtype=start.dtype)
     at = origin + (sample + 0.5) * bin / samples
@@ -72,7 +72,7 @@ def _factors(boxes: Tensor, level: int, size, bins, images: int, spatial_scales,
 
 
 def _sum_of_products(equation: str, rows: Tensor, values: Tensor, columns: Tensor) -> Tensor:
-    """Where a weight is 0 it does not matter what it would weigh: NaN and infinities too."""
+    """The einsum, in which a value of weight 0 does not count even if it is NaN or infinite."""
     total = torch.einsum(equation, rows, torch.where(values.isfinite(), values, 0.0), columns)
     dtype, reached = total.dtype, [(factor > 0).to(total.dtype) for factor in (rows, columns)]
     for special, found in (

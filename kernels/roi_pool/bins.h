@@ -5,7 +5,7 @@
 
 namespace fastseg::roi {
 
-// a rounded to a whole number, halves away from 0. Boxes end 2^30 cells away.
+// `a` rounded to a whole number, halves away from 0, and clamped to 2^30 cells.
 template <typename T>
 FASTSEG_HOST_DEVICE inline T round_to_cell(T a) {
   constexpr T kFar = T(1 << 30);
@@ -15,14 +15,14 @@ FASTSEG_HOST_DEVICE inline T round_to_cell(T a) {
 
 template <typename T>
 struct Bins {
-  T start, bin;  // where the box begins, in whole cells, and how long a bin is
+  T start, bin;  // begin of the box, in whole cells, and length of a bin
   int size;      // of the map
 
-  // Cells [first(p), end(p)) are those of bin `p`.
+  // Bin `p` has the cells [first(p), end(p)).
   FASTSEG_HOST_DEVICE int first(int p) const { return inside(static_cast<T>(floor(p * bin)) + start); }
   FASTSEG_HOST_DEVICE int end(int p) const { return inside(static_cast<T>(ceil((p + 1) * bin)) + start); }
 
-  // All bins of `bins` that hold cell `cell` are in [first, end).
+  // A range that contains all of the `bins` that have cell `cell`.
   struct Near {
     int first, end;
   };
@@ -48,7 +48,7 @@ FASTSEG_HOST_DEVICE inline Bins<T> make_bins(T low, T high, T scale, int bins, i
   return {start, (length < 1 ? T(1) : length) / static_cast<T>(bins), size};
 }
 
-// Whether a box has bins at all: it is finite.
+// Whether a box is finite; only such boxes have bins.
 template <typename T>
 FASTSEG_HOST_DEVICE inline bool is_box(T x1, T y1, T x2, T y2) {
   return is_finite(x1) && is_finite(y1) && is_finite(x2) && is_finite(y2);

@@ -1,4 +1,4 @@
-// roi_pool on the CPU and its gradient: README.md. Maps and boxes go as in kernels/roi_align.
+// roi_pool on the CPU and its gradient: see README.md. Maps and groups of boxes are those of kernels/roi_align.
 #include <limits>
 
 #include <torch/csrc/stable/library.h>
@@ -19,7 +19,7 @@ struct Cells {
 struct PoolBox {
   int level;
   int64_t image;
-  std::vector<Cells> rows, columns;  // of each bin; none of a box that is not finite
+  std::vector<Cells> rows, columns;  // of each bin; empty if the box is not finite
   Window window;
 };
 
@@ -109,8 +109,8 @@ void forward_of(const Map<const scalar_t>& map, int64_t images, const Tensor& bo
   const auto made = make_pool_boxes(values, boxes.size(0), {map.height, map.width}, static_cast<value_t>(scale),
                                     output.height, output.width);
   const bool copied = !map.interleaved && map.channels >= kFewChannels;
-  const auto together = [&](const Group& group, int64_t cells) { return copied && cells > group.window.area(); };
-  const std::vector<Group> groups = split_groups(groups_of(made, 1, images), made, together);
+  const auto copies_once = [&](const Group& group, int64_t cells) { return copied && cells > group.window.area(); };
+  const std::vector<Group> groups = split_groups(groups_of(made, 1, images), made, copies_once);
   const int64_t block = kLanes, blocks = ceil_divide(map.channels, block);
   const Window bins{0, 0, output.height, output.width};
   share_slices(static_cast<int64_t>(groups.size()) * blocks, [&](const auto& take) {

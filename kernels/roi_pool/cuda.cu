@@ -13,7 +13,7 @@ namespace fastseg::cuda {
 namespace {
 
 struct BoxBins {
-  int64_t image;  // -1: of no image that there is, or not finite
+  int64_t image;  // -1 if there is no such image or the box is not finite
   roi::Bins<float> rows, columns;
 };
 
@@ -71,9 +71,7 @@ __global__ void __launch_bounds__(cell_threads)
   }
 }
 
-// ---- backward: a block takes a tile of cells, and goes through the boxes that touch it ----
-
-constexpr int tile_threads = 256, tile_rows = tile_threads / 32;
+// ---- backward: a block takes a tile of cells and loops over the boxes that touch it ----
 
 // Packed: a lane takes `width` of 32 * width channels and the 8 cells of its warp's row. Else it takes one of 32 cells
 // of that row, in `width` channels.

@@ -5,8 +5,8 @@
 
 namespace fastseg::cuda {
 
-// The last NaN, else the first maximum, of each bin, and its place y * W + x; 0 and -1 of bins without a cell and of
-// boxes of an image that there is not.
+// The last NaN, else the first maximum, of each bin, and its place y * W + x; 0 and -1 for bins without a cell and for
+// boxes whose image does not exist.
 template <typename scalar_t>
 cudaError_t launch_roi_pool_forward(const Pyramid<const scalar_t>& input,  // of one level
                                     const float* boxes,                    // [K, 5]
@@ -14,7 +14,7 @@ cudaError_t launch_roi_pool_forward(const Pyramid<const scalar_t>& input,  // of
                                     const MapView<int32_t>& argmax,        // [K, C, PH, PW]
                                     int64_t count, cudaStream_t stream);
 
-// Every cell is written once: the sum, in the order of the boxes, of the gradients whose place it is.
+// Writes every cell once: the sum, in the order of the boxes, of the gradients whose place it is.
 template <typename scalar_t>
 cudaError_t launch_roi_pool_backward(const MapView<const scalar_t>& grad_output,  // [K, C, PH, PW]
                                      const MapView<const int32_t>& argmax,        // [K, C, PH, PW]

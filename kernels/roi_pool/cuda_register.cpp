@@ -8,7 +8,7 @@
 namespace fastseg::cuda {
 namespace {
 
-// The map as the pyramid of one level that it is.
+// The map as a pyramid of one level.
 template <typename element_t>
 Pyramid<element_t> pyramid_of(const Expected& expected, const Tensor& map, double scale) {
   Pyramid<element_t> pyramid{};

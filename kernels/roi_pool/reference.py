@@ -9,16 +9,16 @@ from fastseg._dtypes import accumulator
 from fastseg._rois import invalid_index, memory_format, without_image
 
 _NAME = "roi_pool"
-_FAR = 2.0**30  # cells: boxes end there
+_FAR = 2.0**30  # cells, to which the ends of boxes are clamped
 
 
 def _round(value: Tensor) -> Tensor:
-    """Halves away from 0, as C does; torch rounds them to even."""
+    """Rounds halves away from 0, as C does (torch rounds them to even), and clamps."""
     return (value.trunc() + ((value - value.trunc()).abs() >= 0.5) * value.sign()).clamp(-_FAR, _FAR)
 
 
 def bin_members(low: Tensor, high: Tensor, scale: float, bins: int, size: int) -> Tensor:
-    """[K, bins, size]: which cells belong to which bin, for boxes from `low` [K] to `high` in the image."""
+    """[K, bins, size]: which cells each bin has, for boxes that extend from `low` [K] to `high` in the image."""
     start, end = _round(low * scale), _round(high * scale)
     length = torch.clamp(end - start + 1, min=1) / bins
     place = torch.arange(bins, device=low.device, dtype=low.dtype)
@@ -26,13 +26,13 @@ def bin_members(low: Tensor, high: Tensor, scale: float, bins: int, size: int) -
     first = ((place * length).floor() + start)[..., None]
     last = (((place + 1) * length).ceil() + start)[..., None]
     cell = torch.arange(size, device=low.device, dtype=low.dtype)
-    return (cell >= first) & (cell < last)  # nothing where a box is NaN
+    return (cell >= first) & (cell < last)  # all False where a box is NaN
 
 
 def roi_pool(
     input: Tensor, boxes: Tensor, output_size: Sequence[int], spatial_scale: float, channels_last: bool
 ) -> tuple[Tensor, Tensor]:
-    """The first of the largest cells of each bin, or the last NaN, and its index in the plane; 0 and -1 without any."""
+    """Each bin's last NaN, else its first maximum, and its index in the plane; 0 and -1 for a bin without cells."""
     boxes = boxes.to(accumulator(input.dtype))
     images, channels, height, width = input.shape
     invalid = invalid_index(_NAME, boxes, images) | ~boxes[:, 1:].isfinite().all(1)
@@ -64,7 +64,7 @@ def roi_pool_backward(
     """Each gradient added at the index of its maximum, in the plane of the image of its box."""
     images, height, width = size
     channels, dtype = grad_output.shape[1], accumulator(grad_output.dtype)
-    invalid = without_image(boxes, images)  # the forward has refused it
+    invalid = without_image(boxes, images)  # the forward has checked the index
     image = torch.where(invalid, 0.0, boxes[:, 0]).long()
     counts = (argmax >= 0) & (argmax < height * width) & ~invalid.view(-1, 1, 1, 1)
     plane = image[:, None] * channels + torch.arange(channels, device=boxes.device)

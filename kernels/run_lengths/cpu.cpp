@@ -1,4 +1,4 @@
-// Run lengths of packed masks, found without transposing them, and back; and their text. See README.md.
+// Packed masks to run lengths, without transposing the masks, and back; run lengths to text and back. See README.md.
 #include <algorithm>
 #include <atomic>
 #include <vector>
@@ -11,15 +11,16 @@
 namespace {
 
 using fastseg::Box;
+using fastseg::dense_output;
+using fastseg::dense_values;
 using fastseg::kWord;
 using fastseg::PackedMasks;
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kMostPixels = (int64_t{1} << 31) - 1;
 constexpr int kMostCharacters = 7;  // of a count, see reference.py
 
-// Calls body(mask, its first element, one past its last) for every mask, in parallel, of elements that end at ends [N].
+// Calls body(mask, begin, end) for every mask, in parallel; the elements of mask n end at ends[n].
 template <typename Body>
 void for_each_mask(const int64_t* ends, int64_t masks, const Body& body) {
   const fastseg::UnevenSlices slices(masks, 8);
@@ -39,7 +40,7 @@ void for_each_change(const uint32_t* mask, const Box& box, int64_t height, int64
   const int64_t first = box.x1 / kWord, last = (box.x2 - 1) / kWord;
   if (box.y1 == 0 || box.y2 == height) {
     const uint32_t* bottom = mask + (height - 1) * pitch;
-    const int64_t end = std::min<int64_t>(box.x2 / kWord, pitch - 1);  // with the pixel after the box
+    const int64_t end = std::min<int64_t>(box.x2 / kWord, pitch - 1);  // includes the pixel after the box
     for (int64_t w = first; w <= end; ++w) {
       const uint32_t left = bottom[w] << 1 | (w > 0 ? bottom[w - 1] >> (kWord - 1) : 0);
       uint32_t bits = mask[w] ^ left;
@@ -85,12 +86,13 @@ void count_runs(const Tensor& words, const Tensor& boxes, int64_t width, const T
   });
 }
 
-// Writes the counts of a mask, `room` of them. False if it has another number.
+// Writes the counts of a mask [room]. False if their number is not `room`.
 bool write_runs(const uint32_t* mask, const Box& box, int64_t height, int64_t width, int64_t pitch, int64_t room,
                 int64_t* counts) {
   const int64_t first = box.empty() ? 0 : box.x1 / kWord * kWord;
   const int64_t columns = box.empty() ? 0 : box.x2 / kWord * kWord + kWord - first;
-  // Changes are found row by row and wanted column by column: first how many each column has, then where they are.
+  // Changes are found row by row but needed column by column: the first pass counts those of each column, the second
+  // writes their positions.
   const fastseg::Scratch<int64_t> places(columns + 1);
   int64_t* place = places.get();
   std::fill_n(place, columns + 1, int64_t{0});
@@ -117,11 +119,9 @@ void run_lengths(const Tensor& words, const Tensor& boxes, int64_t width, const 
   const PackedMasks masks = fastseg::packed_masks(words, op);
   check_width(masks, width, op);
   const Box* box = checked_boxes(masks, words, boxes, ends, op);
-  FASTSEG_CHECK(counts.is_cpu() && counts.is_contiguous() && counts.scalar_type() == ScalarType::Long,
-                "fastseg::_run_lengths: counts must be int64 on the CPU");
   const int64_t* stops = ends.const_data_ptr<int64_t>();
-  int64_t* to = counts.mutable_data_ptr<int64_t>();
   const int64_t total = counts.numel();
+  int64_t* to = dense_output<int64_t>(counts, total, "counts");
   std::atomic<bool> fits{true};
   for_each_mask(stops, masks.count, [&](int64_t n, int64_t begin, int64_t end) {
     const bool inside = 0 <= begin && begin <= end && end <= total;
@@ -134,8 +134,8 @@ void run_lengths(const Tensor& words, const Tensor& boxes, int64_t width, const 
 
 // ---- from counts to masks ----
 
-// Marks in words [height, pitch], 0 at first, where pixels of a column differ from the one above (0 above the first):
-// runs then fill themselves downwards. False if the counts do not add up to the mask.
+// Marks in words [height, pitch], 0 at first, the pixels that differ from the one above (0 above the first row): XORing
+// rows downwards then fills the runs. False if the counts do not add up to the mask.
 bool mark_runs(const int64_t* counts, int64_t number, int64_t height, int64_t width, int64_t pitch, uint32_t* words) {
   const int64_t pixels = height * width;
   const auto mark = [&](int64_t y, int64_t x) { words[y * pitch + x / kWord] ^= 1u << x % kWord; };
@@ -156,21 +156,16 @@ bool mark_runs(const int64_t* counts, int64_t number, int64_t height, int64_t wi
   return at == pixels;
 }
 
-// counts [begins[n], ends[n]) are those of mask n; words: [N, height, ceil(width / 32)]
+// Mask n has counts [begins[n], ends[n]); words: [N, height, ceil(width / 32)]
 void masks_of_runs(const Tensor& counts, const Tensor& begins, const Tensor& ends, int64_t height, int64_t width,
                    const Tensor& words) {
   constexpr const char* op = "_masks_of_runs";
   const PackedMasks masks = fastseg::packed_masks(words, op);
   FASTSEG_CHECK(masks.height == height, "fastseg::_masks_of_runs: words do not have the height");
   check_width(masks, width, op);
-  for (const Tensor& list : {counts, begins, ends}) {
-    FASTSEG_CHECK(list.is_cpu() && list.is_contiguous() && list.scalar_type() == ScalarType::Long,
-                  "fastseg::_masks_of_runs: counts, begins and ends must be int64 on the CPU");
-  }
-  FASTSEG_CHECK(begins.numel() == masks.count && ends.numel() == masks.count,
-                "fastseg::_masks_of_runs: a begin and an end for each mask are needed");
-  const int64_t *lengths = counts.const_data_ptr<int64_t>(), *begin = begins.const_data_ptr<int64_t>(),
-                *stops = ends.const_data_ptr<int64_t>();
+  const int64_t* lengths = dense_values<int64_t>(counts, counts.numel(), "counts");
+  const int64_t* begin = dense_values<int64_t>(begins, masks.count, "begins");
+  const int64_t* stops = dense_values<int64_t>(ends, masks.count, "ends");
   auto* to = reinterpret_cast<uint32_t*>(words.mutable_data_ptr<int32_t>());
   const int64_t total = counts.numel(), mask_words = height * masks.pitch;
   std::atomic<bool> fits{true};
@@ -206,7 +201,7 @@ int64_t write_text(const int64_t* counts, int64_t number, uint8_t* text) {
   return to - text;
 }
 
-// Returns the number of counts, or what is wrong. There is room for as many as there are characters.
+// Returns the number of counts, or what is wrong. counts: [characters].
 int64_t read_text(const uint8_t* text, int64_t characters, int64_t* counts) {
   int64_t number = 0, value = 0;
   int shift = 0;
@@ -229,14 +224,10 @@ int64_t read_text(const uint8_t* text, int64_t characters, int64_t* counts) {
 }
 
 void check_text(const Tensor& text, const Tensor& counts, const Tensor& ends, const Tensor& numbers, const char* op) {
-  for (const Tensor& list : {counts, ends, numbers}) {
-    FASTSEG_CHECK(list.is_cpu() && list.is_contiguous() && list.scalar_type() == ScalarType::Long, "fastseg::", op,
-                  ": counts and their ends must be int64 on the CPU");
-  }
-  FASTSEG_CHECK(text.is_cpu() && text.is_contiguous() && text.scalar_type() == ScalarType::Byte &&
-                    ends.numel() == numbers.numel(),
-                "fastseg::", op, ": text must be uint8 on the CPU, with a number for each mask");
-  const int64_t* stops = ends.const_data_ptr<int64_t>();
+  const int64_t* stops = dense_values<int64_t>(ends, ends.numel(), "ends");
+  dense_values<int64_t>(counts, counts.numel(), "counts");
+  dense_values<int64_t>(numbers, ends.numel(), "numbers");
+  dense_values<uint8_t>(text, text.numel(), "text");
   const int64_t most = std::min(counts.numel(), text.numel());
   for (int64_t n = 0; n < ends.numel(); ++n) {
     FASTSEG_CHECK(stops[n] >= (n > 0 ? stops[n - 1] : 0) && stops[n] <= most, "fastseg::", op,
@@ -244,7 +235,7 @@ void check_text(const Tensor& text, const Tensor& counts, const Tensor& ends, co
   }
 }
 
-// text: [7 counts], that of a mask begins at 7 times its first count; lengths: [N]
+// text: [7 counts], where the text of a mask begins at 7 times the place of its first count; lengths: [N]
 void write_counts(const Tensor& counts, const Tensor& ends, const Tensor& text, const Tensor& lengths) {
   check_text(text, counts, ends, lengths, "_write_counts");
   FASTSEG_CHECK(text.numel() == kMostCharacters * counts.numel(), "fastseg::_write_counts: text has no room");
@@ -259,7 +250,7 @@ void write_counts(const Tensor& counts, const Tensor& ends, const Tensor& text, 
   });
 }
 
-// counts: [characters], those of a mask begin where its text does, 0 between them; numbers: [N]
+// counts: [characters], where the counts of a mask begin at the place of its text, with 0 between; numbers: [N]
 void read_counts(const Tensor& text, const Tensor& ends, const Tensor& counts, const Tensor& numbers) {
   check_text(text, counts, ends, numbers, "_read_counts");
   const uint8_t* from = text.const_data_ptr<uint8_t>();

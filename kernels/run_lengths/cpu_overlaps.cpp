@@ -1,22 +1,22 @@
-// What is asked of masks as run lengths, without decoding them: their area, and the pixels that two of them share.
+// The area of masks given as run lengths, and the pixels that two of them share, without decoding them.
 #include <algorithm>
 
 #include <torch/csrc/stable/library.h>
 
-#include "fastseg/arguments.h"
+#include "fastseg/dense.h"
 #include "fastseg/parallel.h"
 
 namespace fastseg {
 namespace {
 
-constexpr int64_t kFewMasks = 64;  // of a thread
+constexpr int64_t kFewestItems = 64;  // masks or pairs of a thread
 
-// The runs of ones of a mask, one after the other. Sums are unsigned: whatever the counts, they may wrap around.
+// Walks the runs of ones of a mask. Sums are unsigned, because with arbitrary counts they may wrap around.
 class Ones {
  public:
   Ones(const int64_t* counts, const int64_t* end) : at_(counts), end_(end) {}
 
-  // To the first run, then to the next; false if there is none.
+  // Moves to the next run, at first to the first one; false if there is none.
   bool next() {
     if (end_ - at_ < 2) return false;
     begin = end + static_cast<uint64_t>(at_[0]);
@@ -31,22 +31,17 @@ class Ones {
   const int64_t *at_, *end_;
 };
 
-// The counts of each mask: counts [begins[n], ends[n]).
+// The counts of all masks: mask n has counts [begins[n], ends[n]).
 class Lists {
  public:
   Lists(const Tensor& counts, const Tensor& begins, const Tensor& ends, const char* op)
-      : begins_(list(begins, op)), ends_(list(ends, op)), counts_(list(counts, op)), size_(begins.numel()) {
-    FASTSEG_CHECK(ends.numel() == size_, "fastseg::", op, ": a begin and an end for each mask are needed");
+      : size_(begins.numel()), begins_(dense_values<int64_t>(begins, size_, "begins")),
+        ends_(dense_values<int64_t>(ends, size_, "ends")),
+        counts_(dense_values<int64_t>(counts, counts.numel(), "counts")) {
     for (int64_t n = 0; n < size_; ++n) {
       FASTSEG_CHECK(0 <= begins_[n] && begins_[n] <= ends_[n] && ends_[n] <= counts.numel(), "fastseg::", op,
                     ": the counts of a mask do not lie in counts");
     }
-  }
-
-  static const int64_t* list(const Tensor& tensor, const char* op) {
-    FASTSEG_CHECK(tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Long,
-                  "fastseg::", op, ": all arguments must be contiguous int64 on the CPU");
-    return tensor.const_data_ptr<int64_t>();
   }
 
   int64_t size() const { return size_; }
@@ -54,8 +49,8 @@ class Lists {
   const int64_t* end(int64_t n) const { return counts_ + ends_[n]; }
 
  private:
-  const int64_t *begins_, *ends_, *counts_;
   int64_t size_;
+  const int64_t *begins_, *ends_, *counts_;
 };
 
 // pixels, area: [N]
@@ -63,11 +58,9 @@ void run_statistics(const Tensor& counts, const Tensor& begins, const Tensor& en
                     const Tensor& area) {
   constexpr const char* op = "_run_statistics";
   const Lists masks(counts, begins, ends, op);
-  Lists::list(pixels, op), Lists::list(area, op);
-  FASTSEG_CHECK(pixels.numel() == masks.size() && area.numel() == masks.size(), "fastseg::", op,
-                ": pixels and area must be int64 [N]");
-  int64_t *all = pixels.mutable_data_ptr<int64_t>(), *ones = area.mutable_data_ptr<int64_t>();
-  const UnevenSlices slices(masks.size(), kFewMasks);
+  int64_t* all = dense_output<int64_t>(pixels, masks.size(), "pixels");
+  int64_t* ones = dense_output<int64_t>(area, masks.size(), "area");
+  const UnevenSlices slices(masks.size(), kFewestItems);
   slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       uint64_t sums[2] = {0, 0};
@@ -95,16 +88,15 @@ void run_overlaps(const Tensor& counts, const Tensor& begins, const Tensor& ends
                   const Tensor& second, const Tensor& shared) {
   constexpr const char* op = "_run_overlaps";
   const Lists masks(counts, begins, ends, op);
-  const int64_t *one = Lists::list(first, op), *other = Lists::list(second, op), pairs = first.numel();
-  Lists::list(shared, op);
-  FASTSEG_CHECK(second.numel() == pairs && shared.numel() == pairs, "fastseg::", op,
-                ": first, second and shared must be int64 [pairs]");
+  const int64_t pairs = first.numel();
+  const int64_t* one = dense_values<int64_t>(first, pairs, "first");
+  const int64_t* other = dense_values<int64_t>(second, pairs, "second");
+  int64_t* to = dense_output<int64_t>(shared, pairs, "shared");
   for (int64_t p = 0; p < pairs; ++p) {
     FASTSEG_CHECK(0 <= one[p] && one[p] < masks.size() && 0 <= other[p] && other[p] < masks.size(), "fastseg::", op,
                   ": a pair has a mask that is not there");
   }
-  int64_t* to = shared.mutable_data_ptr<int64_t>();
-  const UnevenSlices slices(pairs, kFewMasks);
+  const UnevenSlices slices(pairs, kFewestItems);
   slices.run([&](int64_t /*slice*/, int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       to[p] = overlap({masks.begin(one[p]), masks.end(one[p])}, {masks.begin(other[p]), masks.end(other[p])});

@@ -1,4 +1,4 @@
-// Run lengths of packed masks on CUDA: a block takes a mask, a warp 32 columns of it, a lane one. See README.md.
+// Run lengths of packed masks on CUDA: a block takes a mask, a warp 32 columns, a lane one column. See README.md.
 #include "run_lengths/cuda.h"
 
 #include "cuda/packed_masks.h"
@@ -21,7 +21,7 @@ struct Part {
     const Box box = masks.boxes[n];
     const bool empty = box.x1 >= box.x2 || box.y1 >= box.y2 || height == 0;
     first_word = max(box.x1, 0) / mask_word;
-    words = empty ? 0 : max(0, min(box.x2 / mask_word + 1, pitch) - first_word);  // with the pixel after the box
+    words = empty ? 0 : max(0, min(box.x2 / mask_word + 1, pitch) - first_word);  // includes the pixel after the box
     first_row = max(box.y1, 1);
     end_row = min(box.y2, height - 1) + 1;
   }
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(mask_threads)
     const Part part(masks, n);
     unsigned changes = 0;
     for (int y = part.first_row - 1 + warp; y < part.end_row; y += warps) {
-      const int row = y < part.first_row ? 0 : y;  // the first warp begins with row 0
+      const int row = y < part.first_row ? 0 : y;  // warp 0 begins with row 0
       for (int w = lane; w < part.words; w += warpSize) changes += __popc(part.changes(row, part.first_word + w));
     }
     changes = __reduce_add_sync(all_lanes, changes);
@@ -70,7 +70,7 @@ __device__ void for_each_change(const Part& part, int w, int lane, const Body& b
   }
 }
 
-// places: where each run begins, for each mask in column order, H W last.
+// places: the begin of each run but the first, per mask in column order; then H W.
 __global__ void __launch_bounds__(mask_threads)
     find_changes_kernel(RowMasks masks, const long long* __restrict__ ends, long long total,
                         long long* __restrict__ places) {  // [total]
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(mask_threads)
       const int w = part.first_word + first + warp;
       unsigned own = 0;
       for_each_change(part, w, lane, [&](int) { ++own; });
-      unsigned up_to = own;  // of the columns of this warp up to this one
+      unsigned up_to = own;  // changes of this warp's columns up to this lane's
 #pragma unroll
       for (int lanes = 1; lanes < warpSize; lanes *= 2) {
         const unsigned left = __shfl_up_sync(all_lanes, up_to, lanes);
@@ -119,18 +119,16 @@ __global__ void __launch_bounds__(mask_threads)
   }
 }
 
-int blocks_for_masks(long long masks) { return static_cast<int>(masks < (1 << 20) ? masks : 1 << 20); }
-
 }  // namespace
 
 cudaError_t launch_count_runs(const RowMasks& masks, long long* runs, cudaStream_t stream) {
-  FASTSEG_LAUNCH(count_runs_kernel, dim3(blocks_for_masks(masks.count)), dim3(mask_threads), 0, stream, masks, runs);
+  FASTSEG_LAUNCH(count_runs_kernel, dim3(blocks_for(masks.count)), dim3(mask_threads), 0, stream, masks, runs);
   return cudaGetLastError();
 }
 
 cudaError_t launch_run_lengths(const RowMasks& masks, const long long* ends, long long total, long long* places,
                                long long* counts, cudaStream_t stream) {
-  const dim3 blocks(blocks_for_masks(masks.count)), threads(mask_threads);
+  const dim3 blocks(blocks_for(masks.count)), threads(mask_threads);
   FASTSEG_LAUNCH(find_changes_kernel, blocks, threads, 0, stream, masks, ends, total, places);
   FASTSEG_LAUNCH(subtract_kernel, blocks, threads, 0, stream, places, ends, masks.count, total, counts);
   return cudaGetLastError();

@@ -8,9 +8,8 @@ namespace {
 RowMasks row_masks(const char* op, const Tensor& words, const Tensor& boxes, int64_t width) {
   check_words(op, words);
   check_list(op, words, boxes, "boxes", ScalarType::Int, 4 * words.size(0));
-  FASTSEG_CHECK(
-      width >= 0 && (width + mask_word - 1) / mask_word == words.size(2) && words.size(1) * width < int64_t{1} << 31,
-      "fastseg::", op, ": width does not fit words, or there are too many pixels");
+  FASTSEG_CHECK(width >= 0 && words_in_row(width) == words.size(2) && words.size(1) * width < int64_t{1} << 31,
+                "fastseg::", op, ": width does not fit words, or there are too many pixels");
   return {words_of(words), reinterpret_cast<const Box*>(boxes.const_data_ptr<int32_t>()),
           words.size(0),   words.size(1),
           width,           words.size(2)};

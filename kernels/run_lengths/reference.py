@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastseg.kernels.pack_masks.reference import pack_masks, unpack_masks
 
-# What may be wrong with a text, in place of its number of counts.
+# Codes for what is wrong with a text, in place of its number of counts.
 BAD_CHARACTER, TRUNCATED, OUT_OF_RANGE = -1, -2, -3
 MOST_CHARACTERS = 7  # of a count: 5 bits each, of a difference of two numbers below 2^31
 _FIRST_CHARACTER, _MORE, _SIGN = 48, 32, 16
@@ -20,7 +20,7 @@ def count_runs(words: Tensor, width: int) -> Tensor:
 
 
 def run_lengths(words: Tensor, width: int) -> Tensor:
-    """The counts of all masks, one after the other, int64."""
+    """The counts of all masks, one mask after the other, int64."""
     counts = [count for counts in _counts(words, width) for count in counts]
     return torch.tensor(counts, dtype=torch.int64, device=words.device)
 
@@ -39,7 +39,7 @@ def _counts(words: Tensor, width: int) -> list[list[int]]:
 
 
 def masks_of_runs(counts: Tensor, begins: Tensor, ends: Tensor, height: int, width: int) -> Tensor:
-    """counts[begins[n]:ends[n]], int64, are those of mask n and add up to height x width. Gives its words, int32
+    """Mask n has counts[begins[n]:ends[n]], int64, which add up to height x width. Gives the words, int32
     [N, H, ceil(width / 32)].
     """
     masks = []
@@ -52,7 +52,7 @@ def masks_of_runs(counts: Tensor, begins: Tensor, ends: Tensor, height: int, wid
 
 
 def run_statistics(counts: Tensor, begins: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives the number of pixels of each mask, which counts[begins[n]:ends[n]] add up to, and its area: int64 [N]."""
+    """Gives the sum of counts[begins[n]:ends[n]], the pixels of mask n, and its area: int64 [N]."""
     lists = [counts[begin:end] for begin, end in zip(begins.tolist(), ends.tolist())]
     sums = [[int(one.sum()), int(one[1::2].sum())] for one in lists]
     pixels, area = torch.tensor(sums, dtype=torch.int64).view(-1, 2).unbind(1)
@@ -60,7 +60,7 @@ def run_statistics(counts: Tensor, begins: Tensor, ends: Tensor) -> tuple[Tensor
 
 
 def run_overlaps(counts: Tensor, begins: Tensor, ends: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """The pixels that masks first[p] and second[p] share, int64 [pairs]; where one has fewer, the rest is 0."""
+    """The pixels that masks first[p] and second[p] share, int64 [pairs]; a shorter mask is padded with 0."""
 
     def pixels(mask):
         lengths = counts[begins[mask] : ends[mask]]
@@ -75,7 +75,7 @@ def run_overlaps(counts: Tensor, begins: Tensor, ends: Tensor, first: Tensor, se
 
 
 def write_counts(counts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives the texts, uint8 [7 counts], those of a mask from 7 times its first count on, and their lengths."""
+    """Gives the texts, uint8 [7 counts], and their lengths; a text begins at 7 times the place of the mask's counts."""
     text = torch.zeros(MOST_CHARACTERS * len(counts), dtype=torch.uint8)
     lengths, begin = [], 0
     for end in ends.tolist():
@@ -95,8 +95,8 @@ def write_counts(counts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_counts(text: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """text: uint8, of all masks; ends: int64 [N]. Gives the counts, int64 [characters], those of a mask from its first
-    character on, and their number, or what is wrong with the text.
+    """text: uint8, of all masks; ends: int64 [N]. Gives the counts, int64 [characters], where the counts of a mask
+    begin at the place of its text, and their number, or what is wrong with the text.
     """
     counts = torch.zeros(len(text), dtype=torch.int64)
     numbers, begin = [], 0

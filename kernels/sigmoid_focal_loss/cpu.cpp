@@ -32,13 +32,13 @@ struct Focal {
   FASTSEG_INLINE Focal(vector_t z, vector_t target, accumulate_t alpha, accumulate_t gamma)
       : sigmoid(z), t(target), gamma(gamma) {
     missed = sigmoid.p * (1 - t) + sigmoid.q * t;
-    cross_entropy = ((1 - t) * z + sigmoid.below) + sigmoid.rest;
+    cross_entropy = ((1 - t) * z + sigmoid.hinge) + sigmoid.log_term;
     alpha_t = alpha >= 0 ? alpha * t + (1 - alpha) * (1 - t) : simd::splat(accumulate_t(1));
   }
 
   FASTSEG_INLINE vector_t modulation() const {
     if constexpr (squared) return missed * missed;
-    const vector_t least = simd::splat(std::numeric_limits<accumulate_t>::min());  // gamma 0 of it is 1
+    const vector_t least = simd::splat(std::numeric_limits<accumulate_t>::min());  // not 0: least^0 is 1
     return simd::exp(gamma * simd::log(simd::select(missed < least, least, missed)));
   }
   FASTSEG_INLINE vector_t loss() const { return alpha_t * modulation() * cross_entropy; }
@@ -54,7 +54,7 @@ struct Focal {
   }
 };
 
-// use(slice, offset, count, values) for every chunk, values [count] being what(focal) of its elements.
+// Calls use(slice, offset, count, values) for every chunk, with values [count] = what(focal) of its elements.
 template <typename What, typename Use>
 void for_each_element(const Problem& problem, const UnevenSlices& slices, const What& what, const Use& use) {
   with_digits_of(problem.logits, problem.targets, [&](auto zero) {

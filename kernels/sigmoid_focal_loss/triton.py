@@ -21,9 +21,9 @@ CONFIGS = {"any": Config(1024, 4)}  # 8 elements per thread: two accesses of 16 
 @triton.jit
 def focal_parts(z, t, alpha, ALPHA: tl.constexpr):
     """(p, q, 1 - p_t, alpha_t, cross-entropy) of logits z and targets t."""
-    p, q, below, rest = sigmoid_parts(z)
+    p, q, hinge, log_term = sigmoid_parts(z)
     weight = alpha * t + (1.0 - alpha) * (1.0 - t) if ALPHA else tl.full(t.shape, 1.0, tl.float32)
-    return p, q, p * (1.0 - t) + q * t, weight, ((1.0 - t) * z + below) + rest
+    return p, q, p * (1.0 - t) + q * t, weight, ((1.0 - t) * z + hinge) + log_term
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def sigmoid_focal_loss_backward_kernel(
     if SQUARED:
         derivative = missed * (missed * derivative + spread)
     else:
-        ratio = tl.where(missed == 0.0, 0.0, spread / missed)  # 0 / 0 stands for its limit
+        ratio = tl.where(missed == 0.0, 0.0, spread / missed)  # 0 / 0 is replaced by its limit
         derivative = modulation(missed, gamma, SQUARED) * (derivative + ratio)
     tl.store(grad_inputs + place, (grad * weight * derivative).to(grad_inputs.dtype.element_ty), mask=inside)
 

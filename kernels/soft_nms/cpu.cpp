@@ -1,5 +1,5 @@
-// Soft-NMS on the CPU. A score learns of the boxes picked before it only when it is the highest that waits: scores
-// never rise, so that the highest one that knows of all picks is the next pick. See README.md.
+// Soft-NMS on the CPU. A score is decayed by earlier picks only when it is the highest waiting one. Scores never rise,
+// so the highest score that all picks have decayed is the next pick. See README.md.
 #include <algorithm>
 #include <numeric>
 #include <optional>
@@ -32,13 +32,13 @@ template <typename real_t>
 struct Waiting {
   fastseg::nms::score_key_t<real_t> key;
   int32_t index;
-  int32_t seen;  // of the boxes picked, how many its score knows of
+  int32_t picks_applied;  // the score is decayed by so many of the picks
 
-  // The order of a heap whose front is the highest score, of equal ones that of the first box.
+  // The order of a heap whose front is the highest score; of equal scores, that of the lowest index.
   bool operator<(const Waiting& other) const { return key != other.key ? key > other.key : index > other.index; }
 };
 
-// `score` after the decay by the boxes at places [begin, end), one after the other. Blocks begin at `first`.
+// `score` after the decay by the boxes at places [begin, end), in order. Blocks of 16 begin at `first`.
 template <typename real_t>
 real_t decay(const Boxes<real_t>& picked, int64_t first, int64_t begin, int64_t end, const Box<real_t>& box,
              real_t score, const Decay<real_t>& by) {
@@ -55,13 +55,14 @@ real_t decay(const Boxes<real_t>& picked, int64_t first, int64_t begin, int64_t 
   return score;
 }
 
-// boxes: [count, 4]. Decays the scores in place and gives the boxes picked, of each class at most `most`, by index.
+// boxes: [count, 4]. Decays the scores in place. Returns by index whether a box is picked; at most `most` of each
+// class.
 template <typename real_t>
 std::vector<char> pick(const real_t* boxes, std::vector<real_t>& scores, const Groups& groups,
                        const std::vector<int32_t>& order, const Decay<real_t>& by, double min_score, int64_t most) {
   std::vector<char> is_picked(scores.size(), 0);
   std::vector<Waiting<real_t>> all(scores.size());
-  // Each group in whole blocks of its own.
+  // Each group has whole blocks of its own.
   Boxes<real_t> picked(static_cast<int64_t>(scores.size()) + kLanes * groups.count());
   groups.for_each([&](int64_t group) {
     const auto heap = all.begin() + groups.begin[group];
@@ -77,7 +78,7 @@ std::vector<char> pick(const real_t* boxes, std::vector<real_t>& scores, const G
       Waiting<real_t>& best = *(end - 1);
       const Box<real_t> box(boxes + 4 * int64_t{best.index});
       real_t& score = scores[best.index];
-      score = decay(picked, first, first + best.seen, first + picks, box, score, by);
+      score = decay(picked, first, first + best.picks_applied, first + picks, box, score, by);
       const auto key = score_key(score);
       if (score < min_score) {
         --end;
@@ -87,7 +88,7 @@ std::vector<char> pick(const real_t* boxes, std::vector<real_t>& scores, const G
         --end;
       } else {
         best.key = key;
-        best.seen = picks;
+        best.picks_applied = picks;
         std::push_heap(heap, end);
       }
     }
@@ -131,12 +132,12 @@ void run(Tensor boxes, Tensor scores, std::optional<Tensor> idxs, double iou_thr
   fastseg::nms::check_arguments("soft_nms", scores, idxs, most, indices, count);
   int64_t* picks = indices.mutable_data_ptr<int64_t>();
   int64_t* found = count.mutable_data_ptr<int64_t>();
-  const auto with = [&](auto zero) {
+  const auto run_as = [&](auto zero) {
     using real_t = decltype(zero);
     const auto by = Decay<real_t>::make(iou_threshold, gaussian, sigma);
     soft_nms(boxes, scores, idxs, by, min_score, most, picks, picked_scores, found);
   };
-  boxes.scalar_type() == ScalarType::Double ? with(double{}) : with(float{});
+  boxes.scalar_type() == ScalarType::Double ? run_as(double{}) : run_as(float{});
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ namespace {
 constexpr int pick_threads = 512;
 constexpr int pick_warps = pick_threads / 32;
 
-// The box to be picked next: the lowest key (nms/math.h), of equal ones the lowest index. `index` < 0: there is none.
+// The next box to pick: the lowest key (nms/math.h), of equal keys the lowest index. `index` < 0: none.
 template <typename real_t>
 struct Candidate {
   nms::score_key_t<real_t> key;
@@ -28,8 +28,8 @@ struct Candidate {
   }
 };
 
-// A score is that of `current`, of a box that is picked or dropped -1. Every thread alone reads and writes those of its
-// boxes, of which it takes every 512th.
+// `current` holds the decayed scores, -1 for a box that is picked or dropped. A thread takes every 512th box and is the
+// only one to read and write its scores.
 template <typename real_t>
 __global__ void __launch_bounds__(pick_threads) soft_nms_kernel(const real_t* __restrict__ boxes,     // [count, 4]
                                                                 const real_t* __restrict__ scores,    // [count]
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(pick_threads) soft_nms_kernel(const real_t* __
       best.offer({nms::score_key(score), i});
     }
     best.reduce_warp();
-    __syncthreads();  // `of_warps` is read
+    __syncthreads();  // `of_warps` has been read
     if (lane == 0) of_warps[thread / 32] = best;
     __syncthreads();
     best = of_warps[lane % pick_warps];

@@ -12,11 +12,11 @@ constexpr const char* op = "_soft_nms";
 void forward(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs, double iou_threshold, bool gaussian,
              double sigma, double min_score, int64_t most, Tensor picked_scores, Tensor indices, Tensor found) {
   const int64_t count = check_boxes(op, boxes, scores, idxs);
-  check_integers(op, "indices", indices, most, boxes);
-  check_reals(op, "picked_scores", picked_scores, most, boxes);
-  check_integers(op, "count", found, 1, boxes);
+  check_list(op, boxes, indices, "indices", ScalarType::Long, most);
+  check_list(op, boxes, picked_scores, "picked_scores", boxes.scalar_type(), most);
+  check_list(op, boxes, found, "count", ScalarType::Long, 1);
   const OnDeviceOf device(boxes);
-  // A view may begin anywhere.
+  // A view may begin at any address.
   const Tensor corners = is_aligned(boxes.const_data_ptr(), 16) ? boxes : torch::stable::clone(boxes);
   const Tensor current = torch::stable::new_empty(boxes, {count});
   const cudaError_t error = with_real_type(boxes, [&](auto zero) {

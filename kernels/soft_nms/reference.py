@@ -25,19 +25,19 @@ def soft_nms(
     picked_scores = scores.new_zeros(most)
     waiting = ~(scores.double() < min_score)  # NaN waits
     for rank in range(min(most, len(scores))):
-        # NaN is the greatest score; of equal ones the first is picked.
+        # NaN is the greatest score; of equal scores the first is picked.
         best = torch.where(waiting, scores, -1).argmax()
         found = waiting[best]
         indices[rank] = torch.where(found, best, -1)
         picked_scores[rank] = torch.where(found, scores[best], 0)
         waiting[best] = False
-        scores = torch.where(weights[best] == 0, 0, scores * weights[best])  # of an infinite score, too
+        scores = torch.where(weights[best] == 0, 0, scores * weights[best])  # also for an infinite score
         waiting &= ~(scores.double() < min_score)
     return picked_scores, indices, (indices >= 0).sum()
 
 
 def _weights(boxes: Tensor, idxs: Tensor | None, iou_threshold: float, gaussian: bool, sigma: float) -> Tensor:
-    """(N, N): by what a box that is picked multiplies the scores of the others."""
+    """(N, N): the factors by which a picked box multiplies the scores of the others."""
     overlaps = overlap(boxes, boxes).nan_to_num(0)
     if gaussian:
         weights = torch.exp(-overlaps.double().square() / sigma).to(boxes.dtype)

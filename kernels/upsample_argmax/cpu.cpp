@@ -1,5 +1,5 @@
-// Bilinear upsampling fused with argmax over the classes (and the maximum softmax probability): no upsampled
-// logits. README.md derives the method and proves that the classes left out can never win.
+// Bilinear upsampling fused with argmax over the classes (and the maximum softmax probability): no upsampled logits.
+// README.md derives the method and proves that the pruned classes are never the largest.
 #include <optional>
 #include <vector>
 
@@ -18,7 +18,7 @@ namespace {
 using torch::stable::Tensor;
 
 constexpr int64_t kStreamedBytes = 8 << 20;   // label maps from here on bypass the cache
-constexpr int64_t kFewestElements = 1 << 16;  // upsampled logits below which a second thread costs more than it brings
+constexpr int64_t kFewestElements = 1 << 16;  // upsampled logits; with fewer a second thread costs more than it saves
 constexpr int64_t kSmallestPrunedCell = 6;    // output pixels per source cell from which pruning pays
 
 void run(const Problem& problem) {
@@ -45,7 +45,7 @@ void run(const Problem& problem) {
   }
 }
 
-// Fills in everything but the outputs.
+// Sets everything except the outputs.
 Problem describe(const Tensor& input, const std::vector<int64_t>& size,
                  const std::optional<std::vector<double>>& scales, bool align_corners) {
   Problem problem{};

@@ -36,10 +36,9 @@ struct Tile {
   int64_t begin, end, column, columns;
 };
 
-// The two source elements an output pixel reads and the weight of the second, in the terms of PyTorch's own
-// rule: where the coordinate is clamped to 0 the first two elements are read with weights 1 and 0, and an
-// axis that keeps its size is read element by element. That matters where an element is infinite or NaN,
-// since 0 times it is NaN.
+// The two source elements that an output pixel reads and the weight of the second, by PyTorch's rule: where the
+// coordinate is clamped to 0 the first two elements are read with weights 1 and 0, and an axis that keeps its size is
+// copied. That matters for infinite and NaN elements, since 0 times them is NaN.
 struct Sample {
   int64_t low, high;
   float fraction;
@@ -64,7 +63,7 @@ inline std::vector<Band> find_bands(const BilinearAxis& rows) {
   return bands;
 }
 
-// The last block repeats the last output column in the lanes beyond it.
+// The last block repeats the last output column in its unused lanes.
 inline std::vector<Block> find_blocks(const BilinearAxis& columns) {
   std::vector<Block> blocks(ceil_divide(columns.output_size, kLanes));
   for (size_t i = 0; i < blocks.size(); ++i) {

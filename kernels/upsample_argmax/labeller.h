@@ -22,7 +22,7 @@ using torch::headeronly::ScalarType;
 
 // Output rows labelled together: their maxima and labels should stay in registers.
 constexpr int kRows = simd::kRegisterBytes == 64 ? 8 : 2;
-constexpr float kTame = 1e37f;  // up to here differences of logits are finite
+constexpr float kTame = 1e37f;  // differences of logits of at most this size are finite
 
 struct Problem {
   const void* input;  // [N, C, h, w] of `dtype`, any strides
@@ -35,7 +35,7 @@ struct Problem {
   std::vector<Block> blocks;
   std::vector<Tile> tiles;
   int64_t pitch;  // staged elements per class: every tile's columns and at least 17 more, whole vectors
-  bool prune;     // worth its cost, and the softmax is not wanted (it needs every class)
+  bool prune;     // whether pruning pays and no softmax is wanted (it needs every class)
   bool stream;
   uint8_t* byte_labels;  // [N, H, W], or null
   int64_t* long_labels;  // [N, H, W], or null
@@ -144,9 +144,8 @@ class Labeller {
 
   // --- pruning ---
 
-  // Marks, for every cell and class, whether the class reaches the cell's champion (the class that is largest
-  // in the middle of the cell) at one of the four corners at least. One that is smaller at all four is
-  // smaller everywhere.
+  // Marks, for every cell and class, whether the class is at least as large as the cell's champion (the class that is
+  // largest in the middle of the cell) at one of the four corners. A class smaller at all four is smaller everywhere.
   void find_live(int64_t columns) {
     const int64_t classes = problem_.classes, pitch = problem_.pitch;
     for (int64_t j = 0; j < columns; j += kLanes) {
@@ -195,8 +194,8 @@ class Labeller {
 
   // --- one block of one band ---
 
-  // tame: interpolate as top + fraction * (bottom - top). Otherwise with two weights and NaN winning, as
-  // PyTorch does, since the difference of infinities is not a number.
+  // tame: interpolates as top + fraction * (bottom - top). Otherwise with two weights, and NaN is above every number,
+  // as in PyTorch, since the difference of infinities is not a number.
   template <bool tame>
   void label_block(int64_t image, const Band& band, const Block& block, int64_t x, int64_t column,
                    const int32_t* classes, int64_t count) {

@@ -36,7 +36,7 @@ def config_of(rows: Axis) -> Config:
     return next(config for most, config in CONFIGS.items() if most is None or rows.fullest <= most)
 
 
-# Not specialised on 1 or on divisibility: the addresses gain nothing, and every new size would compile anew.
+# Not specialised on 1 or on divisibility: addresses would gain nothing, and every new size would be compiled anew.
 _INTEGERS = (
     "image", "plane", "row", "column", "source_height", "source_width", "height", "width", "row_numerator",
     "row_denominator", "column_numerator", "column_denominator", "row_chunks", "column_blocks",
@@ -80,20 +80,20 @@ def upsample_argmax_kernel(
     label = tl.zeros((ROWS, COLUMNS), tl.int32)
     for start in range(0, C, CHUNK):
         for k in tl.static_range(CHUNK):
-            c = tl.minimum(start + k, C - 1)  # the last class once more changes no label
+            c = tl.minimum(start + k, C - 1)  # repeating the last class changes no label
             planes = input + n * image + tl.full((1, 1), c, tl.int64) * plane
             upper, lower = source_rows(planes, top * row, bottom * row, left, right, column_fraction[None, :])
             # + 0.0 makes -0 into 0, so that below equal values have equal bits
             value = blend(upper + 0.0, lower + 0.0, fraction)
-            grown = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
-            changed = grown.to(tl.int32, bitcast=True) != best.to(tl.int32, bitcast=True)
+            maximum = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
+            changed = maximum.to(tl.int32, bitcast=True) != best.to(tl.int32, bitcast=True)
             label = tl.where(changed, c, label)
             if probability is not None:
-                share = tl.exp2((value - grown) * LOG2_E)
+                share = tl.exp2((value - maximum) * LOG2_E)
                 if C % CHUNK != 0:
                     share = tl.where(start + k < C, share, 0.0)
-                total = total * tl.exp2((best - grown) * LOG2_E) + share
-            best = grown
+                total = total * tl.exp2((best - maximum) * LOG2_E) + share
+            best = maximum
 
     position = (n * height + y[:, None]) * width + x[None, :]
     inside = (y < last)[:, None] & (x < width)[None, :]

@@ -11,8 +11,8 @@ namespace fastseg::upsample_bilinear2d {
 
 // value(o) = low_weight[o] * element[low[o]] + high_weight[o] * element[high[o]]
 //
-// Indices ascend. They are in [-1, source]: -1 and `source` stand for a zero, so that an output out of reach of the
-// source is 0 whatever the source holds.
+// Indices ascend. They are in [-1, source]: -1 and `source` stand for a zero, so that an output that the source does
+// not reach is 0 whatever the source holds.
 struct Axis {
   int64_t source, output;
   std::vector<int32_t> low, high;              // [output]
@@ -29,8 +29,8 @@ struct Axis {
   }
 };
 
-// torch's rule for interpolation, that of an axis that keeps its size included (1 and 0 times the same element), with
-// coordinates in double. scale: the scale_factor given, or 0 for none.
+// torch's rule for interpolation, also for an axis that keeps its size (1 and 0 times the same element), with
+// coordinates in double. scale: the scale_factor, or 0 for none.
 inline Axis interpolating_axis(int64_t source, int64_t output, bool align_corners, double scale) {
   Axis axis(source, output);
   double step = scale > 0 ? 1.0 / scale : static_cast<double>(source) / static_cast<double>(output);
@@ -43,7 +43,7 @@ inline Axis interpolating_axis(int64_t source, int64_t output, bool align_corner
     }
     const double coordinate = std::max(step * (static_cast<double>(o) + half) - half, 0.0);
     if (coordinate > static_cast<double>(source - 1)) {
-      axis.set(o, source - 1, source - 1, 0.5);  // between the last element and itself: half of it twice rounds nothing
+      axis.set(o, source - 1, source - 1, 0.5);  // the last element twice, by half: exact
       continue;
     }
     const int64_t low = static_cast<int64_t>(coordinate);
@@ -57,20 +57,19 @@ inline Axis interpolating_axis(int64_t source, int64_t output, bool align_corner
 inline Axis deconvolving_axis(int64_t source, int64_t output, int64_t kernel, int64_t stride, int64_t padding) {
   Axis axis(source, output);
   const double centre = kernel % 2 ? static_cast<double>(stride) - 1 : static_cast<double>(stride) - 0.5;
-  const double beyond = static_cast<double>(source);
+  const double past_end = static_cast<double>(source);
   for (int64_t o = 0; o < output; ++o) {
     const double place = static_cast<double>(o) + static_cast<double>(padding) - centre;
-    const double coordinate = std::clamp(place / static_cast<double>(stride), -1.0, beyond);
+    const double coordinate = std::clamp(place / static_cast<double>(stride), -1.0, past_end);
     const int64_t low = static_cast<int64_t>(std::floor(coordinate));
     const double fraction = coordinate - static_cast<double>(low);
-    // On an element: half of it twice, since 0 times its neighbour may be NaN.
+    // On an element: the element twice, by half, since 0 times its neighbour may be NaN.
     axis.set(o, low, fraction > 0 ? low + 1 : low, fraction > 0 ? fraction : 0.5);
   }
   return axis;
 }
 
-// The outputs that read source element i, [begin[i], end[i]), and how much of each goes to it:
-// weight[offset[i] + o - begin[i]].
+// The outputs [begin[i], end[i]) that read source element i, and their weights: weight[offset[i] + o - begin[i]].
 struct Readers {
   std::vector<int64_t> begin, end, offset;  // [source]
   std::vector<float> weight;
@@ -88,7 +87,7 @@ struct Readers {
     });
     int64_t total = 0;
     for (int64_t i = 0; i < axis.source; ++i) {
-      if (begin[i] >= end[i]) begin[i] = end[i] = i > 0 ? end[i - 1] : 0;  // nobody: an empty range that ascends
+      if (begin[i] >= end[i]) begin[i] = end[i] = i > 0 ? end[i - 1] : 0;  // no reader: an empty range in order
       offset[i] = total;
       total += end[i] - begin[i];
     }
@@ -105,8 +104,8 @@ struct Problem {
   Axis rows, columns;
 };
 
-constexpr int64_t kTileElements = 1 << 14;    // of a row that are handled at a time: a few of them stay in the cache
-constexpr int64_t kStreamedBytes = 8 << 20;   // outputs from here on bypass the cache
-constexpr int64_t kFewestElements = 1 << 15;  // of an output, or of a gradient that is read, for a thread's share
+constexpr int64_t kTileElements = 1 << 14;    // of a row, handled at a time: a few such tiles stay in the cache
+constexpr int64_t kStreamedBytes = 8 << 20;   // outputs from this size on bypass the cache
+constexpr int64_t kFewestElements = 1 << 15;  // of an output, or of a gradient that is read, per thread
 
 }  // namespace fastseg::upsample_bilinear2d

@@ -45,7 +45,7 @@ class Backward {
       longest = std::max(longest, tile.end - tile.begin);
     }
     slices.run([&](int64_t, int64_t begin, int64_t end) {
-      // With vectors to spare. Where pixels are single elements: `group_` source rows [row][column], and [column][row].
+      // With spare vectors. If pixels are single elements: `group_` source rows as [row][column], and as [column][row].
       std::vector<float> sums(widest * lanes_ + 2 * simd::kLanes), result(longest * lanes_ + 2 * simd::kLanes);
       std::vector<float> turned(group_ > 1 ? std::max(sums.size(), result.size()) : 0);
       for (const SourceTile& tile : tiles_) {
@@ -74,7 +74,7 @@ class Backward {
 
  private:
   // sums[j] = sum over the outputs y that read a source row of weight(y) grad_output[y, j], j over the tile's columns.
-  // row: of all planes, one below the other.
+  // row: counted over all planes.
   void sum_rows(int64_t row, const SourceTile& tile, float* sums) const {
     const int64_t plane = row / problem_.rows.source, i = row % problem_.rows.source;
     const int64_t pitch = problem_.columns.output * problem_.inner;
@@ -94,16 +94,17 @@ class Backward {
       for (int64_t k = 0; k < kAtOnce; ++k) simd::store(sums + j + k * kLanes, sum[k]);
     }
     for (; j < count; j += kLanes) {
-      const int rest = static_cast<int>(std::min(kLanes, count - j));
+      const int lanes_left = static_cast<int>(std::min(kLanes, count - j));
       simd::f32x16 sum{};
       for (int64_t y = 0; y < readers; ++y) {
         const scalar_t* part = from + y * pitch + j;
-        sum += weight[y] * (rest == kLanes ? simd::load(part) : simd::load_partial(part, rest, scalar_t(0)));
+        sum +=
+            weight[y] * (lanes_left == kLanes ? simd::load(part) : simd::load_partial(part, lanes_left, scalar_t(0)));
       }
-      if (rest == kLanes) {
+      if (lanes_left == kLanes) {
         simd::store(sums + j, sum);
       } else {
-        simd::store_partial(sums + j, sum, rest);
+        simd::store_partial(sums + j, sum, lanes_left);
       }
     }
   }

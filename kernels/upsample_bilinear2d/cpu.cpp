@@ -22,7 +22,7 @@ bool is_dense(const Tensor& tensor, bool channels_last) {
   return channels_last ? is_channels_last(tensor) : tensor.is_contiguous();
 }
 
-// A tensor whose memory is [N, H, W, C] if channels_last, else [N, C, H, W]: `tensor` itself if it lies like that.
+// The tensor with memory [N, H, W, C] if channels_last, else [N, C, H, W]: itself or a copy.
 Tensor dense(const Tensor& tensor, bool channels_last) {
   if (is_dense(tensor, channels_last)) return tensor;
   if (!channels_last) return torch::stable::contiguous(tensor);
@@ -52,7 +52,7 @@ Problem describe(const Tensor& source, const Tensor& output, bool channels_last,
 
 bool is_streamed(const Tensor& written) { return written.numel() * written.element_size() >= kStreamedBytes; }
 
-// fn(scalar_t{}) for fp32 and the half types.
+// Calls fn(scalar_t{}) for fp32 and the half types.
 template <typename Function>
 void with_type(const Tensor& tensor, const Function& fn) {
   const ScalarType type = tensor.scalar_type();

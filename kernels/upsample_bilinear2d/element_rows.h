@@ -1,4 +1,4 @@
-// Rows of elements, in and out of fp32.
+// Rows of elements, converted to and from fp32.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +8,8 @@
 
 namespace fastseg::upsample_bilinear2d {
 
-// body(c) for vectors c .. c + 15 that cover the elements [0, inner) of a pixel. The last one overlaps the one before
-// or, of fewer than 16 elements, reaches into the next pixel: go through pixels in ascending order, with room for a
+// Calls body(c) for vectors c .. c + 15 that cover the elements [0, inner) of a pixel. The last vector overlaps the one
+// before or, with fewer than 16 elements, reaches into the next pixel: visit pixels in ascending order, with room for a
 // vector after the last.
 template <typename Body>
 FASTSEG_INLINE void for_each_vector(int64_t inner, const Body& body) {
@@ -18,7 +18,7 @@ FASTSEG_INLINE void for_each_vector(int64_t inner, const Body& body) {
   if (c < inner) body(std::max<int64_t>(0, inner - simd::kLanes));
 }
 
-// from: [count] in memory; to: [count].
+// Widens from: [count] to to: [count].
 template <typename scalar_t>
 void read_row(const scalar_t* from, int64_t count, float* to) {
   int64_t i = 0;
@@ -26,7 +26,7 @@ void read_row(const scalar_t* from, int64_t count, float* to) {
   for (; i < count; ++i) to[i] = static_cast<float>(from[i]);
 }
 
-// to: [count]; vector_at(i) gives elements i .. i + 15, also beyond count.
+// Writes to: [count]; vector_at(i) gives elements i .. i + 15, also past count.
 template <typename scalar_t, typename Vectors>
 FASTSEG_INLINE void write_row(scalar_t* to, int64_t count, bool stream, const Vectors& vector_at) {
   constexpr int64_t kLanes = simd::kLanes;
@@ -36,10 +36,10 @@ FASTSEG_INLINE void write_row(scalar_t* to, int64_t count, bool stream, const Ve
     const uintptr_t over = reinterpret_cast<uintptr_t>(to) % kLine;
     const int64_t head = over ? static_cast<int64_t>((kLine - over) / sizeof(scalar_t)) : 0;
     for (; i + kLanes <= head && i + kLanes <= count; i += kLanes) simd::store(to + i, vector_at(i));
-    const int64_t rest = std::min(head, count) - i;
-    if (rest > 0) {
-      simd::store_partial(to + i, vector_at(i), static_cast<int>(rest));
-      i += rest;
+    const int64_t head_left = std::min(head, count) - i;
+    if (head_left > 0) {
+      simd::store_partial(to + i, vector_at(i), static_cast<int>(head_left));
+      i += head_left;
     }
     for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
       simd::stream(to + i, vector_at(i));

@@ -1,5 +1,5 @@
-// The forward: every source row is expanded along the width, once, and two expanded rows are blended into each output
-// row that lies between them.
+// The forward: every source row is interpolated along the width once ("expanded"), and each output row is a blend of
+// the two expanded rows around it.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@ namespace fastseg::upsample_bilinear2d {
 
 // How 16 neighbouring outputs of an axis read a row of single elements.
 struct Block {
-  int64_t first;  // the leftmost element, from which on `low` and `high` count
-  bool narrow;    // 16 elements hold all, and can be read
+  int64_t first;  // the leftmost element; `low` and `high` are relative to it
+  bool narrow;    // all lie within 16 elements, which can be read
   simd::i32x16 low, high;
   simd::f32x16 low_weight, high_weight;
 };
@@ -77,7 +77,7 @@ class Forward {
   }
 
  private:
-  // What a thread holds: two expanded rows of a tile.
+  // The scratch of a thread: two expanded rows of a tile.
   class Rows {
    public:
     explicit Rows(const Forward& forward) : forward_(forward), problem_(forward.problem_) {
@@ -115,7 +115,7 @@ class Forward {
       return problem_.columns.high[tile.end - 1] - problem_.columns.low[tile.begin] + 1;
     }
 
-    // Source row i of the tile; row `other` stays where it is.
+    // Source row i of the tile, expanded; row `other` is not replaced.
     const float* expanded(int64_t i, int64_t other) {
       if (i < 0 || i >= problem_.rows.source) return expanded_.data() + 2 * pitch_;
       for (const int slot : {0, 1}) {
@@ -129,14 +129,14 @@ class Forward {
       return to;
     }
 
-    // The columns of source row i that the tile reads, in fp32, zeros where there are none: where they lie, or a copy.
+    // The columns of source row i that the tile reads, in fp32, zeros outside of the source: in place or copied.
     const float* staged(int64_t i) {
       const Axis& columns = problem_.columns;
       const int64_t inner = problem_.inner, first = columns.low[tile_.begin], count = source_columns(tile_);
       const int64_t before = std::clamp<int64_t>(-first, 0, count);
       const int64_t inside = std::clamp<int64_t>(columns.source - first, before, count) - before;
       const int64_t place = (plane_ * problem_.rows.source + i) * columns.source + first + before;
-      if constexpr (std::is_same_v<scalar_t, float>) {  // vectors of pixels that are shorter reach beyond the row
+      if constexpr (std::is_same_v<scalar_t, float>) {  // a vector at a shorter pixel would reach past the row
         if (inside == count && (inner == 1 || inner >= simd::kLanes)) return forward_.source_ + place * inner;
       }
       std::fill_n(staged_.data(), before * inner, 0.0f);
@@ -181,7 +181,7 @@ class Forward {
     const Problem& problem_;
     int64_t plane_ = 0, pitch_, held_[2];
     Tile tile_{};
-    std::vector<float> staged_;    // columns of a source row, and two vectors that may be read beyond
+    std::vector<float> staged_;    // columns of a source row, and two more vectors that may be read
     std::vector<float> expanded_;  // [3][pitch]
   };
 

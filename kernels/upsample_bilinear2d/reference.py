@@ -35,7 +35,7 @@ def bilinear_conv_transpose2d_backward(grad_output: Tensor, kernel_size, stride,
 
 
 def _matrices(like: Tensor, source, output, kernel_size, stride, padding) -> list[Tensor]:
-    """Per axis (output, source): what output o takes of element i, 1 - |i - coordinate(o)| or nothing.
+    """Per axis (output, source): the weight of element i in output o, max(0, 1 - |i - coordinate(o)|).
 
     coordinate(o) = (o + padding - centre) / stride, the centre of the kernel being its tap stride - 1 or, of an even
     number of taps, half a tap further on.

@@ -29,7 +29,7 @@ MOST_LANES = 64  # outputs that a source element sums up at a time
 MOST_CHANNELS = 64  # of a tile, where channels are innermost
 
 
-# Not specialised on: they would compile anew for every factor.
+# Not specialised on: every factor would be compiled anew.
 _STEPS = {
     "row_step": "i64", "row_inverse": "i64", "row_before": "i32",
     "column_step": "i64", "column_inverse": "i64", "column_before": "i32",
@@ -96,8 +96,8 @@ def clamped(place, source, ZERO: tl.constexpr):
 
 @triton.jit
 def first_at(target, output, step_bits, inverse_bits, twice_before, HALF: tl.constexpr):
-    """The first output at source position `target` or beyond, `output` if there is none. The estimate is one off at
-    most. Nothing is divided: a division in fp64 takes as long as all the rest.
+    """The first output at source position `target` or later, `output` if there is none. The estimate is off by at most
+    one. It needs no division, which in fp64 would take as long as everything else.
     """
     inverse = inverse_bits.to(tl.int64).to(tl.float64, bitcast=True)
     steps = (target.to(tl.float64) + HALF) * inverse - twice_before * 0.5
@@ -110,7 +110,7 @@ def first_at(target, output, step_bits, inverse_bits, twice_before, HALF: tl.con
 
 @triton.jit
 def weighted(value, weight, ZERO: tl.constexpr):
-    """value * weight; 0 for a weight of 0 where there is no border that torch multiplies by 0, too."""
+    """value * weight. If ZERO, a weight of 0 gives 0 even for NaN; else torch multiplies by 0, too."""
     product = value * weight
     return tl.where(weight == 0.0, 0.0, product) if ZERO else product
 
@@ -153,7 +153,7 @@ def upsample_kernel(
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, STRIP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Grid: (N * chunks * strips * parts * tiles,). A program owns CHANNELS x COLUMNS outputs of every row that lies
-    between source row k and the next, for STRIP of k; rows `part` * ROWS and on of each where there are many.
+    between source row k and the next, for STRIP values of k; if there are many, rows from `part` * ROWS on.
     """
     tile, strip, channels, n = tile_of(tl.program_id(0), tiles, strips * parts, chunks, CHANNELS)
     part, strip = strip % parts, strip // parts
@@ -200,7 +200,7 @@ def readers(i, source, output, step_bits, inverse_bits, twice_before, HALF: tl.c
     """(begin, end) of the outputs that read source element i."""
     begin = first_at(i - 1, output, step_bits, inverse_bits, twice_before, HALF)
     end = first_at(i + 1, output, step_bits, inverse_bits, twice_before, HALF)
-    if ZERO == 0:  # all before the first element and after the last are theirs
+    if ZERO == 0:  # the first and the last element also have all outputs before and after them
         begin = tl.where(i == 0, 0, begin)
         end = tl.where(i == source - 1, output, end)
     return begin, tl.where(i < source, end, begin)
@@ -208,7 +208,7 @@ def readers(i, source, output, step_bits, inverse_bits, twice_before, HALF: tl.c
 
 @triton.jit
 def share(o, i, source, step_bits, twice_before, HALF: tl.constexpr, ZERO: tl.constexpr):
-    """How much of output o source element i is."""
+    """The weight of source element i in output o."""
     place = clamped(position(o, step_bits, twice_before, HALF), source, ZERO)
     return tl.maximum(1.0 - tl.abs(place - i), 0.0).to(tl.float32)
 
@@ -226,7 +226,7 @@ def upsample_gradient_kernel(
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr, STRIP: tl.constexpr,
 ):  # fmt: skip
     """Grid: (N * chunks * strips * tiles,). A program owns CHANNELS x COLUMNS elements of STRIP source rows and gathers
-    the outputs that read them: over their rows first, LANES columns of each element beside one another.
+    the outputs that read them: first over their rows, for LANES columns of each element at a time.
     """
     tile, strip, channels, n = tile_of(tl.program_id(0), tiles, strips, chunks, CHANNELS)
     j = tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -284,7 +284,9 @@ def _forward(input: Tensor, output: Tensor, rows: Axis, columns: Axis) -> None:
     config, (images, C) = CONFIGS["forward"], input.shape[:2]
     channels, width = _tile(config.elements, C, columns.output, is_channels_last(output))
     chunks, tiles = triton.cdiv(C, channels), triton.cdiv(columns.output, width)
-    parts = triton.cdiv(rows.fullest + 1, config.rows)  # the device may round one output more into an interval
+    parts = triton.cdiv(
+        rows.fullest + 1, config.rows
+    )  # by rounding, the device may find one more output in an interval
     strip = config.strip if parts == 1 else 1
     strips = triton.cdiv(rows.source + rows.zero, strip)
     if images == 0:

@@ -1,16 +1,16 @@
 // The arithmetic of one block of 16 cells in one output row: see README.md for the formulas.
 //
 // Along a cell the upsampled logits are linear, so their exponentials form a geometric sequence: two exponentials serve
-// up to eight pixels. The normaliser of a pixel is the interpolation of the cell ends' largest logits: it is no smaller
+// up to eight pixels. The normaliser of a pixel interpolates the largest logits of the cell's ends: it is no smaller
 // than any logit of the pixel. Where logits lie so far below it that this could lose bits (or are infinite or NaN), the
-// block is computed "directly": every pixel's own maximum, one exponential per pixel and class.
+// block is computed "directly": with each pixel's own maximum and one exponential per pixel and class.
 #pragma once
 
 #include "block_row_base.h"
 
 namespace upsample_cross_entropy {
 
-// steps: pixels per lane of the geometric path; 0 stands for the direct path, which takes the number from the block.
+// steps: pixels per lane of the geometric path; 0: the direct path, with the number of the block.
 template <int steps, Task task>
 class BlockRow : BlockRowBase {
  public:
@@ -47,7 +47,7 @@ class BlockRow : BlockRowBase {
     loss_ = row.loss();
   }
 
-  // From the logits at the ends of the cells to the exponential of the first pixel and the ratio to the next.
+  // Turns the logits at the ends of the cells into the exponential of the first pixel and the ratio to the next.
   void exponentiate() {
     const f32x16 slope_of_norm = highest_.right - highest_.left, first_fraction = fraction(0);
     for (int64_t c = 0; c < classes_; ++c) {
@@ -65,9 +65,9 @@ class BlockRow : BlockRowBase {
 
     FASTSEG_INLINE Sequence(const BlockRow& all, int64_t c)
         : first(simd::load(all.ends(c))), second(simd::load(all.ends(c) + kLanes)), exponential(first) {}
-    // Call for k = 0, 1, 2, ...
+    // Called for k = 0, 1, 2, ... in order.
     FASTSEG_INLINE f32x16 at(const BlockRow& all, int k) {
-      if constexpr (direct) {  // 0 where no pixel counts, whatever the logits hold
+      if constexpr (direct) {  // 0 where no pixel counts, whatever the logits are
         const f32x16 shifted = all.interpolate({first, second}, k) - all.tile_.norm[k];
         return simd::keep_where(all.tile_.label[k] >= 0, simd::exp_nonpositive(shifted));
       }
@@ -122,7 +122,7 @@ class BlockRow : BlockRowBase {
     }
   }
 
-  // The factors that make exponentials into probabilities or gradients, 0 where the label is ignored.
+  // The factors that turn exponentials into probabilities or gradients, 0 where the label is ignored.
   void scale_pixels() {
     for (int k = 0; k < count(); ++k) {
       const f32x16 inverse = simd::keep_where(tile_.label[k] >= 0, 1.0f / tile_.sum[k]);
@@ -143,7 +143,7 @@ class BlockRow : BlockRowBase {
     if (by_pixel && task != Task::kGradient) return;
     for_each_class(problem_, tile_.classes, [&](int64_t c) {
       const Ends target = sum_over_label(c, tile_.target);
-      if (!by_pixel) {  // logits are linear in the fraction: no pixel's own is needed
+      if (!by_pixel) {  // logits are linear in the fraction: those of single pixels are not needed
         const Ends logits = between(c);
         loss_ -= (logits.left - highest_.left) * target.left + (logits.right - highest_.right) * target.right;
       }
@@ -151,15 +151,15 @@ class BlockRow : BlockRowBase {
     });
   }
 
-  // Sums of values over the pixels labelled c, shared out between the ends of the cells.
+  // Sums of values over the pixels labelled c, divided between the ends of the cells.
   FASTSEG_INLINE Ends sum_over_label(int64_t c, const f32x16 (&values)[kMostSteps]) const {
-    f32x16 whole{}, right{};
+    f32x16 total{}, right{};
     for (int k = 0; k < count(); ++k) {
       const f32x16 value = simd::keep_where(is_label(c, k), values[k]);
-      whole += value;
+      total += value;
       right += value * fraction(k);
     }
-    return {whole - right, right};
+    return {total - right, right};
   }
 
   // Cross-entropy: p through.
@@ -170,19 +170,19 @@ class BlockRow : BlockRowBase {
       inverse_right[k] = tile_.inverse[k] * fraction(k);
     }
     for (int64_t c = 0; c < classes_; ++c) {
-      f32x16 whole{}, right{};
+      f32x16 total{}, right{};
       Sequence sequence(*this, c);
       if constexpr (direct) {
         for (int k = 0; k < count(); ++k) {
           const f32x16 exponential = sequence.at(*this, k);
-          whole += exponential * inverse[k];
+          total += exponential * inverse[k];
           right += exponential * inverse_right[k];
         }
       } else {
-        whole = sequence.first * polynomial(inverse, sequence.second);
+        total = sequence.first * polynomial(inverse, sequence.second);
         right = sequence.first * polynomial(inverse_right, sequence.second);
       }
-      accumulate(c, {whole - right, right});
+      accumulate(c, {total - right, right});
     }
   }
 
@@ -234,27 +234,27 @@ class BlockRow : BlockRowBase {
     }
     for (int64_t c = 0; c < classes_; ++c) {
       const float factor = problem_.grad_prediction[image_ * classes_ + c];
-      f32x16 whole{}, right{};
+      f32x16 total{}, right{};
       Sequence sequence(*this, c);
       if constexpr (direct) {
         for (int k = 0; k < count(); ++k) {
           const f32x16 probability = sequence.at(*this, k) * tile_.inverse[k];
           const f32x16 inner = problem_.squared ? probability * factor : simd::splat(factor);
           const f32x16 value = probability * (inner + tile_.common[k]);
-          whole += value;
+          total += value;
           right += value * fraction(k);
         }
       } else {
         const f32x16 inner = problem_.squared ? sequence.first * factor : simd::splat(factor);
         const f32x16 ratio = Terms(*this, sequence).ratio;
-        whole = sequence.first * (inner * polynomial(scale, ratio) + polynomial(common, sequence.second));
+        total = sequence.first * (inner * polynomial(scale, ratio) + polynomial(common, sequence.second));
         right = sequence.first * (inner * polynomial(scale_right, ratio) + polynomial(common_right, sequence.second));
       }
-      accumulate(c, {whole - right, right});
+      accumulate(c, {total - right, right});
     }
   }
 
-  // What makes e^2 (or e) of pixels k a p^2 (or p).
+  // The factor from e^2 (or e) of pixels k to p^2 (or p).
   FASTSEG_INLINE f32x16 scale_of_terms(int k) const {
     return problem_.squared ? tile_.inverse[k] * tile_.inverse[k] : tile_.inverse[k];
   }
@@ -266,7 +266,7 @@ class BlockRow : BlockRowBase {
     FASTSEG_UNROLL for (int k = 0; k < room; ++k) own[k] = f32x16{};
     for_each_class(problem_, tile_.classes, [&](int64_t c) FASTSEG_ALWAYS_INLINE {
       const float factor = problem_.grad_intersection[image_ * classes_ + c];
-      f32x16 whole{}, right{};
+      f32x16 total{}, right{};
       Sequence sequence(*this, c);
       if constexpr (!direct) sequence.exponential *= factor;
       for (int k = 0; k < count(); ++k) {
@@ -274,10 +274,10 @@ class BlockRow : BlockRowBase {
         const f32x16 value = exponential * tile_.inverse[k] - tile_.target[k];
         const auto labelled = is_label(c, k);
         own[k] = simd::select(labelled, value, own[k]);
-        whole = simd::select(labelled, whole + value, whole);
+        total = simd::select(labelled, total + value, total);
         right = simd::select(labelled, right + value * fraction(k), right);
       }
-      accumulate(c, {whole - right, right});
+      accumulate(c, {total - right, right});
     });
     for (int k = 0; k < count(); ++k) {
       const f32x16 smoothing = tile_.through[k] - tile_.target[k];

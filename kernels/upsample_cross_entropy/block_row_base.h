@@ -1,5 +1,5 @@
-// The labels and weights of a block's pixels in one output row, and what the arithmetic there does not owe to the
-// number of steps or to the task: see block_row.h.
+// The labels and weights of a block's pixels in one output row, and the arithmetic that depends neither on the number
+// of steps nor on the task: see block_row.h.
 #pragma once
 
 #include "problem.h"
@@ -8,7 +8,7 @@ namespace upsample_cross_entropy {
 
 namespace detail {
 
-// Of pixels k of the lanes in output row y.
+// Loads the weights of pixels k of the lanes in output row y.
 inline void load_pixel_weights(const Problem& problem, const Block& block, int64_t image, int64_t y, int k,
                                PixelTile& tile) {
   const int64_t row = image * problem.height() + y;
@@ -33,7 +33,7 @@ inline void load_pixel_weights(const Problem& problem, const Block& block, int64
 
 }  // namespace detail
 
-// Labels and weights of the block in output row y, whose labels are given.
+// Loads labels and weights of the block in output row y, whose labels are given.
 template <int steps>
 [[gnu::noinline]] void load_tile(const Problem& problem, const Block& block, int64_t image, int64_t y,
                                  const int32_t* labels, PixelTile& tile) {
@@ -54,7 +54,7 @@ template <int steps>
   }
   const uint32_t modulo_32 = simd::reduce_or(residues);
   tile.classes = {modulo_32, several_words ? simd::reduce_or(words) : modulo_32 != 0};
-  if (tile.classes.empty() || problem.plain()) return;
+  if (tile.classes.empty() || problem.basic()) return;
   for (int k = 0; k < steps; ++k) detail::load_pixel_weights(problem, block, image, y, k, tile);
 }
 
@@ -71,7 +71,7 @@ FASTSEG_INLINE void for_each_class(const Problem& problem, const ClassSet& set, 
 }
 
 constexpr float kLargestSpread = 60.0f;   // of a pixel's logits
-constexpr float kLargestSquared = 42.0f;  // the same where squares of the exponentials must be numbers
+constexpr float kLargestSquared = 42.0f;  // the same if squares of the exponentials must be normal numbers
 
 class BlockRowBase {
  public:
@@ -82,7 +82,7 @@ class BlockRowBase {
   f32x16 loss() const { return loss_; }
 
  protected:
-  // Of one class, at the left and right ends of the cells.
+  // Values of one class at the left and right ends of the cells.
   struct Ends {
     f32x16 left, right;
   };
@@ -100,8 +100,8 @@ class BlockRowBase {
             simd::load(above + 1) * upper + simd::load(below + 1) * lower_};
   }
 
-  // Reads the ends of the cells. False if their logits (and the squares of their exponentials, if these are wanted)
-  // cannot take the geometric path.
+  // Reads the ends of the cells. False if their logits (or the squares of their exponentials, if needed) do not allow
+  // the geometric path.
   [[gnu::noinline]] bool read_cells(bool squared) {
     f32x16 highest_left = simd::splat(-INFINITY), highest_right = highest_left;
     f32x16 lowest_left = simd::splat(INFINITY), lowest_right = lowest_left;
@@ -155,7 +155,7 @@ class BlockRowBase {
 
   // --- the cross-entropy's value ---
 
-  // The logits of the labels less their normalisers, for a loss of every pixel.
+  // The logits of the labels minus their normalisers, for losses of every pixel.
   template <bool direct>
   [[gnu::noinline]] void pick_label_logits(f32x16 (&picked)[kMostSteps]) const {
     for (f32x16& lanes : picked) lanes = f32x16{};
@@ -210,13 +210,13 @@ class BlockRowBase {
   }
   // Label smoothing: w_c smooth of every class.
   [[gnu::noinline]] void subtract_smoothing() {
-    f32x16 whole{}, right{};
+    f32x16 total{}, right{};
     for (int k = 0; k < block_.steps; ++k) {
-      whole += tile_.smooth[k];
+      total += tile_.smooth[k];
       right += tile_.smooth[k] * fraction(k);
     }
     for (int64_t c = 0; c < classes_; ++c) {
-      accumulate(c, {(right - whole) * problem_.weight_of(c), -right * problem_.weight_of(c)});
+      accumulate(c, {(right - total) * problem_.weight_of(c), -right * problem_.weight_of(c)});
     }
   }
 

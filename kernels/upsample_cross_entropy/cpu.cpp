@@ -62,6 +62,7 @@ Problem make_problem(const Arguments& arguments, Task task) {
   const Tensor& input = arguments.input;
   const Tensor& target = arguments.target;
   const Scales& scales = arguments.scale_factors;
+  FASTSEG_CHECK(!scales || scales->size() == 2, "upsample_cross_entropy: scale_factors must be two numbers");
   BilinearAxis vertical(input.size(2), target.size(1), arguments.align_corners, scales ? (*scales)[0] : 0.0);
   BilinearAxis horizontal(input.size(3), target.size(2), arguments.align_corners, scales ? (*scales)[1] : 0.0);
   Plan plan = make_plan(horizontal);
@@ -92,7 +93,8 @@ Totals run_checked(const Problem& problem, const Arguments& arguments) {
   return totals;
 }
 
-// Where the kernel adds the gradient of the input up, in float: in the output itself, or beside one of a half type.
+// The float buffer in which the kernel sums the gradient of the input: the output itself, or a scratch tensor if that
+// has a half type.
 class GradientSum {
  public:
   GradientSum(Problem& problem, const Tensor& input, const Tensor& output) : output_(output) {
@@ -110,7 +112,7 @@ class GradientSum {
     problem.gradient_strides = strides_of(output);
   }
 
-  // Rounds to the output's dtype what was added up.
+  // Rounds the sum to the output's dtype.
   void finish() const {
     if (!beside_) return;
     const int64_t count = output_.numel();
@@ -133,7 +135,7 @@ class GradientSum {
   float* values_;
 };
 
-// The gradients of the statistics as the kernel takes them.
+// The gradients of the statistics, converted for the kernel.
 struct StatisticsGradient {
   std::vector<float> intersection, prediction;  // [N][C]
   float numerator;
@@ -146,8 +148,8 @@ struct StatisticsGradient {
   }
 };
 
-// loss: []; count: [] fp64, what the loss is a mean of, 1 for a sum; gradient: float, like input, count * that of the
-// loss, if with_gradient.
+// loss: []; count: [] fp64, the denominator of a mean, 1 for a sum; gradient, if with_gradient: float, like input,
+// count times the gradient of the loss.
 void loss(const Tensor& input, const Tensor& target, std::optional<Tensor> weight, std::optional<Tensor> pixel_weight,
           Scales scale_factors, bool align_corners, int64_t ignore_index, double label_smoothing, bool mean,
           bool zero_if_empty, bool with_gradient, ScalarType, const Tensor& loss, const Tensor& count,
@@ -218,7 +220,7 @@ void statistics(const Tensor& input, const Tensor& target, std::optional<Tensor>
   fastseg::write_number(denominator, totals.denominator, "denominator");
 }
 
-// Adds the gradient of the input up from that of the statistics.
+// Computes the gradient of the input from that of the statistics.
 void run_statistics_gradient(Problem& problem, const Arguments& arguments, const StatisticsGradient& given,
                              const Tensor& output) {
   problem.task = Task::kStatisticsGradient;

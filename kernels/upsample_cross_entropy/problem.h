@@ -1,4 +1,4 @@
-// One call of the op as plain pointers, how its output rows are cut into blocks, and the scratch of one thread.
+// One call of the op as pointers and numbers, the blocks of its output rows, and the scratch of one thread.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ using simd::u32x16;
 constexpr int kBandRows = 8;   // output rows of one source cell that are swept together
 constexpr int kMostSteps = 8;  // output pixels of one source cell in a block
 
-// 16 neighbouring source cells (see bilinear.h) in an output row, one a lane. k counts the output pixels inside a cell,
-// along which the logits of a lane are linear; of a cell with more than kMostSteps every block has some.
+// 16 neighbouring source cells (see bilinear.h) in an output row, one per lane. k counts the output pixels inside a
+// cell, along which the logits of a lane are linear; a cell with more than kMostSteps pixels takes several blocks.
 struct alignas(64) Block {
   float fraction[kMostSteps][kLanes];  // of the pixel between the left and right end of its cell
   int32_t pixel[kMostSteps][kLanes];   // output column, or the output width where the lane has no such pixel
@@ -48,12 +48,12 @@ inline Block make_block(const BilinearAxis& axis, int64_t cell, int64_t first, i
       if (begin + k < end) {
         block.fraction[k][lane] = axis.fraction[begin + k];
         block.pixel[k][lane] = static_cast<int32_t>(begin + k);
-      } else if (begin < end) {  // the sequence goes on, so that the lane's exponentials stay ordinary numbers
+      } else if (begin < end) {  // continues the sequence, so that the lane's exponentials stay finite
         block.fraction[k][lane] = axis.fraction[begin] + static_cast<float>(k * axis.step);
       }
     }
   }
-  const auto& last = block.pixel[steps - 1];  // a lane that lacks a pixel lacks its last
+  const auto& last = block.pixel[steps - 1];  // a lane that lacks any pixel lacks the last one
   block.full = std::all_of(last, last + kLanes, [&](int32_t pixel) { return pixel < axis.output_size; });
   return block;
 }
@@ -119,12 +119,12 @@ struct Problem {
   int64_t height() const { return vertical.output_size; }
   int64_t width() const { return horizontal.output_size; }
   float weight_of(int64_t c) const { return class_weight ? class_weight[c] : 1.0f; }
-  bool plain() const { return !class_weight && !pixel_weight && !grad_losses && label_smoothing == 0; }
+  bool basic() const { return !class_weight && !pixel_weight && !grad_losses && label_smoothing == 0; }
 
-  // A row of labels and room for the lanes of a block that has no pixels there.
+  // A row of labels, and padding for lanes without pixels.
   int64_t label_stride() const { return width() + kMostSteps; }
 
-  // Floats of one padded source row of one class: the row between copies of its ends, and room for the last block.
+  // Floats of one padded source row of one class: the row between copies of its ends, and padding for the last block.
   int64_t row_stride() const {
     const int64_t vectors = ceil_divide(source_width() + 2, kLanes) + 2;
     return (vectors | 1) * kLanes;  // odd: rows of different classes do not compete for the same cache sets
@@ -138,8 +138,8 @@ struct ClassSet {
   bool empty() const { return words == 0; }
 };
 
-// What is known of the pixels of one block in one output row, all [steps][16]. The coefficients of the
-// gradient are 0 where the label is ignored, except that plain() problems have one for all pixels, set once.
+// Numbers of the pixels of one block in one output row, all [steps][16]. The coefficients of the gradient are 0 where
+// the label is ignored, except that basic() problems have one for all pixels, set once.
 struct alignas(64) PixelTile {
   f32x16 through[kMostSteps];  // coefficient of every probability
   f32x16 target[kMostSteps];   // coefficient of the label's one
@@ -147,8 +147,8 @@ struct alignas(64) PixelTile {
   f32x16 sum[kMostSteps];      // of e^(logit - normaliser) over the classes
   f32x16 norm[kMostSteps];     // normaliser: no smaller than any logit
   f32x16 dice[kMostSteps];     // sum_c h_c e_c^2 (or h_c e_c)
-  f32x16 common[kMostSteps];   // Dice gradient: what every probability is multiplied by
-  f32x16 inverse[kMostSteps];  // factor that makes exponentials into probabilities (or their gradients)
+  f32x16 common[kMostSteps];   // Dice gradient: factor of every probability
+  f32x16 inverse[kMostSteps];  // factor from exponentials to probabilities (or their gradients)
   i32x16 label[kMostSteps];    // -1 where ignored or no pixel
   ClassSet classes;            // of the labels
 };
@@ -162,7 +162,7 @@ struct Workspace {
         labels(kBandRows * problem.label_stride()) {
     const int64_t size = problem.classes * stride;
     std::fill_n(rows.get(), 4 * size, 0.0f);
-    if (problem.plain()) {
+    if (problem.basic()) {
       std::fill_n(tile.through, kMostSteps, simd::splat(problem.grad_numerator));
       std::fill_n(tile.target, kMostSteps, simd::splat(problem.grad_numerator));
     }
@@ -180,7 +180,7 @@ struct Workspace {
   Scratch<float> logits;        // [C][2][16]: ends of the cells, vertically interpolated; then start and ratio
   Scratch<float> accumulators;  // [C][4][16]: gradients of the left and right ends, then the lower row's shares
   Scratch<float> statistics;
-  Scratch<int32_t> labels;  // [kBandRows][label_stride()], -1 behind the row
+  Scratch<int32_t> labels;  // [kBandRows][label_stride()], -1 past the end of the row
   PixelTile tile{};
 
   float* upper;           // [C][stride] source row above the output rows

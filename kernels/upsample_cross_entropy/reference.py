@@ -19,9 +19,9 @@ def upsample_cross_entropy(
     input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, mean,
     zero_if_empty, with_gradient, dtype,
 ):  # fmt: skip
-    """(loss () of `dtype`, count () fp64 that it is a mean of, count * its gradient in the accumulator's dtype).
+    """(loss () of `dtype`, count () fp64, the denominator of a mean, count * its gradient in the accumulator's dtype).
 
-    count is 1 for a sum. A gradient that is not wanted has no elements.
+    count is 1 for a sum. A gradient that is not wanted is empty.
     """
     options = scale_factors, align_corners, ignore_index, label_smoothing
     *_, numerator, denominator = upsample_softmax_statistics(input, target, weight, pixel_weight, *options, True)
@@ -39,7 +39,7 @@ def upsample_cross_entropy_dice(
     input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, squared,
     ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty, with_gradient, dtype,
 ):  # fmt: skip
-    """(loss () of `dtype`, 1 () fp64, the loss's gradient in the accumulator's dtype, of no element if not wanted)."""
+    """(loss () of `dtype`, 1 () fp64, the loss's gradient in the accumulator's dtype, empty if not wanted)."""
     call = target, weight, pixel_weight
     options = scale_factors, align_corners, ignore_index, label_smoothing, squared
     dice_options = ce_weight, dice_weight, smooth, include_background, per_image, zero_if_empty
@@ -58,7 +58,7 @@ def upsample_cross_entropy_pixels(
     """Losses (N, H, W) in the accumulator dtype."""
     logits = _upsampled(input, target, scale_factors, align_corners)
     label = target.long()
-    if input.device.type != "cpu":  # a label out of range counts for nothing: raising would need a host sync
+    if input.device.type != "cpu":  # a label out of range counts as ignored: raising would need a host sync
         label = torch.where((label >= 0) & (label < input.size(1)), label, ignore_index)
     losses = F.cross_entropy(
         logits, label, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
@@ -69,7 +69,7 @@ def upsample_cross_entropy_pixels(
 def upsample_cross_entropy_pixels_backward(
     input, target, weight, pixel_weight, grad_losses, scale_factors, align_corners, ignore_index, label_smoothing
 ):
-    """A gradient per pixel acts as one more pixel weight."""
+    """A gradient per pixel acts as another pixel weight."""
     share = grad_losses if pixel_weight is None else grad_losses * pixel_weight
     none = torch.zeros(input.shape[:2], dtype=torch.float64, device=input.device)
     return upsample_softmax_statistics_backward(

@@ -1,4 +1,4 @@
-// Source rows on their way in (padded, widened to float) and their gradients on the way out.
+// Reads source rows (padded, widened to float) and writes their gradients.
 #pragma once
 
 #include <utility>
@@ -8,7 +8,7 @@
 
 namespace upsample_cross_entropy {
 
-// Row `row` of every class to padded[c * stride + 0 ... w + 1].
+// Reads row `row` of every class to padded[c * stride + 0 ... w + 1].
 template <typename scalar_t>
 void read_padded_row(const Problem& problem, int64_t image, int64_t row, float* padded, int64_t stride) {
   const Strides& strides = problem.input_strides;
@@ -33,7 +33,7 @@ void read_padded_row(const Problem& problem, int64_t image, int64_t row, float* 
   }
 }
 
-// Reads the two source rows of vertical cell `cell`; `adjacent`: the cell before it is what `work` holds.
+// Reads the two source rows of vertical cell `cell`; `adjacent`: `work` holds the rows of the cell before it.
 inline void read_rows(const Problem& problem, Workspace& work, int64_t image, int64_t cell, bool adjacent) {
   const BilinearAxis& axis = problem.vertical;
   const auto read = [&](int64_t row, float* to) { problem.read_row(problem, image, row, to, work.stride); };
@@ -50,11 +50,11 @@ inline void read_rows(const Problem& problem, Workspace& work, int64_t image, in
   read(axis.right(cell), work.lower);
 }
 
-// Where a slice of the output rows sends the gradients of source rows. Those that the slice before it has begun are
-// kept apart and added at the end, slice after slice, so that the result does not depend on which thread comes first.
+// Collects the gradients of source rows for a slice of the output rows. Rows that the previous slice also writes are
+// kept separately and added at the end, slice by slice, so that the result does not depend on the order of threads.
 class GradientRows {
  public:
-  // The slice starts in vertical cell `cell`: at its first output row, or inside.
+  // The slice starts in vertical cell `cell`, at its first output row, or `inside` of it.
   void open(const Problem& problem, int64_t image, int64_t cell, bool inside) {
     const BilinearAxis& axis = problem.vertical;
     const int64_t first = image * problem.source_height();

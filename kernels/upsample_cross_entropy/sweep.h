@@ -57,7 +57,8 @@ class Slice {
     cell_ = cell;
   }
 
-  // Sends out the gradients of the current cell's rows; the lower row is the upper one of an adjacent next cell.
+  // Adds the gradients of the current cell's rows to the result; the lower row is the upper row of an adjacent next
+  // cell.
   void leave(Workspace& work, bool adjacent) {
     if (!wants_gradient(problem_.task)) return;
     const int64_t size = problem_.classes * work.stride;
@@ -80,7 +81,7 @@ class Slice {
     statistics_.resize(statistics_.size() + 3 * problem_.classes, 0.0);
   }
 
-  // Moves the single-precision sums of the lanes to the double-precision ones of the image.
+  // Adds the single-precision sums of the lanes to the double-precision sums of the image and clears them.
   void collect_statistics(Workspace& work) {
     double* to = statistics_.data() + statistics_.size() - 3 * problem_.classes;
     for (int64_t i = 0; i < 3 * problem_.classes; ++i) {
@@ -90,7 +91,7 @@ class Slice {
     }
   }
 
-  // `count` output rows from y on, all in the current cell.
+  // Computes `count` output rows from y on, all in the current cell.
   void band(Workspace& work, int64_t y, int count) {
     const int width = static_cast<int>(problem_.width()), stride = static_cast<int>(problem_.label_stride());
     for (int row = 0; row < count; ++row) {
@@ -125,7 +126,7 @@ class Slice {
     }
   }
 
-  // Output row y + row, the `row`th of the band.
+  // Computes a block in output row y + row, row `row` of the band.
   f32x16 block_row(Workspace& work, const Block& block, int64_t y, int row) {
     const int32_t* labels = work.labels.get() + row * problem_.label_stride();
     switch (problem_.task) {
@@ -150,7 +151,7 @@ class Slice {
     });
   }
 
-  // run(integral constant of `steps`)
+  // Calls run(integral constant of `steps`).
   template <int most, typename Run>
   f32x16 dispatch_steps(int steps, const Run& run) {
     if constexpr (most > 1) {
@@ -168,15 +169,15 @@ class Slice {
     }
   }
 
-  // From the corners of the block's cells to the two source rows.
+  // Adds the gradients of the corners of the block's cells to the two source rows.
   void add_block_gradient(Workspace& work, const Block& block) {
     for (int end = 0; end < 2; ++end) {  // the outer loop: the two ends of a class overlap
       for (int64_t c = 0; c < problem_.classes; ++c) {
         const float* sums = work.accumulators.get() + (c * 4 + end) * kLanes;
-        const f32x16 whole = simd::load(sums), lower = simd::load(sums + 2 * kLanes);
+        const f32x16 total = simd::load(sums), lower = simd::load(sums + 2 * kLanes);
         float* to_upper = work.gradient_upper + c * work.stride + block.cell + end;
         float* to_lower = work.gradient_lower + c * work.stride + block.cell + end;
-        simd::store(to_upper, simd::load(to_upper) + (whole - lower));
+        simd::store(to_upper, simd::load(to_upper) + (total - lower));
         simd::store(to_lower, simd::load(to_lower) + lower);
       }
     }
@@ -192,14 +193,14 @@ class Slice {
   bool labels_in_range_ = true;
 };
 
-// The output row at which a slice that should begin at `row` does: the first of its cell, where cells are small.
+// Moves the begin of a slice from `row` to the first row of its cell, if cells are small.
 inline int64_t first_row_of_slice(const Problem& problem, int64_t row, int64_t rows_of_slice) {
   const int64_t image = row / problem.height(), y = row % problem.height();
   if (y == 0 || image == problem.images || problem.vertical.largest_cell() > rows_of_slice / 2) return row;
   return image * problem.height() + problem.vertical.first[problem.vertical.cell[y]];
 }
 
-// Runs the problem. Slices are few enough that the rows they keep apart stay within the op's memory limit.
+// Runs the problem. Slices are few enough that the rows kept separately stay within the op's memory limit.
 inline Totals run(const Problem& problem) {
   const int64_t rows = problem.images * problem.height();
   Totals totals;

@@ -61,7 +61,7 @@ def _first_fit(configs: dict, size: int):
 
 
 class Plan(NamedTuple):
-    """What both kernels are launched with."""
+    """Arguments of both kernels."""
 
     rows: Axis
     columns: Axis
@@ -149,7 +149,7 @@ def loss(
     input, target, weight, pixel_weight, scale_factors, align_corners, ignore_index, label_smoothing, mean,
     zero_if_empty, with_gradient, loss, count, gradient,
 ) -> None:  # fmt: skip
-    """loss: []; count: [] fp64, what it is a mean of; gradient: fp32, like input, count * that of the loss."""
+    """loss: []; count: [] fp64, the denominator of a mean; gradient: fp32, like input, count * that of the loss."""
     plan = _plan(input, target, scale_factors, align_corners, label_smoothing, True)
     partial = input.new_empty((2, input.shape[0] * plan.programs), dtype=torch.float32)
     _softmax(plan, input, target, weight, pixel_weight, ignore_index, label_smoothing, sums=partial)
@@ -172,7 +172,7 @@ def pixels_backward(
     input, target, weight, pixel_weight, grad_losses, scale_factors, align_corners, ignore_index, label_smoothing,
     grad_input,
 ) -> None:  # fmt: skip
-    """grad_losses: [N, H, W]; one number for all of them is read as that."""
+    """grad_losses: [N, H, W]; a tensor with strides of 0 is read as one number."""
     plan = _plan(input, target, scale_factors, align_corners, label_smoothing, True)
     one_number = grad_losses.numel() > 0 and all(stride == 0 for stride in grad_losses.stride())
     given = (

@@ -12,7 +12,7 @@ from fastseg.kernels._columns import pixel_weights, valid_labels, weight_sum
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-# Not specialised on 1 or on divisibility: the addresses gain nothing, and every new size would compile anew.
+# Not specialised on 1 or on divisibility: addresses would gain nothing, and every new size would be compiled anew.
 INTEGERS = (
     "image", "plane", "row", "column", "source_height", "source_width", "height", "width", "row_numerator",
     "row_denominator", "column_numerator", "column_denominator", "row_chunks",
@@ -113,9 +113,9 @@ def upsample_softmax_kernel(
         logits = upsampled(image_pointer, plane, read, top, bottom, left, right, row_fraction, column_fraction)
         if C % CHUNK != 0:
             logits = tl.where((classes < C)[:, None, None], logits, -float("inf"))
-        grown = tl.maximum(largest, tl.max(logits, 0))
-        exponentials = tl.exp2(logits - grown[None, :, :])
-        shrink = tl.exp2(largest - grown)
+        maximum = tl.maximum(largest, tl.max(logits, 0))
+        exponentials = tl.exp2(logits - maximum[None, :, :])
+        shrink = tl.exp2(largest - maximum)
         total = total * shrink + tl.sum(exponentials, 0)
         if SMOOTHING:
             weights = class_values(class_weight, classes, C)
@@ -126,7 +126,7 @@ def upsample_softmax_kernel(
                 dice = dice * (shrink * shrink) + tl.sum(exponentials * exponentials * outer, 0)
             else:
                 dice = dice * shrink + tl.sum(exponentials * outer, 0)
-        largest = grown
+        largest = maximum
     log_sum = tl.log2(total)
 
     # the label's own logit, by the same arithmetic
@@ -168,9 +168,9 @@ def upsample_softmax_kernel(
 
 @triton.jit
 def cell_weights(cell, fraction, source):
-    """How much of an output goes to source element `cell` - 1, and how much to element `cell`.
+    """The weights of an output in source element `cell` - 1 and in element `cell`.
 
-    The first cell has no element before it and gives all to the first; the last gives all to the last.
+    The first cell has no element before it: all goes to the first element. In the last cell all goes to the last one.
     """
     to_next = tl.where(cell == 0, 1.0, tl.where(cell == source, 0.0, fraction))
     return 1.0 - to_next, to_next
@@ -184,12 +184,12 @@ def add_lanes(values, weight, CHUNK: tl.constexpr, CELLS: tl.constexpr, LANES: t
 
 @triton.jit
 def to_sources(before, after, CHUNK: tl.constexpr, CELLS: tl.constexpr):
-    """Source element s takes what cell s gives to the element after it and cell s + 1 to the one before it.
+    """Source element s is the sum of what cell s adds to the element after it and cell s + 1 to the one before it.
 
     before, after, result: (CHUNK, CELLS); the last column of the result lacks the next tile's part and is not used.
     """
-    following = tl.minimum(tl.arange(0, CELLS) + 1, CELLS - 1)
-    return after + tl.gather(before, tl.broadcast_to(following[None, :], (CHUNK, CELLS)), 1)
+    next_cell = tl.minimum(tl.arange(0, CELLS) + 1, CELLS - 1)
+    return after + tl.gather(before, tl.broadcast_to(next_cell[None, :], (CHUNK, CELLS)), 1)
 
 
 @triton.jit(do_not_specialize=GRADIENT_INTEGERS)
@@ -225,7 +225,7 @@ def upsample_gradient_kernel(
     image_pointer = input + n * image
 
     lane = tl.arange(0, CELLS * LANES)
-    column_cell = tl.minimum(source_column + lane // LANES, source_width + 1)  # one too many: it has no outputs
+    column_cell = tl.minimum(source_column + lane // LANES, source_width + 1)  # cell source_width + 1 has no outputs
     first_x = first_output(column_cell, source_width, width, column_numerator, column_denominator, HALF)
     last_x = first_output(column_cell + 1, source_width, width, column_numerator, column_denominator, HALF)
     left, right = neighbours(tl.minimum(column_cell, source_width), source_width, COLUMN_SPAN)
@@ -238,7 +238,7 @@ def upsample_gradient_kernel(
         uniform = label_smoothing / C
         weights = uniform * class_values(class_weight, classes, C)
         all_weights = uniform * weight_sum(class_weight, C)
-    carried = tl.zeros((CHUNK, CELLS), tl.float32)  # what the cell row above gives to the source row below it
+    carried = tl.zeros((CHUNK, CELLS), tl.float32)  # the part of the cell row above for the source row below it
     for step in range(tl.minimum(STRIP, source_height - source_row) + 1):
         cell = source_row + step
         first_y = first_output(cell, source_height, height, row_numerator, row_denominator, HALF)

@@ -76,7 +76,7 @@ def numbers(shape, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def special_numbers(shape, dtype: torch.dtype) -> Tensor:
-    """The same with NaN and infinities, and one plane of nothing but -inf."""
+    """The same with NaN and infinities, and one plane of only -inf."""
     values = numbers(shape, dtype)
     values[torch.rand(shape) < 0.05] = float("nan")
     values[torch.rand(shape) < 0.10] = float("-inf")

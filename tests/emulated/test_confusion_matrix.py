@@ -61,7 +61,7 @@ def test_logits_in_every_layout(classes, size, layout, dtype):
 
 
 def test_more_tiles_than_blocks():
-    """The grid is sized by the device, here two multiprocessors: blocks go round several times."""
+    """The grid is sized by the device, here two multiprocessors: blocks loop several times."""
     logits = torch.randn(1, 3, 130, 131).to(memory_format=torch.channels_last)
     target = labels((1, 130, 131), 3)
     assert torch.equal(kernel(logits, target, 3, -100), reference(logits, target, 3, -100))

@@ -24,7 +24,7 @@ from tests.emulated.pool_cases import (
 
 forward = torch.ops.fastseg_emulator._max_pool2d
 backward = torch.ops.fastseg_emulator._max_pool2d_backward
-UNKNOWN = ([], [], [], [])  # the geometry of flat indices from elsewhere
+UNKNOWN = ([], [], [], [])  # the geometry of flat indices that come from no known pooling
 
 
 def pool(input, geometry, index_dtype, layout, pooled_shape):
@@ -41,7 +41,7 @@ def pool_backward(grad_output, indices, lists, shape, layout):
 
 
 def sums(grad_output, flat, size):
-    """Every gradient added at its index, in fp64; indices outside the plane count for nothing."""
+    """Every gradient added at its index, in fp64; indices outside of the plane do not count."""
     plane = size[0] * size[1]
     inside = (flat >= 0) & (flat < plane)
     values = torch.where(inside, grad_output.double(), 0.0).flatten(2)
@@ -90,7 +90,7 @@ def test_ties(window, expected):
 
 
 def test_windows_without_an_element():
-    """A dilated window may miss a small plane altogether: torch gives -inf and an index past it."""
+    """All taps of a dilated window may miss a small plane: torch gives -inf and an index past it."""
     geometry = Geometry((2, 2), (1, 1), (1, 1), (4, 4))
     input = torch.ones(1, 1, 3, 3)
     expected, flat = stock_pool(input, geometry)
@@ -132,7 +132,7 @@ def test_offsets_that_no_window_has_are_passed_over(geometry, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_flat_indices_of_unknown_windows(layout, dtype):
-    """Repeated and hostile ones, more of them than a block takes in one round; sums small enough for bfloat16."""
+    """Repeated and hostile indices, more than a block takes in one round; sums small enough for bfloat16."""
     size, channels = (5, 7), LAYOUTS[layout]
     flat = torch.randint(-3, 40, (2, channels, 17, 31))
     flat[0, 0, 3, :8] = torch.tensor([-1, 35, 2**31, 2**31 + 3, 2**32, 2**32 + 3, 2**63 - 1, -(2**63)])
@@ -143,7 +143,7 @@ def test_flat_indices_of_unknown_windows(layout, dtype):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_more_cells_than_threads(layout):
-    """The grid is sized by the device, here two multiprocessors: threads go round several times."""
+    """The grid is sized by the device, here two multiprocessors: threads loop several times."""
     shape = (3, 4, 134, 131)
     for geometry in (TILED, OVERLAPPING):
         input = arranged(numbers(shape), layout)

@@ -40,7 +40,7 @@ def unpool_backward(grad_output, indices, lists, layout):
 
 
 def last_of(input, flat, size):
-    """The last input whose index points at an element; indices outside the plane point nowhere."""
+    """For every element the last input with its index; indices outside of the plane do not count."""
     plane = size[0] * size[1]
     inside = ((flat >= 0) & (flat < plane)).flatten(2)
     rank = torch.where(inside, torch.arange(1, inside.size(2) + 1), 0)  # of the input, from 1
@@ -100,7 +100,7 @@ def test_equals_torch(size, layout):
 @pytest.mark.parametrize("output_size", [(5, 7), (5, 8), (6, 8), (7, 8), (7, 9), (10, 12), (4, 4)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_outputs_larger_or_smaller_than_the_windows(output_size, layout):
-    """Offsets that fall outside the output count for nothing, elements that no window covers are cleared."""
+    """Offsets that fall outside of the output do not count, elements that no window covers are cleared."""
     flat = window_indices((1, LAYOUTS[layout]), TILED, (6, 8))
     offsets = compact(flat, TILED, 8)
     row, column = flat // 8, flat % 8
@@ -118,7 +118,7 @@ def test_outputs_larger_or_smaller_than_the_windows(output_size, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_flat_indices_from_anywhere(layout, dtype, lists):
-    """Repeated and hostile ones, whatever windows the geometry lets expect; some more than a round of the block."""
+    """Repeated and hostile indices, for any geometry; some more than a block takes in one round."""
     size, channels = (5, 7), LAYOUTS[layout]
     pooled = (3, 4) if lists is not UNKNOWN else (36, 31)
     flat = torch.randint(-3, 40, (2, channels, *pooled))
@@ -155,7 +155,7 @@ def test_offsets_that_no_window_has_are_passed_over(geometry, layout):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_more_cells_than_threads(layout):
-    """The grid is sized by the device, here two multiprocessors: threads go round several times."""
+    """The grid is sized by the device, here two multiprocessors: threads loop several times."""
     size = (134, 131)
     for geometry in (TILED, OVERLAPPING):
         flat = window_indices((3, 4), geometry, size)
@@ -168,7 +168,7 @@ def test_more_cells_than_threads(layout):
 
 
 def test_more_planes_than_blocks():
-    """Indices from anywhere: a block takes a plane at a time, and there are 4 for each of 2 multiprocessors."""
+    """Arbitrary indices: a block takes a plane at a time, and there are 4 blocks for each of 2 multiprocessors."""
     flat = torch.randint(0, 4, (3, 7, 1, 2))
     input = torch.randn(flat.shape)
     assert_same(unpool(input, flat, UNKNOWN, (2, 2), "contiguous"), last_of(input, flat, (2, 2)))

@@ -47,7 +47,7 @@ def check(inputs, boxes, size, scales, areas, ratio, aligned, formats):
 
     inside = boxes.clone()
     strange = ~((boxes[:, 0] > -1) & (boxes[:, 0] < inputs[0].shape[0]))
-    inside[strange] = torch.tensor([0, NAN, 0, 0, 0])  # zeros, as those of no image on a GPU
+    inside[strange] = torch.tensor([0, NAN, 0, 0, 0])  # gives zeros, as boxes without an image do on a GPU
     output = torch.full(shape, NAN, dtype=inputs[0].dtype).contiguous(memory_format=pooled_layout)
     forward(inputs, boxes, size, *sampling, output)
     plain = reference.roi_align(*inputs, *[None] * (5 - levels), inside, size, *sampling, False)
@@ -78,7 +78,7 @@ def test_every_dtype_and_layout(channels, layout, pooled_layout, dtype):
     "ratio, size", [(0, (2, 3)), (1, (1, 1)), (3, (35, 2)), (2, (7, 40)), (9, (2, 2)), (60, (2, 2))]
 )
 def test_samples_and_bins(ratio, size, aligned, layout):
-    """More bins than a block has weights at hand, too."""
+    """Also more bins than a block keeps weights for in shared memory."""
     check([torch.randn(2, 4, 11, 13)], some_boxes(5), size, [0.7], [], ratio, aligned, (layout, layout))
 
 

@@ -1,4 +1,4 @@
-"""A package named torchvision whose modules look functions up as torchvision's do; each says that it was called."""
+"""A fake torchvision whose modules look functions up as the real ones do; the functions record their calls."""
 
 from pathlib import Path
 
@@ -101,7 +101,7 @@ MODULES = {
 
 
 def write(folder: Path, has_ops: bool = True) -> None:
-    """The package below `folder`, and another one, `detector`, that holds two functions of it under own names."""
+    """Writes the package into `folder`, and a package `detector` that has own names for two of its functions."""
     for name, text in MODULES.items():
         path = folder / "torchvision" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)

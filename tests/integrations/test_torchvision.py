@@ -1,4 +1,4 @@
-"""fastseg.integrations.torchvision on a fake that looks up what torchvision does; the real one: tests/interop."""
+"""fastseg.integrations.torchvision on a fake with the same look-ups; with the real torchvision: tests/interop."""
 
 import importlib
 import inspect
@@ -37,7 +37,7 @@ def in_package(name):
 
 @pytest.fixture
 def imported(tmp_path, monkeypatch):
-    """Imports the fake torchvision; after the test everything is as before."""
+    """Imports the fake torchvision; undoes everything after the test."""
     real = {name: module for name, module in sys.modules.items() if in_package(name)}
     for name in real:
         del sys.modules[name]
@@ -63,7 +63,7 @@ def torchvision(imported):
 
 
 def names():
-    """Every name in every module of the packages, and the object behind it."""
+    """{name: object} for every name in every module of the packages."""
     modules = {name: module for name, module in sys.modules.items() if in_package(name)}
     return {f"{name}.{key}": id(value) for name, module in modules.items() for key, value in vars(module).items()}
 
@@ -97,7 +97,7 @@ def test_a_second_time_is_harmless(torchvision):
     uninstall()
     uninstall()
     assert names() == before
-    assert install().places and names() != before  # and once more, after all
+    assert install().places and names() != before  # installs again
 
 
 def test_for_a_while(torchvision):
@@ -107,7 +107,7 @@ def test_for_a_while(torchvision):
             assert installation.places and names() != before
             with install():
                 pass
-            assert names() != before  # what stood before the inner block stands after it
+            assert names() != before  # the outer installation is still in force
             raise ZeroDivisionError
     assert names() == before
 
@@ -165,7 +165,7 @@ def test_values_of_every_function(torchvision):
     vision, detection = torchvision.ops, torchvision.models.detection
     image, rois, boxes, scores = torch.randn(2, 3, 10, 12), some_rois(), some_boxes(), torch.rand(6)
     labels, masks = torch.randint(2, (6,)), torch.rand(6, 1, 5, 5)
-    modules = vision.RoIAlign(), vision.RoIPool(), vision.MultiScaleRoIAlign()  # there before
+    modules = vision.RoIAlign(), vision.RoIPool(), vision.MultiScaleRoIAlign()  # made before the installation
     pyramid, listed = [image, image[:, :, ::2, ::2]], [boxes[:2], boxes[2:]]
     install()
     pairs = {
@@ -222,7 +222,7 @@ def test_masks_of_any_dtype(torchvision):
 
 
 def left_to_stock():
-    """Calls that ours do not take: why, function, arguments."""
+    """Calls that ours do not support: (reason, function, arguments)."""
     image, rois, boxes, scores = torch.randn(2, 3, 10, 12), some_rois(), some_boxes(), torch.rand(6)
     labels, masks = torch.randint(2, (6,)), torch.rand(6, 1, 5, 5)
     quantized = torch.quantize_per_tensor(image, 0.1, 0, torch.quint8)

@@ -1,4 +1,4 @@
-"""--nothing-skipped: `make test-interop` fails where a package that the tests compare with is missing."""
+"""--nothing-skipped: `make test-interop` fails if a package that the tests compare with is missing."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""fastseg.metrics.coco against pycocotools itself: `make test-interop`."""
+"""fastseg.metrics.coco against pycocotools: `make test-interop`."""
 
 import contextlib
 import copy
@@ -55,7 +55,7 @@ def test_masks(seed, use_categories):
 
 
 def test_masks_of_detections_with_boxes():
-    """Areas are then those of the boxes, and boxes the masks of those that have no other."""
+    """Areas are those of the boxes, and a box is the mask of a detection without a mask."""
     annotations, boxed = random_data_set(1, images=10, categories=2)
     annotations, masked = with_masks(annotations, boxed, 1)
     both = [box | mask if i % 3 else box for i, (box, mask) in enumerate(zip(boxed, masked))]

@@ -39,7 +39,7 @@ def _uninstalled():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Names of the functions of fastseg.ops that ran."""
+    """The names of the functions of fastseg.ops that were called."""
     seen = []
     for name in ("roi_align", "multiscale_roi_align", "batched_nms", "paste_masks"):
 
@@ -68,7 +68,7 @@ def targets(dtype):
 
 
 def losses_and_gradients(model, dtype):
-    torch.manual_seed(1)  # of the samples that are drawn
+    torch.manual_seed(1)  # for the random samples of the detector
     model = copy.deepcopy(model).train()
     losses = model(images(dtype), targets(dtype))
     sum(losses.values()).backward()
@@ -77,13 +77,13 @@ def losses_and_gradients(model, dtype):
 
 DETECTORS = {
     "fasterrcnn_resnet50_fpn": ["multiscale_roi_align", "batched_nms"],
-    "maskrcnn_resnet50_fpn": ["multiscale_roi_align", "batched_nms", "roi_align"],  # the last one crops the targets
+    "maskrcnn_resnet50_fpn": ["multiscale_roi_align", "batched_nms", "roi_align"],  # roi_align crops the targets
 }
 
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_losses_and_gradients(name, calls):
-    """In double precision, where a rounding does not change which boxes are kept."""
+    """In double precision, so that rounding does not change which boxes are kept."""
     model = getattr(detection, name)(**SMALL).double()
     expected, expected_gradients = losses_and_gradients(model, torch.float64)
     assert not calls
@@ -103,7 +103,7 @@ def test_detections(name, calls):
         expected = model(batch)
         with install():
             found = model(batch)
-    assert calls.count("batched_nms") == 4  # of proposals and of detections, in two images
+    assert calls.count("batched_nms") == 4  # for proposals and for detections, in two images
     assert all(len(image["boxes"]) for image in expected)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
@@ -117,7 +117,7 @@ def test_losses_in_single_precision():
 
 
 def test_masks_are_pasted(calls):
-    """In single precision, as the transform of a detector does in the end."""
+    """In single precision, as in the last transform of a detector."""
     boxes = torch.tensor([[3.0, 4, 30, 28], [0, 0, 40, 40], [10, 10, 10, 20]])
     found = [{"boxes": boxes, "masks": torch.rand(3, 1, 28, 28), "labels": torch.arange(3), "scores": torch.rand(3)}]
     transform = detection.transform.GeneralizedRCNNTransform(32, 48, [0.5] * 3, [0.5] * 3).eval()

@@ -12,21 +12,21 @@ paste_masks_in_image = pytest.importorskip("torchvision.models.detection.roi_hea
 FLOATS = (torch.float32, torch.float64)
 
 
-def some_boxes(count, dtype=torch.float32, whole=False):
-    """Of all kinds: near to each other, of no area, whole numbers."""
+def some_boxes(count, dtype=torch.float32, integer=False):
+    """Boxes that are near each other or have no area; `integer`: with integer coordinates."""
     low, size = torch.rand(count, 2, dtype=dtype) * 60 - 10, torch.rand(count, 2, dtype=dtype) ** 2 * 50
     size[::17] = 0
     boxes = torch.cat([low, low + size], 1)
-    return boxes.round() if whole else boxes
+    return boxes.round() if integer else boxes
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("integer", [False, True])
 @pytest.mark.parametrize("threshold", [0, 0.3, 0.5, 1 / 3, 1])
 @pytest.mark.parametrize("count", [0, 1, 2, 63, 64, 65, 1000])
-def test_nms(count, threshold, whole, dtype):
-    boxes, scores = some_boxes(count, dtype, whole), torch.rand(count, dtype=dtype)
-    if whole:
+def test_nms(count, threshold, integer, dtype):
+    boxes, scores = some_boxes(count, dtype, integer), torch.rand(count, dtype=dtype)
+    if integer:
         scores = (scores * 10).round()  # with ties
     assert torch.equal(ops.nms(boxes, scores, threshold), vision.nms(boxes, scores, threshold))
 
@@ -40,10 +40,10 @@ def test_nms_of_what_is_not_finite():
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("count", [0, 1, 300, 1500])  # above 1000 boxes torchvision goes class by class
+@pytest.mark.parametrize("count", [0, 1, 300, 1500])  # above 1000 boxes torchvision loops over classes
 def test_batched_nms(count, dtype):
-    """Of boxes that torchvision's offset for each class does not round."""
-    boxes, classes = (some_boxes(count, dtype, whole=True) + 10).clamp(min=0), torch.randint(7, (count,))
+    """Boxes for which torchvision's offset per class does not round."""
+    boxes, classes = (some_boxes(count, dtype, integer=True) + 10).clamp(min=0), torch.randint(7, (count,))
     scores = torch.randperm(count).to(dtype)
     for threshold in (0.1, 0.5):
         found = ops.batched_nms(boxes, scores, classes, threshold)
@@ -63,14 +63,14 @@ def test_masks_to_boxes(size, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("cells", [1, 2, 14, 28])
 def test_paste_masks(cells, dtype):
-    """Boxes that overlap the image, as the network gives them; of others torchvision fails."""
+    """Boxes that overlap the image, as those of a network; torchvision fails for others."""
     height, width = image = 50, 71
     low = torch.rand(30, 2) * torch.tensor([width + 8, height + 8]) - 10
     size = torch.rand(30, 2) ** 2 * 60
     size[::5] = 0
     boxes = torch.cat([low, (low + size).clamp(min=1)], 1)
     boxes[::3] = boxes[::3].round()
-    boxes[::7] = torch.tensor([40.0, 5, 20, 30])  # turned over
+    boxes[::7] = torch.tensor([40.0, 5, 20, 30])  # with negative sizes
     masks = torch.rand(30, 1, cells, cells).to(dtype)
     found = ops.paste_masks(masks, boxes, image, convention="torchvision", output="soft")
     stock, exact = (paste_masks_in_image(values, boxes, image)[:, 0] for values in (masks, masks.double()))

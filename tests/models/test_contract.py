@@ -186,7 +186,7 @@ def test_dropout_only_while_training(contract):
     model = randomised(contract.build(**({"dropout": 0.5} if contract.has("dropout") else {}))).eval()
     image = image_of(contract, contract.sizes[-1])
     assert torch.equal(model(image), model(image))
-    drops = [layer.train() for layer in model.modules() if isinstance(layer, nn.Dropout)]
+    drops = [layer.train() for layer in model.modules() if isinstance(layer, (nn.Dropout, nn.Dropout2d))]
     assert bool(drops) == contract.has("dropout")
     assert not drops or not torch.equal(model(image), model(image))
 

@@ -24,7 +24,7 @@ def scores_and_labels():
 
 
 def formula(scores, labels, weight, reduction, pixel_weight=None):
-    """Caffe's: sum of weight[label] (-log p_label) over the number of pixels that are not ignored."""
+    """As in Caffe: sum of weight[label] (-log p_label) over the number of pixels that are not ignored."""
     factor = torch.ones_like(scores[:, 0]) if pixel_weight is None else pixel_weight
     losses = F.cross_entropy(scores, labels, weight, ignore_index=IGNORE, reduction="none") * factor
     if reduction == "none":

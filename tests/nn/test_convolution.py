@@ -43,7 +43,7 @@ def check(ours, stock, *arguments):
         output = module(input, *arguments)
         outputs.append(output)
         gradients.append(torch.autograd.grad(output.square().sum(), (input, *module.parameters())))
-    # Together: torch sums in another order in another layout, and the rounding of a few numbers is a matter of luck.
+    # Compared together: torch's order of sums depends on the layout, and the rounding of a few numbers is random.
     assert_within_policy(*together([outputs, *zip(*gradients)]))
 
 
@@ -110,7 +110,7 @@ def test_accelerate_replaces_dilated_depthwise_and_transposed_convolutions():
         "depthwise": "fastseg.nn.Conv2d",
         "up": "fastseg.nn.ConvTranspose2d",
     }
-    assert not report.skipped  # nobody expects anything of plain convolutions
+    assert not report.skipped  # convolutions that are never replaced are not listed
     torch.testing.assert_close(model(input), before)
     torch.testing.assert_close(pickle.loads(pickle.dumps(model))(input), before)
     assert fastseg.restore(model) == 3 and torch.equal(model(input), before)
@@ -138,7 +138,7 @@ def test_bilinear_upsampling(factor, per_channel):
 
 
 def test_bilinear_upsampling_takes_any_weights():
-    """Those of a checkpoint, changed in place, or learned: it computes what they say."""
+    """Weights from a checkpoint, changed in place, or learned: the result follows the weights."""
     layer, input = fastseg.nn.BilinearUpsample2d(3, 8, 4), image(1, 3, 5, 4)
     layer(input)
     for change in (

@@ -1,4 +1,4 @@
-"""Modules in the place of stock ones: traced, scripted and exported to ONNX, a model is what it was without them."""
+"""Drop-ins for stock modules: a traced, scripted or exported model (ONNX) is the same as without them."""
 
 import copy
 
@@ -15,7 +15,7 @@ MODULES = {
 
 
 class Network(nn.Module):
-    """Every module that has a replacement, or with `unpool` False all that torch.jit takes."""
+    """All modules with a replacement; with `unpool` False only those that torch.jit supports."""
 
     def __init__(self, unpool):
         super().__init__()
@@ -61,7 +61,7 @@ TRACERS = {
 
 
 def operations(module):
-    """What a traced module consists of."""
+    """The operations of a traced module."""
     if isinstance(module, torch.jit.ScriptModule):
         return [node.kind() for node in module.inlined_graph.nodes()]
     return [str(node.target) for node in module.graph.nodes if node.op != "call_module"]
@@ -98,7 +98,7 @@ def test_torch_export_keeps_ours():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_replacement_runs_stocks_forward_on_proxies(name):
-    """One that is registered and does not would come to light here."""
+    """Finds a registered replacement that does not."""
     stock = MODULES[name]
     ours = getattr(fastseg.nn, stock.__name__)
     assert issubclass(ours, stock) and ours.forward.__wrapped__ is stock.forward

@@ -1,4 +1,4 @@
-"""`fastseg.nn`: every loss module equals its functional op, and behaves as a torch module should."""
+"""`fastseg.nn`: every loss module equals its functional op, and behaves as a torch module."""
 
 import copy
 import inspect

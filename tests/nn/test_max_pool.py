@@ -53,7 +53,7 @@ def test_index_format_survives_copies():
 
 
 class Pair(nn.Module):
-    """Pool, a layer between, unpool; `use` gets the indices on their way."""
+    """Pool, a layer, unpool; `use` is called with the indices before the unpooling."""
 
     def __init__(self, pool=None, unpool=None):
         super().__init__()
@@ -134,7 +134,7 @@ def outputs_of(model, x):
 
 
 def check_same_results(stock, ours, x):
-    """Outputs bit by bit, whichever the indices, in both modes."""
+    """Outputs are bitwise equal, for either format of the indices, in both modes."""
     for training in (True, False):
         expected, found = outputs_of(stock.train(training), x), outputs_of(ours.train(training), x)
         for one, two in zip(found, expected, strict=True):

@@ -1,4 +1,4 @@
-"""RoIAlign, RoIPool and MultiScaleRoIAlign: what they call, and the scales that the last one finds."""
+"""RoIAlign, RoIPool and MultiScaleRoIAlign: the functions they call, and the scales that the last one computes."""
 
 from collections import OrderedDict
 

@@ -1,4 +1,4 @@
-"""`fastseg.nn.Upsample` and `UpsamplingBilinear2d`, and which modules `fastseg.accelerate` replaces by them."""
+"""`fastseg.nn.Upsample` and `UpsamplingBilinear2d`, and the modules that `fastseg.accelerate` replaces by them."""
 
 import copy
 import inspect

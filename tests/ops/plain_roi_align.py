@@ -1,4 +1,4 @@
-"""RoI align sample by sample in plain PyTorch, as torchvision's kernel goes: what ours are compared with in tests."""
+"""RoI align sample by sample in plain PyTorch, like torchvision's kernel: tests compare our ops with it."""
 
 import math
 
@@ -56,7 +56,7 @@ def plain_roi_align(input, boxes, output_size, spatial_scale=1.0, sampling_ratio
 def plain_multiscale_roi_align(
     inputs, boxes, output_size, spatial_scales, sampling_ratio=2, aligned=False, canonical_scale=224, canonical_level=4
 ):
-    """Level by level, torchvision's rule in torchvision's words."""
+    """Level by level, by torchvision's rule, written as in torchvision."""
     if not isinstance(boxes, torch.Tensor):
         boxes = torch.cat([torch.cat([torch.full_like(own[:, :1], i), own], 1) for i, own in enumerate(boxes)])
     least, most = (-int(math.log2(spatial_scales[place])) for place in (0, -1))

@@ -83,7 +83,7 @@ def test_class_counts_and_sizes(classes, pixels, device):
     assert torch.equal(confusion_matrix(prediction.to(device), target.to(device), classes).cpu(), expected)
 
 
-@pytest.mark.parametrize("pixels", [70000, 200000])  # fewer and more than pay for histograms
+@pytest.mark.parametrize("pixels", [70000, 200000])  # without and with histograms
 def test_patches_of_many_classes_with_ignored_pixels(pixels, device):
     patches = random_labels((2, pixels // 40), 150, torch.int64)
     prediction, target = patches.repeat_interleave(40, dim=1)
@@ -163,7 +163,7 @@ HOSTILE = [
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("where", ["target", "input"])
 @pytest.mark.parametrize("label", HOSTILE)
-@pytest.mark.parametrize("pixels", [100, 40000])  # fewer and more than pay for a histogram
+@pytest.mark.parametrize("pixels", [100, 40000])  # without and with a histogram
 def test_label_out_of_range_is_an_index_error(pixels, label, where, backend):
     labels = {"target": torch.zeros(pixels, dtype=torch.int64), "input": torch.zeros(pixels, dtype=torch.int64)}
     labels[where][-43] = label
@@ -172,7 +172,7 @@ def test_label_out_of_range_is_an_index_error(pixels, label, where, backend):
     if where == "target":
         result = confusion_matrix(**labels, num_classes=19, ignore_index=label, backend=backend)
     else:
-        labels["target"][-43] = -100  # what is predicted at an ignored pixel does not matter
+        labels["target"][-43] = -100  # the prediction at an ignored pixel does not count
         result = confusion_matrix(**labels, num_classes=19, backend=backend)
     assert result[0, 0] == pixels - 1 and result.sum() == pixels - 1
 

@@ -1,4 +1,4 @@
-"""dilated_conv2d and conv_transpose2d: what every convolution keeps. Layers of networks and errors have own files."""
+"""dilated_conv2d and conv_transpose2d: properties of every convolution. Layers of networks and errors: other files."""
 
 import itertools
 import random
@@ -156,7 +156,7 @@ def test_a_rate_beyond_the_map_is_the_centre_tap():
 @pytest.mark.parametrize("rate", (12, 24, 36))
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
 def test_gradient_of_the_weight_of_an_aspp_branch(rate, layout):
-    """Two images: what the GEMMs of one tap add up."""
+    """Two images: the GEMMs of one tap sum over both."""
     image, weight, grad = tensors((2, 24, 33, 33), (16, 24, 3, 3), (2, 16, 33, 33))
     image, grad = image.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
 
@@ -173,7 +173,7 @@ def test_gradient_of_the_weight_of_an_aspp_branch(rate, layout):
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_half_types_are_summed_in_fp32(dtype):
-    """2048 products of 1: beyond 256 bfloat16 has no odd numbers."""
+    """2048 products of 1: above 256 bfloat16 has no odd numbers."""
     image, weight = torch.ones(1, 2047, 3, 3, dtype=dtype), torch.ones(2, 2047, 1, 1, dtype=dtype)
     for backend in ("auto", "cpu", "reference"):
         found = ops.dilated_conv2d(image, weight, backend=backend)
@@ -284,7 +284,7 @@ def test_fp64(groups, stride, padding, dilation, layout):
 @pytest.mark.parametrize("stride", (2, 4, 8, 16, 32))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
 def test_upsampling_kernels(stride, dtype):
-    """The C++ kernels for transposed convolutions of a large stride, whatever `auto` takes them for."""
+    """The C++ kernels for transposed convolutions of a large stride, also where `auto` does not use them."""
     generator = random.Random(stride)
     for _ in range(8):
         kernel = [generator.choice((stride + 1, 2 * stride - 1, 2 * stride, 2 * stride + 1)), generator.randint(1, 40)]

@@ -1,4 +1,4 @@
-"""Bad arguments of dilated_conv2d and conv_transpose2d: refused by a message that says what is allowed."""
+"""Bad arguments of dilated_conv2d and conv_transpose2d: the message says what is allowed."""
 
 import re
 

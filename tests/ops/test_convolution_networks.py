@@ -134,3 +134,15 @@ def test_many_channels_round_as_stock_does():
         found.append((output.detach(), *torch.autograd.grad(output, leaf, grad.to(leaf.dtype))))
     for values in zip(*found):
         assert_within_policy(*values)
+
+
+def test_a_bilinear_weight_made_in_inference_mode():
+    """PyTorch does not count the changes of such tensors."""
+    image = torch.randn(1, 3, 5, 6)
+    with torch.inference_mode():
+        weight = diagonal(3, 4)
+        expected = F.conv_transpose2d(image, weight, stride=2)
+        torch.testing.assert_close(ops.conv_transpose2d(image, weight, stride=2), expected)
+        weight[0, 1] = 1  # no longer one channel each
+        expected = F.conv_transpose2d(image, weight, stride=2)
+        torch.testing.assert_close(ops.conv_transpose2d(image, weight, stride=2), expected)

@@ -1,4 +1,4 @@
-"""The tables that tell the Triton kernels of the convolutions which outputs read which inputs through which taps."""
+"""The tables of the Triton convolutions: which outputs read which inputs through which taps."""
 
 import random
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def _geometry(seed):
-    """(kind, input size, output size, kernel size, stride, padding, dilation), each axis by itself."""
+    """(kind, input size, output size, kernel size, stride, padding, dilation), each axis drawn independently."""
     rng = random.Random(seed)
     kind = rng.choice(("convolution", "transposed"))
     axes = []
@@ -51,7 +51,7 @@ def _taps_by_definition(kind, input_size, output_size, kernel_size, stride, padd
 
 
 def _taps_of(rectangle, pixel, input_size, tested):
-    """The output that pixel `pixel` is, and its taps as the kernel walks them."""
+    """The output of pixel `pixel`, and its taps in the order of the kernel."""
     i, j = divmod(pixel, rectangle.columns)
     row, column = rectangle.row + i * rectangle.row_step, rectangle.column + j * rectangle.column_step
     taps = set()
@@ -73,7 +73,7 @@ def test_every_output_is_covered_once_by_its_taps(seed, tested):
     for rectangle in rectangles(*geometry, tested=tested):
         for pixel in range(rectangle.pixels):
             output, taps = _taps_of(rectangle, pixel, geometry[1], tested)
-            assert expected.pop(output) == taps  # of an output that no other rectangle has
+            assert expected.pop(output) == taps  # fails if another rectangle had this output
     assert not expected
 
 

@@ -1,4 +1,4 @@
-"""Which convolutions `auto` leaves to stock PyTorch, with the limits that users have."""
+"""Which convolutions `auto` runs by stock PyTorch, with the limits that users have."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from fastseg.ops.convolution.maps import DENSE, DEPTHWISE, UPSAMPLING
 
 @pytest.fixture(autouse=True)
 def _no_call_is_left_to_stock():
-    """Nothing: this is about what is."""
+    """Overrides the fixture that sets the limits to 0: these tests need the real ones."""
 
 
 def chosen(function, *arguments, **named) -> str:
@@ -32,7 +32,7 @@ def test_dense_convolutions():
     assert chosen(ops.dilated_conv2d, wide, weight, padding=2, dilation=2) == "dilated_conv2d: stock"
     assert chosen(ops.dilated_conv2d, wide, weight, padding=1) == "dilated_conv2d: stock"
     assert chosen(ops.dilated_conv2d, image(4, 65), weight[:, :4], padding=36, dilation=36) == "dilated_conv2d: stock"
-    # at rate 12 the share of taps in the padding pays where there are many channels, in channels_last
+    # at rate 12 skipping taps in the padding pays with many channels, in channels_last
     assert chosen(ops.dilated_conv2d, wide, weight, padding=12, dilation=12) == "dilated_conv2d: stock"
     very_wide = image(1024, 65), torch.zeros(8, 1024, 3, 3)
     assert chosen(ops.dilated_conv2d, *very_wide, padding=12, dilation=12) == "dilated_conv2d: stock"
@@ -65,7 +65,7 @@ def test_depthwise_convolutions():
 
 
 def test_on_a_gpu():
-    """By what is predicted: nothing was measured."""
+    """From predicted times: nothing was measured."""
 
     def on_gpu(maps, size, weight, padding, dilation, stride=1, transposed=False):
         op = maps.transposed if transposed else maps.forward

@@ -184,7 +184,7 @@ def test_label_out_of_range_raises(label):
 
 
 def test_layouts_agree_bitwise(device):
-    """The layout changes how a tile is loaded, and nothing after that."""
+    """The layout changes only how a tile is loaded."""
     make = Make(torch.float32, device)
     arguments = maps(make, 2, 20, 23, classes=21, ignored=255)
     found = []
@@ -250,12 +250,12 @@ def test_nan_and_infinity_reach_the_loss():
         input[0, 1, 1] = poison
         assert expected(fastseg.ops.cross_entropy_dice(input, target).item())
     input = torch.zeros(1, 3, 3)
-    input[0, 1, 1] = -math.inf  # a label that is impossible
+    input[0, 1, 1] = -math.inf  # a label with probability 0
     assert fastseg.ops.cross_entropy_dice(input, target).item() == math.inf
 
 
 def test_large_logits_keep_their_digits():
-    """Logits far from zero lose nothing but what shifting them in fp32 loses."""
+    """With logits far from zero the only error is that of shifting them in fp32."""
     make = Make(torch.float32)
     arguments = maps(make, 2, 6, 7, classes=5)
     for shift in (0.0, 64.0, -512.0):
@@ -384,7 +384,7 @@ def test_process_group_is_the_loss_of_the_whole_batch(options):
     for rank_loss, _, _ in ranks:
         assert rank_loss == pytest.approx(loss.item(), rel=1e-12)
     torch.testing.assert_close(torch.cat([rank[1] for rank in ranks]), 2 * gradient, rtol=1e-12, atol=1e-15)
-    averaged = sum(rank[2] for rank in ranks) / 2  # what DistributedDataParallel gives the parameter
+    averaged = sum(rank[2] for rank in ranks) / 2  # the parameter's gradient under DistributedDataParallel
     assert averaged == pytest.approx(scale_gradient.item(), rel=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""cross_entropy: labels that must be refused, labels compared in all their bits, labels of two classes."""
+"""cross_entropy: invalid labels, labels compared in all their bits, labels of two classes."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.ops.test_cross_entropy import DTYPES, both
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("label", [-1, 3, 255, 2**31, 2**32 + 1, 2**40, -(2**63)])
-@pytest.mark.parametrize("pixel", [5, 69])  # one of sixteen that are looked at together, one of the last few
+@pytest.mark.parametrize("pixel", [5, 69])  # one of sixteen that are checked together, one of the last few
 @pytest.mark.parametrize("classes", [3, 2])
 def test_labels_out_of_range_raise_as_stock(classes, pixel, label, smoothing, grad):
     input, target = torch.randn(2, classes, 70, requires_grad=grad), torch.zeros(2, 70, dtype=torch.int64)
@@ -39,7 +39,7 @@ def test_labels_are_compared_in_all_their_bits(ignore_index, classes):
 @pytest.mark.parametrize("labels", [torch.int64, torch.int32, torch.uint8])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_two_classes_on_every_thread_as_stock(dtype, labels, ignore_index, channels_last, reduction):
-    """Images that end within a tile, more tiles than one thread is given."""
+    """Images that end within a tile, more tiles than one thread takes."""
     input = torch.randn(3, 2, 113, 127, dtype=torch.float64).mul(4).to(dtype)
     input = input.to(memory_format=torch.channels_last) if channels_last else input
     target = torch.randint(2, (3, 113, 127))

@@ -34,7 +34,7 @@ def ours(kind, input, weight, bias, residual, relu, **window):
 
 
 def leaves(dtype, *tensors):
-    """Leaves of this dtype, each as it lies in memory."""
+    """Leaves of this dtype, each with its strides."""
     return [None if t is None else t.detach().clone().to(dtype).requires_grad_() for t in tensors]
 
 
@@ -67,7 +67,7 @@ def check(kind, image, weight, bias=None, residual=None, relu=False, grad_output
 
 
 def whole(generator, *shape):
-    """Small whole numbers, whose sums are exact in any order: stock's error is 0 then, and so must ours be."""
+    """Small whole numbers, whose sums are exact in any order: stock's error is 0, and so must ours be."""
     return torch.randint(-4, 5, shape, generator=generator).float()
 
 
@@ -130,7 +130,8 @@ def test_any_transposed_convolution_equals_stock(data):
 @pytest.mark.parametrize("channels", [3, 16, 17, 304])
 @pytest.mark.parametrize("kind", ["convolution", "transposed"])
 def test_epilogue(kind, channels, dtype, layout):
-    image = values(dtype, 2, channels, 9, 21).contiguous(memory_format=layout)
+    images = 1 if channels > 100 else 2  # stock takes seconds for many channels
+    image = values(dtype, images, channels, 9, 21).contiguous(memory_format=layout)
     weight, bias = values(dtype, channels, 1, 3, 3), values(dtype, 2 * channels)[::2]
     window = dict(padding=2, dilation=2) if kind == "convolution" else dict(padding=1, stride=2, output_padding=1)
     output = stock(kind, image, weight, None, None, False, **window)
@@ -138,9 +139,9 @@ def test_epilogue(kind, channels, dtype, layout):
     residuals = [
         values(dtype, *output.shape),
         values(dtype, *output.shape).contiguous(memory_format=torch.channels_last),
-        values(dtype, 2, channels, 1, 1).expand_as(output),
+        values(dtype, images, channels, 1, 1).expand_as(output),
         values(dtype, 1, 1, 1, output.shape[3]).expand_as(output),
-        values(dtype, 2, channels, output.shape[2], 2 * output.shape[3])[..., ::2],
+        values(dtype, images, channels, output.shape[2], 2 * output.shape[3])[..., ::2],
     ]
     for residual in residuals:
         for own_bias in (None, bias):
@@ -172,7 +173,7 @@ def test_a_dilation_beyond_the_map_leaves_the_centre_tap(dtype, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_taps_in_the_padding_are_not_visited(layout):
-    """Not even multiplied by zero: an infinite weight that meets no pixel leaves no NaN."""
+    """Not even multiplied by zero: an infinite weight that reads no pixel gives no NaN."""
     image = torch.randn(1, 18, 3, 20).contiguous(memory_format=layout).requires_grad_()
     weight = torch.full((18, 1, 5, 5), float("inf"))
     weight[:, :, 2, 2] = 2.0
@@ -244,7 +245,7 @@ def test_second_derivatives(kind, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(1, 2, 1, 40), (1, 3, 2, 5), (3, 80, 30, 30)])
+@pytest.mark.parametrize("shape", [(1, 2, 1, 40), (1, 3, 2, 5), (3, 20, 30, 30)])
 def test_any_number_of_threads(shape, layout):
     """More threads than rows, too; the same call gives the same bits."""
     image, weight = torch.randn(shape).contiguous(memory_format=layout), torch.randn(shape[1], 1, 3, 3)

@@ -1,4 +1,4 @@
-"""focal_loss: contract cases, golden values, digits near p = 1. What it shares with cross_entropy is tested there."""
+"""focal_loss: contract cases, golden values, digits near p = 1. Code shared with cross_entropy is tested there."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.ops.test_cross_entropy import DTYPES, IGNORE, maps
 
 
 def focal_definition(input, target, alpha=None, gamma=2.0, ignore_index=IGNORE, reduction="mean"):
-    """Spec 15.8, straight from the formula."""
+    """The loss from its formula."""
     valid = target != ignore_index
     label = torch.where(valid, target, 0)
     surprise = F.cross_entropy(input, label, reduction="none")

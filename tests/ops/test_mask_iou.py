@@ -78,7 +78,7 @@ def test_all_with_all_and_pairs(make, width, backend, device):
 @pytest.mark.parametrize("width", [640, 1333, 70])
 @pytest.mark.parametrize("make", [ellipses, noise])
 def test_images(make, width, device):
-    """Overlaps that are a few words of a line, most of it, and more than a register of words."""
+    """Overlaps of a few words of a row, of most of it, and of more words than a register holds."""
     masks = make(40, 97, width, seed=3)
     assert torch.equal(mask_iou(masks.to(device)).cpu(), brute_force(masks))
     shared = mask_iou(masks.to(device), metric="intersection").cpu()
@@ -146,7 +146,7 @@ def test_bad_arguments_are_named(call, error, message):
 
 @pytest.mark.sanitized
 def test_boxes_outside_of_the_masks_are_refused():
-    """Through torch.ops, with boxes that no op of ours has found."""
+    """Through torch.ops, with boxes that do not come from our ops."""
     packed = pack_masks(ellipses(2, 20, 30))
     for box in ([0, 0, 33, 5], [-1, 0, 5, 5], [0, 0, 5, 21], [0, -(2**31), 5, 5]):
         boxes = torch.tensor([box, box], dtype=torch.int32)
@@ -156,7 +156,7 @@ def test_boxes_outside_of_the_masks_are_refused():
 
 
 def test_masks_of_different_labels_share_nothing():
-    """As matrix_nms calls it."""
+    """With labels, as in matrix_nms."""
     packed, labels = pack_masks(ellipses(40, 20, 70)), torch.randint(3, (40,))
     known = packed.words, packed.area, packed.boxes
     expected = torch.where(labels.unsqueeze(1) == labels, mask_iou(packed), 0)

@@ -61,7 +61,7 @@ def test_golden(threshold, kept, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_iou_equal_to_the_threshold_does_not_suppress(backend):
-    """Of tenths, which no binary fraction holds."""
+    """Thresholds in tenths, which binary fractions cannot represent."""
     for tenth in range(1, 10):
         masks = torch.zeros(2, 1, 100, dtype=torch.bool)
         masks[0], masks[1, 0, : 10 * tenth] = True, True
@@ -142,7 +142,7 @@ def test_properties(count, groups, threshold, seed):
     kept = mask_nms(masks, scores, threshold)
     assert torch.equal(kept, brute_force(masks, scores, threshold))
     again = mask_nms(masks[kept], scores[kept], threshold)
-    assert torch.equal(again, torch.arange(len(kept)))  # what was kept is kept
+    assert torch.equal(again, torch.arange(len(kept)))  # kept masks are all kept again
     shuffled = torch.randperm(count)
     assert torch.equal(shuffled[mask_nms(masks[shuffled], scores[shuffled], threshold)], kept)
 
@@ -176,7 +176,7 @@ def test_bad_arguments_are_named(call, error, message):
 
 @pytest.mark.sanitized
 def test_indices_out_of_range_are_refused():
-    """Through torch.ops, with an order that no sort has made."""
+    """Through torch.ops, with an order that does not come from a sort."""
     packed = PackedMasks(PACKED.words, 40)
     for order in ([0, 2], [-1, 0], [2**62, 0]):
         with pytest.raises(RuntimeError, match="order holds no index of a mask"):

@@ -9,7 +9,7 @@ from tests.ops._masks import WIDTHS, ellipses, noise
 
 
 def brute_force(masks):
-    """torchvision's: the extremes of the pixels that are not 0; zeros where there are none."""
+    """torchvision's boxes: the extremes of the pixels that are not 0; zeros if there are none."""
     boxes = torch.zeros(len(masks), 4, device=masks.device)
     for box, mask in zip(boxes, masks.detach()):
         y, x = torch.where(mask != 0)
@@ -45,7 +45,7 @@ def test_widths(width, backend, device):
 
 
 def test_single_pixels_everywhere(device):
-    """Each in a mask of its own, at every place of a word."""
+    """One pixel per mask, at every place of a word."""
     pixels = torch.eye(3 * 67, dtype=torch.bool, device=device).view(-1, 3, 67)
     boxes = masks_to_boxes(pixels)
     x, y = torch.arange(67).repeat(3), torch.arange(3).repeat_interleave(67)

@@ -55,7 +55,7 @@ CONTRACTS = [
             Case("no masks", matrix_case(1, 0)),
             Case("one mask", matrix_case(1, 1)),
         ],
-        layouts=("contiguous", "sliced"),  # equal scores of expanded ones would leave the order to rounding
+        layouts=("contiguous", "sliced"),  # expanded scores are equal: rounding would decide the order
         exact=True,
         compile_whole=False,
     )

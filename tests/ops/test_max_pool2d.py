@@ -142,7 +142,7 @@ def test_ties_nan_and_infinities(layout, dtype, backend):
 @pytest.mark.parametrize("index_format", ["flat", "compact"])
 @pytest.mark.parametrize("channels, height, width", [(16, 2, 2), (17, 5, 31), (33, 3, 32), (48, 4, 67), (3, 9, 130)])
 def test_two_by_two_windows_at_every_edge(channels, height, width, index_format, dtype, layout):
-    """The kernels of quads.h read and write whole vectors: beside the last window, channel, row and plane too."""
+    """The kernels of quads.h read and write whole vectors, also at the last window, channel, row and plane."""
     generator = torch.Generator().manual_seed(channels)
     input = torch.randint(-3, 4, (3, channels, height, width), generator=generator).to(dtype)
     input[0, 0, 0, :2], input[-1, -1, -1, -1] = NAN, -INF
@@ -323,7 +323,7 @@ def test_few_elements_are_checked_as_many_are(monkeypatch):
     ):
         with pytest.raises(error, match=message):
             max_pool2d(input, **arguments)
-    assert max_pool2d(input, 6, stride=2**40).shape == (1, 2, 1, 1)  # which stock refuses
+    assert max_pool2d(input, 6, stride=2**40).shape == (1, 2, 1, 1)  # stock raises
 
 
 def _leave_to_stock_below(fewest, monkeypatch):

@@ -62,14 +62,14 @@ CONTRACTS = [
         stock=F.max_unpool2d,
         cases=CASES,
         name="max_unpool2d_with_compact_indices",
-        compile_whole=False,  # from_flat looks at the indices; compiled pairs are tested below
+        compile_whole=False,  # from_flat reads the indices; compiled pairs are tested below
     ),
 ]
 
 
 @pytest.fixture
 def one_thread():
-    """Stock's threads race for repeating indices."""
+    """With one thread: stock's threads race for repeating indices."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -77,7 +77,7 @@ def one_thread():
 
 
 def stock_unpool(input, indices, size):
-    """Torch's function below the limits that its Python front sets to output_size."""
+    """Torch's function without the checks of output_size in its Python wrapper."""
     return torch._C._nn.max_unpool2d(input, indices, size)
 
 
@@ -143,7 +143,7 @@ def test_overlapping_windows_the_last_write_counts(pool, shape, backend, layout,
 )
 @pytest.mark.parametrize("strange", [0, 1, 500])
 def test_int64_indices_that_are_no_taps_of_2x2_windows(strange, shape, layout, dtype, one_thread):
-    """Those of a pooling, and some that point anywhere in the plane."""
+    """Indices of a pooling, and some that are anywhere in the plane."""
     shape = (*shape[:2], 2 * shape[2], shape[3]) if dtype.itemsize == 2 else shape
     image = torch.randn(shape).to(dtype).contiguous(memory_format=layout)
     _, indices = F.max_pool2d(image, 2, return_indices=True)
@@ -188,7 +188,7 @@ def test_an_index_outside_the_plane_raises_forward_and_backward(wrong, backend, 
         max_unpool2d(values, indices, 2, backend=backend)
     with pytest.raises(RuntimeError, match=f"outside the plane, {wrong}"):
         REGISTRY["max_unpool2d_backward"](torch.randn(2, 18, 8, 8), indices, [], [], [], [], backend=backend)
-    # Where gradients are added, such an index is passed over: the unpooling has raised before.
+    # Where gradients are added, such an index is skipped: the unpooling has already raised.
     add = REGISTRY["max_pool2d_backward"]
     added = add(values, indices, [], [], [], [], [8, 8], backend=backend)
     kept = (indices >= 0) & (indices < 64)
@@ -274,7 +274,7 @@ def test_bad_arguments_are_named(change, error, message):
     [
         (torch.contiguous_format, (1, 4, 3, 5), True),
         (torch.contiguous_format, (4, 3, 5), True),
-        (torch.contiguous_format, (1, 3, 3, 5), False),  # of three planes two threads would share one
+        (torch.contiguous_format, (1, 3, 3, 5), False),  # two threads would share one of three planes
         (torch.channels_last, (2, 3, 3, 5), True),
         (torch.channels_last, (1, 4, 3, 5), False),
     ],
@@ -293,7 +293,7 @@ def test_few_elements_are_left_to_stock_where_no_threads_share_a_plane(layout, s
 
 
 def test_stock_is_not_asked_for_gradients_in_channels_last(monkeypatch):
-    """Its own are contiguous."""
+    """Stock's gradients are contiguous."""
     _leave_to_stock_below(1000, monkeypatch)
     for layout, expected in ((torch.contiguous_format, True), (torch.channels_last, False)):
         input = torch.randn(4, 4, 3, 5).contiguous(memory_format=layout).requires_grad_()
@@ -329,7 +329,7 @@ def _leave_to_stock_below(fewest, monkeypatch):
 
 
 class _Unpoolings(TorchDispatchMode):
-    """Notes of every unpooling whether it is stock's."""
+    """Records for every unpooling whether it is stock's."""
 
     def __init__(self):
         super().__init__()

@@ -29,7 +29,7 @@ def numpy_overlaps(box, others):
 
 
 def brute_force(boxes, scores, iou_threshold, idxs=None, max_output=None):
-    """One box after the other: what is kept."""
+    """The kept boxes, decided one box after the other."""
     dtype = numpy.float64 if torch.float64 in (boxes.dtype, scores.dtype) else numpy.float32
     boxes = boxes.detach().to(torch.float64).numpy().astype(dtype)
     scores = scores.detach().to(torch.float64).numpy().astype(dtype)
@@ -122,7 +122,7 @@ def test_random_boxes(count, threshold, backend, device):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_thresholds_that_boxes_hit_exactly(dtype, device):
-    """IoU of small integer boxes is a fraction; the threshold is that one as a Python float, an ulp more or less."""
+    """IoU of small integer boxes is a fraction; the threshold is that fraction as a float, and an ulp more or less."""
     generator = torch.Generator().manual_seed(0)
     corners = torch.randint(0, 4, (60, 2), generator=generator)
     boxes = torch.cat([corners, corners + torch.randint(1, 5, (60, 2), generator=generator)], 1).to(device, dtype)

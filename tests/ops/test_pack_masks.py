@@ -90,7 +90,7 @@ def test_round_trip_of_every_width(width, backend, device):
 
 @pytest.mark.sanitized
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 40])
-@pytest.mark.parametrize("height", [0, 1, 15, 16, 500])  # one strip and several to a mask
+@pytest.mark.parametrize("height", [0, 1, 15, 16, 500])  # one strip per mask, and several
 def test_numbers_and_heights(count, height, device):
     masks = noise(count, height, 45, density=0.01).to(device)
     packed = pack_masks(masks)
@@ -127,7 +127,7 @@ def test_every_layout(dtype, device):
 def test_bytes_that_are_not_one(backend, device):
     masks = torch.arange(256, dtype=torch.uint8, device=device).view(1, 4, 64)
     assert torch.equal(unpack_masks(pack_masks(masks, backend=backend)), masks != 0)
-    as_bool = masks.view(torch.bool)  # what a kernel that writes bytes may leave behind
+    as_bool = masks.view(torch.bool)  # as a kernel that writes arbitrary bytes may produce
     assert torch.equal(unpack_masks(pack_masks(as_bool, backend="auto")), masks != 0)
     for threshold in (-1e300, -1, -0.5, 0, 0.5, 127, 127.5, 253.9, 254, 254.5, 255, 256, 1e300, torch.inf, -torch.inf):
         found = unpack_masks(pack_masks(masks, threshold, backend=backend))

@@ -20,7 +20,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def detectron2(masks, boxes, image_shape):
-    """As paste_masks_in_image samples: every pixel of the image, by grid_sample."""
+    """As in paste_masks_in_image: samples every pixel of the image, by grid_sample."""
     height, width = image_shape
     left, top, right, bottom = boxes.to(masks.dtype).split(1, 1)
     pixels = lambda size: torch.arange(size, dtype=masks.dtype, device=masks.device) + 0.5  # noqa: E731
@@ -31,7 +31,7 @@ def detectron2(masks, boxes, image_shape):
 
 
 def torchvision(masks, boxes, image_shape):
-    """As roi_heads.paste_masks_in_image: interpolated to the box grown to whole pixels, and the image's part copied.
+    """As roi_heads.paste_masks_in_image: interpolates to the box grown to whole pixels, and copies the image's part.
 
     The box is found in fp32 whatever the dtype of the masks.
     """
@@ -156,7 +156,7 @@ def random_masks(count, size=(28, 28), image=(75, 101), seed=0, dtype=torch.floa
 
 
 def assert_bits(bits, soft, exact, threshold):
-    """Bits must be right wherever the fp64 value is further from the threshold than the policy lets values be."""
+    """Bits must be right wherever the fp64 value is further from the threshold than the tolerance."""
     clear = (exact - threshold).abs() > allowed_error(soft, exact)
     assert torch.equal(bits[clear], exact[clear] > threshold) and clear.float().mean() > 0.99
 
@@ -180,7 +180,7 @@ def test_random_boxes_as_the_usual_formulation(size, convention, device):
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("width", [1, 15, 31, 32, 33, 64, 65, 250])
 def test_every_form_is_that_of_the_reference(width, convention, dtype, device):
-    """Bit by bit: it computes the same sums."""
+    """Bit by bit: both compute the same sums."""
     masks, boxes = (tensor.to(device) for tensor in random_masks(12, (9, 13), (40, width), dtype=dtype))
     options = dict(convention=convention, threshold=0.4)
     for output in ("packed", "bool", "soft"):
@@ -199,7 +199,7 @@ def test_no_pixel_outside_of_its_box(convention, device):
     inside = unpack_masks(paste_masks(masks, boxes, (75, 101), convention=convention)).nonzero()
     corners = boxes[inside[:, 0]]
     centre = inside[:, [2, 1]] + 0.5
-    margin = 0 if convention == "detectron2" else 1.5  # torchvision's boxes are cut to integers, the last one included
+    margin = 0 if convention == "detectron2" else 1.5  # torchvision's boxes are cut to integers, both ends inclusive
     assert len(inside) > 1000
     assert (centre >= corners[:, :2] - margin).all() and (centre <= corners[:, 2:] + margin).all()
 

@@ -1,4 +1,4 @@
-"""`PoolIndices`: to everybody but an unpooling they are torch's int64 indices, whatever is done with them."""
+"""`PoolIndices`: for everything except an unpooling they behave as torch's int64 indices."""
 
 import copy
 import io
@@ -106,7 +106,7 @@ def test_every_use_gives_what_stocks_indices_give(use, layout):
     _, ours, stock = both(layout)
     expected = USES[use](stock)
     assert same(USES[use](ours), expected)
-    assert same(USES[use](ours), expected)  # it is now made, and kept
+    assert same(USES[use](ours), expected)  # the int64 tensor now exists and is kept
 
 
 RANDOM = {name for name in dir(torch.Tensor) if name.startswith(("bernoulli", "multinomial", "rand"))} | {
@@ -142,7 +142,7 @@ def outcome(indices, name, arguments):
 
 def agree(one, two):
     if isinstance(one, torch.Tensor) and (one.is_floating_point() or one.is_complex()):
-        one, two = (torch.where(value == value, value, 77) for value in (one, two))  # NaN is as good as NaN
+        one, two = (torch.where(value == value, value, 77) for value in (one, two))  # NaN equals NaN
     comparable = (torch.Tensor, np.ndarray, int, float, str, tuple, list, type, type(None), torch.dtype)
     return same(one, two) if isinstance(one, comparable) else type(one) is type(two)
 
@@ -187,7 +187,7 @@ def test_changes_in_place_are_seen_by_everybody(change, before):
 
 
 def test_our_unpooling_follows_a_change():
-    """Also to what is no tap of its window."""
+    """Also to an index that is no tap of its window."""
     values, ours, stock = both()
     for indices in (ours, stock):
         indices[0, 0, 0, 0] = 90
@@ -230,7 +230,7 @@ def test_what_stays_compact(use):
 
 
 def test_collectives_write_to_them(tmp_path):
-    """They do not say so in their schema: only int64 may be left."""
+    """Their schema does not declare it: afterwards only the int64 tensor may remain."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
         _, ours, stock = both()
@@ -253,7 +253,7 @@ def test_torch_save_loads_safely():
     torch.save({"indices": ours, "changed": both()[1].add_(1)}, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=True)
-    assert type(loaded["indices"]).__module__ == "fastseg.ops"  # the files under it may move
+    assert type(loaded["indices"]).__module__ == "fastseg.ops"  # so that the files below it may move
     assert loaded["indices"].is_compact and same(loaded["indices"], stock) and same(loaded["changed"], stock + 1)
 
 

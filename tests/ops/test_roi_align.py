@@ -70,7 +70,7 @@ def pyramid_case(name, channels, **options):
 
 
 CONTRACTS = [
-    # fp64 is not in: there stock is the fp64 reference itself. gradcheck and the tests below compute in it.
+    # Without fp64: there stock is the fp64 reference itself. gradcheck and the tests below use fp64.
     Contract(function=roi_align, stock=plain_roi_align, cases=CASES, dtypes=FLOATS[:3]),
     Contract(
         function=two_levels,
@@ -107,7 +107,7 @@ GOLDEN_GRADIENTS = {  # of the first box, of ones: rows and columns that are not
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("box, sampling_ratio, legacy, aligned", GOLDEN)
 def test_golden_values(box, sampling_ratio, legacy, aligned, layout, backend):
-    """Of one channel, and of more, each twice the one before."""
+    """A map of one channel, and of several, each twice the one before."""
     boxes = torch.tensor([[0.0, *box]])
     for channels in (1, 20):
         factors = 2.0 ** torch.arange(channels).view(1, -1, 1, 1)
@@ -130,7 +130,7 @@ def test_golden_gradients(aligned, backend):
 
 
 def test_golden_levels():
-    """Spec 2.4: the side of a square to the level of its box."""
+    """The side of a square and the level of its box."""
     sides = torch.tensor([32.0, 111, 112, 223, 224, 447, 448, 896])
     areas = level_areas(4, 224, 4, 2)
     assert [2 + sum(side * side >= area for area in areas) for side in sides.tolist()] == [2, 2, 3, 3, 4, 4, 5, 5]
@@ -146,7 +146,7 @@ def test_golden_levels():
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_any_boxes_equal_the_plain_formulation(data):
-    """Values and gradients, whatever the sizes, layouts and dtypes, of boxes in and around the map."""
+    """Values and gradients of boxes in and around the map, for any sizes, layouts and dtypes."""
     draw = lambda *values: data.draw(st.sampled_from(values))  # noqa: E731
     shape = draw(1, 2, 3), draw(1, 3, 8, 17, 33, 70), data.draw(st.integers(1, 23)), data.draw(st.integers(1, 40))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
@@ -205,7 +205,7 @@ def test_boxes_that_are_not_finite_give_zeros(channels, layout, aligned, samplin
 @pytest.mark.parametrize("sampling_ratio", [-1, 2])
 @pytest.mark.parametrize("aligned", [False, True])
 def test_huge_boxes(aligned, sampling_ratio):
-    """At once, and with the values that the samples in the map give."""
+    """Fast, and with the values that the samples in the map give."""
     input = torch.randn(1, 20, 7, 9, dtype=torch.float64, requires_grad=True)
     boxes = torch.tensor(HUGE, dtype=torch.float64)
     outputs = [roi_align(input, boxes, 3, 1.0, sampling_ratio, aligned, backend=backend) for backend in BACKENDS]
@@ -215,7 +215,7 @@ def test_huge_boxes(aligned, sampling_ratio):
     options = 3, 1.0, sampling_ratio, aligned
     single = [roi_align(input.float(), boxes.float(), *options, backend=backend) for backend in BACKENDS]
     torch.testing.assert_close(*single, rtol=1e-4, atol=1e-5)
-    if sampling_ratio < 0:  # of some thousand samples, which the plain formulation can do
+    if sampling_ratio < 0:  # some thousand samples, few enough for the plain formulation
         plain = plain_roi_align(input, boxes[[6]], 3, 1.0, -1, aligned)
         torch.testing.assert_close(outputs[0][[6]], plain, rtol=1e-9, atol=1e-12)
 
@@ -258,7 +258,7 @@ def test_a_list_of_boxes():
 
 
 def test_half_boxes_and_a_large_batch():
-    """Rows of half types hold no index above 256 or 2048, lists do."""
+    """Rows of half types cannot hold an index above 256 or 2048; lists can."""
     input = torch.arange(300.0).view(300, 1, 1, 1).expand(300, 8, 5, 5)
     boxes = [torch.tensor([[0, 0, 3.5, 3.5]], dtype=torch.bfloat16)] * 300
     assert torch.equal(roi_align(input, boxes, 1, 1.0, 2)[:, 0, 0, 0], torch.arange(300.0))
@@ -359,7 +359,7 @@ def test_five_levels_and_one():
 
 
 def test_the_reference_needs_no_kernel():
-    """Called by itself, on meta tensors too."""
+    """Called directly, also on meta tensors."""
     output = reference.roi_align(IMAGE, None, None, None, None, BOX, (2, 2), [1.0], [], 2, False, False)
     assert output.shape == (1, 3, 2, 2)
     assert ops.roi_align(IMAGE.to("meta"), BOX.to("meta"), 2).shape == (1, 3, 2, 2)

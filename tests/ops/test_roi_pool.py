@@ -16,7 +16,7 @@ def _half_away(value):
 
 
 def plain_roi_pool(input, boxes, output_size, spatial_scale=1.0):
-    """Bin by bin, as Caffe's layer goes."""
+    """Bin by bin, like Caffe's layer."""
     bin_rows, bin_columns = (output_size, output_size) if isinstance(output_size, int) else output_size
     if not isinstance(boxes, torch.Tensor):
         boxes = torch.cat([torch.cat([torch.full_like(own[:, :1], i), own], 1) for i, own in enumerate(boxes)])
@@ -82,7 +82,7 @@ RAMP = (6 * torch.arange(6.0)[:, None] + torch.arange(6.0)).view(1, 1, 6, 6)
     ],
 )
 def test_golden_values(box, scale, size, expected, layout, backend):
-    """Spec 2.2; the gradient of a ramp's maximum goes to its own place."""
+    """Values of the golden table; the gradient of a ramp's maximum goes to its place."""
     for channels in (1, 20):
         input = RAMP.expand(1, channels, 6, 6).contiguous(memory_format=layout).requires_grad_()
         output = roi_pool(input, torch.tensor([[0.0, *box]]), size, scale, backend=backend)
@@ -96,7 +96,7 @@ def test_golden_values(box, scale, size, expected, layout, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_places_of_maxima(backend):
-    """The first of equal ones, the last NaN, -1 without a cell."""
+    """The first of equal maxima, the last NaN, -1 without a cell."""
     input = torch.zeros(1, 9, 4, 4)
     input[0, 0, 1, 2] = input[0, 0, 2, 1] = float("nan")
     input[0, 1] = -float("inf")

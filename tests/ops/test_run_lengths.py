@@ -91,7 +91,7 @@ def test_every_width(width, height, density, device):
 
 
 def test_masks_at_the_borders(device):
-    """Runs that go on from the bottom of a column to the top of the next one."""
+    """Runs that continue from the bottom of a column at the top of the next one."""
     for height, width in ((1, 1), (1, 70), (70, 1), (3, 64), (40, 33)):
         masks = torch.zeros(6, height, width, dtype=torch.bool)
         masks[0, -1], masks[1, 0], masks[2, :, 0], masks[3, :, -1] = True, True, True, True
@@ -122,7 +122,7 @@ def test_round_trips(count, height, width, density, seed):
 
 @pytest.mark.sanitized
 def test_runs_of_no_length(device):
-    """What other programs write: pixels that change back at once."""
+    """Counts of 0, which other programs write: the pixel changes and changes back."""
     counts = [3, 0, 1, 2, 0, 0, 0, 1, 5]
     decoded = unpack_masks(rle_to_masks({"size": [3, 4], "counts": counts}))[0]
     assert decoded.T.flatten().tolist() == [False] * 4 + [True] * 3 + [False] * 5
@@ -242,7 +242,7 @@ def test_equals_pycocotools():
 
 @pytest.mark.parametrize("height, width", [(1, 40), (7, 1), (9, 33)])
 def test_areas_and_overlaps_of_runs(height, width):
-    """Of masks that begin with ones, with nothing, that are full, and with runs of no length."""
+    """Masks that begin with ones, empty masks, full masks, and runs of length 0."""
     masks = torch.cat(
         [
             noise(6, height, width),
@@ -266,19 +266,21 @@ def test_areas_and_overlaps_of_runs(height, width):
 
 @pytest.mark.sanitized
 def test_hostile_runs_and_pairs():
-    """Whatever is called through torch.ops: an error, or a number, and nothing is read outside of the lists."""
+    """Any call through torch.ops gives an error or a number, and reads nothing outside of the lists."""
     huge = 2**63 - 1
     counts, one, two = (torch.tensor(values) for values in ([huge, huge, -huge, 5, huge, huge], [0, 3], [3, 6]))
     overlaps, statistics = torch.ops.fastseg.run_overlaps, torch.ops.fastseg.run_statistics
     overlaps(counts, one, two, torch.tensor([0, 1]), torch.tensor([1, 0])), statistics(counts, one, two)
     for begins, ends in (([-1, 0], [3, 6]), ([0, 3], [3, 7]), ([2, 0], [1, 6]), ([0], [3, 6]), ([huge, 0], [-huge, 6])):
         begins, ends = torch.tensor(begins), torch.tensor(ends)
-        with pytest.raises(RuntimeError, match="do not lie in counts|a begin and an end"):
+        with pytest.raises(
+            RuntimeError, match="do not lie in counts|ends must be a contiguous int64 CPU tensor with 1 elements"
+        ):
             statistics(counts, begins, ends)
     for pair in ([-1, 2], [0, huge]):
         with pytest.raises(RuntimeError, match="a mask that is not there"):
             overlaps(counts, one, two, torch.tensor(pair), torch.tensor([0, 0]))
-    with pytest.raises(RuntimeError, match="int64 .pairs."):
+    with pytest.raises(RuntimeError, match="second must be a contiguous int64 CPU tensor with 1 elements"):
         overlaps(counts, one, two, torch.tensor([0]), torch.tensor([0, 0]))
 
 

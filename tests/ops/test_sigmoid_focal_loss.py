@@ -173,7 +173,7 @@ def test_bad_arguments_are_named(changes, error, message):
 
 
 def test_outputs_of_another_dtype_are_refused():
-    """Before anything is written: two bytes an element would not fit into one."""
+    """The error comes before anything is written: two bytes per element would not fit into one."""
     inputs, targets = torch.randn(9), torch.ones(9)
     with pytest.raises(ValueError, match="dtype=torch.uint8; allowed"):
         torch.ops.fastseg.sigmoid_focal_loss(inputs, targets, 0.25, 2.0, False, torch.uint8)

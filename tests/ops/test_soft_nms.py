@@ -28,7 +28,7 @@ def brute_force(
     max_output=None,
     dtype=None,
 ):
-    """Every score falls at every pick, in the arithmetic of `dtype`."""
+    """Decays every score at every pick, in the arithmetic of `dtype`."""
     dtype = dtype or (numpy.float64 if torch.float64 in (boxes.dtype, scores.dtype) else numpy.float32)
     result_dtype = scores.dtype
     boxes = boxes.detach().to(torch.float64).numpy().astype(dtype)
@@ -37,7 +37,7 @@ def brute_force(
     waiting = [i for i in range(len(scores)) if not scores[i] < min_score]
     picks, picked_scores = [], []
     while waiting and (max_output is None or len(picks) < max_output):
-        best = min(waiting, key=lambda i: (not numpy.isnan(scores[i]), -scores[i]))  # the first of equal ones
+        best = min(waiting, key=lambda i: (not numpy.isnan(scores[i]), -scores[i]))  # the first of equal scores
         picks.append(best)
         picked_scores.append(scores[best])
         waiting.remove(best)
@@ -163,7 +163,7 @@ def test_equal_scores_go_by_index_and_nan_comes_first(backend, device):
 @pytest.mark.sanitized
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_boxes_are_dropped_by_the_linear_method(backend, device):
-    """Their weight is 0, be the score infinite."""
+    """Their weight is 0, which also makes an infinite score 0."""
     same = torch.tensor([[0.0, 0, 1, 1]] * 3 + [[5.0, 5, 6, 6]], device=device)
     scores = torch.tensor([1.0, float("inf"), float("inf"), 0.5], device=device)
     assert soft_nms(same, scores, backend=backend)[0].tolist() == [1, 3]

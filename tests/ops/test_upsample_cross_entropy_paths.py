@@ -1,4 +1,4 @@
-"""upsample_cross_entropy on the CPU where its ways of taking exponentials meet (see its README).
+"""upsample_cross_entropy on the CPU where its methods for exponentials meet (see its README).
 
 Along a row, or pixel by pixel: which one runs depends on how far apart the logits of a cell's ends lie (60, or 42 with
 Dice).
@@ -67,7 +67,7 @@ def test_rows_of_few_last_pixels():
     torch.manual_seed(3)
     for width in range(1, 36):
         for scale in (2, 3, 8, 11):
-            input = torch.randn(2, 3, 4, width)  # not so few that stock's own error is 0 by luck
+            input = torch.randn(2, 3, 4, width)  # enough numbers that stock's own error is not 0 by luck
             target = torch.randint(3, (2, 4 * scale, width * scale))
             check(upsample_cross_entropy, stock_cross_entropy, input, target)
             check(upsample_cross_entropy_dice, stock_dice, input, target)
@@ -121,7 +121,7 @@ def test_dice_in_one_call_is_the_two_steps(options, dtype, monkeypatch):
 
 
 def test_dice_in_one_call_differentiates_twice():
-    """Against the reference in fp64: the gradient that the forward made is passed over."""
+    """Against the reference in fp64: the gradient that the forward computed is not used."""
     torch.manual_seed(5)
     input, target, direction = torch.randn(1, 4, 3, 5), torch.randint(4, (1, 24, 40)), torch.randn(1, 4, 3, 5)
     products = []
@@ -135,7 +135,7 @@ def test_dice_in_one_call_differentiates_twice():
 
 
 def test_dice_without_a_gradient_makes_none():
-    """And a backward that nobody foresaw makes it then."""
+    """If it was not computed in the forward, the backward computes it."""
     input, target = torch.randn(1, 3, 4, 5), torch.randint(3, (1, 32, 40))
     op, options = REGISTRY["upsample_cross_entropy_dice"], (None, None, None, False, -100, 0.0, True)
     arguments = input, target, *options, 1.0, 1.0, 1e-6, True, False, False

@@ -10,11 +10,16 @@ from fastseg.nn import Conv2d
 SCORE_DEVIATION = 0.01  # of the initial weights of score layers
 
 
-def score_layer(in_channels: int, num_classes: int, *, deviation: float = SCORE_DEVIATION) -> Conv2d:
-    """A 1x1 convolution whose weights start normal with this deviation, its biases 0."""
-    layer = Conv2d(in_channels, num_classes, 1)
+def score_layer(in_channels: int, num_classes: int, *, deviation: float = SCORE_DEVIATION) -> nn.Conv2d:
+    """A 1x1 convolution from `initialise_scores_`."""
+    return initialise_scores_(Conv2d(in_channels, num_classes, 1), deviation=deviation)
+
+
+def initialise_scores_(layer: nn.Conv2d, *, deviation: float = SCORE_DEVIATION) -> nn.Conv2d:
+    """Weights start normal with this deviation, biases 0."""
     nn.init.normal_(layer.weight, std=deviation)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -68,8 +68,8 @@ class FullyConnected(nn.Module):
     def __init__(self, in_channels: int, width_multiplier: float, fc6: FC6, dropout: float):
         super().__init__()
         self.channels = scaled_width(fc6.channels, width_multiplier)
-        geometry = dict(padding=fc6.padding, dilation=fc6.dilation)
-        self.fc6 = initialise_he_(Conv2d(in_channels, self.channels, fc6.kernel_size, **geometry))
+        _, kernel_size, padding, dilation = fc6
+        self.fc6 = initialise_he_(Conv2d(in_channels, self.channels, kernel_size, padding=padding, dilation=dilation))
         self.fc7 = initialise_he_(Conv2d(self.channels, self.channels, 1))
         self.dropout = nn.Dropout(dropout)
 

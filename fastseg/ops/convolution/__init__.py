@@ -214,7 +214,7 @@ def _cropped_skip(skip: Tensor, offset, size: list[int], shrinks: bool) -> tuple
     if skip.dim() < 3 or height < 1 or width < 1 or top + height > skip.shape[-2] or left + width > skip.shape[-1]:
         raise RuntimeError(
             f"fastseg.ops.{_TRANSPOSED}: skip has shape {tuple(skip.shape)}, skip_offset={(top, left)} for an output "
-            f"of {tuple(size)}; allowed: a skip that holds the output from there on"
+            f"of {tuple(size)}; allowed: a skip that contains the output from there on"
         )
     return skip[..., top : top + height, left : left + width], [height, width]
 

@@ -35,13 +35,19 @@ def is_bilinear(image: Tensor, weight: Tensor, bias: Tensor | None, stride, dila
         return False
     if private.must_dispatch((image, weight)):
         return False
+    if weight.is_inference():  # made in inference mode: changes of it are not counted
+        return _has_bilinear_taps(weight, channels, groups)
     state = weight._version, weight.data_ptr(), weight.dtype
     found, answer = _answers.get(weight, (None, False))
     if found != state:
-        expected = _bilinear_weight(channels, groups, rows, columns, weight.dtype)
-        answer = expected is not None and torch.equal(weight.detach().cpu(), expected)
+        answer = _has_bilinear_taps(weight, channels, groups)
         _answers[weight] = state, answer
     return answer
+
+
+def _has_bilinear_taps(weight: Tensor, channels: int, groups: int) -> bool:
+    expected = _bilinear_weight(channels, groups, weight.shape[2], weight.shape[3], weight.dtype)
+    return expected is not None and torch.equal(weight.detach().cpu(), expected)
 
 
 @lru_cache(maxsize=16)

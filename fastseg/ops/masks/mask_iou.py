@@ -1,4 +1,4 @@
-"""mask_iou: how much masks overlap, as a matrix of all with all or in pairs.
+"""mask_iou: how much masks overlap, as a matrix of all pairs or for given pairs.
 
     iou(a, b) = |a and b| / |a or b|          ios(a, b) = |a and b| / min(|a|, |b|)          0 / 0 = 0
     intersection(a, b) = |a and b|
@@ -38,7 +38,7 @@ def check(words_a, area_a, boxes_a, words_b, area_b, boxes_b, crowd, labels, den
 
 
 def check_known(op, words, area, boxes):
-    """The three tensors of packed masks, of an op that may also be called as torch.ops.fastseg.<op>."""
+    """Checks the three tensors of packed masks; torch.ops.fastseg.<op> can be called with any."""
     _check.argument(op, "words", words, (torch.int32,), ("N", "H", "words"))
     _check.argument(op, "area", area, (torch.int64,), words.shape[:1], like=("words", words))
     _check.argument(op, "boxes", boxes, (torch.int32,), (words.shape[0], 4), like=("words", words))
@@ -50,7 +50,7 @@ def outputs(words_a, words_b, denominator, pairs):
     return words_a.new_empty(count if pairs else (count, words_b.shape[0]), dtype=dtype)
 
 
-# labels [N]: only where b is a; masks of different labels are taken to share nothing
+# labels [N]: only if b is a; masks of different labels count as disjoint
 mask_iou_op = Op(
     "mask_iou(Tensor words_a, Tensor area_a, Tensor boxes_a, Tensor words_b, Tensor area_b, Tensor boxes_b, "
     "Tensor? crowd, Tensor? labels, int denominator, bool pairs) -> Tensor iou",
@@ -80,12 +80,12 @@ def mask_iou(
             Only with metric="iou".
         metric: "iou"; "ios", the intersection over the area of the smaller mask, 1 where one covers the other; or
             "intersection", the number of pixels that both have.
-        pairs: give iou(a[i], b[i]) alone; N = M.
+        pairs: compute only iou(a[i], b[i]); N = M.
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
-        (N, M), or (N) of pairs. float32, the quotient of two integers, rounded once, of empty masks 0; of
-        "intersection" int64, exact. Nothing is differentiated.
+        (N, M), or (N) with pairs=True. float32: the quotient of two integers, rounded once, 0 for empty masks; with
+        "intersection" int64, exact. Not differentiable.
 
     Raises:
         RuntimeError: masks of different sizes, numbers or devices, another dtype or shape.

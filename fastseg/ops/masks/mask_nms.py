@@ -63,14 +63,14 @@ def mask_nms(
         masks: N masks: `PackedMasks`, or (N, H, W) of bool or uint8, which is packed first.
         scores: (N), float32, float16, bfloat16 or float64. Equal scores rank by index, NaN above every number.
         iou_threshold: 0 to 1; a mask is suppressed if its IoU with a kept one is above it, not if it is equal.
-        labels: int64, int32 or uint8 (N): masks suppress those of their own label only. None: all have one.
+        labels: int64, int32 or uint8 (N): masks suppress only masks of the same label. None: all have the same.
         max_output: with an int M the result has a static shape, which torch.compile(fullgraph=True), torch.export and
-            CUDA graphs accept, and a GPU is not waited for: at most M masks are kept.
+            CUDA graphs accept, and the host does not wait for the GPU: at most M masks are kept.
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
         int64 (K), the indices of the kept masks, best score first. With max_output: indices int64 (M), -1 after the
-        last, and their number, int64 (). The same on CPU and GPU. Nothing is differentiated.
+        last, and their number, int64 (). The same on CPU and GPU. Not differentiable.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit.

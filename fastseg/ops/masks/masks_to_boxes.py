@@ -19,12 +19,12 @@ def masks_to_boxes(masks: PackedMasks | Tensor, *, backend: str = "auto") -> Ten
 
     Args:
         masks: `PackedMasks`, or (N, H, W) of bool, uint8, float32, float16, bfloat16 or float64, where every element
-            that is not 0 (NaN, too) belongs to its mask. Any strides.
+            that is not 0 (also NaN) belongs to its mask. Any strides.
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
         float32 (N, 4), boxes x1, y1, x2, y2 in pixels, the last column and row included (x2 = max x). An empty mask
-        gives zeros. Integer boxes with their ends outside are `PackedMasks.boxes`.
+        gives zeros. `PackedMasks.boxes` are integer boxes whose ends lie one past the last pixel.
 
     Raises:
         RuntimeError: another dtype or shape.

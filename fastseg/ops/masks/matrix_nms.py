@@ -1,4 +1,4 @@
-"""matrix_nms: the scores of masks decay by how much better masks cover them (SOLOv2, arXiv 2003.10152, section 3.3).
+"""matrix_nms: scores of masks decay by their overlap with better masks (SOLOv2, arXiv 2003.10152, section 3.3).
 
 With o_ij the IoU of masks i and j of one label (else 0), i before j by score, and c_i = max_(k<i) o_ki,
 
@@ -63,16 +63,16 @@ def matrix_nms(
         masks: N masks: `PackedMasks`, or (N, H, W) of bool or uint8, which is packed first. The IoU of all pairs of one
             label is computed, 4 N^2 bytes.
         scores: (N), float32, float16, bfloat16 or float64, computed in float32. Equal scores rank by index.
-        labels: int64, int32 or uint8 (N): only masks of one label decay each other. None: all have one.
+        labels: int64, int32 or uint8 (N): only masks of the same label decay each other. None: all have the same.
         method: "gaussian" or "linear".
         sigma: of the gaussian, 0 or more; it multiplies the squared IoU.
-        min_score: what has decayed below it is dropped; NaN scores are, too.
-        max_output: with an int M the result has a static shape, as of `mask_nms`: the best M are given.
+        min_score: scores that decay below it are dropped; NaN scores, too.
+        max_output: with an int M the result has a static shape, as in `mask_nms`: the best M masks.
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
         indices int64 (K) and decayed scores float32 (K), best first. With max_output: indices (M), -1 after the last,
-        scores (M), 0 there, and their number, int64 (). Nothing is differentiated.
+        scores (M), 0 there, and their number, int64 (). Not differentiable.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit.

@@ -1,7 +1,7 @@
 """pack_masks and unpack_masks: binary masks between one byte (or float) and one bit per pixel.
 
 Bit b of word w of a row is pixel x = 32 w + b; the bits past the end of a row are 0. A mask of 480 x 640 takes 38 KB,
-and what is asked of many masks (IoU, suppression, boxes) reads 32 pixels at a time.
+and ops on many masks (IoU, suppression, boxes) read 32 pixels at a time.
 """
 
 import math
@@ -14,7 +14,7 @@ from fastseg._backend import rows
 from fastseg._dtypes import FLOATING
 from fastseg._op import Op
 from fastseg.kernels.pack_masks import reference
-from fastseg.ops.masks.packed import MOST_ON_A_SIDE, PackedMasks
+from fastseg.ops.masks.packed import MOST_ON_A_SIDE, PackedMasks, words_in_row
 
 _NAME = "pack_masks"
 BINARY = (torch.bool, torch.uint8)
@@ -37,7 +37,7 @@ def check(masks, threshold):
 
 def outputs(masks):
     count, height, width = masks.shape
-    words = masks.new_empty((count, height, (width + 31) // 32), dtype=torch.int32)
+    words = masks.new_empty((count, height, words_in_row(width)), dtype=torch.int32)
     return words, words.new_empty(count, dtype=torch.int64), words.new_empty((count, 4))
 
 
@@ -50,17 +50,17 @@ pack_masks_op = Op(
 
 
 def pack_masks(masks: Tensor, threshold: float | None = None, *, backend: str = "auto") -> PackedMasks:
-    """Packs binary masks to one bit per pixel; area and tight box of each are found on the way.
+    """Packs binary masks to one bit per pixel, and finds the area and tight box of each in the same pass.
 
     Args:
         masks: (N, H, W), (N, 1, H, W), or (H, W) for a single mask; bool, uint8, float32, float16, bfloat16 or float64.
             Any strides; where pixels of a row do not follow each other in memory a copy is made.
-        threshold: a pixel belongs to its mask if its value is `> threshold`, as ``masks > threshold`` has it (NaN does
-            not). Must be given with floating masks. None, with bool and uint8 masks: if it is not 0.
+        threshold: a pixel belongs to its mask if its value is `> threshold`, by PyTorch's ``masks > threshold`` (NaN
+            does not). Required with floating masks. None, with bool and uint8 masks: if it is not 0.
         backend: "auto", "cpu", "cuda" or "reference".
 
     Returns:
-        `PackedMasks` of N masks on the same device. Nothing is differentiated.
+        `PackedMasks` of N masks on the same device. Not differentiable.
 
     Raises:
         RuntimeError: a dtype or shape that is not listed.
@@ -84,7 +84,7 @@ def pack_masks(masks: Tensor, threshold: float | None = None, *, backend: str = 
 
 
 def check_unpacked(words, width, dtype):
-    _check.argument("unpack_masks", "words", words, (torch.int32,), ("N", "H", (width + 31) // 32))
+    _check.argument("unpack_masks", "words", words, (torch.int32,), ("N", "H", words_in_row(width)))
     _check.one_of("unpack_masks", "dtype", dtype, UNPACKED)
 
 
@@ -102,7 +102,7 @@ unpack_masks_op = Op(
 
 
 def unpack_masks(packed: PackedMasks, dtype: torch.dtype = torch.bool, *, backend: str = "auto") -> Tensor:
-    """The masks as an array with an element per pixel, the inverse of `pack_masks`.
+    """The masks as a tensor with an element per pixel, the inverse of `pack_masks`.
 
     Args:
         packed: `PackedMasks` of N masks.
@@ -126,7 +126,7 @@ def check_packed(op: str, name: str, value) -> None:
 
 
 def packed_from(op: str, name: str, masks: PackedMasks | Tensor) -> PackedMasks:
-    """`masks` as it is, or packed if it is a bool or uint8 tensor."""
+    """`masks` if it is `PackedMasks`; a bool or uint8 tensor is packed."""
     if isinstance(masks, PackedMasks):
         return masks
     if not isinstance(masks, Tensor):

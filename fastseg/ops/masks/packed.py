@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fastseg import _check
+from fastseg.kernels.pack_masks.reference import WORD, words_in_row
 from fastseg.ops.masks.statistics import mask_statistics_op
 
 _NAME = "PackedMasks"
-WORD = 32  # pixels in a word
 MOST_ON_A_SIDE = 2**31 - 1  # pixels: boxes are 32-bit numbers
 
 
@@ -32,8 +32,8 @@ class PackedMasks:
     Attributes:
         words, width: as above; also height, device, shape (N, H, W).
         area: int64 (N), the number of pixels of each mask.
-        boxes: int32 (N, 4), the smallest box (x1, y1, x2, y2) around each mask's pixels, its ends outside
-            (x1 <= x < x2): the whole image is (0, 0, W, H), an empty mask (0, 0, 0, 0).
+        boxes: int32 (N, 4), the smallest box (x1, y1, x2, y2) around each mask's pixels, with x1 <= x < x2 and
+            y1 <= y < y2: the whole image is (0, 0, W, H), an empty mask (0, 0, 0, 0).
 
     Raises:
         RuntimeError: words of another dtype or shape; on CPU, words with bits past the end of a row.
@@ -48,7 +48,7 @@ class PackedMasks:
             raise TypeError(f"fastseg.ops.{_NAME}: width={width!r}; allowed: an int") from error
         if width < 0 or width > MOST_ON_A_SIDE:
             raise ValueError(f"fastseg.ops.{_NAME}: width={width}; allowed: 0 to {MOST_ON_A_SIDE}")
-        count = (width + WORD - 1) // WORD
+        count = words_in_row(width)
         _check.argument(_NAME, "words", words, (torch.int32,), ("N", "H", count), f"words of {width} pixels")
         tail = width % WORD
         if tail and _check.may_look_at(words) and not torch.compiler.is_compiling():
@@ -61,7 +61,7 @@ class PackedMasks:
 
     @classmethod
     def _of(cls, words: Tensor, width: int, area: Tensor | None = None, boxes: Tensor | None = None) -> "PackedMasks":
-        """Of what an op of ours has made: nothing is checked."""
+        """From the result of an op of this library, without checks."""
         masks = cls.__new__(cls)
         masks.words, masks.width, masks._area, masks._boxes = words, width, area, boxes
         return masks
@@ -94,8 +94,8 @@ class PackedMasks:
         return self.words.shape[0]
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "PackedMasks":
-        """Some of the masks: one (`len` 1) by its int, several by a slice, a list of ints, or a tensor of indices (any
-        integer dtype, 1-d) or of N booleans.
+        """Some of the masks: one (`len` 1) by an int, several by a slice, a list of ints, or a 1-d tensor of indices
+        (any integer dtype) or of N booleans.
         """
         if isinstance(index, slice):
             return self._map(lambda part: part[index])
@@ -132,7 +132,7 @@ class PackedMasks:
         return (self[place] for place in range(len(self)))
 
     def _map(self, change) -> "PackedMasks":
-        """With `change` of the words and of what is known of them."""
+        """Applies `change` to the words and, where known, to areas and boxes."""
         known = [None if part is None else change(part) for part in (self._area, self._boxes)]
         return PackedMasks._of(change(self.words), self.width, *known)
 
@@ -182,7 +182,7 @@ class PackedMasks:
                 f"0 <= y1 <= y2 <= {self.height}"
             )
         width, shift = x2 - x1, x1 % WORD
-        count, first = (width + WORD - 1) // WORD, x1 // WORD
+        count, first = words_in_row(width), x1 // WORD
         rows = self.words[:, y1:y2]
         words = rows[..., first : first + count]
         if shift:
@@ -226,7 +226,7 @@ def _named_parts(masks: PackedMasks):
     return [*zip(map(pytree.GetAttrKey, ("words", "_area", "_boxes", "width")), parts)], None
 
 
-pytree.register_pytree_node(  # what enters and leaves a program of torch.export
+pytree.register_pytree_node(  # torch.export takes and returns only such classes
     PackedMasks,
     _parts,
     _from_parts,

@@ -1,8 +1,8 @@
-"""paste_masks, upsample_masks: the soft masks of a network at the size of the image, as bits at once.
+"""paste_masks, upsample_masks: from a network's soft masks directly to bits at the size of the image.
 
 A network gives a small soft mask for each object: of its box (Mask R-CNN, 28 x 28) or of the whole image (Segment
-Anything, SOLO, YOLACT, a quarter of its size). What is wanted is mostly where the interpolated mask exceeds a
-threshold: a bit for each pixel (`PackedMasks`), 1/32 of the (N, H, W) floats, which are never made here.
+Anything, SOLO, YOLACT, a quarter of its size). Mostly only the pixels whose interpolated value exceeds a threshold are
+needed: a bit per pixel (`PackedMasks`), 1/32 of the (N, H, W) floats, which never exist here.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from fastseg._backend import rows
 from fastseg._dtypes import FLOATING, FLOATING_GPU
 from fastseg._op import Op
 from fastseg.kernels.paste_masks import reference
-from fastseg.ops.masks.packed import PackedMasks
+from fastseg.ops.masks.packed import PackedMasks, words_in_row
 
 _NAME, _UPSAMPLE = "paste_masks", "upsample_masks"
 CONVENTIONS = ("detectron2", "torchvision")
@@ -30,10 +30,10 @@ def check_masks(op: str, name: str, masks) -> None:
         raise RuntimeError(f"fastseg.ops.{op}: {name} has shape {shape}; allowed: (N, h, w), h and w not 0")
 
 
-def written(like: Tensor, height, width, form: int) -> Tensor:
-    """Room for the output of a form."""
+def empty_output(like: Tensor, height, width, form: int) -> Tensor:
+    """An uninitialised output of the form."""
     if form == reference.PACKED:
-        return like.new_empty((like.shape[0], height, (width + 31) // 32), dtype=torch.int32)
+        return like.new_empty((like.shape[0], height, words_in_row(width)), dtype=torch.int32)
     dtype = torch.bool if form == reference.BOOLEAN else torch.promote_types(like.dtype, torch.float32)
     return like.new_empty((like.shape[0], height, width), dtype=dtype)
 
@@ -44,7 +44,7 @@ def check(masks, boxes):
 
 
 def outputs(masks, height, width, form):
-    return written(masks, height, width, form)
+    return empty_output(masks, height, width, form)
 
 
 paste_masks_op = Op(
@@ -70,7 +70,7 @@ def check_upsample(logits, padded_size, input_size):
 
 
 def outputs_upsample(logits, height, width, form):
-    return written(logits, height, width, form)
+    return empty_output(logits, height, width, form)
 
 
 upsample_masks_op = Op(
@@ -103,12 +103,12 @@ def paste_masks(
             float64 (by the reference), any strides, N >= 0.
         boxes: (N, 4), x1, y1, x2, y2 in pixels of the image, of any floating dtype. They may reach beyond the image. A
             box with a NaN or an infinite corner, or without area, gets no pixel; in torchvision's convention one of no
-            width or height gets a line, and one that is turned over (x2 < x1) none.
+            width or height gets a line, and one with x2 < x1 or y2 < y1 none.
         image_shape: (H, W).
         threshold: 0 to 1.
-        convention: "detectron2": pixel centres p + 0.5 sample the mask in the box as it is; a pixel belongs to the mask
-            if its value is >= threshold. "torchvision" (and Detectron): the mask with a border of zeros in the box
-            grown by as much and cut to integers; > threshold.
+        convention: "detectron2": pixel centres p + 0.5 sample the mask in the box; a pixel belongs to the mask if its
+            value is >= threshold. "torchvision" (and Detectron): they sample the mask with a border of zeros in the
+            box, which is grown in proportion and cut to integers; > threshold.
         output: "packed", "bool" or "soft".
         backend: "auto", "cpu", "cuda" or "reference".
 
@@ -159,7 +159,7 @@ def upsample_masks(
         x = interpolate(logits, padded_size, mode="bilinear")[..., :input_height, :input_width]
         interpolate(x, size, mode="bilinear") > threshold
 
-    with torch.nn.functional.interpolate and both steps in one. Segment Anything's `postprocess_masks(masks, input_size,
+    with torch.nn.functional.interpolate, but in one step. Segment Anything's `postprocess_masks(masks, input_size,
     original_size)` is `upsample_masks(masks, original_size, padded_size=(1024, 1024), input_size=input_size)`.
 
     Args:
@@ -167,8 +167,8 @@ def upsample_masks(
             any strides, N >= 0.
         size: (H, W) of the result.
         padded_size: size to which the logits are interpolated first; None: they are not.
-        input_size: the part of that, from its upper left corner, that shows the image (networks pad it at the right and
-            at the bottom); None: all.
+        input_size: the part of padded_size, from its upper left corner, that shows the image (networks pad images at
+            the right and at the bottom); None: all.
         threshold: a pixel belongs to its mask if its value is > threshold.
         output: "packed", "bool" or "soft".
         backend: "auto", "cpu", "cuda" or "reference".

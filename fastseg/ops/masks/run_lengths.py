@@ -16,14 +16,14 @@ from fastseg._backend import rows
 from fastseg._op import Op
 from fastseg.kernels.run_lengths import reference
 from fastseg.ops.masks.pack_masks import packed_from
-from fastseg.ops.masks.packed import PackedMasks
+from fastseg.ops.masks.packed import PackedMasks, words_in_row
 
 MOST_PIXELS = 2**31 - 1  # of a mask: counts are 32-bit numbers
 _LIST = (torch.int64,)
 
 
 def check_words(words, boxes, width):
-    _check.argument("masks_to_rle", "words", words, (torch.int32,), ("N", "H", (width + 31) // 32))
+    _check.argument("masks_to_rle", "words", words, (torch.int32,), ("N", "H", words_in_row(width)))
     _check.argument("masks_to_rle", "boxes", boxes, (torch.int32,), (words.shape[0], 4), like=("words", words))
 
 
@@ -75,7 +75,7 @@ masks_of_runs_op = Op(
     "masks_of_runs(Tensor counts, Tensor begins, Tensor ends, SymInt height, SymInt width) -> Tensor words",
     check=check_lists,
     outputs=lambda counts, ends, height, width: counts.new_empty(
-        (ends.shape[0], height, (width + 31) // 32), dtype=torch.int32
+        (ends.shape[0], height, words_in_row(width)), dtype=torch.int32
     ),
     internal=True,
     contiguous=("counts", "begins", "ends"),
@@ -150,8 +150,8 @@ def rle_to_masks(
     Args:
         rles: dictionaries {"size": [H, W], "counts": ...}, or one. Counts are text (bytes or str, compressed) or a
             sequence of ints. All masks have one size.
-        size: (H, W) that they must have; needed where there are none.
-        device: where the masks go; they are decoded on the host.
+        size: (H, W) that they must have; required if `rles` is empty.
+        device: of the result; decoding runs on the host.
         backend: "auto", "cpu" or "reference".
 
     Returns:
@@ -186,7 +186,7 @@ def rle_to_masks(
 
 
 def counts_of_masks(masks: PackedMasks, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """The counts of all masks, one after the other, and where those of each end: both on the CPU."""
+    """The counts of all masks, one mask after the other, and the end of each mask's counts: both on the CPU."""
     runs = count_runs_op(masks.words, masks.boxes, masks.width, backend=backend)
     ends = runs.cumsum(0)
     total = ends[-1].item() if len(masks) else 0
@@ -197,9 +197,9 @@ def counts_of_masks(masks: PackedMasks, backend: str = "auto") -> tuple[Tensor, 
 def read_rles(
     given: Sequence, sizes: Sequence[tuple[int, int]], name: Callable[[int], str], backend: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Counts, where those of each mask begin and end among them, and the area of each.
+    """Counts of all masks, the begin and end of each mask's counts, and the area of each mask.
 
-    given: counts of each mask, as text or ints; sizes: (H, W) of each; name: how an error begins, by the mask's place.
+    given: counts of each mask, as text or ints; sizes: (H, W) of each; name(i): how an error of mask i begins.
     """
     lists, texts = {}, {}
     for i, counts in enumerate(given):

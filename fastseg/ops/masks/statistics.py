@@ -1,4 +1,4 @@
-"""The op behind `PackedMasks.area` and `PackedMasks.boxes`: what the bits of each mask say about it."""
+"""The op of `PackedMasks.area` and `PackedMasks.boxes`: the area and tight box of each mask."""
 
 import torch
 

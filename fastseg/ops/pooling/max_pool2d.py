@@ -106,11 +106,11 @@ def stock_refuses(input, stride, dilation, return_indices, compact):
     if return_indices and compact:
         return "torch has no compact indices"
     if dilation[0] > 1 or dilation[1] > 1:
-        return "of a dilated window without a pixel torch's index lies outside the plane, and its backward writes there"
+        return "torch's index of a dilated window without a pixel is outside the plane, and its backward writes there"
     if stride[0] >= 2**31 or stride[1] >= 2**31:
         return "torch takes strides below 2^31"
     if input.numel() == 0:
-        return "torch forgets the memory format of an empty batch"
+        return "torch loses the memory format of an empty batch"
     if not input.is_floating_point() and image_format(input) is torch.channels_last:
         return "torch counts the pixels of channels_last planes in the dtype of the input"
     return None

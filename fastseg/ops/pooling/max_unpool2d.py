@@ -76,7 +76,7 @@ def stock_refuses(input, indices):
             return "torch's gradient is never in channels_last"
         planes = images
     if planes % torch.get_num_threads():
-        return "torch's threads would share a plane: of two that write to one index either may come last"
+        return "torch's threads would share a plane: two of them may write to the same index in any order"
     if torch.are_deterministic_algorithms_enabled():
         return "torch calls its function nondeterministic"
     return None

@@ -1,0 +1,93 @@
+"""The networks by name, each with the arguments that give the published one: `list_models` and `build`.
+
+A new network is one more entry in `MODELS`.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastseg.models.deconvnet import DeconvNet
+from fastseg.models.fcn import FCN8s, FCN8sAtOnce, FCN16s, FCN32s
+from fastseg.models.fcn_resnet import FCNResNet
+from fastseg.models.network import Network
+from fastseg.models.segnet import SegNet, SegNetBasic
+from fastseg.models.semantic_fpn import PanopticFPN, SemanticFPN
+
+INDEPENDENT_BUILD = "an independent build in torch.nn"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published network, and its row in docs/models.md.
+
+    Attributes:
+        network: its class.
+        system: its name in the literature.
+        parameters: their number, those that are not trained included.
+        follows: the paper or the release that defines it.
+        arguments: those of the class, as published.
+        verified: what the tests compare it with.
+    """
+
+    network: type[Network]
+    system: str
+    parameters: int
+    follows: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    verified: str = INDEPENDENT_BUILD
+
+
+_FCN = "Long, Shelhamer, Darrell 2015; the Caffe release"
+_FCN_VERIFIED = f"{INDEPENDENT_BUILD}; the release's keys and crop offsets"
+_SEGNET = "Badrinarayanan, Kendall, Cipolla 2017; the Caffe release"
+_SEGNET_VERIFIED = f"{INDEPENDENT_BUILD}; the release's keys and order of layers"
+_FPN = "Kirillov, Girshick, He, Dollár 2019; detectron2"
+_FPN_VERIFIED = f"{INDEPENDENT_BUILD}; detectron2's keys"
+_TORCHVISION_VERIFIED = f"{INDEPENDENT_BUILD}; torchvision's keys"
+
+MODELS: dict[str, Entry] = {
+    "fcn32s_vgg16": Entry(FCN32s, "FCN-32s", 136_152_917, _FCN, verified=_FCN_VERIFIED),
+    "fcn16s_vgg16": Entry(FCN16s, "FCN-16s", 134_815_994, _FCN, verified=_FCN_VERIFIED),
+    "fcn8s_vgg16": Entry(FCN8s, "FCN-8s", 134_489_759, _FCN, verified=_FCN_VERIFIED),
+    "fcn8s_atonce_vgg16": Entry(FCN8sAtOnce, "FCN-8s at once", 134_489_759, _FCN, verified=_FCN_VERIFIED),
+    "fcn_resnet50": Entry(FCNResNet, "FCN", 35_322_218, "torchvision", dict(layers=50), _TORCHVISION_VERIFIED),
+    "fcn_resnet101": Entry(FCNResNet, "FCN", 54_314_346, "torchvision", dict(layers=101), _TORCHVISION_VERIFIED),
+    "segnet": Entry(SegNet, "SegNet", 29_449_355, _SEGNET, verified=_SEGNET_VERIFIED),
+    "segnet_basic": Entry(SegNetBasic, "SegNet-Basic", 1_416_587, _SEGNET, verified=_SEGNET_VERIFIED),
+    "deconvnet": Entry(
+        DeconvNet, "DeconvNet", 251_805_653, "Noh, Hong, Han 2015; the Caffe release", verified=_SEGNET_VERIFIED
+    ),
+    "semantic_fpn_resnet101": Entry(SemanticFPN, "Semantic FPN", 47_470_803, _FPN, verified=_FPN_VERIFIED),
+    "panoptic_fpn_resnet101": Entry(
+        PanopticFPN,
+        "Panoptic FPN: semantic branch and merge",
+        47_475_318,
+        _FPN,
+        verified=f"{_FPN_VERIFIED}; a merge pixel by pixel",
+    ),
+}
+
+
+def list_models() -> list[str]:
+    """The names that `build` takes."""
+    return list(MODELS)
+
+
+def build(name: str, **arguments) -> Network:
+    """The network of that name: the published one, except for `arguments`, which are those of its class.
+
+    ``build("fcn_resnet101", num_classes=19)``. ``python -m fastseg.models`` lists names and classes.
+
+    Raises:
+        ValueError: an unknown name; the message gives the closest ones.
+    """
+    if name not in MODELS:
+        allowed = difflib.get_close_matches(str(name).lower(), MODELS, cutoff=0.5) or MODELS
+        raise ValueError(
+            f"fastseg.models.build: name is {name!r}; allowed: those of fastseg.models.list_models(), "
+            f"such as {', '.join(allowed)}"
+        )
+    entry = MODELS[name]
+    return entry.network(**{**entry.arguments, **arguments})

@@ -96,30 +96,34 @@ class CoarseNetwork(Network):
 
 
 class SubsampledNetwork(CoarseNetwork):
-    """A coarse network whose score (i, j) is that of pixel (stride i, stride j), and which learns from these pixels.
+    """A coarse network that learns from every `label_stride`-th pixel: its score (i, j) is that of pixel (8 i, 8 j).
 
-    Scores are interpolated between these pixels; beyond the last of them they are the last one.
+    Scores are interpolated between these pixels; beyond the last one, its score is repeated.
     """
 
     align_corners = True
-    stride = 8
+    label_stride = 8
 
     def covering_scores(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         scores = self.coarse_scores(image)
         for axis in (2, 3):
-            if self.stride * (scores.shape[axis] - 1) + 1 < image.shape[axis]:
+            if self.label_stride * (scores.shape[axis] - 1) + 1 < image.shape[axis]:
                 scores = torch.cat([scores, scores.narrow(axis, -1, 1)], axis)
-        height, width = (self.stride * (length - 1) + 1 for length in scores.shape[2:])
+        height, width = (self.label_stride * (length - 1) + 1 for length in scores.shape[2:])
         return scores, (height, width)
 
     def loss(self, images: Tensor, targets: Tensor, **options) -> Tensor:
-        """Cross entropy at every 8th pixel, the mean over the labelled ones unless `options` say otherwise.
+        """Cross entropy at every `label_stride`-th pixel, the mean over the labelled ones unless `options` differ.
 
         Args:
             images: (N, in_channels, H, W).
             targets: labels (N, H, W) in int64, int32 or uint8; 255 is ignored.
-            options: those of `fastseg.ops.cross_entropy`, such as weight, ignore_index and reduction.
+            options: those of `fastseg.ops.cross_entropy`, such as weight, pixel_weight, ignore_index and reduction.
         """
-        labels = targets[:, :: self.stride, :: self.stride]
-        scores = self.coarse_scores(images)[:, :, : labels.shape[1], : labels.shape[2]]
-        return ops.cross_entropy(scores, labels, **{"ignore_index": IGNORED_LABEL, **options})
+        step = self.label_stride
+        labels = targets[..., ::step, ::step]
+        scores = self.coarse_scores(images)[:, :, : labels.shape[-2], : labels.shape[-1]]
+        options = {"ignore_index": IGNORED_LABEL, **options}
+        if options.get("pixel_weight") is not None:
+            options["pixel_weight"] = options["pixel_weight"][..., ::step, ::step]
+        return ops.cross_entropy(scores, labels, **options)

@@ -3,16 +3,14 @@
 Wang, Chen, Yuan, Liu, Huang, Hou, Cottrell: Understanding convolution for semantic segmentation (2018).
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastseg import ops
 from fastseg.models.blocks.atrous import SCORE_RATES, AtrousScores
 from fastseg.models.blocks.normalisation import batch_norm
 from fastseg.models.blocks.resnet import BLOCKS, ResNet
 from fastseg.models.blocks.resnet_network import check_resnet_arguments
-from fastseg.models.network import IGNORED_LABEL, Network
+from fastseg.models.coarse import SubsampledNetwork
 
 TRUNK_STRIDE = 8
 HDC_RATES = (1, 2, 5, 9)  # over and over in the third stage
@@ -21,7 +19,7 @@ BATCH_NORM = dict(eps=1e-6, momentum=5e-4)  # MXNet's momentum of 0.9995
 CELLS = (1, 4, 16, 64)
 
 
-class DUC(Network):
+class DUC(SubsampledNetwork):
     """DUC with HDC on the ResNet with a deep stem, as TuSimple released it.
 
     Called on an image (N, in_channels, H, W) it returns class scores (N, num_classes, H, W). Each place of the trunk,
@@ -45,6 +43,8 @@ class DUC(Network):
         RuntimeError: the image does not have shape (N, in_channels, H, W).
     """
 
+    align_corners = False
+
     def __init__(
         self,
         num_classes: int = 19,
@@ -59,6 +59,7 @@ class DUC(Network):
         check_resnet_arguments(self, layers=layers, width_multiplier=width_multiplier, norm=norm)
         self.check_one_of(CELLS, cells=cells)
         self.upscale = round(cells**0.5)
+        self.label_stride = TRUNK_STRIDE // self.upscale
         self.backbone = ResNet(
             layers,
             in_channels,
@@ -71,43 +72,13 @@ class DUC(Network):
         ).requires_grad_(True)  # the release trains the scales of frozen normalisation, too
         self.classifier = AtrousScores(self.backbone.channels[-1], num_classes * cells, SCORE_RATES)
 
-    def coarse_scores(self, image: Tensor) -> Tensor:
+    def score_maps(self, image: Tensor) -> tuple[Tensor, ...]:
         """The scores of all cells: (N, num_classes, h, w), where h cells cover ceil(H / 8) * 8 rows."""
-        self.check_image(image)
-        return F.pixel_shuffle(self.classifier(self.backbone(image)[-1]), self.upscale)
+        return (F.pixel_shuffle(self.classifier(self.backbone(image)[-1]), self.upscale),)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def covering_scores(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         scores = self.coarse_scores(image)
-        height, width = image.shape[2:]
-        return ops.upsample_bilinear2d(scores, self._covered(scores), align_corners=False)[:, :, :height, :width]
-
-    def loss(self, images: Tensor, targets: Tensor, **options) -> Tensor:
-        """Cross entropy of the cells' scores, the mean over the labelled cells unless `options` say otherwise.
-
-        A cell has the label of its first pixel.
-
-        Args:
-            images: (N, in_channels, H, W).
-            targets: labels (N, H, W) in int64, int32 or uint8; 255 is ignored.
-            options: those of `fastseg.ops.cross_entropy`, such as weight, pixel_weight, ignore_index and reduction.
-        """
-        step = TRUNK_STRIDE // self.upscale
-        targets = targets[..., ::step, ::step]
-        scores = self.coarse_scores(images)[:, :, : targets.shape[-2], : targets.shape[-1]]
-        options = {"ignore_index": IGNORED_LABEL, **options}
-        if options.get("pixel_weight") is not None:
-            options["pixel_weight"] = options["pixel_weight"][..., ::step, ::step]
-        return ops.cross_entropy(scores, targets, **options)
-
-    @torch.no_grad()
-    def predict(self, images: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
-        scores = self.coarse_scores(images)
-        height, width = images.shape[2:]
-        return ops.upsample_argmax(scores, self._covered(scores), dtype=dtype)[:, :height, :width]
-
-    def _covered(self, scores: Tensor) -> tuple[int, ...]:
-        """The pixels that cells cover: the image, and what is missing to whole places of the trunk."""
-        return tuple(TRUNK_STRIDE // self.upscale * side for side in scores.shape[2:])
+        return scores, (self.label_stride * scores.shape[2], self.label_stride * scores.shape[3])
 
 
 def hybrid_rates(blocks: int) -> list[int]:

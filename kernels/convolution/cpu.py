@@ -50,7 +50,7 @@ def _in_channels_last(convolve, axis, input, weight, bias, residual, numbers):
 def _contiguous(image):
     """`image.contiguous()` of a channels_last image, as matrices, which torch transposes faster.
 
-    The result is no view: autograd lets nobody change a view that comes from an op in place, as ReLUs do.
+    The result is not a view: autograd refuses changes in place, such as those of ReLUs, of a view that an op returns.
     """
     if image.is_contiguous():
         return image

@@ -60,15 +60,15 @@ class DeepLabVGG(SubsampledNetwork):
         return names
 
     def score_maps(self, image: Tensor) -> tuple[Tensor, ...]:
-        pooled, branches = self.backbone(image)
-        return (self.summed(branches, [image, *pooled]),)
+        first, *others = self.scores_to_sum(image)
+        for scores in others:
+            first = first + scores
+        return (first,)
 
-    def summed(self, branches: list[Tensor], sources: list[Tensor]) -> Tensor:
-        """The sum of all scores. branches: the maps of the trunk. sources: the image, then the pooled maps."""
-        scores = self.fc8[0](branches[0])
-        for layer, features in zip(self.fc8[1:], branches[1:]):
-            scores = layer(features, residual=scores)
-        return scores
+    def scores_to_sum(self, image: Tensor) -> list[Tensor]:
+        """The scores of all branches."""
+        _, branches = self.backbone(image)
+        return [layer(features) for layer, features in zip(self.fc8, branches)]
 
 
 class DeepLabV1(DeepLabVGG):
@@ -147,14 +147,9 @@ class SideBranch(nn.Sequential):
         )
         self.stride = stride
 
-    def forward(self, image: Tensor, *, residual: Tensor | None = None) -> Tensor:
-        """The scores of this branch, plus `residual`."""
+    def forward(self, image: Tensor) -> Tensor:
         below, right = ((1 - size) % self.stride for size in image.shape[2:])
-        *layers, last = self
-        image = F.pad(image, (0, right, 0, below))
-        for layer in layers:
-            image = layer(image)
-        return last(image, residual=residual)
+        return super().forward(F.pad(image, (0, right, 0, below)))
 
 
 class DeepLabMSc(DeepLabV1):
@@ -181,11 +176,10 @@ class DeepLabMSc(DeepLabV1):
             SideBranch(source, channels, num_classes, stride, dropout) for source, stride in zip(sources, SIDE_STRIDES)
         )
 
-    def summed(self, branches: list[Tensor], sources: list[Tensor]) -> Tensor:
-        scores = super().summed(branches, sources)
-        for branch, source in zip(self.branches, sources):
-            scores = branch(source, residual=scores)
-        return scores
+    def scores_to_sum(self, image: Tensor) -> list[Tensor]:
+        pooled, (features,) = self.backbone(image)
+        sides = [branch(source) for branch, source in zip(self.branches, [image, *pooled])]
+        return [self.fc8[0](features), *sides]
 
 
 class DeepLabV2VGG(DeepLabVGG):

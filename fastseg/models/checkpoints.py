@@ -16,7 +16,6 @@ PREFIXES = {  # of keys, and what adds them
     "model.": "a class around the network",
     "network.": "a class around the network",
 }
-IMAGENET_METHODS = ("load_imagenet", "load_vgg16")
 _NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -36,9 +35,8 @@ def hint(network: Network, state_dict: Mapping) -> str:
     if not common:
         return f"no key is one of {network.name} or of another release that fastseg.models knows"
     found = f"closest known release: {release}, of whose {length} keys {common} are given"
-    methods = [method for method in IMAGENET_METHODS if hasattr(network, method)]
-    if release.startswith("torchvision's") and methods:
-        return f"{found}; {network.name}.{methods[0]} loads it"
+    if release.startswith("torchvision's") and hasattr(network, "load_imagenet"):
+        return f"{found}; {network.name}.load_imagenet loads it"
     return found
 
 

@@ -8,6 +8,7 @@ scores lie at every 8th pixel. Parameter names are those of the Caffe releases (
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastseg.models.blocks.convolution import initialise_he_, scaled_width
@@ -59,15 +60,15 @@ class DeepLabVGG(SubsampledNetwork):
         return names
 
     def score_maps(self, image: Tensor) -> tuple[Tensor, ...]:
-        pooled, branches = self.backbone(image)
-        scores = self.side_scores(image, pooled)
-        for layer, features in zip(self.fc8, branches):
-            scores = layer(features, residual=scores)
-        return (scores,)
+        first, *others = self.scores_to_sum(image)
+        for scores in others:
+            first = first + scores
+        return (first,)
 
-    def side_scores(self, image: Tensor, pooled: list[Tensor]) -> Tensor | None:
-        """What is added to the scores of the branches."""
-        return None
+    def scores_to_sum(self, image: Tensor) -> list[Tensor]:
+        """The scores of all branches."""
+        _, branches = self.backbone(image)
+        return [layer(features) for layer, features in zip(self.fc8, branches)]
 
 
 class DeepLabV1(DeepLabVGG):
@@ -146,14 +147,9 @@ class SideBranch(nn.Sequential):
         )
         self.stride = stride
 
-    def forward(self, image: Tensor, scores: Tensor | None) -> Tensor:
-        """The scores of this branch, plus `scores`."""
+    def forward(self, image: Tensor) -> Tensor:
         below, right = ((1 - size) % self.stride for size in image.shape[2:])
-        image = nn.functional.pad(image, (0, right, 0, below))
-        *layers, last = self
-        for layer in layers:
-            image = layer(image)
-        return last(image, residual=scores)
+        return super().forward(F.pad(image, (0, right, 0, below)))
 
 
 class DeepLabMSc(DeepLabV1):
@@ -180,11 +176,10 @@ class DeepLabMSc(DeepLabV1):
             SideBranch(source, channels, num_classes, stride, dropout) for source, stride in zip(sources, SIDE_STRIDES)
         )
 
-    def side_scores(self, image: Tensor, pooled: list[Tensor]) -> Tensor | None:
-        scores = None
-        for branch, source in zip(self.branches, [image, *pooled]):
-            scores = branch(source, scores)
-        return scores
+    def scores_to_sum(self, image: Tensor) -> list[Tensor]:
+        pooled, (features,) = self.backbone(image)
+        sides = [branch(source) for branch, source in zip(self.branches, [image, *pooled])]
+        return [self.fc8[0](features), *sides]
 
 
 class DeepLabV2VGG(DeepLabVGG):

@@ -79,10 +79,8 @@ class ContextModule(Network):
             inset = dilation if padding == "same" else sum(dilations) if place == 0 else 0
             layer = Conv2d(channels, factor * num_classes, 3, padding=inset, dilation=dilation)
             channels = factor * num_classes
-            self.add_module(f"ctx_{name}", layer)
-        self.ctx_final = Conv2d(channels, num_classes, 1)
-        for layer in self.children():
-            initialise_identity_(layer, num_classes, deviation)
+            self.add_module(f"ctx_{name}", initialise_identity_(layer, num_classes, deviation))
+        self.ctx_final = initialise_identity_(Conv2d(channels, num_classes, 1), num_classes, deviation)
 
     def forward(self, scores: Tensor) -> Tensor:
         self.check_image(scores)
@@ -101,7 +99,8 @@ def initialise_identity_(layer: nn.Conv2d, groups: int, deviation: float) -> nn.
     """
     weight = layer.weight
     nn.init.normal_(weight, std=deviation * groups / layer.out_channels)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     leaving, entering = (torch.arange(count) * groups // count for count in weight.shape[:2])
     row, column = (size // 2 for size in layer.kernel_size)
     same_group = (leaving[:, None] == entering).to(weight.device)

@@ -9,11 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastseg.models.deconvnet import DeconvNet
+from fastseg.models.deeplab_vgg import DeepLabMSc, DeepLabV1, DeepLabV2VGG
+from fastseg.models.dilation import ContextModule, DilationFrontEnd
 from fastseg.models.fcn import FCN8s, FCN8sAtOnce, FCN16s, FCN32s
+from fastseg.models.fcn_alexnet import FCN32sAlexNet
+from fastseg.models.fcn_googlenet import FCN32sGoogLeNet
 from fastseg.models.fcn_resnet import FCNResNet
 from fastseg.models.network import Network
 from fastseg.models.segnet import SegNet, SegNetBasic
 from fastseg.models.semantic_fpn import PanopticFPN, SemanticFPN
+from fastseg.models.unet import UNetAarhus, UNetSame, UNetValid
 
 INDEPENDENT_BUILD = "an independent build in torch.nn"
 
@@ -46,19 +51,48 @@ _SEGNET_VERIFIED = f"{INDEPENDENT_BUILD}; the release's keys and order of layers
 _FPN = "Kirillov, Girshick, He, Dollár 2019; detectron2"
 _FPN_VERIFIED = f"{INDEPENDENT_BUILD}; detectron2's keys"
 _TORCHVISION_VERIFIED = f"{INDEPENDENT_BUILD}; torchvision's keys"
+_DILATION = "Yu, Koltun 2016; the Caffe release"
+_CONTEXT_VERIFIED = f"{INDEPENDENT_BUILD}; the identity at the start"
+_DEEPLAB_V1 = "Chen, Papandreou, Kokkinos, Murphy, Yuille 2015; the Caffe release"
+_DEEPLAB_V2 = "Chen, Papandreou, Kokkinos, Murphy, Yuille 2018; the Caffe release"
+_UNET = "Ronneberger, Fischer, Brox 2015"
 
 MODELS: dict[str, Entry] = {
     "fcn32s_vgg16": Entry(FCN32s, "FCN-32s", 136_152_917, _FCN, verified=_FCN_VERIFIED),
     "fcn16s_vgg16": Entry(FCN16s, "FCN-16s", 134_815_994, _FCN, verified=_FCN_VERIFIED),
     "fcn8s_vgg16": Entry(FCN8s, "FCN-8s", 134_489_759, _FCN, verified=_FCN_VERIFIED),
     "fcn8s_atonce_vgg16": Entry(FCN8sAtOnce, "FCN-8s at once", 134_489_759, _FCN, verified=_FCN_VERIFIED),
+    "fcn32s_alexnet": Entry(FCN32sAlexNet, "FCN-32s", 58_704_590, _FCN, verified=_FCN_VERIFIED),
+    "fcn32s_googlenet": Entry(
+        FCN32sGoogLeNet, "FCN-32s", 7_801_413, "Long, Shelhamer, Darrell 2015; torchvision's key names"
+    ),
     "fcn_resnet50": Entry(FCNResNet, "FCN", 35_322_218, "torchvision", dict(layers=50), _TORCHVISION_VERIFIED),
     "fcn_resnet101": Entry(FCNResNet, "FCN", 54_314_346, "torchvision", dict(layers=101), _TORCHVISION_VERIFIED),
+    "dilation_frontend": Entry(DilationFrontEnd, "Dilated front-end", 134_346_581, _DILATION),
+    "context_basic": Entry(ContextModule, "Context module", 28_392, _DILATION, verified=_CONTEXT_VERIFIED),
+    "context_large": Entry(
+        ContextModule, "Context module", 6_803_139, _DILATION, dict(kind="large"), verified=_CONTEXT_VERIFIED
+    ),
+    "deeplab_v1_4x4": Entry(DeepLabV1, "DeepLab v1", 65_140_565, _DEEPLAB_V1, dict(network="4x4")),
+    "deeplab_v1_largefov": Entry(DeepLabV1, "DeepLab v1", 20_505_429, _DEEPLAB_V1, dict(network="largefov")),
+    "deeplab_msc_largefov": Entry(DeepLabMSc, "DeepLab-MSc", 21_711_550, _DEEPLAB_V1, dict(network="largefov")),
+    "deeplab_v2_vgg16": Entry(DeepLabV2VGG, "DeepLab v2", 37_877_652, _DEEPLAB_V2),
     "segnet": Entry(SegNet, "SegNet", 29_449_355, _SEGNET, verified=_SEGNET_VERIFIED),
     "segnet_basic": Entry(SegNetBasic, "SegNet-Basic", 1_416_587, _SEGNET, verified=_SEGNET_VERIFIED),
     "deconvnet": Entry(
         DeconvNet, "DeconvNet", 251_805_653, "Noh, Hong, Han 2015; the Caffe release", verified=_SEGNET_VERIFIED
     ),
+    "unet_valid": Entry(
+        UNetValid, "U-Net", 31_030_658, _UNET, verified=f"{INDEPENDENT_BUILD}; weights of borders by definition"
+    ),
+    "unet_same": Entry(
+        UNetSame,
+        "U-Net, padded",
+        31_037_698,
+        f"{_UNET}; milesial's Pytorch-UNet",
+        verified=f"{INDEPENDENT_BUILD}; its keys",
+    ),
+    "unet_aarhus": Entry(UNetAarhus, "U-Net for 128x128 pixels", 2_161_649, f"{_UNET}; a lecture of Aarhus University"),
     "semantic_fpn_resnet101": Entry(SemanticFPN, "Semantic FPN", 47_470_803, _FPN, verified=_FPN_VERIFIED),
     "panoptic_fpn_resnet101": Entry(
         PanopticFPN,

@@ -5,6 +5,7 @@ the maps of the encoder to its own. `border_weight_map` gives the weights of the
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,9 @@ class UNet(Network):
 
     dice_weight = 0.0  # of the Dice loss, which is added to the cross entropy
 
-    def build(self, encoder: list[nn.Module], ups: list[nn.Module], decoder: list[nn.Module], width: int) -> None:
+    def build(
+        self, encoder: Sequence[nn.Module], ups: Sequence[nn.Module], decoder: Sequence[nn.Module], width: int
+    ) -> None:
         """Modules from the finest to the deepest level and back; `width`: channels of the last one."""
         self.encoder, self.pool = nn.ModuleList(encoder), MaxPool2d(2)
         self.ups, self.decoder = nn.ModuleList(ups), nn.ModuleList(decoder)
@@ -105,14 +108,11 @@ class UNetValid(UNet):
         super().__init__(num_classes, in_channels)
         self.check_positive(width_multiplier=width_multiplier)
         widths = [scaled_width(width, width_multiplier) for width in WIDTHS]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, block = nn.Dropout(dropout), partial(_convolved_twice, padding=0)
         self.build(
-            [
-                _convolved_twice(entering, width, width, padding=0)
-                for entering, width in zip([in_channels, *widths], widths)
-            ],
+            [block(entering, width, width) for entering, width in zip([in_channels, *widths], widths)],
             [_enlarging(deep, shallow, 2) for deep, shallow in _upwards(widths)],
-            [_convolved_twice(2 * shallow, shallow, shallow, padding=0) for _, shallow in _upwards(widths)],
+            [block(2 * shallow, shallow, shallow) for _, shallow in _upwards(widths)],
             widths[0],
         )
 
@@ -184,7 +184,8 @@ class UNetSame(UNet):
         self.check_positive(width_multiplier=width_multiplier)
         self.check_one_of(NORMS, norm=norm)
         widths = [scaled_width(width, width_multiplier) for width in WIDTHS]
-        options = dict(padding=1, norm=batch_norm(norm))
+        block = partial(_convolved_twice, padding=1, norm=batch_norm(norm))
+        ups: list[nn.Module]
         if bilinear:
             widths[4] = widths[3]
             ups = [Upsample(scale_factor=2, mode="bilinear", align_corners=True) for _ in widths[1:]]
@@ -193,12 +194,9 @@ class UNetSame(UNet):
             ups = [_enlarging(deep, shallow, 2) for deep, shallow in _upwards(widths)]
             leaving = widths[3::-1]
         self.build(
-            [
-                _convolved_twice(entering, width, width, **options)
-                for entering, width in zip([in_channels, *widths], widths)
-            ],
+            [block(entering, width, width) for entering, width in zip([in_channels, *widths], widths)],
             ups,
-            [_convolved_twice(2 * skip, skip, out, **options) for skip, out in zip(widths[3::-1], leaving)],
+            [block(2 * skip, skip, out) for skip, out in zip(widths[3::-1], leaving)],
             widths[0],
         )
 
@@ -255,15 +253,12 @@ class UNetAarhus(UNet):
         self.check_positive(width_multiplier=width_multiplier)
         self.check_one_of(NORMS, norm=norm)
         widths = [scaled_width(width, width_multiplier) for width in AARHUS_WIDTHS]
-        options = dict(padding=1, norm=batch_norm(norm), bias=True)
+        block = partial(_convolved_twice, padding=1, norm=batch_norm(norm), bias=True)
         self.dropout = nn.Dropout(dropout)
         self.build(
-            [
-                _convolved_twice(entering, width, width, **options)
-                for entering, width in zip([in_channels, *widths], widths)
-            ],
+            [block(entering, width, width) for entering, width in zip([in_channels, *widths], widths)],
             [_enlarging(deep, shallow, 3) for deep, shallow in _upwards(widths)],
-            [_convolved_twice(2 * shallow, shallow, shallow, **options) for _, shallow in _upwards(widths)],
+            [block(2 * shallow, shallow, shallow) for _, shallow in _upwards(widths)],
             widths[0],
         )
 
@@ -335,9 +330,8 @@ def border_weight_map(
     """
     name = "fastseg.models.border_weight_map"
     if instances.dim() != 2 or instances.is_floating_point():
-        raise RuntimeError(
-            f"{name}: instances has shape {tuple(instances.shape)} and dtype {instances.dtype}; allowed: (H, W) integers"
-        )
+        given = f"shape {tuple(instances.shape)} and dtype {instances.dtype}"
+        raise RuntimeError(f"{name}: instances has {given}; allowed: (H, W) integers")
     if not sigma > 0:
         raise ValueError(f"{name}: sigma is {sigma}; allowed: above 0")
     background = instances == 0
@@ -356,7 +350,7 @@ def border_weight_map(
 
 
 def _distance(mask: Tensor, reach: int) -> Tensor:
-    """The distance of each pixel to the nearest one of `mask`, or infinity where it is more than `reach` columns off."""
+    """The distance of each pixel to the nearest one of `mask`; infinite if that is more than `reach` columns off."""
     rows, columns = mask.shape
     row = torch.arange(rows, device=mask.device)[:, None]
     above = torch.where(mask, row, -rows - reach).cummax(0).values

@@ -174,6 +174,7 @@ def test_copies_pickles_and_loads(contract):
 
 @every_network
 def test_traces_into_one_graph(contract):
+    torch.compiler.reset()  # it traces one function, such as a `forward` that networks share, only a few times
     model = randomised(contract.build()).eval()
     image = image_of(contract, contract.sizes[-1], images=1)
     traced, exact = torch.compile(model, backend="eager", fullgraph=True), copy.deepcopy(model).double()

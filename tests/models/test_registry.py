@@ -120,7 +120,7 @@ def test_imagenet_weights_name_the_method_that_loads_them():
     assert "torchvision's resnet50, of whose 320 keys 320" in message and "FCNResNet.load_imagenet loads it" in message
     vgg16 = {f"features.{number}.weight": torch.zeros(1) for number in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
     message = message_of(models.FCN8s(**NARROW), vgg16)
-    assert "torchvision's vgg16, of whose 32 keys 13" in message and "FCN8s.load_vgg16 loads it" in message
+    assert "torchvision's vgg16, of whose 32 keys 13" in message and "FCN8s.load_imagenet loads it" in message
 
 
 def test_foreign_keys_and_wrong_shapes():

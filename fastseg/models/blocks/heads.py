@@ -5,16 +5,13 @@ from collections.abc import Callable
 from torch import nn
 
 from fastseg.models.blocks.convolution import initialise_he_
-from fastseg.nn import Conv2d
 
 SCORE_DEVIATION = 0.01  # of the initial weights of score layers
 
 
-def score_layer(in_channels: int, num_classes: int, *, deviation: float = SCORE_DEVIATION) -> Conv2d:
+def score_layer(in_channels: int, num_classes: int, *, deviation: float = SCORE_DEVIATION) -> nn.Conv2d:
     """A 1x1 convolution from `initialise_scores_`."""
-    layer = Conv2d(in_channels, num_classes, 1)
-    initialise_scores_(layer, deviation=deviation)
-    return layer
+    return initialise_scores_(nn.Conv2d(in_channels, num_classes, 1), deviation=deviation)
 
 
 def initialise_scores_(layer: nn.Conv2d, *, deviation: float = SCORE_DEVIATION) -> nn.Conv2d:

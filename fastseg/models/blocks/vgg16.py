@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastseg.models.blocks.convolution import initialise_he_, layer_block, scaled_width
@@ -39,11 +40,21 @@ def vgg16_stages(
         dilation = last_dilation if number == len(STAGES) else 1
         for place in range(layers):
             inset = first_padding if number == 1 and place == 0 else padding * dilation
-            layer = initialise_he_(Conv2d(channels, width, 3, padding=inset, dilation=dilation))
+            layer = _convolution(channels, width, 3, inset, dilation)
             stage.append(layer_block(layer, norm=norm and norm(width)))
             channels = width
         stages.append(stage)
     return stages
+
+
+def _convolution(
+    in_channels: int, out_channels: int, kernel_size: int, padding: int = 0, dilation: int = 1
+) -> nn.Conv2d:
+    """From He's initialisation; ours if dilated, else stock's."""
+    kind = Conv2d if dilation > 1 else nn.Conv2d
+    layer = kind(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation)
+    initialise_he_(layer)
+    return layer
 
 
 class FC6(NamedTuple):
@@ -68,14 +79,13 @@ class FullyConnected(nn.Module):
     def __init__(self, in_channels: int, width_multiplier: float, fc6: FC6, dropout: float):
         super().__init__()
         self.channels = scaled_width(fc6.channels, width_multiplier)
-        geometry = dict(padding=fc6.padding, dilation=fc6.dilation)
-        self.fc6 = initialise_he_(Conv2d(in_channels, self.channels, fc6.kernel_size, **geometry))
-        self.fc7 = initialise_he_(Conv2d(self.channels, self.channels, 1))
+        self.fc6 = _convolution(in_channels, self.channels, *fc6[1:])
+        self.fc7 = _convolution(self.channels, self.channels, 1)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, image: Tensor) -> Tensor:
-        fc6 = self.dropout(self.fc6(image, activation="relu"))
-        return self.dropout(self.fc7(fc6, activation="relu"))
+        fc6 = self.dropout(F.relu(self.fc6(image), inplace=True))
+        return self.dropout(F.relu(self.fc7(fc6), inplace=True))
 
 
 class FullyConvolutionalVGG16(nn.Module):

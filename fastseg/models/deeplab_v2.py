@@ -20,9 +20,9 @@ MORE_SCALES = ((3, 4), (1, 2))  # numerators and denominators
 class DeepLabV2ResNet(ResNetNetwork):
     """DeepLab v2 on ResNet, with the maximum of the scores at three scales of the image.
 
-    Called on an image (N, in_channels, H, W) it returns class scores (N, num_classes, H, W). The network scores the
-    image, and it at 0.75 and 0.5 of its size, on grids of stride 8; the maximum of the three is interpolated. All
-    resizing aligns corners: sizes of 8k + 1, such as 321 and 513, fit exactly. Keys of isht7's PyTorch version, whose
+    Called on an image (N, in_channels, H, W) it returns class scores (N, num_classes, H, W). The image is scored at its
+    size, 0.75 and 0.5 of it, each on a grid of stride 8; the maximum of the three is interpolated. All resizing aligns
+    corners: sizes of 8k + 1, such as 321 and 513, fit exactly. Keys of isht7's PyTorch version, whose
     trunk is the release's: ``Scale.conv1`` ... ``Scale.layer4.*``, ``Scale.layer5.conv2d_list.{0..3}``.
 
     Args:
@@ -37,7 +37,7 @@ class DeepLabV2ResNet(ResNetNetwork):
         norm: "frozen", as in the release (neither statistics nor scales are trained), "batch" or "sync".
 
     Convolutions of the trunk start from He's normal initialisation or from `load_imagenet`; score layers from a normal
-    distribution of deviation 0.01. The release divides nothing: its images are 0 to 255, BGR, minus their mean.
+    distribution of deviation 0.01. The release's images are BGR, 0 to 255, minus the mean colour.
 
     Raises:
         ValueError: a constructor argument is out of its range.

@@ -116,7 +116,7 @@ class ResNet(nn.Module):
             self.layer0 = nn.Sequential(*stem, pool)
         else:
             channels = width
-            self.conv1 = initialise_he_(Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False))
+            self.conv1 = initialise_he_(nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False))
             self.bn1 = norm(width)
             self.maxpool = pool
         strides_and_dilations = _strides_and_dilations(BLOCKS[layers], output_stride, keep_first_dilation, multi_grid)
@@ -151,10 +151,13 @@ class ResNet(nn.Module):
 
 def _convolution(
     in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, dilation: int = 1
-) -> Conv2d:
-    """Without bias, from He's initialisation, with the padding that keeps ceil(size / stride)."""
-    padding = dilation * (kernel_size // 2)
-    layer = Conv2d(in_channels, out_channels, kernel_size, stride, padding=padding, dilation=dilation, bias=False)
+) -> nn.Conv2d:
+    """Without bias, from He's initialisation, with the padding that keeps ceil(size / stride).
+
+    Without dilation torch's own module: `fastseg.nn.Conv2d` would do the same with more work in Python.
+    """
+    kind, padding = Conv2d if dilation > 1 else nn.Conv2d, dilation * (kernel_size // 2)
+    layer = kind(in_channels, out_channels, kernel_size, stride, padding=padding, dilation=dilation, bias=False)
     initialise_he_(layer)
     return layer
 

@@ -26,7 +26,7 @@ def hint(network: Network, state_dict: Mapping) -> str:
             return f"the weights are in the entry {name!r}: load state_dict[{name!r}]"
     own, keys = set(network.state_dict()), set(state_dict)
     for prefix, origin in PREFIXES.items():
-        if {key.removeprefix(prefix) for key in keys if key.startswith(prefix)} & own and not keys & own:
+        if all(key.startswith(prefix) for key in keys) and {key.removeprefix(prefix) for key in keys} & own:
             return (
                 f"the keys begin with {prefix!r}, which {origin} adds: remove it, "
                 f"{{key.removeprefix({prefix!r}): value for key, value in state_dict.items()}}"

@@ -56,7 +56,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """The label of the highest score at each pixel, (N, H, W) in `dtype`, uint8, int32 or int64."""
+        """The label of the highest score at each pixel, (N, H, W) in `dtype`, uint8 or int64."""
         return cast(Tensor, ops.upsample_argmax(self(images), images.shape[2:], dtype=dtype))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):

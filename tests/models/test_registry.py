@@ -8,6 +8,7 @@ import torch
 
 import fastseg.models.__main__ as page
 from fastseg import models
+from fastseg.models import checkpoints
 from fastseg.models.network import Network
 from fastseg.models.registry import MODELS
 
@@ -39,10 +40,11 @@ def test_arguments_replace_the_published_ones():
     assert (network.num_classes, len(network.backbone.layer3), network.aux_classifier) == (7, 6, None)
 
 
-@pytest.mark.parametrize("name, closest", [("fcn8s_vgg", "fcn8s_vgg16"), ("SegNet", "segnet"), ("?", "deconvnet")])
+@pytest.mark.parametrize("name, closest", [("fcn8s_vgg", "fcn8s_vgg16"), ("SEGNET", "segnet"), ("?", "deconvnet")])
 def test_an_unknown_name_gives_the_closest(name, closest):
-    with pytest.raises(ValueError, match=rf"build: name is '{re.escape(name)}'; allowed: .*\b{closest}\b"):
+    with pytest.raises(ValueError, match=rf"build: name is '{re.escape(name)}'; allowed: .*\b{closest}\b") as error:
         models.build(name)
+    assert ("fcn_resnet50" in str(error.value)) == (name == "?")  # which is close to none: the message lists all
 
 
 def test_the_page_shows_the_table():
@@ -82,6 +84,7 @@ def test_a_prefix_of_all_keys_is_named(prefix, origin):
         f"keys begin with '{prefix}'" in message and origin in message and 'Missing key(s) in state_dict: "' in message
     )
     network.load_state_dict({key.removeprefix(prefix): value for key, value in prefixed.items()})
+    assert "closest known release" in message_of(network, {**network.state_dict(), f"{prefix}conv1.weight": None})
 
 
 @pytest.mark.parametrize("given", ["fcn_resnet101", "segnet_basic", "fcn8s_vgg16", "deconvnet"])
@@ -92,6 +95,12 @@ def test_the_keys_of_another_network_are_recognised(given):
     assert f'closest known release: fastseg.models.build("{given}"), of whose {len(state_dict)} keys' in message
     assert f"{len(state_dict)} are given" in message
     assert "Missing key(s)" in message and "Unexpected key(s)" in message
+
+
+def test_of_two_releases_with_the_same_common_keys_the_smaller_one_is_closest(monkeypatch):
+    releases = {"large": frozenset("abcd"), "small": frozenset("abc")}
+    monkeypatch.setattr(checkpoints, "_releases", lambda: releases)
+    assert checkpoints.closest_release("ab") == ("small", 2, 3)
 
 
 def test_a_missing_and_an_unexpected_key_are_named():

@@ -79,7 +79,7 @@ def convolution_block(in_channels, out_channels, *, kernel_size=3, rate=1, group
 
 
 def separable_block(in_channels, out_channels, *, rate=1, norm=nn.BatchNorm2d):
-    """A depthwise 3x3 and a 1x1 convolution, each normalised and followed by a ReLU; keys ``0``, ``1``, ``3``, ``4``."""
+    """A depthwise 3x3 and a 1x1 convolution, each with normalisation and ReLU; keys ``0``, ``1``, ``3``, ``4``."""
     return nn.Sequential(
         *convolution_block(in_channels, in_channels, rate=rate, groups=in_channels, norm=norm),
         *convolution_block(in_channels, out_channels, kernel_size=1, norm=norm),

@@ -40,7 +40,8 @@ class Contract:
     """One network, or one of its variants.
 
     network: the class. arguments: for a small network, or for the variant.
-    stock: builds the independent network, without dropout if `training`. keys_of_stock(model, stock): {key of `stock`: key of `model`}.
+    stock: builds the independent network, without dropout if `training`.
+    keys_of_stock(model, stock): {key of `stock`: key of `model`}.
     sizes: image sizes for the comparison; the first are multiples of the stride, the others are not.
     stock_loss(stock, image, target): `Network.loss` of the independent network.
     training: True if running statistics and training are compared, too.

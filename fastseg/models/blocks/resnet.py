@@ -76,7 +76,7 @@ class ResNet(nn.Module):
         stride_in_1x1: see `Bottleneck`.
         ceil_mode: of the pooling, as in Caffe.
         output_stride: 8, 16 or 32.
-        keep_first_dilation: the first block of a dilated stage keeps the dilation of the stage before, as torchvision's.
+        keep_first_dilation: the first block of a dilated stage keeps the dilation of the stage before (torchvision).
         multi_grid: factors of the dilations of the three blocks of the last stage.
         dilations: those of all blocks of the third and of the fourth stage, which then have stride 1; else as above.
         norm: makes the normalisation of so many channels.
@@ -123,18 +123,28 @@ class ResNet(nn.Module):
         if dilations is not None:
             strides_and_dilations[2:] = [(1, list(rates)) for rates in dilations]
         self.channels: tuple[int, ...] = ()
+        stages = []
         for stage, (stride, rates) in enumerate(strides_and_dilations):
             width, blocks = scaled_width(64 * 2**stage, width_multiplier), nn.Sequential()
             for place, dilation in enumerate(rates):
                 first = place == 0
-                options = dict(stride=stride if first else 1, dilation=dilation, project=first, norm=norm)
-                blocks.append(Bottleneck(channels, width, stride_in_1x1=stride_in_1x1, **options))
+                block = Bottleneck(
+                    channels,
+                    width,
+                    stride=stride if first else 1,
+                    dilation=dilation,
+                    stride_in_1x1=stride_in_1x1,
+                    project=first,
+                    norm=norm,
+                )
+                blocks.append(block)
                 channels = EXPANSION * width
-            self.add_module(f"layer{stage + 1}", blocks)
+            stages.append(blocks)
             self.channels += (channels,)
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
     def torchvision_sources(self, prefix: str) -> dict[str, str]:
-        """What `Network.copy_tensors` copies from torchvision's ResNet: own key, which begins with `prefix`: its key."""
+        """What `Network.copy_tensors` copies from torchvision's ResNet: {own key below `prefix`: its key}."""
         return {f"{prefix}{key}": key for key in self.state_dict()}
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

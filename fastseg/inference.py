@@ -22,7 +22,7 @@ from fastseg.models.network import Network
 
 LABELS = (torch.uint8, torch.int64)
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of PSPNet's and DeepLab's tests
-STRIP_VALUES = 1 << 22  # scores at full size that `multi_scale` holds at a time
+STRIP_VALUES = 1 << 20  # probabilities at full size that `multi_scale` computes at a time; 4 MiB stay in a cache
 
 
 @torch.no_grad()
@@ -162,7 +162,7 @@ def multi_scale(
     labels = images.new_empty(len(images), height, width, dtype=dtype)
     probabilities = images.new_empty(labels.shape, dtype=torch.float32) if return_probability else None
     for number, maps in enumerate(_scored_images(network, images, scales, flip, _shown(progress))):
-        for rows, average in _averages(maps, height, width):
+        for rows, average in _averages(maps, height, width, _shown(progress)):
             probability, label = _best(average, dtype)
             labels[number, rows] = label
             if probabilities is not None:
@@ -186,21 +186,22 @@ class _Scores:
         align_corners: bool,
     ):
         self.maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
+        self.align_corners, self.width = align_corners, size[1]
         self.rows, self.columns = (
             _positions(*lengths, align_corners, self.maps) for lengths in zip(maps.shape[2:], covered, resized, size)
         )
+        self.enlarged = _enlarged(covered[1], resized[1], size[1], align_corners)
 
     def probabilities(self, rows: slice) -> Tensor:
-        """(C, rows, W): the sum over the image and its mirror image."""
+        """(1 or 2, C, rows, W), those of the mirror image as it is."""
         strip = _interpolated(self.maps, 2, self.rows[rows])
-        total = _probabilities(_interpolated(strip[0], 2, self.columns))
-        if len(strip) == 2:  # the mirror image has column x of the image at W - 1 - x
-            total += _probabilities(_interpolated(strip[1], 2, self.columns.flip(0)))
-        return total
-
-
-def _probabilities(scores: Tensor) -> Tensor:
-    return scores.sigmoid() if len(scores) == 1 else scores.softmax(0)
+        if self.enlarged is not None:
+            shape = (strip.shape[2], self.enlarged)
+            strip = ops.upsample_bilinear2d(strip, shape, align_corners=self.align_corners)[..., : self.width]
+        else:
+            columns = strip.permute(3, 0, 1, 2).contiguous()  # selecting along the first axis copies long runs
+            strip = _interpolated(columns, 0, self.columns).permute(1, 2, 3, 0)
+        return strip.sigmoid() if strip.shape[1] == 1 else strip.softmax(1)
 
 
 def _scored_images(
@@ -244,6 +245,15 @@ def _positions(grid: int, covered: int, resized: int, size: int, align_corners: 
     return positions.clamp(0, grid - 1)
 
 
+def _enlarged(covered: int, resized: int, size: int, align_corners: bool) -> int | None:
+    """Columns to which the whole grid is interpolated if the resized image has `size` of them; None if no integer."""
+    if align_corners:
+        columns, rest = divmod((size - 1) * (covered - 1), resized - 1) if resized > 1 else (0, 1)
+        return None if rest else columns + 1
+    columns, rest = divmod(size * covered, resized)
+    return None if rest else columns
+
+
 def _interpolated(maps: Tensor, axis: int, positions: Tensor) -> Tensor:
     """The maps at the positions between their rows or columns."""
     first = positions.floor()
@@ -253,16 +263,17 @@ def _interpolated(maps: Tensor, axis: int, positions: Tensor) -> Tensor:
     return torch.lerp(maps.index_select(axis, first), maps.index_select(axis, second), weight)
 
 
-def _averages(maps: list[_Scores], height: int, width: int) -> Iterator[tuple[slice, Tensor]]:
+def _averages(maps: list[_Scores], height: int, width: int, shown: bool) -> Iterator[tuple[slice, Tensor]]:
     """(rows, average probabilities (C, rows, width)) of one image, strip by strip."""
     images, classes = maps[0].maps.shape[:2]
-    step = max(1, STRIP_VALUES // (classes * width))
-    for start in range(0, height, step):
+    step = max(1, STRIP_VALUES // (images * classes * width))
+    for start in with_progress(range(0, height, step), "strips of the average", shown):
         rows = slice(start, min(height, start + step))
         total = maps[0].probabilities(rows)
         for scores in maps[1:]:
             total += scores.probabilities(rows)
-        yield rows, total / (images * len(maps))
+        average = total[0] + total[1].flip(2) if images == 2 else total[0]
+        yield rows, average.div_(images * len(maps))
 
 
 def _best(average: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

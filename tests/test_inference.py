@@ -169,7 +169,7 @@ def plain_average(network, images, scales, flip):
     return sum(found) / len(found)
 
 
-@pytest.fixture(params=[1 << 22, 1000])
+@pytest.fixture(params=[1 << 20, 1000])
 def _strips(request, monkeypatch):
     """The whole image at once, or a few rows."""
     monkeypatch.setattr("fastseg.inference.STRIP_VALUES", request.param)
@@ -216,6 +216,38 @@ def test_mirror_image_of_a_padded_image():
         image = images.double()
         average = (exact(image).softmax(1) + exact(image.flip(3)).flip(3).softmax(1)) / 2
     torch.testing.assert_close(probability.double(), average.amax(1), rtol=1e-4, atol=1e-4)
+
+
+def positions(covered, resized, size, aligned):
+    """Where the pixels of the original image are in the covered part, from -1 to 1 as grid_sample has it."""
+    pixels = torch.arange(size, dtype=torch.float64)
+    if aligned:
+        return 2 * (pixels * (resized - 1) / (size - 1)) / (covered - 1) - 1
+    return 2 * ((pixels + 0.5) * resized / size) / covered - 1
+
+
+@pytest.mark.usefixtures("_strips")
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("size", [(40, 56), (37, 50)])
+def test_average_of_padded_images(aligned, size):
+    """Where the grid covers more than the image, the original image has no whole number of pixels on it."""
+    network, images = randomly(Coarse(align_corners=aligned, size_divisor=16)), image_of(1, 3, *size)
+    scales, averages = (0.7, 1.0, 1.3), []
+    _, probability = multi_scale(network, images, scales, return_probability=True)
+    for dtype in (torch.float32, torch.float64):
+        layers, image, found = network.layers.to(dtype), images.to(dtype), []
+        for scale in scales:
+            height, width = resized = [round(scale * (n - 1)) + 1 if aligned else round(scale * n) for n in size]
+            small = F.interpolate(image, resized, mode="bilinear", align_corners=aligned)
+            for flipped in (False, True):
+                padded = F.pad(small.flip(3) if flipped else small, (0, -width % 16, 0, -height % 16))
+                rows, columns = (positions(*n, aligned) for n in zip(padded.shape[2:], resized, size))
+                grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)[None].to(dtype)
+                with torch.no_grad():
+                    scores = F.grid_sample(layers(padded), grid, padding_mode="border", align_corners=aligned)
+                found.append((scores.flip(3) if flipped else scores).softmax(1))
+        averages.append((sum(found) / len(found)).amax(1))
+    assert_within_policy(probability, *averages, "probability")
 
 
 def test_labels_of_mirrored_images_are_mirrored():
@@ -304,3 +336,6 @@ def test_progress_is_shown_if_asked_for(bar, monkeypatch, capsys):
     assert "tiles" in capsys.readouterr().err
     multi_scale(network, images, progress=True)
     assert "sizes of images" in capsys.readouterr().err
+    monkeypatch.setattr("fastseg.inference.STRIP_VALUES", 1)
+    multi_scale(network, images, (1.0,), progress=True)
+    assert "strips of the average" in capsys.readouterr().err

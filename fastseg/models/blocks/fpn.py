@@ -1,4 +1,4 @@
-"""Feature pyramid network (Lin et al. 2017) on a ResNet, and Panoptic FPN's semantic branch; keys of detectron2."""
+"""Feature pyramid network on a ResNet (Lin et al. 2017), and Panoptic FPN's semantic branch; keys are detectron2's."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

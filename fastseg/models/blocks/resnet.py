@@ -85,6 +85,11 @@ class ResNet(nn.Module):
         channels: of the four maps.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(
         self,
         layers: int,
@@ -127,8 +132,16 @@ class ResNet(nn.Module):
             width, blocks = scaled_width(64 * 2**stage, width_multiplier), nn.Sequential()
             for place, dilation in enumerate(rates):
                 first = place == 0
-                options = dict(stride=stride if first else 1, dilation=dilation, project=first, norm=norm)
-                blocks.append(Bottleneck(channels, width, stride_in_1x1=stride_in_1x1, **options))
+                block = Bottleneck(
+                    channels,
+                    width,
+                    stride=stride if first else 1,
+                    dilation=dilation,
+                    stride_in_1x1=stride_in_1x1,
+                    project=first,
+                    norm=norm,
+                )
+                blocks.append(block)
                 channels = EXPANSION * width
             self.add_module(f"layer{stage + 1}", blocks)
             self.channels += (channels,)

@@ -55,15 +55,14 @@ _SEGNET = "Badrinarayanan, Kendall, Cipolla 2017; the Caffe release"
 _SEGNET_VERIFIED = f"{INDEPENDENT_BUILD}; the release's keys and order of layers"
 _FPN = "Kirillov, Girshick, He, Dollár 2019; detectron2"
 _FPN_VERIFIED = f"{INDEPENDENT_BUILD}; detectron2's keys"
-_TORCHVISION_VERIFIED = f"{INDEPENDENT_BUILD}; torchvision's keys"
+_SAME_AS_TORCHVISION = f"{INDEPENDENT_BUILD}; torchvision: keys, scores, gradients"
 _DILATION = "Yu, Koltun 2016; the Caffe release"
 _CONTEXT_VERIFIED = f"{INDEPENDENT_BUILD}; the identity at the start"
 _DEEPLAB_V1 = "Chen, Papandreou, Kokkinos, Murphy, Yuille 2015; the Caffe release"
 _DEEPLAB_V2 = "Chen, Papandreou, Kokkinos, Murphy, Yuille 2018; the Caffe release"
 _DEEPLAB_V3 = "Chen, Papandreou, Schroff, Adam 2017"
 _DEEPLAB_V3PLUS = "Chen, Zhu, Papandreou, Schroff, Adam 2018"
-_XCEPTION = f"{_DEEPLAB_V3PLUS}; TensorFlow's DeepLab"
-_PSPNET = "Zhao, Shi, Qi, Wang, Jia 2017; semseg"
+_PSPNET = "Zhao, Shi, Qi, Wang, Jia 2017; the authors' semseg"
 _PSPNET_VERIFIED = f"{INDEPENDENT_BUILD}; semseg's keys"
 _UNET = "Ronneberger, Fischer, Brox 2015"
 
@@ -76,8 +75,8 @@ MODELS: dict[str, Entry] = {
     "fcn32s_googlenet": Entry(
         FCN32sGoogLeNet, "FCN-32s", 7_801_413, "Long, Shelhamer, Darrell 2015; torchvision's key names"
     ),
-    "fcn_resnet50": Entry(FCNResNet, "FCN", 35_322_218, "torchvision", dict(layers=50), _TORCHVISION_VERIFIED),
-    "fcn_resnet101": Entry(FCNResNet, "FCN", 54_314_346, "torchvision", dict(layers=101), _TORCHVISION_VERIFIED),
+    "fcn_resnet50": Entry(FCNResNet, "FCN", 35_322_218, "torchvision", dict(layers=50), _SAME_AS_TORCHVISION),
+    "fcn_resnet101": Entry(FCNResNet, "FCN", 54_314_346, "torchvision", dict(layers=101), _SAME_AS_TORCHVISION),
     "dilation_frontend": Entry(DilationFrontEnd, "Dilated front-end", 134_346_581, _DILATION),
     "context_basic": Entry(ContextModule, "Context module", 28_392, _DILATION, verified=_CONTEXT_VERIFIED),
     "context_large": Entry(
@@ -87,24 +86,30 @@ MODELS: dict[str, Entry] = {
     "deeplab_v1_largefov": Entry(DeepLabV1, "DeepLab v1", 20_505_429, _DEEPLAB_V1, dict(network="largefov")),
     "deeplab_msc_largefov": Entry(DeepLabMSc, "DeepLab-MSc", 21_711_550, _DEEPLAB_V1, dict(network="largefov")),
     "deeplab_v2_vgg16": Entry(DeepLabV2VGG, "DeepLab v2", 37_877_652, _DEEPLAB_V2),
-    "deeplab_v2_resnet101": Entry(DeepLabV2ResNet, "DeepLab v2", 44_048_532, _DEEPLAB_V2, dict(layers=101)),
-    "deeplab_v3_resnet101": Entry(DeepLabV3, "DeepLab v3", 58_040_661, _DEEPLAB_V3, dict(layers=101)),
+    "deeplab_v2_resnet101": Entry(
+        DeepLabV2ResNet, "DeepLab v2", 44_048_532, _DEEPLAB_V2, verified=f"{INDEPENDENT_BUILD}; isht7's keys"
+    ),
+    "deeplab_v3_resnet101": Entry(DeepLabV3, "DeepLab v3", 58_040_661, _DEEPLAB_V3),
     "deeplabv3_resnet50": Entry(
-        DeepLabV3Torchvision, "DeepLab v3", 42_004_074, "torchvision", dict(layers=50), _TORCHVISION_VERIFIED
+        DeepLabV3Torchvision, "DeepLab v3", 42_004_074, "torchvision", dict(layers=50), _SAME_AS_TORCHVISION
     ),
     "deeplabv3_resnet101": Entry(
-        DeepLabV3Torchvision, "DeepLab v3", 60_996_202, "torchvision", dict(layers=101), _TORCHVISION_VERIFIED
+        DeepLabV3Torchvision, "DeepLab v3", 60_996_202, "torchvision", dict(layers=101), _SAME_AS_TORCHVISION
     ),
-    "deeplab_v3plus_resnet101": Entry(DeepLabV3Plus, "DeepLab v3+", 59_344_309, _DEEPLAB_V3PLUS, dict(layers=101)),
-    "deeplab_v3plus_xception65": Entry(DeepLabV3PlusXception, "DeepLab v3+", 41_055_413, _XCEPTION, dict(layers=65)),
-    "deeplab_v3plus_xception71": Entry(DeepLabV3PlusXception, "DeepLab v3+", 43_477_837, _XCEPTION, dict(layers=71)),
-    "pspnet_resnet50": Entry(PSPNet, "PSPNet", 49_180_908, _PSPNET, dict(num_classes=150, layers=50), _PSPNET_VERIFIED),
+    "deeplab_v3plus_resnet101": Entry(
+        DeepLabV3Plus, "DeepLab v3+", 59_344_309, _DEEPLAB_V3PLUS, verified=f"{INDEPENDENT_BUILD}; jfzhang95's keys"
+    ),
+    "deeplab_v3plus_xception65": Entry(
+        DeepLabV3PlusXception, "DeepLab v3+", 41_055_413, f"{_DEEPLAB_V3PLUS}; TensorFlow's release", dict(layers=65)
+    ),
+    "deeplab_v3plus_xception71": Entry(
+        DeepLabV3PlusXception, "DeepLab v3+", 43_477_837, f"{_DEEPLAB_V3PLUS}; TensorFlow's release", dict(layers=71)
+    ),
+    "pspnet_resnet50": Entry(PSPNet, "PSPNet", 49_180_908, _PSPNET, verified=_PSPNET_VERIFIED),
     "pspnet_resnet101": Entry(
-        PSPNet, "PSPNet", 68_072_166, _PSPNET, dict(num_classes=19, layers=101), _PSPNET_VERIFIED
+        PSPNet, "PSPNet", 68_072_166, _PSPNET, dict(num_classes=19, layers=101), verified=_PSPNET_VERIFIED
     ),
-    "duc_hdc_resnet101": Entry(
-        DUC, "DUC and HDC", 65_038_464, "Wang, Chen, Yuan, Liu, Huang, Hou, Cottrell 2018; TuSimple's release"
-    ),
+    "duc_hdc_resnet101": Entry(DUC, "DUC with HDC", 65_038_464, "Wang et al. 2018; TuSimple's release"),
     "segnet": Entry(SegNet, "SegNet", 29_449_355, _SEGNET, verified=_SEGNET_VERIFIED),
     "segnet_basic": Entry(SegNetBasic, "SegNet-Basic", 1_416_587, _SEGNET, verified=_SEGNET_VERIFIED),
     "deconvnet": Entry(

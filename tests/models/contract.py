@@ -48,7 +48,6 @@ class Contract:
     summed_alike: False if layers sum in another order than the stock ones: the gradients of all parameters are then
         compared together, each relative to its largest value, since the rounding of a few numbers is random.
     smallest: the least height and width that the network takes.
-    heights: number of consecutive heights that are tried: two periods of the network's stride, 32 by default.
     parameters: (arguments, number) at full size. keys: those of a state dict at full size.
     uncounted: prefixes of keys that the published number does not count.
     deviation: of the initial weights of a layer, by its key; 0 for zeros, None to skip; by default He's.
@@ -66,7 +65,6 @@ class Contract:
     training: bool = True
     summed_alike: bool = True
     smallest: int = 1
-    heights: int = 66
     parameters: tuple[tuple[dict, int], ...] = ()
     keys: Collection[str] = ()
     uncounted: tuple[str, ...] = ()

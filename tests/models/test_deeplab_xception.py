@@ -40,7 +40,6 @@ CONTRACTS = [
         arguments=dict(layers=41, width_multiplier=WIDTH),
         keys_of_stock=same_keys,
         summed_alike=False,
-        heights=33,
         parameters=(({}, 41_055_413), (dict(layers=71), 43_477_837)),
         keys=list(on_meta(lambda: StockDeepLabV3PlusXception(depth=41)).state_dict()),
         deviation=deviation,

@@ -43,7 +43,6 @@ CONTRACTS = [
         keys_of_stock=own_keys,
         stock_loss=stock_loss,
         summed_alike=False,
-        heights=17,
         parameters=(({}, 65_038_464), (dict(cells=64), 132_282_048)),
         keys=own_keys(None, on_meta(lambda: StockDUC(depth=50))).values(),
         deviation=he_but_for_scores("classifier."),

@@ -47,7 +47,6 @@ CONTRACTS = [
         keys_of_stock=same_keys,
         stock_loss=stock_loss,
         summed_alike=False,
-        heights=17,
         parameters=(
             ({}, 49_180_908),
             (dict(num_classes=21), 49_081_578),

@@ -85,6 +85,11 @@ class ResNet(nn.Module):
         channels: of the four maps.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(
         self,
         layers: int,

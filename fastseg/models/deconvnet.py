@@ -33,7 +33,7 @@ class DeconvNet(UnpoolingNetwork):
         width_multiplier: scales the width of every layer; 1 is VGG16.
         batch_norm_eps: of the variances; Caffe's release uses 1e-9.
 
-    The encoder starts from `load_vgg16` (with ``fc6`` and ``fc7``) or else He's normal initialisation, the
+    The encoder starts from `load_imagenet` (with ``fc6`` and ``fc7``) or else He's normal initialisation, the
     decoder from N(0, 0.01) with zero biases; scales of the batch normalisations start at 1, shifts at 0.001.
 
     Raises:
@@ -94,7 +94,7 @@ class DeconvNet(UnpoolingNetwork):
             names |= {f"bottom.{step}.layer": layer_name, f"bottom.{step}.norm": norm_name}
         return names
 
-    def load_vgg16(self, state_dict: dict[str, Tensor]) -> "DeconvNet":
+    def load_imagenet(self, state_dict: dict[str, Tensor]) -> "DeconvNet":
         """Copies the weights of torchvision's ``vgg16`` or ``vgg16_bn`` into the encoder, ``fc6`` and ``fc7``.
 
         `vgg16` has no batch normalisation: that of this network then does not change. ImageNet's output layer,
@@ -106,7 +106,7 @@ class DeconvNet(UnpoolingNetwork):
         """
         layers = {f"conv{stage}_{layer}": f"bn{stage}_{layer}" for stage, layer in numbered()}
         sources = torchvision_sources(state_dict, layers | {"fc6": None, "fc7": None})
-        self.copy_tensors("load_vgg16", state_dict, sources)
+        self.copy_tensors("load_imagenet", state_dict, sources)
         return self
 
     def forward(self, image: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ coarse scores to the size of the image. The skip versions add the scores of pool
 (8s) before the last upsampling. Parameter names are those of the Caffe release and of pytorch-fcn.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastseg.models.blocks.upsampling import MODES, upsampling_layer
-from fastseg.models.blocks.vgg16 import FullyConvolutionalVGG16, numbered, torchvision_sources
+from fastseg.models.blocks.heads import score_layer
+from fastseg.models.blocks.upsampling import MODES, upsampled, upsampling_layer, with_skip
+from fastseg.models.blocks.vgg16 import FullyConvolutionalVGG16, convolution_names, numbered, torchvision_sources
 from fastseg.models.network import Network
-from fastseg.nn import BilinearUpsample2d
 
 PADDINGS = ("pad100", "same")
 
@@ -35,7 +35,7 @@ class FCN(Network):
         width_multiplier: scales the width of every trunk layer; 1 is VGG16.
         dropout: probability of zeroing an element after ``fc6`` and ``fc7``.
 
-    Score layers start at zero, transposed convolutions bilinear, the trunk from `load_vgg16` or else He
+    Score layers start at zero, transposed convolutions bilinear, the trunk from `load_imagenet` or else He
     normal. An FCN-16s starts from a trained FCN-32s and an FCN-8s from an FCN-16s, by
     ``load_state_dict(..., strict=False)``.
 
@@ -68,10 +68,10 @@ class FCN(Network):
         self._build_skips()
 
     def release_names(self) -> dict[str, str]:
-        names = {f"trunk.stages.{stage - 1}.{layer - 1}.layer": f"conv{stage}_{layer}" for stage, layer in numbered()}
-        return names | {"trunk.fc6": "fc6", "trunk.fc7": "fc7"}
+        fully_connected = {f"trunk.fully_connected.{layer}": layer for layer in ("fc6", "fc7")}
+        return convolution_names("trunk.stages") | fully_connected
 
-    def load_vgg16(self, state_dict: dict[str, Tensor]) -> "FCN":
+    def load_imagenet(self, state_dict: dict[str, Tensor]) -> "FCN":
         """Copies the weights of torchvision's ``vgg16`` (``features.N`` and ``classifier.N``) into the trunk.
 
         The fully connected layers become convolutions; ImageNet's output layer, ``classifier.6``, is ignored.
@@ -82,7 +82,7 @@ class FCN(Network):
         """
         layers = [*(f"conv{stage}_{layer}" for stage, layer in numbered()), "fc6", "fc7"]
         sources = torchvision_sources(state_dict, dict.fromkeys(layers))
-        self.copy_tensors("load_vgg16", state_dict, sources)
+        self.copy_tensors("load_imagenet", state_dict, sources)
         return self
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,14 +103,14 @@ class FCN(Network):
         raise NotImplementedError
 
     def _score_layer(self, channels):
-        layer = nn.Conv2d(channels, self.num_classes, 1)
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-        return layer
+        return score_layer(channels, self.num_classes, deviation=0.0)
 
     def _upsampling_layer(self, stride):
         padding = 0 if self.padding == "pad100" else stride // 2
         return upsampling_layer(self.num_classes, stride, padding, self.upsampling)
+
+    def _upsampled(self, layer, image, offset):
+        return upsampled(layer, self.coarse_scores(image), (offset, offset), image.shape[2:])
 
     def _offset(self, transposed, interpolated):
         """Where to crop: ``transposed`` is the release's offset with "pad100"; ``interpolated`` is the offset
@@ -131,7 +131,7 @@ class FCN32s(FCN):
         return self.score_fr(fc7)
 
     def forward(self, image):
-        return _upsampled(self.upscore, self.coarse_scores(image), self._offset(19, 3), image.shape)
+        return self._upsampled(self.upscore, image, self._offset(19, 3))
 
 
 class FCN16s(FCN):
@@ -144,10 +144,10 @@ class FCN16s(FCN):
 
     def coarse_scores(self, image):
         _, pool4, fc7 = self.features(image)
-        return _with_skip(self.upscore2, self.score_fr(fc7), self.score_pool4(pool4), self._offset(5, 6))
+        return with_skip(self.upscore2, self.score_fr(fc7), self.score_pool4(pool4), self._offset(5, 6))
 
     def forward(self, image):
-        return _upsampled(self.upscore16, self.coarse_scores(image), self._offset(27, 3), image.shape)
+        return self._upsampled(self.upscore16, image, self._offset(27, 3))
 
 
 class FCN8s(FCN):
@@ -162,11 +162,11 @@ class FCN8s(FCN):
 
     def coarse_scores(self, image):
         pool3, pool4, fc7 = self.features(image)
-        scores = _with_skip(self.upscore2, self.score_fr(fc7), self.score_pool4(pool4), self._offset(5, 6))
-        return _with_skip(self.upscore_pool4, scores, self.score_pool3(pool3), self._offset(9, 12))
+        scores = with_skip(self.upscore2, self.score_fr(fc7), self.score_pool4(pool4), self._offset(5, 6))
+        return with_skip(self.upscore_pool4, scores, self.score_pool3(pool3), self._offset(9, 12))
 
     def forward(self, image):
-        return _upsampled(self.upscore8, self.coarse_scores(image), self._offset(31, 3), image.shape)
+        return self._upsampled(self.upscore8, image, self._offset(31, 3))
 
 
 class FCN8sAtOnce(FCN8s):
@@ -179,24 +179,3 @@ class FCN8sAtOnce(FCN8s):
     def features(self, image):
         pool3, pool4, fc7 = super().features(image)
         return pool3 * 0.0001, pool4 * 0.01, fc7
-
-
-def _upsampled(layer, scores, offset, shape):
-    """``layer(scores)``, cropped to ``[offset, offset + size)`` in the last two axes; ``shape`` ends with the sizes."""
-    height, width = shape[-2:]
-    if isinstance(layer, BilinearUpsample2d):
-        return layer(scores, crop=(offset, offset, height, width))
-    return layer(scores)[..., offset : offset + height, offset : offset + width]
-
-
-def _with_skip(layer, scores, skip, offset):
-    """``layer(scores)`` plus ``skip`` from ``offset`` on, as large as both allow.
-
-    With "pad100" ``skip`` is the larger map; with "same" the scores may be larger by one row or column, where
-    pooling rounded an odd size up.
-    """
-    if isinstance(layer, BilinearUpsample2d):
-        return layer(scores, skip=skip, skip_offset=offset)
-    scores = layer(scores)
-    skip = skip[..., offset : offset + scores.shape[-2], offset : offset + scores.shape[-1]]
-    return scores[..., : skip.shape[-2], : skip.shape[-1]] + skip

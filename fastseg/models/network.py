@@ -1,7 +1,14 @@
 """The base class of all networks: arguments, checks, errors, and the key names of the original releases."""
 
+from collections.abc import Mapping
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
+
+from fastseg import ops
+
+IGNORED_LABEL = 255  # of PASCAL VOC and Cityscapes; counts for nothing in losses
 
 
 class Network(nn.Module):
@@ -37,6 +44,32 @@ class Network(nn.Module):
         """{path of a module: its name in the release}, for the modules whose names differ."""
         return {}
 
+    def loss(self, images: Tensor, targets: Tensor, **options) -> Tensor:
+        """Cross entropy of the scores, the mean over the labelled pixels unless `options` say otherwise.
+
+        Args:
+            images: (N, in_channels, H, W).
+            targets: labels (N, H, W) in int64, int32 or uint8; 255 is ignored.
+            options: those of `fastseg.ops.cross_entropy`, such as weight, pixel_weight, ignore_index and reduction.
+        """
+        return ops.cross_entropy(self(images), targets, **{"ignore_index": IGNORED_LABEL, **options})
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """The label of the highest score at each pixel, (N, H, W) in `dtype`, uint8 or int64."""
+        return cast(Tensor, ops.upsample_argmax(self(images), images.shape[2:], dtype=dtype))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """As torch's; the error about missing or unexpected keys also says what release the keys are closest to."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            if set(state_dict) == set(self.state_dict()):  # shapes that do not fit, for which torch's message is enough
+                raise
+            from fastseg.models.checkpoints import hint  # it imports all networks
+
+            raise RuntimeError(f"{error}\n\t{self.name}: {hint(self, state_dict)}") from None
+
     def check_at_least_one(self, **arguments: int) -> None:
         for argument, value in arguments.items():
             if value < 1:
@@ -47,10 +80,10 @@ class Network(nn.Module):
             if not value > 0:
                 raise ValueError(f"{self.name}: {argument} is {value}; allowed: above 0")
 
-    def check_one_of(self, choices: tuple[str, ...], **arguments: str) -> None:
+    def check_one_of(self, choices: tuple, **arguments) -> None:
         for argument, value in arguments.items():
             if value not in choices:
-                raise ValueError(f"{self.name}: {argument} is {value!r}; allowed: {', '.join(choices)}")
+                raise ValueError(f"{self.name}: {argument} is {value!r}; allowed: {', '.join(map(str, choices))}")
 
     def check_image(self, image: Tensor) -> None:
         """Raises RuntimeError unless `image` is (N, in_channels, H, W) with H and W at least `smallest_image`."""
@@ -88,7 +121,7 @@ class Network(nn.Module):
             own[target].copy_(state_dict[source].reshape(own[target].shape))
 
 
-def _renamed(key: str, prefix: str, names: dict[str, str]) -> str:
+def renamed(key: str, prefix: str, names: dict[str, str]) -> str:
     """The key of a parameter or buffer below `prefix`, with the path of its module replaced as `names` says."""
     path, dot, value = key.removeprefix(prefix).rpartition(".")
     return f"{prefix}{names.get(path, path)}{dot}{value}"
@@ -98,7 +131,7 @@ def _rename(state_dict: dict[str, Tensor], prefix: str, names: dict[str, str]) -
     """Renames keys in place and keeps their order."""
     values = [(key, state_dict.pop(key)) for key in list(state_dict) if key.startswith(prefix)]
     for key, value in values:
-        state_dict[_renamed(key, prefix, names)] = value
+        state_dict[renamed(key, prefix, names)] = value
 
 
 def _to_release(network: Network, state_dict: dict[str, Tensor], prefix: str, *_) -> None:

@@ -40,7 +40,7 @@ class SegNet(UnpoolingNetwork):
         dropout: 0.5 is Bayesian SegNet: dropout after poolings 3 to 5 and the decoder stages 5 to 3.
         batch_norm_eps: of the variances; Caffe's release uses 1e-9.
 
-    Convolutions start from He's normal initialisation or, in the encoder, from `load_vgg16`; scales of the
+    Convolutions start from He's normal initialisation or, in the encoder, from `load_imagenet`; scales of the
     batch normalisations start at 1, shifts at 0.001.
 
     Raises:
@@ -86,7 +86,7 @@ class SegNet(UnpoolingNetwork):
                 names |= {f"{path}.layer": name, f"{path}.norm": f"{name}_bn"}
         return names
 
-    def load_vgg16(self, state_dict: dict[str, Tensor]) -> "SegNet":
+    def load_imagenet(self, state_dict: dict[str, Tensor]) -> "SegNet":
         """Copies the weights of torchvision's ``vgg16`` or ``vgg16_bn`` into the encoder.
 
         `vgg16` has no batch normalisation: that of this network then does not change. ``classifier`` is ignored.
@@ -96,7 +96,7 @@ class SegNet(UnpoolingNetwork):
             RuntimeError: a key is missing or a tensor has the wrong shape; nothing is copied then.
         """
         layers = {f"conv{stage}_{layer}": f"conv{stage}_{layer}_bn" for stage, layer in numbered()}
-        self.copy_tensors("load_vgg16", state_dict, torchvision_sources(state_dict, layers))
+        self.copy_tensors("load_imagenet", state_dict, torchvision_sources(state_dict, layers))
         return self
 
 

@@ -1,11 +1,13 @@
 """Pyramid pooling (Zhao et al. 2017: Pyramid scene parsing network)."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastseg import ops
-from fastseg._dtypes import accumulator
+from fastseg._dtypes import accumulator, is_autocast
 
 
 class PyramidPooling(nn.Module):
@@ -20,9 +22,10 @@ class PyramidPooling(nn.Module):
         reduction_channels: of each pooled map.
         bins: numbers of bins along an axis.
         align_corners: of the upsampling; PSPNet's is True.
+        norm: makes the normalisation of so many channels.
     """
 
-    def __init__(self, in_channels, reduction_channels, bins=(1, 2, 3, 6), *, align_corners=True):
+    def __init__(self, in_channels, reduction_channels, bins=(1, 2, 3, 6), *, align_corners=True, norm=nn.BatchNorm2d):
         super().__init__()
         self.in_channels = in_channels
         self.align_corners = align_corners
@@ -30,7 +33,7 @@ class PyramidPooling(nn.Module):
             nn.Sequential(
                 nn.AdaptiveAvgPool2d(count),
                 nn.Conv2d(in_channels, reduction_channels, 1, bias=False),
-                nn.BatchNorm2d(reduction_channels),
+                norm(reduction_channels),
                 nn.ReLU(inplace=True),
             )
             for count in bins
@@ -70,7 +73,7 @@ class PyramidPooling(nn.Module):
             for axis in (0, 1)
         ]
         reduced = [feature(input) for feature in self.features]
-        with torch.autocast(input.device.type, enabled=False):
+        with torch.autocast(input.device.type, enabled=False) if is_autocast(input) else nullcontext():
             residual = sum(
                 self._convolved_bins(bins, taps, input.shape[2:], size, first, convolution.dilation)
                 for bins, taps in zip(reduced, of_bins)

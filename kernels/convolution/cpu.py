@@ -48,14 +48,16 @@ def _in_channels_last(convolve, axis, input, weight, bias, residual, numbers):
 
 
 def _contiguous(image):
-    """`image.contiguous()` of a channels_last image, as matrices, which torch transposes faster."""
+    """`image.contiguous()` of a channels_last image, as matrices, which torch transposes faster.
+
+    The result is not a view: autograd refuses changes in place, such as those of ReLUs, of a view that an op returns.
+    """
     if image.is_contiguous():
         return image
-    images, channels, height, width = image.shape
-    planes = image.new_empty((images, channels, height * width))
-    for to, pixels in zip(planes, image.permute(0, 2, 3, 1)):
-        to.copy_(pixels.reshape(-1, channels).t())
-    return planes.view(image.shape)
+    result = image.new_empty(image.shape)
+    for to, pixels in zip(result.flatten(2), image.permute(0, 2, 3, 1)):
+        to.copy_(pixels.reshape(-1, image.shape[1]).t())
+    return result
 
 
 def conv2d_grad_weight(input, grad_output, stride, padding, dilation, groups, kernel_size, channels_last):

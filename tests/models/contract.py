@@ -15,9 +15,19 @@ import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 CLASSES = 5
+
+
+def same_keys(model: nn.Module, stock: nn.Module) -> dict[str, str]:
+    """{key of `stock`: key of `model`}; both have the release's keys."""
+    return {key: key for key in stock.state_dict()}
+
+
+def cross_entropy_of_scores(stock: nn.Module, image: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(stock(image), target, ignore_index=255)
 
 
 def in_order(model: nn.Module, stock: nn.Module) -> dict[str, str]:
@@ -30,8 +40,10 @@ class Contract:
     """One network, or one of its variants.
 
     network: the class. arguments: for a small network, or for the variant.
-    stock: builds the independent network. keys_of_stock(model, stock): {key of `stock`: key of `model`}.
+    stock: builds the independent network, without dropout if `training`.
+    keys_of_stock(model, stock): {key of `stock`: key of `model`}.
     sizes: image sizes for the comparison; the first are multiples of the stride, the others are not.
+    stock_loss(stock, image, target): `Network.loss` of the independent network.
     training: True if running statistics and training are compared, too.
     summed_alike: False if layers sum in another order than the stock ones: the gradients of all parameters are then
         compared together, each relative to its largest value, since the rounding of a few numbers is random.
@@ -49,6 +61,7 @@ class Contract:
     name: str = ""
     arguments: dict = field(default_factory=dict)
     keys_of_stock: Callable[[nn.Module, nn.Module], dict[str, str]] = in_order
+    stock_loss: Callable[[nn.Module, Tensor, Tensor], Tensor] = cross_entropy_of_scores
     training: bool = True
     summed_alike: bool = True
     smallest: int = 1
@@ -65,8 +78,16 @@ class Contract:
     def has(self, argument: str) -> bool:
         return argument in inspect.signature(self.network).parameters
 
+    def without_dropout(self) -> dict:
+        return {"dropout": 0.0} if self.has("dropout") else {}
+
     def __str__(self) -> str:
         return self.name or self.network.__name__
+
+
+def he_but_for_scores(*scores: str) -> Callable[[str, nn.Module], float]:
+    """Score layers, by the beginnings of their keys, start with deviation 0.01, all others by He's rule."""
+    return lambda key, layer: 0.01 if key.startswith(scores) else he(layer)
 
 
 def he(layer: nn.Module) -> float:

@@ -69,11 +69,11 @@ def test_order_and_shapes_at_full_size():
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_load_vgg16_fills_the_encoder_and_the_fully_connected_layers(batch_norm):
+def test_load_imagenet_fills_the_encoder_and_the_fully_connected_layers(batch_norm):
     stock = randomised(vgg16_in_torchvision_layout(WIDTH, batch_norm=batch_norm)).eval()
     model = DeconvNet(width_multiplier=WIDTH).eval()
     decoder = {key: value.clone() for key, value in model.state_dict().items() if "de" in key}
-    assert model.load_vgg16(stock.state_dict()) is model
+    assert model.load_imagenet(stock.state_dict()) is model
     for key, value in decoder.items():
         assert torch.equal(model.state_dict()[key], value), key
     for place, layer in enumerate((0, 3)):
@@ -93,8 +93,8 @@ def test_load_vgg16_fills_the_encoder_and_the_fully_connected_layers(batch_norm)
     assert_within_policy(pooled[0], expected, stock.double()["features"](image.double()), "pool5")
 
 
-def test_load_vgg16_needs_the_fully_connected_layers():
+def test_load_imagenet_needs_the_fully_connected_layers():
     state_dict = vgg16_in_torchvision_layout(WIDTH).state_dict()
     state_dict = {key: value for key, value in state_dict.items() if key.startswith("features")}
-    with pytest.raises(RuntimeError, match=r"DeconvNet\.load_vgg16: state_dict lacks classifier\.0\.bias"):
-        DeconvNet(width_multiplier=WIDTH).load_vgg16(state_dict)
+    with pytest.raises(RuntimeError, match=r"DeconvNet\.load_imagenet: state_dict lacks classifier\.0\.bias"):
+        DeconvNet(width_multiplier=WIDTH).load_imagenet(state_dict)

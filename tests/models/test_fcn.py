@@ -104,7 +104,7 @@ def test_fully_connected_layers_equal_their_convolutions_at_224_pixels():
     torch.manual_seed(0)
     stock = vgg16_in_torchvision_layout(width).eval()
     image = torch.randn(1, 3, 224, 224)
-    same = FCN32s(padding="same", width_multiplier=width).eval().load_vgg16(stock.state_dict())
+    same = FCN32s(padding="same", width_multiplier=width).eval().load_imagenet(stock.state_dict())
     trunk = FullyConvolutionalVGG16(3, width, first_padding=1, fc6_padding=0, dropout=0.5).eval()
     trunk.load_state_dict(same.trunk.state_dict())
 
@@ -120,32 +120,32 @@ def test_fully_connected_layers_equal_their_convolutions_at_224_pixels():
     assert_within_policy(centre, expected, exact, "centre of fc7 under same padding")
 
 
-def test_load_vgg16_maps_every_layer():
+def test_load_imagenet_maps_every_layer():
     source = vgg16_in_torchvision_layout(WIDTH)
     assert [name for name in source.state_dict() if name.endswith("weight")] == [
         *(f"features.{i}.weight" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)),
         *(f"classifier.{i}.weight" for i in (0, 3, 6)),
     ]
     model = FCN8s(width_multiplier=WIDTH)
-    assert model.load_vgg16(source.state_dict()) is model
+    assert model.load_imagenet(source.state_dict()) is model
     loaded = [value for name, value in model.state_dict().items() if name.startswith(("conv", "fc"))]
     given = list(source.state_dict().values())[: len(loaded)]
     for ours, theirs in zip(loaded, given, strict=True):
         assert torch.equal(ours.flatten(), theirs.flatten())
 
 
-def test_load_vgg16_refuses_what_does_not_fit_and_copies_nothing():
+def test_load_imagenet_refuses_what_does_not_fit_and_copies_nothing():
     model = FCN32s(width_multiplier=WIDTH)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     good = vgg16_in_torchvision_layout(WIDTH).state_dict()
     with pytest.raises(RuntimeError, match=r"lacks classifier\.3\.bias, features\.0\.weight"):
         absent = ("classifier.3.bias", "features.0.weight")
-        model.load_vgg16({key: value for key, value in good.items() if key not in absent})
+        model.load_imagenet({key: value for key, value in good.items() if key not in absent})
     with pytest.raises(RuntimeError, match=r"classifier\.3\.weight has shape \(2, 2\)"):
-        model.load_vgg16({**good, "classifier.3.weight": torch.zeros(2, 2)})
+        model.load_imagenet({**good, "classifier.3.weight": torch.zeros(2, 2)})
     transposed = {**good, "classifier.0.weight": good["classifier.0.weight"].T}
     with pytest.raises(RuntimeError, match=r"classifier\.0\.weight has shape .* allowed for fc6\.weight"):
-        model.load_vgg16(transposed)
+        model.load_imagenet(transposed)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 

@@ -132,7 +132,7 @@ def test_order_of_layers_and_dropout():
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_load_vgg16_gives_its_features(batch_norm):
+def test_load_imagenet_gives_its_features(batch_norm):
     stock = vgg16_in_torchvision_layout(WIDTH, batch_norm=batch_norm)["features"]
     if batch_norm:
         randomised(stock)
@@ -141,7 +141,7 @@ def test_load_vgg16_gives_its_features(batch_norm):
     state_dict = {f"features.{key}": value for key, value in stock.state_dict().items()}
     # the published weights are older than the counter of batches
     state_dict = {key: value for key, value in state_dict.items() if not key.endswith("tracked")}
-    assert model.load_vgg16(state_dict) is model
+    assert model.load_imagenet(state_dict) is model
     if not batch_norm:  # make the batch normalisations of the network do nothing
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
@@ -155,15 +155,15 @@ def test_load_vgg16_gives_its_features(batch_norm):
     assert_within_policy(pooled[0], expected, stock.double()(image.double()), "pool5")
 
 
-def test_load_vgg16_refuses_what_does_not_fit_and_copies_nothing():
+def test_load_imagenet_refuses_what_does_not_fit_and_copies_nothing():
     model = SegNet(width_multiplier=WIDTH)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     good = vgg16_in_torchvision_layout(WIDTH, batch_norm=True).state_dict()
-    with pytest.raises(RuntimeError, match=r"SegNet\.load_vgg16: state_dict lacks features\.41\.running_var"):
-        model.load_vgg16({key: value for key, value in good.items() if key != "features.41.running_var"})
+    with pytest.raises(RuntimeError, match=r"SegNet\.load_imagenet: state_dict lacks features\.41\.running_var"):
+        model.load_imagenet({key: value for key, value in good.items() if key != "features.41.running_var"})
     wrong = {**good, "features.40.weight": torch.zeros(2, 2)}
     with pytest.raises(RuntimeError, match=r"features\.40\.weight has shape \(2, 2\); allowed for conv5_3"):
-        model.load_vgg16(wrong)
+        model.load_imagenet(wrong)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 

@@ -48,8 +48,20 @@ def outputs_and_gradients(model, image, grad_output):
     image = image.clone().requires_grad_()
     output = model(image)
     output.backward(grad_output)
-    gradients = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
-    return output, image.grad, gradients
+    return output, image.grad, gradients_of(model)
+
+
+def gradients_of(model):
+    """Of all parameters that have one: an auxiliary head has none from the scores alone."""
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+def loss_and_gradients(model, loss, image):
+    """As `outputs_and_gradients`, of ``loss(image)``."""
+    image = image.clone().requires_grad_()
+    value = loss(image)
+    value.backward()
+    return value, image.grad, gradients_of(model)
 
 
 def assert_vary(results):
@@ -68,14 +80,19 @@ def assert_equal_networks(model, stock, exact, image, keys, alike):
     theirs = outputs_and_gradients(stock, image, grad_output)
     truth = outputs_and_gradients(exact, image.double(), grad_output.double())
     assert_vary(truth)
-    own_names = {key: name for name, key in zip(ours[2], map(by_release_name(model), ours[2]))}
-    names = {own_names[keys[name]]: name for name in theirs[2]}
-    assert len(names) == len(ours[2]) > 0
-    assert_close_results(ours, theirs, truth, names, alike)
+    assert_close_results(ours, theirs, truth, stock_names(model, ours[2], theirs[2], keys), alike)
     values, stock_values, exact_values = model.state_dict(), stock.state_dict(), exact.state_dict()
     for name, _ in stock.named_buffers():
         if stock_values[name].is_floating_point():
             assert_within_policy(values[keys[name]], stock_values[name], exact_values[name], keys[name])
+
+
+def stock_names(model, own, stock, keys):
+    """{own parameter: stock parameter} of those that have a gradient; they are the same in both networks."""
+    by_key = {key: name for name, key in zip(own, map(by_release_name(model), own))}
+    names = {by_key[keys[name]]: name for name in stock}
+    assert len(names) == len(own) > 0
+    return names
 
 
 def assert_close_results(ours, theirs, truth, names, alike):
@@ -86,10 +103,14 @@ def assert_close_results(ours, theirs, truth, names, alike):
     assert_within_policy(ours[0], theirs[0], truth[0], "output")
     gradients = {"the image": (ours[1], theirs[1], truth[1])}
     gradients |= {name: (ours[2][name], theirs[2][stock], truth[2][stock]) for name, stock in names.items()}
-    if not alike:
-        gradients = {"everything": together([*gradients.values()])}
-    for name, values in gradients.items():
-        assert_within_policy(*values, f"gradient of {name}")
+    if alike:
+        for name, values in gradients.items():
+            assert_within_policy(*values, f"gradient of {name}")
+        return
+    ours, stock, exact = together([*gradients.values()])
+    for measure, factor in ((torch.linalg.vector_norm, 2), (lambda errors: errors.abs().max(), 4)):
+        error, of_stock = measure(ours - exact), measure(stock - exact)
+        assert error <= factor * of_stock, f"gradients: error {error:.2e}, stock's {of_stock:.2e}"
 
 
 def together(gradients):

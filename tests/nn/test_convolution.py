@@ -90,6 +90,17 @@ class Network(nn.Module):
         return self.up(self.grouped(self.depthwise(self.dilated(self.stem(image)))))
 
 
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+@pytest.mark.parametrize("op", [fastseg.ops.dilated_conv2d, fastseg.ops.conv_transpose2d])
+def test_a_relu_in_place_may_follow(op, backend):
+    """Autograd refuses it on a view that comes from an op."""
+    weight = image(4, 4, 3, 3, seed=1).requires_grad_()
+    output = op(image(2, 4, 9, 7), weight, padding=2, dilation=2, backend=backend)
+    expected = output.detach().clone().relu()
+    F.relu(output, inplace=True).sum().backward()
+    assert torch.equal(output, expected) and weight.grad.any()
+
+
 def test_accelerate_replaces_dilated_depthwise_and_transposed_convolutions():
     model, input = Network(), image(2, 3, 8, 6)
     before = model(input)

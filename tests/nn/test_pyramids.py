@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastseg
+from fastseg.models.blocks.normalisation import FrozenBatchNorm2d
 from fastseg.testing import assert_within_policy
 from tests.models.verification import together
 
@@ -20,15 +21,22 @@ def block(channels, out_channels, kernel_size=1, rate=1, before=()):
     return nn.Sequential(*before, convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
-class StockASPP(nn.Module):
-    """As in DeepLab v3."""
+def separable(channels, out_channels, rate):
+    """A depthwise convolution, normalised and with ReLU, then a 1x1 one."""
+    depthwise = nn.Conv2d(channels, channels, 3, padding=rate, dilation=rate, groups=channels, bias=False)
+    return block(channels, out_channels, before=[depthwise, nn.BatchNorm2d(channels), nn.ReLU()])
 
-    def __init__(self, channels, rates, width):
+
+class StockASPP(nn.Module):
+    """As DeepLab v3 has it, or v3+ on Xception."""
+
+    def __init__(self, channels, rates, width, separable_branches=False):
         super().__init__()
         pooling = block(channels, width, before=[nn.AdaptiveAvgPool2d(1)])
-        self.convs = nn.ModuleList(
-            [block(channels, width), *(block(channels, width, 3, rate) for rate in rates), pooling]
-        )
+        branches = [separable(channels, width, rate) for rate in rates]
+        if not separable_branches:
+            branches = [block(channels, width, 3, rate) for rate in rates]
+        self.convs = nn.ModuleList([block(channels, width), *branches, pooling])
         self.project = nn.Sequential(*block((len(rates) + 2) * width, width), nn.Dropout(0.5))
 
     def forward(self, input):
@@ -95,13 +103,53 @@ def compare(models, functions, input, grad=True):
 
 @pytest.mark.parametrize("training, grad", ((True, True), (False, True), (False, False)))
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
-def test_aspp(training, grad, layout):
-    ours = fastseg.nn.ASPP(24, (6, 12, 18), 8).train(training)
-    models = copies(ours, lambda: StockASPP(24, (6, 12, 18), 8))
+@pytest.mark.parametrize("separable", (False, True), ids=("dense", "separable"))
+def test_aspp(training, grad, layout, separable):
+    ours = fastseg.nn.ASPP(24, (6, 12, 18), 8, separable=separable).train(training)
     input = image(3, 24, 17, 19).contiguous(memory_format=layout)
     assert ours(input).is_contiguous(memory_format=layout) or training
-    models = copies(ours, lambda: StockASPP(24, (6, 12, 18), 8))
+    models = copies(ours, lambda: StockASPP(24, (6, 12, 18), 8, separable))
     compare(models, models, input, grad)
+
+
+def pyramids(norm):
+    return fastseg.nn.ASPP(8, (2, 3), 4, norm=norm), fastseg.nn.PyramidPooling(8, 4, norm=norm)
+
+
+def test_normalisation_is_the_one_that_was_asked_for():
+    for pyramid in pyramids(nn.InstanceNorm2d):
+        kinds = {type(layer) for layer in pyramid.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)}
+        assert kinds == {nn.InstanceNorm2d}
+
+
+def test_frozen_normalisation_is_folded_as_batch_normalisation_is():
+    aspp, frozen = (fastseg.nn.ASPP(8, (2, 3), 4, norm=norm) for norm in (nn.BatchNorm2d, FrozenBatchNorm2d))
+    frozen.load_state_dict(randomised(aspp).state_dict())
+    with torch.no_grad():
+        assert torch.equal(frozen.eval()(image(2, 8, 9, 9)), aspp.eval()(image(2, 8, 9, 9)))
+
+
+@pytest.mark.parametrize("grad", (True, False))
+def test_pyramids_on_meta_tensors(grad):
+    with torch.device("meta"), torch.set_grad_enabled(grad):
+        aspp, pooling = (pyramid.eval() for pyramid in pyramids(nn.BatchNorm2d))
+        map = torch.empty(1, 8, 9, 7)
+        assert aspp(map).shape == (1, 4, 9, 7)
+        assert pooling.convolved(map, nn.Conv2d(24, 5, 3, padding=1)).shape == (1, 5, 9, 7)
+
+
+@pytest.mark.parametrize("grad", (True, False))
+def test_pyramids_under_autocast(grad):
+    aspp, pooling = (randomised(pyramid).eval() for pyramid in pyramids(nn.BatchNorm2d))
+    convolution, map = nn.Conv2d(24, 5, 3, padding=1), image(2, 8, 9, 7)
+    with torch.set_grad_enabled(grad):
+        for run in (aspp, lambda map: pooling.convolved(map, convolution)):
+            expected = run(map)
+            with torch.autocast("cpu", torch.bfloat16):
+                found = run(map)
+            assert found.dtype == torch.bfloat16
+            error = (found - expected).abs().max() / expected.abs().max()
+            assert 0 < error < 0.05
 
 
 def test_aspp_has_torchvisions_keys():

@@ -1,10 +1,12 @@
 """Blocks of a layer, normalisation and ReLU; widths and initialisation of layers."""
 
 from collections import OrderedDict
+from typing import TypeVar
 
 from torch import nn
 
 Layer = nn.Conv2d | nn.ConvTranspose2d
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def layer_block(layer: nn.Module, *, norm: nn.Module | None = None, relu: bool = True) -> nn.Sequential:
@@ -28,3 +30,11 @@ def initialise_he_(layer: Layer) -> Layer:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def initialise_all_he_(module: Module) -> Module:
+    """`initialise_he_` of every convolution of ``module``."""
+    for layer in module.modules():
+        if isinstance(layer, Layer):
+            initialise_he_(layer)
+    return module

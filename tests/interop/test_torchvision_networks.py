@@ -1,0 +1,75 @@
+"""Our FCN and DeepLab v3 on ResNet against torchvision's: keys, checkpoints, scores and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastseg.models import DeepLabV3Torchvision, FCNResNet
+from fastseg.testing import assert_within_policy
+from tests.models.verification import assert_close_results, gradients_of, randomised
+
+torchvision = pytest.importorskip("torchvision")
+NETWORKS = {FCNResNet: "fcn_resnet", DeepLabV3Torchvision: "deeplabv3_resnet"}
+every_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+def theirs(network, layers=50):
+    build = getattr(torchvision.models.segmentation, f"{NETWORKS[network]}{layers}")
+    return build(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+
+
+def pair(network):
+    """(ours, theirs, theirs in fp64) with the same weights, without dropout."""
+    ours = randomised(network(layers=50))
+    models = [ours, theirs(network), theirs(network).double()]
+    for model in models[1:]:
+        model.load_state_dict(ours.state_dict())
+    for model in models:
+        for layer in model.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = 0.0
+    return models
+
+
+@every_network
+@pytest.mark.parametrize("layers", (50, 101))
+def test_checkpoints_load_both_ways(network, layers):
+    with torch.device("meta"):
+        ours, other = network(layers=layers), theirs(network, layers)
+    assert list(ours.state_dict()) == list(other.state_dict())
+    ours.load_state_dict(other.state_dict(), assign=True)
+    other.load_state_dict(ours.state_dict(), assign=True)
+
+
+@every_network
+def test_trunks_load(network):
+    trunk = randomised(torchvision.models.resnet50(weights=None))
+    model = network(layers=50).load_imagenet(trunk.state_dict())
+    for key, value in model.backbone.state_dict().items():
+        assert torch.equal(value, trunk.state_dict()[key])
+
+
+@every_network
+def test_scores_and_gradients_are_equal(network):
+    images = torch.randn(1, 3, 65, 49, generator=torch.Generator().manual_seed(1))
+    results = []
+    for model in pair(network):
+        model.eval()
+        image = images.clone().to(next(model.parameters()).dtype).requires_grad_()
+        scores = model(image)
+        scores = scores["out"] if isinstance(scores, dict) else scores
+        gradient = torch.randn(scores.shape, generator=torch.Generator().manual_seed(2))
+        scores.backward(gradient.to(scores.dtype))
+        results.append((scores, image.grad, gradients_of(model)))
+    assert_close_results(*results, {name: name for name in results[0][2]}, alike=False)
+
+
+@every_network
+def test_scores_of_both_heads_are_equal_in_training(network):
+    image = torch.randn(2, 3, 49, 65, generator=torch.Generator().manual_seed(1))
+    ours, other, exact = (model.train() for model in pair(network))
+    found = [F.interpolate(maps, (49, 65), mode="bilinear") for maps in ours.score_maps(image)]
+    other, exact = other(image), exact(image.double())
+    for scores, name in zip(found, ("out", "aux"), strict=True):
+        assert_within_policy(scores, other[name], exact[name], name)

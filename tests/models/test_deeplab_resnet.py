@@ -77,7 +77,7 @@ def multi_scale_loss(stock, image, target):
 CONTRACTS = [
     Contract(
         DeepLabV2ResNet,
-        lambda: StockMultiScale(StockDeepLabV2ResNet(CLASSES, **STOCK)),
+        lambda classes=CLASSES, width=WIDTH: StockMultiScale(StockDeepLabV2ResNet(classes, width, 50)),
         sizes=((33, 49), (38, 45)),
         arguments=NARROW,
         keys_of_stock=same_keys,
@@ -90,7 +90,7 @@ CONTRACTS = [
     ),
     Contract(
         DeepLabV3,
-        lambda: StockDeepLabV3Paper(CLASSES, dropout=0.0, **STOCK),
+        lambda classes=CLASSES, width=WIDTH: StockDeepLabV3Paper(classes, width, 50, dropout=0.0),
         sizes=((48, 64), (49, 41)),
         arguments=NARROW,
         keys_of_stock=same_keys,
@@ -102,7 +102,7 @@ CONTRACTS = [
     ),
     Contract(
         DeepLabV3Torchvision,
-        lambda: TorchvisionScores(CLASSES, dropout=0.0, **STOCK),
+        lambda classes=CLASSES, width=WIDTH: TorchvisionScores(classes, width, 50, dropout=0.0),
         sizes=((48, 64), (45, 41)),
         arguments=dict(**NARROW, auxiliary_dropout=0.0),
         keys_of_stock=same_keys,
@@ -120,7 +120,7 @@ CONTRACTS = [
     ),
     Contract(
         DeepLabV3Plus,
-        lambda: StockDeepLabV3PlusResNet(CLASSES, dropout=0.0, **STOCK),
+        lambda classes=CLASSES, width=WIDTH: StockDeepLabV3PlusResNet(classes, width, 50, dropout=0.0),
         sizes=((48, 64), (49, 41)),
         arguments=NARROW,
         keys_of_stock=same_keys,

@@ -35,7 +35,7 @@ def deviation(key, layer):
 CONTRACTS = [
     Contract(
         DeepLabV3PlusXception,
-        lambda: StockDeepLabV3PlusXception(CLASSES, WIDTH, 41, dropout=0.0),
+        lambda classes=CLASSES, width=WIDTH: StockDeepLabV3PlusXception(classes, width, 41, dropout=0.0),
         sizes=((64, 64), (35, 41)),
         arguments=dict(layers=41, width_multiplier=WIDTH),
         keys_of_stock=same_keys,

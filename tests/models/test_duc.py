@@ -37,7 +37,7 @@ def stock_loss(stock, image, target):
 CONTRACTS = [
     Contract(
         DUC,
-        lambda: StockDUC(CLASSES, WIDTH, 50),
+        lambda classes=CLASSES, width=WIDTH: StockDUC(classes, width, 50),
         sizes=((48, 64), (45, 39)),
         arguments=dict(layers=50, width_multiplier=WIDTH),
         keys_of_stock=own_keys,

@@ -39,7 +39,7 @@ def deviation(key, layer):
 def contract(network, padding, upsampling):
     return Contract(
         NETWORKS[network],
-        lambda: StockFCN(network, padding, upsampling == "interp", CLASSES, WIDTH),
+        lambda classes=CLASSES, width=WIDTH: StockFCN(network, padding, upsampling == "interp", classes, width),
         sizes=((37, 61),) if padding == "pad100" else ((96, 64), (45, 73)),
         name=f"FCN-{network} {padding} {upsampling}",
         arguments=dict(padding=padding, upsampling=upsampling, width_multiplier=WIDTH),

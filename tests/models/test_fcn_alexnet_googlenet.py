@@ -28,7 +28,7 @@ UPSAMPLING = (dict(upsampling="interp"), "upsampling is 'interp'; allowed: fixed
 def googlenet(padding, **facts):
     return Contract(
         FCN32sGoogLeNet,
-        lambda: StockFCN32sGoogLeNet(CLASSES, 1 / 8, padding=padding),
+        lambda classes=CLASSES, width=1 / 8: StockFCN32sGoogLeNet(classes, width, padding=padding),
         name=f"FCN32sGoogLeNet {padding}",
         arguments=dict(width_multiplier=1 / 8, padding=padding),
         keys_of_stock=same_keys,
@@ -45,7 +45,7 @@ def googlenet(padding, **facts):
 CONTRACTS = [
     Contract(
         FCN32sAlexNet,
-        lambda: StockFCN32sAlexNet(CLASSES, 1 / 16, dropout=0.0),
+        lambda classes=CLASSES, width=1 / 16: StockFCN32sAlexNet(classes, width, dropout=0.0),
         sizes=((37, 61),),
         arguments=dict(width_multiplier=1 / 16),
         keys_of_stock=same_keys,

@@ -31,7 +31,7 @@ def full_size_keys():
 CONTRACTS = [
     Contract(
         FCNResNet,
-        lambda: Scores(CLASSES, WIDTH, dropout=0.0),
+        lambda classes=CLASSES, width=WIDTH: Scores(classes, width, dropout=0.0),
         sizes=((64, 96), (45, 73)),
         arguments=dict(width_multiplier=WIDTH),
         keys_of_stock=same_keys,

@@ -41,7 +41,7 @@ def stock_loss(stock, image, target):
 CONTRACTS = [
     Contract(
         PSPNet,
-        lambda: Scores(CLASSES, WIDTH, dropout=0.0),
+        lambda classes=CLASSES, width=WIDTH: Scores(classes, width, dropout=0.0),
         sizes=((49, 65), (46, 39)),
         arguments=dict(width_multiplier=WIDTH),
         keys_of_stock=same_keys,

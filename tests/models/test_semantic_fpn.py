@@ -21,8 +21,8 @@ def image_of(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
-def stock_network(**arguments):
-    return StockSemanticFPN(CLASSES, WIDTH, LAYERS, groups=2, **arguments)
+def stock_network(classes=CLASSES, width=WIDTH, **arguments):
+    return StockSemanticFPN(classes, width, LAYERS, groups=round(32 * width), **arguments)
 
 
 def deviation(key, layer):

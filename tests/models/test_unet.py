@@ -55,7 +55,7 @@ NORMS = ((dict(norm="group"), "norm is 'group'; allowed: batch, sync, frozen"),)
 CONTRACTS = [
     Contract(
         UNetValid,
-        lambda: MirroredStockUNet(CLASSES, WIDTH, 3, dropout=0.0),
+        lambda classes=CLASSES, width=WIDTH: MirroredStockUNet(classes, width, 3, dropout=0.0),
         sizes=((20, 36), (33, 46)),
         arguments=dict(in_channels=3, width_multiplier=WIDTH),
         training=False,  # only dropout differs
@@ -69,7 +69,7 @@ CONTRACTS = [
     ),
     Contract(
         UNetSame,
-        lambda: StockUNetSame(CLASSES, WIDTH),
+        lambda classes=CLASSES, width=WIDTH: StockUNetSame(classes, width),
         sizes=((48, 32), (45, 39)),
         arguments=dict(width_multiplier=WIDTH),
         keys_of_stock=same_keys,
@@ -82,7 +82,7 @@ CONTRACTS = [
     ),
     Contract(
         UNetSame,
-        lambda: StockUNetSame(CLASSES, WIDTH, interpolated=True),
+        lambda classes=CLASSES, width=WIDTH: StockUNetSame(classes, width, interpolated=True),
         sizes=((45, 39),),
         name="UNetSame bilinear",
         arguments=dict(width_multiplier=WIDTH, bilinear=True),
@@ -95,7 +95,7 @@ CONTRACTS = [
     ),
     Contract(
         UNetAarhus,
-        lambda: StockUNetAarhus(CLASSES, 1 / 4, sigmoid=False),
+        lambda classes=CLASSES, width=1 / 4: StockUNetAarhus(classes, width, sigmoid=False),
         sizes=((48, 32), (45, 39)),
         arguments=dict(width_multiplier=1 / 4),
         keys_of_stock=same_keys,

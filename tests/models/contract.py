@@ -35,7 +35,7 @@ def in_order(model: nn.Module, stock: nn.Module) -> dict[str, str]:
     return dict(zip(stock.state_dict(), model.state_dict(), strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contract:
     """One network, or one of its variants.
 

@@ -1,0 +1,145 @@
+"""Networks: a training step and a prediction of ours against the independent torch.nn networks of tests/models.
+
+One case of each of their contracts: a quarter of the published width, ResNets of 50 layers.
+"""
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+import tests.models
+from benchmarks import checks, inputs
+from benchmarks.harness import MEMORY_FORMATS, Case, Peer
+from fastseg.testing import assert_within_policy
+from tests.models.contract import Contract
+
+CLASSES = 21
+WIDTH = 1 / 4
+IMAGES, QUICK_IMAGES = 2, 3  # quick cases, known by their number of images, take the contracts' narrow networks
+SIDE = 129  # 8k + 1 and 16k + 1 pixels fit the networks with aligned corners
+LARGER_SIDE = {"DeconvNet": 225}  # it takes no smaller image
+
+
+def first_contracts() -> list[Contract]:
+    """Of each network, in the order of their files."""
+    found: dict[type, Contract] = {}
+    for module in pkgutil.iter_modules(tests.models.__path__, "tests.models."):
+        if module.name.startswith("tests.models.test_") and module.name != "tests.models.test_contract":
+            for contract in getattr(importlib.import_module(module.name), "CONTRACTS", []):
+                found.setdefault(contract.network, contract)
+    return list(found.values())
+
+
+def networks(contract: Contract, image: Tensor) -> tuple[nn.Module, nn.Module]:
+    """Ours and the independent one for such images, with the same weights."""
+    return _networks(contract, image.shape[0] == QUICK_IMAGES, image.device, image.dtype)
+
+
+@functools.cache
+def _networks(contract: Contract, narrow: bool, device: torch.device, dtype: torch.dtype):
+    width = contract.arguments["width_multiplier"] if narrow else WIDTH
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ours = contract.build(num_classes=CLASSES, width_multiplier=width, **contract.without_dropout())
+        stock = contract.stock(CLASSES, width)
+    values = ours.state_dict()
+    stock.load_state_dict({key: values[own] for key, own in contract.keys_of_stock(ours, stock).items()})
+    return ours.to(device, dtype), stock.to(device, dtype)
+
+
+def training_steps(contract: Contract) -> tuple[Callable, Callable]:
+    """The loss in training, of which the benchmark computes every gradient."""
+
+    def run_ours(image: Tensor, target: Tensor) -> Tensor:
+        network, _ = networks(contract, image)
+        return network.train().loss(image, target)
+
+    def run_stock(image: Tensor, target: Tensor) -> Tensor:
+        _, network = networks(contract, image)
+        return contract.stock_loss(network.train(), image, target)
+
+    return run_ours, run_stock
+
+
+def predictions(contract: Contract) -> tuple[Callable, Callable, Callable]:
+    """Labels by ours and by stock, and the scores of stock."""
+
+    def run_ours(image: Tensor) -> Tensor:
+        network, _ = networks(contract, image)
+        return network.eval().predict(image)
+
+    def scores(image: Tensor) -> Tensor:
+        _, network = networks(contract, image)
+        return network.eval()(image)
+
+    return run_ours, lambda image: scores(image).argmax(1), scores
+
+
+def loss_and_gradient_norm(stock: Callable) -> Callable:
+    """A check of the loss, and of the gradient of the image by its norm: one rounding before a ReLU changes elements."""
+
+    def verify(case: Case, arguments) -> str | None:
+        ours = checks.value_and_gradient(case.ours, arguments)
+        theirs = checks.value_and_gradient(stock, arguments)
+        exact = checks.value_and_gradient(stock, checks.in_double(arguments))
+        try:
+            assert_within_policy(ours[0], theirs[0], exact[0], "loss")
+        except AssertionError as error:
+            return str(error)
+        error, error_of_stock = ((one[1] - exact[1]).norm().item() for one in (ours, theirs))
+        if not error <= 2 * error_of_stock:
+            return f"gradient: error {error:.2e}, that of stock {error_of_stock:.2e}"
+        return None
+
+    return verify
+
+
+def images(shape, device, dtype, layout) -> Tensor:
+    return torch.randn(shape, device=device).to(dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
+
+
+def images_and_labels(shape, device, dtype, layout) -> tuple[Tensor, Tensor]:
+    return images(shape, device, dtype, layout), inputs.labels((shape[0], *shape[2:]), CLASSES, device)
+
+
+def minimal_bytes(contract: Contract, copies: int) -> Callable:
+    """Of any implementation: image and weights, `copies` times: read, and in training their gradients written."""
+
+    def count(shape, dtype) -> int:
+        with torch.device("meta"):
+            weights = contract.build(num_classes=CLASSES, width_multiplier=WIDTH).parameters()
+        elements = sum(weight.numel() for weight in weights) + torch.empty(shape, device="meta").numel()
+        return copies * dtype.itemsize * elements
+
+    return count
+
+
+def cases_of(contract: Contract) -> list[Case]:
+    side = LARGER_SIDE.get(contract.network.__name__, SIDE)
+    shape = (IMAGES, 3, side, side)
+    loss, stock_loss = training_steps(contract)
+    labels, stock_labels, scores = predictions(contract)
+    quick = (QUICK_IMAGES, 3, *(2 * (side if side > SIDE else 33,)))
+    training = Case(
+        "networks", shape, images_and_labels, loss, peers(stock_loss), minimal_bytes(contract, 2),
+        loss_and_gradient_norm(stock_loss), name=f"{contract.network.__name__} training", layout="channels_last",
+        quick_shape=quick,
+    )  # fmt: skip
+    prediction = replace(
+        training, make=lambda *arguments: (images(*arguments),), ours=labels, peers=peers(stock_labels),
+        minimal_bytes=minimal_bytes(contract, 1), verify=checks.labels_of_maximum(scores),
+        name=f"{contract.network.__name__} prediction", backward=False,
+    )  # fmt: skip
+    return [training, prediction]
+
+
+def peers(stock: Callable) -> dict[str, Peer]:
+    return {"eager": Peer(stock, "contiguous"), "eager channels_last": Peer(stock, "channels_last")}
+
+
+CASES = [case for contract in first_contracts() for case in cases_of(contract)]

@@ -14,7 +14,7 @@ import fastseg
 import fastseg.info
 from examples import heading
 from examples.digits import comparison, picture, training
-from examples.digits.networks import CHOICES
+from examples.digits.networks import NAMES, choice_of
 from examples.digits.scenes import CLASSES, Scenes
 
 SIDE = 128  # pixels of a scene
@@ -22,7 +22,9 @@ SIDE = 128  # pixels of a scene
 
 def arguments():
     parser = argparse.ArgumentParser(prog="python -m examples.digits", description=__doc__)
-    parser.add_argument("--net", choices=CHOICES, default="fcn", help="the network to train")
+    parser.add_argument(
+        "--net", choices=NAMES, default="fcn", metavar="NAME", help="the network to train: " + ", ".join(NAMES)
+    )
     parser.add_argument("--scenes", type=int, default=2000, help="training scenes")
     parser.add_argument("--test-scenes", type=int, default=150, help="held-out scenes")
     parser.add_argument("--steps", type=int, help="training steps")
@@ -35,13 +37,13 @@ def arguments():
     options = parser.parse_args()
     for name in ("steps", "batch", "width", "learning_rate"):
         if getattr(options, name) is None:  # the default depends on the network
-            setattr(options, name, getattr(CHOICES[options.net], name))
+            setattr(options, name, getattr(choice_of(options.net), name))
     return options
 
 
 def main():
     options = arguments()
-    choice = CHOICES[options.net]
+    choice = choice_of(options.net)
     begin = time.perf_counter()
     fastseg.tune_allocator()  # for stock and ours: keep freed memory, which avoids page faults
     torch.manual_seed(0)

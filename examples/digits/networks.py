@@ -1,5 +1,6 @@
 """The networks that the demo can train: construction, loss and predictions."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from examples.digits.comparison import (
     stock_upsampling_network,
 )
 from examples.digits.scenes import CLASSES, IGNORE
+from fastseg.models import registry
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,14 @@ def build_fcn8s(width):
     network = fastseg.models.FCN8s(
         len(CLASSES), padding="same", upsampling="interp", width_multiplier=width, dropout=0.0
     )
-    for module in list(network.trunk.modules()):
+    return with_batch_norms(network)
+
+
+def with_batch_norms(network):
+    """A batch normalisation after every convolution but those of scores, in place."""
+    for module in list(network.modules()):
         for name, layer in list(module.named_children()):
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, nn.Conv2d) and layer.out_channels != network.num_classes:
                 setattr(module, name, nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels)))
     return network
 
@@ -68,6 +75,39 @@ def segnet_basic_loss(network, images, labels):
 
 def segnet_basic_predict(network, images):
     return network(images).argmax(1).to(torch.uint8)
+
+
+def build_named(name):
+    """Builds a network of `fastseg.models` so that it trains from random weights: everything is normalised."""
+
+    def build(width):
+        options = {"num_classes": len(CLASSES), "in_channels": 3, "width_multiplier": width, "dropout": 0.0}
+        known = inspect.signature(registry.MODELS[name].network).parameters
+        if "norm" in known:
+            options["norm"] = "batch"  # the default of some is the release's, which begins with ImageNet's statistics
+        network = fastseg.models.build(name, **{key: value for key, value in options.items() if key in known})
+        normalised = any(isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)) for layer in network.modules())
+        return network if normalised else with_batch_norms(network)
+
+    return build
+
+
+def choice_of(name):
+    """The choice of that name; any network of `fastseg.models` that takes images is one."""
+    if name in CHOICES:
+        return CHOICES[name]
+    return Choice(
+        title=name,
+        picture=f"digits_{name}.png",
+        build=build_named(name),
+        loss=lambda network, images, labels: network.loss(images, labels, ignore_index=IGNORE),
+        predict=lambda network, images: network.predict(images),
+        width=0.125,
+        steps=800,
+        batch=16,
+        learning_rate=4e-3,
+        comparison=(stock_upsampling_network, "and upsampling fused", fuse_by_hand),
+    )
 
 
 CHOICES = {
@@ -96,3 +136,4 @@ CHOICES = {
         comparison=(StockUnpoolingNetwork, "but int64 indices", make_indices_flat_by_hand),
     ),
 }
+NAMES = (*CHOICES, *(name for name in fastseg.models.list_models() if not name.startswith("context")))

@@ -2,7 +2,7 @@
 
 Neither keeps class scores of the whole image at full size. For both at once, let `tiled` call `multi_scale`:
 
-    tiled(lambda tile: multi_scale(network, tile), images, tile=713, overlap=240)
+    tiled(lambda tile: multi_scale(network, tile), images, tile=713, overlap=241)
 """
 
 import sys

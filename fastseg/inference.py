@@ -2,7 +2,7 @@
 
 Neither keeps class scores of the whole image at full size. For both at once, let `tiled` call `multi_scale`:
 
-    tiled(lambda tile: multi_scale(network, tile), images, tile=713, overlap=240)
+    tiled(lambda tile: multi_scale(network, tile), images, tile=713, overlap=241)
 """
 
 import sys
@@ -45,7 +45,7 @@ def tiled(
     Args:
         network: of fastseg.models; or a function that maps a tile to its labels (N, h, w) or class scores
             (N, C, h, w), where one class means foreground above 0. h and w may be smaller than the tile, by the same
-            number on each side: ``tiled(unet.tile_scores, images, tile=572, overlap=184)``.
+            number on each side: ``tiled(unet.tile_scores, images, tile=572, overlap=184)``, as the original U-Net.
         images: (N, in_channels, H, W).
         tile: rows and columns of a tile, one number or two.
         overlap: rows and columns that a tile shares with the next one, one number or two.

@@ -7,7 +7,7 @@ from torch import nn
 
 from fastseg.inference import multi_scale, tiled
 from fastseg.metrics import progress as progress_bar
-from fastseg.models import FCNResNet, SegNetBasic, SemanticFPN
+from fastseg.models import FCNResNet, SegNetBasic, SemanticFPN, UNetValid
 from fastseg.models.blocks.mirroring import mirrored
 from fastseg.models.coarse import CoarseNetwork
 from fastseg.testing import assert_within_policy
@@ -75,6 +75,18 @@ def test_tiles_of_a_network_that_pads_nothing_may_be_cut_further():
     assert torch.equal(tiled(network.valid, images, 16, 4), tiled(network.valid, images, 20, 9))
     with pytest.raises(ValueError, match="tiled: overlap is 3; allowed: 4 or more, since the network returns 12 of 16"):
         tiled(network.valid, images, 16, 3)
+
+
+def test_overlap_tiles_of_the_original_unet():
+    """Its tiles of 252 pixels give 68; with an overlap of 188 their poolings lie where those of the whole image do."""
+    network, images = randomly(UNetValid(width_multiplier=1 / 32)), image_of(1, 1, 100, 90)
+    whole = mirrored(images, (94, 122), (94, 116))  # 16 k + 12 pixels, of which 92 are cut on each side
+    with torch.no_grad():
+        expected = network.tile_scores(whole)[:, :, 2:102, 2:92].argmax(1)
+    assert torch.equal(tiled(network.tile_scores, images, 252, 188).long(), expected)
+    assert expected.unique().numel() == 2
+    with pytest.raises(ValueError, match="overlap is 183; allowed: 184 or more, since the network returns 68 of 252"):
+        tiled(network.tile_scores, images, 252, 183)
 
 
 def test_tiles_without_overlap_are_independent():

@@ -92,8 +92,24 @@ class PanopticFPN(SemanticFPN):
     network finds. On COCO the loss of the branch counts half as much as those of the detector.
     """
 
-    def __init__(self, num_classes: int = 54, in_channels: int = 3, **arguments):
-        super().__init__(num_classes, in_channels, **arguments)
+    def __init__(
+        self,
+        num_classes: int = 54,
+        in_channels: int = 3,
+        *,
+        layers: int = 101,
+        stride_in_1x1: bool = True,
+        width_multiplier: float = 1.0,
+        norm: str = "batch",
+    ):
+        super().__init__(
+            num_classes,
+            in_channels,
+            layers=layers,
+            stride_in_1x1=stride_in_1x1,
+            width_multiplier=width_multiplier,
+            norm=norm,
+        )
 
     @torch.no_grad()
     def predict_panoptic(

@@ -15,9 +15,7 @@ import fastseg.info
 from examples import heading
 from examples.digits import comparison, picture, training
 from examples.digits.networks import NAMES, choice_of
-from examples.digits.scenes import CLASSES, Scenes
-
-SIDE = 128  # pixels of a scene
+from examples.digits.scenes import CLASSES, SIDE, Scenes
 
 
 def arguments():

@@ -14,8 +14,8 @@ from examples.digits.comparison import (
     make_indices_flat_by_hand,
     stock_upsampling_network,
 )
-from examples.digits.scenes import CLASSES, IGNORE
-from fastseg.models import registry
+from examples.digits.scenes import CLASSES, IGNORE, SIDE
+from fastseg.models import ContextModule, registry
 
 
 @dataclass(frozen=True)
@@ -136,4 +136,12 @@ CHOICES = {
         comparison=(StockUnpoolingNetwork, "but int64 indices", make_indices_flat_by_hand),
     ),
 }
-NAMES = (*CHOICES, *(name for name in fastseg.models.list_models() if not name.startswith("context")))
+# all that take images of a scene's size
+NAMES = (
+    *CHOICES,
+    *(
+        name
+        for name, entry in registry.MODELS.items()
+        if entry.network is not ContextModule and entry.network.smallest_image <= SIDE and name not in CHOICES
+    ),
+)

@@ -14,6 +14,7 @@ from skimage import data
 from sklearn.datasets import load_digits, load_sample_images
 
 CLASSES = ("background", *"0123456789")
+SIDE = 128  # pixels of a scene
 IGNORE = 255  # label of the soft edge of a digit, which is neither digit nor background
 CELL = 64  # pixels; every cell of the scene may hold one digit
 TRAINING_DIGITS = 1400

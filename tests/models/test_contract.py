@@ -133,11 +133,11 @@ def test_number_of_parameters_and_keys(contract):
 
 @every_network
 def test_every_size_comes_back_as_it_went_in(contract):
-    with torch.device("meta"):
-        model = contract.build(in_channels=1).eval()
-        for height in range(contract.smallest, contract.smallest + 66, 5):  # every remainder of strides up to 8
+    model = contract.build(in_channels=1).eval()
+    with torch.no_grad():
+        for height in range(contract.smallest, contract.smallest + 66, 5):  # every remainder class of a stride of 4
             width = contract.smallest + 7 * height % 131
-            assert model(torch.empty(1, 1, height, width)).shape == (1, CLASSES, height, width)
+            assert model(torch.zeros(1, 1, height, width)).shape == (1, CLASSES, height, width)
 
 
 @every_network

@@ -1,0 +1,89 @@
+"""Trains every network of the demo for the same number of steps and writes the table of docs/models.md.
+
+`python -m examples.digits.table` trains them all, which takes about an hour on two cores, and keeps what it measures
+in results.json, network by network: a second call goes on where the first one ended. `--nets` trains some of them again.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+import fastseg
+from benchmarks import results
+from examples.digits import training
+from examples.digits.__main__ import make_scenes
+from examples.digits.networks import NAMES, choice_of
+
+RESULTS = Path(__file__).parent / "results.json"
+DOCUMENT = results.ROOT / "docs" / "models.md"
+MARKERS = ("<!-- digits -->\n", "<!-- /digits -->")
+WIDTH, LEARNING_RATE, BATCH = 0.125, 4e-3, 8
+SCENES, TEST_SCENES = 500, 100
+
+
+def trained(name, steps, train, test):
+    """What one network reaches, and the seconds of a step."""
+    torch.manual_seed(0)
+    choice = choice_of(name)
+    network = choice.build(WIDTH).to(memory_format=torch.channels_last)
+    begin = time.perf_counter()
+    training.train(
+        network, choice.loss, *train, steps=steps, batch=BATCH, learning_rate=LEARNING_RATE, report=lambda step: None
+    )
+    seconds = (time.perf_counter() - begin) / steps
+    measured = training.evaluate(training.predict(network, choice.predict, test[0]), test[1])
+    return {
+        "steps": steps,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "pixel_accuracy": round(measured["pixel_accuracy"].item(), 4),
+        "mean_iou": round(measured["mean_iou"].item(), 4),
+        "seconds_per_step": round(seconds, 4),
+    }
+
+
+def markdown(found):
+    """The table of docs/models.md."""
+    lines = ["| network | parameters | pixel accuracy | mIoU | seconds per step |", "|---|---|---|---|---|"]
+    for name, row in found["networks"].items():
+        figures = f"{row['pixel_accuracy']:.3f} | {row['mean_iou']:.3f} | {row['seconds_per_step']:.3f}"
+        lines.append(f"| `{name}` | {row['parameters']:,} | {figures} |")
+    meta = found["meta"]
+    caption = (
+        f"{meta['device_name']}, {meta['threads']} threads, torch {meta['versions']['torch']}, {meta['date'][:10]}."
+    )
+    return "\n".join([caption, "", *lines])
+
+
+def with_table(text, found):
+    """`text` with a new table between the markers."""
+    start, end = MARKERS
+    before, _, after = text.partition(start)
+    return before + start + markdown(found) + "\n" + end + after.partition(end)[2]
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m examples.digits.table", description=__doc__)
+    parser.add_argument(
+        "--nets", nargs="+", choices=NAMES, metavar="NAME", help="train these; by default those missing"
+    )
+    parser.add_argument("--steps", type=int, default=300, help="training steps of each")
+    options = parser.parse_args()
+    fastseg.tune_allocator()
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
+    train = make_scenes("training scenes", SCENES, training=True)
+    test = make_scenes("test scenes", TEST_SCENES, training=False)
+    for name in options.nets or [name for name in NAMES if name not in found["networks"]]:
+        row = trained(name, options.steps, train, test)
+        print(name, row, flush=True)
+        found["networks"][name] = row
+        found["networks"] = {name: found["networks"][name] for name in NAMES if name in found["networks"]}
+        found["meta"] = results.meta("cpu", 0)
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    DOCUMENT.write_text(with_table(DOCUMENT.read_text(), found))
+
+
+if __name__ == "__main__":
+    main()

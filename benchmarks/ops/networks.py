@@ -81,7 +81,7 @@ def predictions(contract: Contract) -> tuple[Callable, Callable, Callable]:
 
 
 def loss_and_gradient_norm(stock: Callable) -> Callable:
-    """A check of the loss, and of the gradient of the image by its norm: one rounding before a ReLU changes elements."""
+    """A check of the loss, and of the image's gradient by its norm: a rounding before a ReLU changes elements."""
 
     def verify(case: Case, arguments) -> str | None:
         ours = checks.value_and_gradient(case.ours, arguments)

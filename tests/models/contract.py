@@ -40,7 +40,7 @@ class Contract:
     """One network, or one of its variants.
 
     network: the class. arguments: for a small network, or for the variant.
-    stock(classes, width): builds the independent network, without dropout if `training`; by default as narrow as `build`.
+    stock(classes, width): the independent network, without dropout if `training`; by default as narrow as `build`.
     keys_of_stock(model, stock): {key of `stock`: key of `model`}.
     sizes: image sizes for the comparison; the first are multiples of the stride, the others are not.
     stock_loss(stock, image, target): `Network.loss` of the independent network.

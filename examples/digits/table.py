@@ -1,7 +1,7 @@
 """Trains every network of the demo for the same number of steps and writes the table of docs/models.md.
 
-`python -m examples.digits.table` trains them all, which takes about an hour on two cores, and keeps what it measures
-in results.json, network by network: a second call goes on where the first one ended. `--nets` trains some of them again.
+`python -m examples.digits.table` trains them all, about an hour on two cores, and keeps the results in results.json,
+network by network: a second call goes on where the first one ended. `--nets` trains some of them again.
 """
 
 import argparse

@@ -25,7 +25,7 @@ for level in v3:2 base:1; do
 done
 part "no compiled library" env OMP_NUM_THREADS=1 FASTSEG_CPU_LEVEL=none "$python" -m pytest \
   tests/test_contract.py $parallel -k "every_dtype or gradient_layouts"
-part "benchmarks as tests" "$python" -m pytest benchmarks -q --benchmark-disable
+part "benchmarks as tests" env OMP_NUM_THREADS=1 "$python" -m pytest benchmarks $parallel --benchmark-disable
 
 if [ ${#failed[@]} -gt 0 ]; then
   printf '\nFAILED: %s\n' "${failed[@]}"

@@ -17,7 +17,8 @@ parallel="-q -n 2 --dist worksteal"
 # One torch thread per worker: the two workers fill the two cores, and oversubscription is slower.
 part "whole suite" env OMP_NUM_THREADS=1 "$python" -m pytest tests $parallel --durations 15
 # The kernels' values at the lower instruction levels, and on two threads on the way.
-unlevelled="compiles or gradcheck or opcheck or reference_backend or autocast or few_python_calls or inference_mode"
+unlevelled="compile or export or gradcheck or opcheck or reference_backend or autocast or few_python_calls"
+unlevelled+=" or inference_mode or process_group or peak_memory"
 for level in v3:2 base:1; do
   part "level ${level%:*} on ${level#*:} threads" \
     env FASTSEG_CPU_LEVEL=${level%:*} OMP_NUM_THREADS=${level#*:} OMP_WAIT_POLICY=passive \

@@ -53,7 +53,7 @@ def versions() -> dict[str, str]:
             found[package] = version(package) if importlib.util.find_spec(package) else "not installed"
         except PackageNotFoundError:
             found[package] = "not installed"
-    found["torch CUDA"] = torch.version.cuda or "none"
+    found["torch CUDA"] = torch.version.cuda or (f"HIP {torch.version.hip}" if torch.version.hip else "none")
     found["CUDA device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     found["CPU"] = torch.backends.cpu.get_cpu_capability()
     return found

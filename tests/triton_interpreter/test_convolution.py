@@ -14,7 +14,7 @@ LAYOUTS = torch.contiguous_format, torch.channels_last
 
 
 def among_nans(tensor):
-    """The same tensor in memory that holds NaN before and behind it: what reads out of it shows."""
+    """The same tensor, with NaN before and after it in memory: a read out of bounds shows."""
     room = torch.full((tensor.numel() + 64,), float("nan"), dtype=tensor.dtype)
     inner = room[32:-32].as_strided(tensor.shape, tensor.stride(), 32)
     return inner.copy_(tensor)

@@ -20,7 +20,7 @@ from tests.models.contract import Contract
 
 CLASSES = 21
 WIDTH = 1 / 4
-IMAGES, QUICK_IMAGES = 2, 3  # quick cases, known by their number of images, take the contracts' narrow networks
+IMAGES, QUICK_IMAGES = 4, 2  # quick cases, known by their number of images, take the contracts' narrow networks
 SIDE = 129  # 8k + 1 and 16k + 1 pixels fit the networks with aligned corners
 LARGER_SIDE = {"DeconvNet": 225}  # it takes no smaller image
 

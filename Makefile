@@ -7,7 +7,7 @@ PYTHON ?= $(VENV)/bin/python
 PACKAGES := torch triton numpy setuptools wheel cmake ninja pytest pytest-benchmark pytest-xdist hypothesis \
 	scikit-learn scikit-image pillow tqdm matplotlib ruff clang-format mypy
 
-# what `make demo` runs: fcn or segnet_basic, which it trains, or masks
+# what `make demo` trains: fcn, segnet_basic or a network of fastseg.models; masks trains nothing
 NET := fcn
 
 # the version of torch for `make test-torch`, which has its own environment

@@ -62,10 +62,11 @@ class CoarseNetwork(Network):
             options: those of `fastseg.ops.upsample_cross_entropy`, such as weight, ignore_index and reduction.
         """
         self.check_image(images)
+        self.check_targets(images, targets)
         options = {"ignore_index": IGNORED_LABEL, "align_corners": self.align_corners, **options}
         if self.size_divisor == 1:
             return self._loss_of_maps(images, targets, options)
-        loss = self._loss_of_maps(self._padded(images), *self._padded_targets(images, targets, options))
+        loss = self._loss_of_maps(self._padded(images), *self._padded_targets(targets, options))
         return loss[..., : images.shape[2], : images.shape[3]] if loss.dim() else loss
 
     def _loss_of_maps(self, images: Tensor, targets: Tensor, options: dict[str, Any]) -> Tensor:
@@ -75,13 +76,8 @@ class CoarseNetwork(Network):
             loss = loss + weight * ops.upsample_cross_entropy(scores, targets, **options)
         return loss
 
-    def _padded_targets(self, images: Tensor, targets: Tensor, options: dict[str, Any]) -> tuple[Tensor, dict]:
+    def _padded_targets(self, targets: Tensor, options: dict[str, Any]) -> tuple[Tensor, dict]:
         """Targets and options for padded images: the padding is ignored."""
-        if targets.shape[-2:] != images.shape[2:]:  # if padded, they could have the same size
-            raise RuntimeError(
-                f"{self.name}.loss: targets have shape {tuple(targets.shape)}; "
-                f"allowed: (N, {images.shape[2]}, {images.shape[3]}), the size of the images"
-            )
         if targets.dtype == torch.uint8 and not 0 <= options["ignore_index"] <= 255:
             targets = targets.int()  # the ignored label is not a uint8
         if options.get("pixel_weight") is not None:
@@ -96,7 +92,7 @@ class CoarseNetwork(Network):
 
 
 class SubsampledNetwork(CoarseNetwork):
-    """A coarse network that learns from every `label_stride`-th pixel: its score (i, j) is that of pixel (8 i, 8 j).
+    """A coarse network that learns from every `label_stride`-th pixel: score (i, j) is that of pixel (s i, s j).
 
     Scores are interpolated between these pixels; beyond the last one, its score is repeated.
     """
@@ -120,6 +116,8 @@ class SubsampledNetwork(CoarseNetwork):
             targets: labels (N, H, W) in int64, int32 or uint8; 255 is ignored.
             options: those of `fastseg.ops.cross_entropy`, such as weight, pixel_weight, ignore_index and reduction.
         """
+        self.check_image(images)
+        self.check_targets(images, targets)
         step = self.label_stride
         labels = targets[..., ::step, ::step]
         scores = self.coarse_scores(images)[:, :, : labels.shape[-2], : labels.shape[-1]]

@@ -106,6 +106,7 @@ class DeepLabV2ResNet(ResNetNetwork):
                 "mean" or "sum".
         """
         self.check_image(images)
+        self.check_targets(images, targets)
         options = {"ignore_index": IGNORED_LABEL, **options}
         pixel_weight = options.pop("pixel_weight", None)
         losses = []

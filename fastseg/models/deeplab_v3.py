@@ -10,7 +10,12 @@ from fastseg.models.blocks.convolution import initialise_all_he_, scaled_width
 from fastseg.models.blocks.heads import FCNHead, score_layer
 from fastseg.models.blocks.normalisation import batch_norm
 from fastseg.models.blocks.resnet import ResNet
-from fastseg.models.blocks.resnet_network import ResNetNetwork, check_multi_grid, check_resnet_arguments
+from fastseg.models.blocks.resnet_network import (
+    ResNetNetwork,
+    TorchvisionNetwork,
+    check_multi_grid,
+    check_resnet_arguments,
+)
 from fastseg.nn.aspp import convolution_block
 
 ASPP_CHANNELS = 256
@@ -74,7 +79,7 @@ class DeepLabV3(ResNetNetwork):
         return (self.classifier(self.aspp(self.backbone(image)[-1])),)
 
 
-class DeepLabV3Torchvision(ResNetNetwork):
+class DeepLabV3Torchvision(TorchvisionNetwork):
     """torchvision's ``deeplabv3_resnet50`` and ``deeplabv3_resnet101``: their layers and keys; their checkpoints load.
 
     It differs from the paper's network (`DeepLabV3`): output stride 8 without multi-grid, a 3x3 convolution after the
@@ -100,8 +105,6 @@ class DeepLabV3Torchvision(ResNetNetwork):
             gives batch normalisation a single value.
         RuntimeError: the image does not have shape (N, in_channels, H, W).
     """
-
-    auxiliary_weights = (0.5,)
 
     def __init__(
         self,
@@ -132,10 +135,3 @@ class DeepLabV3Torchvision(ResNetNetwork):
         self.aux_classifier = (
             FCNHead(stage3, channels, num_classes, norm=make_norm, dropout=drop) if auxiliary else None
         )
-
-    def score_maps(self, image: Tensor) -> tuple[Tensor, ...]:
-        _, _, stage3, stage4 = self.backbone(image)
-        scores = self.classifier(stage4)
-        if self.training and self.aux_classifier is not None:
-            return scores, self.aux_classifier(stage3)
-        return (scores,)

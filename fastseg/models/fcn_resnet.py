@@ -1,14 +1,14 @@
 """FCN on a dilated ResNet, as torchvision defines it."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from fastseg.models.blocks.heads import FCNHead
-from fastseg.models.blocks.normalisation import NORMS, batch_norm
-from fastseg.models.blocks.resnet import BLOCKS, ResNet
-from fastseg.models.coarse import CoarseNetwork
+from fastseg.models.blocks.normalisation import batch_norm
+from fastseg.models.blocks.resnet import ResNet
+from fastseg.models.blocks.resnet_network import TorchvisionNetwork, check_resnet_arguments
 
 
-class FCNResNet(CoarseNetwork):
+class FCNResNet(TorchvisionNetwork):
     """torchvision's ``fcn_resnet50`` and ``fcn_resnet101``: their layers and keys, and their checkpoints load.
 
     Called on an image (N, in_channels, H, W) it returns class scores (N, num_classes, H, W), torchvision's ``"out"``.
@@ -31,8 +31,6 @@ class FCNResNet(CoarseNetwork):
         RuntimeError: the image does not have shape (N, in_channels, H, W).
     """
 
-    auxiliary_weights = (0.5,)
-
     def __init__(
         self,
         num_classes: int = 21,
@@ -45,9 +43,7 @@ class FCNResNet(CoarseNetwork):
         norm: str = "batch",
     ):
         super().__init__(num_classes, in_channels)
-        self.check_positive(width_multiplier=width_multiplier)
-        self.check_one_of(tuple(BLOCKS), layers=layers)
-        self.check_one_of(NORMS, norm=norm)
+        check_resnet_arguments(self, layers=layers, width_multiplier=width_multiplier, norm=norm)
         make_norm = batch_norm(norm)
         self.backbone = ResNet(
             layers, in_channels, width_multiplier, output_stride=8, keep_first_dilation=True, norm=make_norm
@@ -60,19 +56,3 @@ class FCNResNet(CoarseNetwork):
         _, _, stage3, stage4 = self.backbone.channels
         self.classifier = head(stage4)
         self.aux_classifier = head(stage3) if auxiliary else None
-
-    def load_imagenet(self, state_dict: dict[str, Tensor]) -> "FCNResNet":
-        """Copies the trunk of torchvision's ``resnet50``, ``resnet101`` or ``resnet152``; ``fc`` is ignored.
-
-        Raises:
-            RuntimeError: a key is missing or a tensor has the wrong shape; nothing is copied then.
-        """
-        self.copy_tensors("load_imagenet", state_dict, self.backbone.torchvision_sources("backbone."))
-        return self
-
-    def score_maps(self, image: Tensor) -> tuple[Tensor, ...]:
-        _, _, stage3, stage4 = self.backbone(image)
-        scores = self.classifier(stage4)
-        if self.training and self.aux_classifier is not None:
-            return scores, self.aux_classifier(stage3)
-        return (scores,)

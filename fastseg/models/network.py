@@ -93,6 +93,15 @@ class Network(nn.Module):
                 f"allowed: (N, {self.in_channels}, H, W) with H and W at least {self.smallest_image}"
             )
 
+    def check_targets(self, images: Tensor, targets: Tensor) -> None:
+        """Raises RuntimeError unless `targets` are (N, H, W), as many and as large as `images`."""
+        expected = (images.shape[0], *images.shape[2:])
+        if targets.shape != expected:
+            raise RuntimeError(
+                f"{self.name}.loss: targets have shape {tuple(targets.shape)}; allowed: {tuple(expected)}, "
+                "the size of the images"
+            )
+
     @torch.no_grad()
     def copy_tensors(self, method: str, state_dict: dict[str, Tensor], sources: dict[str, str]) -> None:
         """Copies ``state_dict[source]`` to the own key ``target`` for each ``target: source``; nothing if one fails.

@@ -47,6 +47,8 @@ class Contract:
     training: True if running statistics and training are compared, too.
     summed_alike: False if layers sum in another order than the stock ones: the gradients of all parameters are then
         compared together, each relative to its largest value, since the rounding of a few numbers is random.
+    deep: True if after so many ReLUs the largest rounding error of all gradients is random: gradients compared together
+        are then judged by the norm of their errors, and with more room by the largest one.
     smallest: the least height and width that the network takes.
     parameters: (arguments, number) at full size. keys: those of a state dict at full size.
     uncounted: prefixes of keys that the published number does not count.
@@ -64,6 +66,7 @@ class Contract:
     stock_loss: Callable[[nn.Module, Tensor, Tensor], Tensor] = cross_entropy_of_scores
     training: bool = True
     summed_alike: bool = True
+    deep: bool = True
     smallest: int = 1
     parameters: tuple[tuple[dict, int], ...] = ()
     keys: Collection[str] = ()

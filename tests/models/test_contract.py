@@ -50,7 +50,7 @@ def equals_stock(contract, size, training, layout=None):
     keys = contract.keys_of_stock(model, stock)
     # The gradient of torch's max_unpool2d is never in channels_last, so its layers sum in another order.
     alike = contract.summed_alike and layout is None
-    assert_equal_networks(model, stock, exact.double(), image, keys, alike)
+    assert_equal_networks(model, stock, exact.double(), image, keys, alike, contract.deep)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,15 @@ def test_loss_and_its_gradients_equal_those_of_a_stock_network(contract):
     theirs = loss_and_gradients(stock, lambda image: contract.stock_loss(stock, image, target), image)
     truth = loss_and_gradients(exact, lambda image: contract.stock_loss(exact, image, target), image.double())
     names = stock_names(model, ours[2], theirs[2], contract.keys_of_stock(model, stock))
-    assert_close_results(ours, theirs, truth, names, alike=False)
+    assert_close_results(ours, theirs, truth, names, alike=False, deep=True)
+
+
+@every_network
+def test_labels_of_another_size_are_refused(contract):
+    model, (height, width) = contract.build(), contract.sizes[0]
+    for shape in ((2, height, width - 1), (2, height + 1, width), (1, height, width), (2, 1, height, width)):
+        with pytest.raises((RuntimeError, ValueError), match="target"):
+            model.loss(image_of(contract, (height, width)), torch.zeros(shape, dtype=torch.long))
 
 
 @every_network
@@ -111,7 +119,7 @@ def test_equals_its_reference_backend(contract, monkeypatch):
             network = copy.deepcopy(model).to(dtype)
             results.append(outputs_and_gradients(network, image.to(dtype), gradient.to(dtype)))
     assert_vary(results[2])
-    assert_close_results(*results, {name: name for name in results[0][2]}, alike=False)
+    assert_close_results(*results, {name: name for name in results[0][2]}, alike=False, deep=contract.deep)
 
 
 @every_network

@@ -40,7 +40,7 @@ CONTRACTS = [
         DeconvNet, lambda classes=CLASSES, width=WIDTH: StockDeconvNet(classes, width), sizes=((224, 224), (193, 230)),
         arguments=dict(width_multiplier=WIDTH), smallest=193, parameters=(({}, 251_805_653),), keys=keys(),
         deviation=lambda key, layer: 0.01 if "deconv" in key or key.startswith("seg-score") else he(layer),
-        norm_shift=1e-3,
+        norm_shift=1e-3, deep=False,
     )
 ]  # fmt: skip
 

@@ -46,6 +46,7 @@ def contract(network, padding, upsampling):
         keys_of_stock=keys_of_stock,
         training=False,  # only dropout differs
         summed_alike=False,
+        deep=False,
         parameters=((dict(padding=padding, upsampling=upsampling), PARAMETERS[network]),),
         keys=keys(network, upsampling),
         uncounted=("upscore",),

@@ -31,7 +31,7 @@ def contract(network, **facts):
     return Contract(
         network, lambda classes=CLASSES, width=WIDTH: NETWORKS[network](classes, width),
         sizes=((64, 96), (45, 23), (37, 61)),
-        arguments=dict(width_multiplier=WIDTH), norm_shift=1e-3,
+        arguments=dict(width_multiplier=WIDTH), norm_shift=1e-3, deep=False,
         bad_arguments=((dict(batch_norm_eps=-1e-5), "batch_norm_eps is -1e-05; allowed: above 0"),), **facts,
     )  # fmt: skip
 

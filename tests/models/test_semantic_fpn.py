@@ -125,7 +125,7 @@ def test_padding_counts_for_nothing_in_the_loss(options):
 def test_targets_of_another_size_are_named():
     network = SemanticFPN(CLASSES, width_multiplier=WIDTH, layers=LAYERS)
     with pytest.raises(
-        RuntimeError, match=r"SemanticFPN.loss: targets have shape \(1, 40, 40\); allowed: \(N, 33, 33\)"
+        RuntimeError, match=r"SemanticFPN.loss: targets have shape \(1, 40, 40\); allowed: \(1, 33, 33\)"
     ):
         network.loss(torch.zeros(1, 3, 33, 33), torch.zeros(1, 40, 40, dtype=torch.uint8))
 

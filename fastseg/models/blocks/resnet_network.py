@@ -42,3 +42,18 @@ class ResNetNetwork(CoarseNetwork):
         """
         self.copy_tensors("load_imagenet", state_dict, self.backbone.torchvision_sources(self.backbone_keys))
         return self
+
+
+class TorchvisionNetwork(ResNetNetwork):
+    """The base class of torchvision's networks: ``classifier`` on the last stage, ``aux_classifier`` on the third."""
+
+    classifier: nn.Module
+    aux_classifier: nn.Module | None
+    auxiliary_weights = (0.5,)  # as in torchvision's recipe
+
+    def score_maps(self, image: Tensor) -> tuple[Tensor, ...]:
+        _, _, stage3, stage4 = self.backbone(image)
+        scores = self.classifier(stage4)
+        if self.training and self.aux_classifier is not None:
+            return scores, self.aux_classifier(stage3)
+        return (scores,)

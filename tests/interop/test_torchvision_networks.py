@@ -62,7 +62,7 @@ def test_scores_and_gradients_are_equal(network):
         gradient = torch.randn(scores.shape, generator=torch.Generator().manual_seed(2))
         scores.backward(gradient.to(scores.dtype))
         results.append((scores, image.grad, gradients_of(model)))
-    assert_close_results(*results, {name: name for name in results[0][2]}, alike=False)
+    assert_close_results(*results, {name: name for name in results[0][2]}, alike=False, deep=True)
 
 
 @every_network

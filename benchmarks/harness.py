@@ -15,6 +15,7 @@ Shape = tuple[int, ...]
 Inputs = tuple  # arguments of the case's functions; the first is the tensor that gets a gradient
 
 OURS = "fastseg"
+ALLOCATORS = ("default", "tuned")
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -61,7 +62,8 @@ class Case:
     `make(shape, device, dtype, layout)` returns the inputs; the first is differentiated if `backward` is set.
     `minimal_bytes(shape, dtype)`: the bytes that any implementation must move across the memory bus: inputs read
     as often as the algorithm must, outputs written once. `flops(shape)` is optional. `verify(case, inputs)`
-    returns None or says how our result is wrong.
+    returns None or says how our result is wrong. `allocators`: those of the CPU to measure with. `compiled` passes
+    `ours` through `torch.compile`, to compare with compiled peers.
     """
 
     op: str
@@ -78,6 +80,8 @@ class Case:
     flops: Callable[[Shape], float] | None = None
     targets: tuple[Target, ...] = ()
     devices: tuple[str, ...] = ("cpu", "cuda")
+    allocators: tuple[str, ...] = ALLOCATORS
+    compiled: bool = False
     quick_shape: Shape | None = None
 
     @property
@@ -93,9 +97,18 @@ class Case:
             parts.append(self.layout)
         return " ".join(part for part in parts if part)
 
+    def prepared(self) -> "Case":
+        """The same case with `ours` compiled, if it is `compiled`."""
+        return replace(self, ours=specialised(self.ours), compiled=False) if self.compiled else self
+
     def quick(self) -> "Case":
         """The same case at a size that takes milliseconds, without targets."""
         return replace(self, shape=self.quick_shape or shrink(self.shape), targets=())
+
+
+def specialised(function: Callable) -> Callable:
+    """`function` compiled for the shapes that it is called with, which gives the compiler's fastest code."""
+    return torch.compile(function, dynamic=False)
 
 
 def shrink(shape: Shape) -> Shape:
@@ -177,10 +190,7 @@ class Contestant:
 
 
 def contestants(case: Case, inputs: Inputs, device: str) -> tuple[dict[str, Contestant], dict[str, str]]:
-    """By name, ours (first) and the peers that run here, and the reasons why the others do not.
-
-    Compiled peers are specialised to the shape (`dynamic=False`), which gives the compiler's fastest code.
-    """
+    """By name, ours (first) and the peers that run here, and the reasons why the others do not."""
     prepared = {(case.layout, case.dtype): inputs}
     running = {OURS: Contestant(case.ours, inputs, ours=True)}
     skipped = {}
@@ -191,7 +201,7 @@ def contestants(case: Case, inputs: Inputs, device: str) -> tuple[dict[str, Cont
         key = (peer.layout or case.layout, peer.dtype or case.dtype)
         if key not in prepared:
             prepared[key] = converted(inputs, *key)
-        run = torch.compile(peer.run, dynamic=False) if peer.compiled else peer.run
+        run = specialised(peer.run) if peer.compiled else peer.run
         running[name] = Contestant(run, prepared[key], peer.ours)
     return running, skipped
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from benchmarks import harness
 
 WORKER_LIMIT = 600  # seconds
-ALLOCATORS = ("default", "tuned")
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,11 @@ def plan(ops: list[str], device: str, match: str) -> list[list[Job]]:
         first = essential(cases, device)
         cases = [case for case in cases if match in case.title]
         for jobs, among_first in zip(passes, (True, False)):
-            titles = tuple(case.title for case in cases if (case.title in first) == among_first)
+            chosen = [case for case in cases if (case.title in first) == among_first]
             if device == "cpu":
-                jobs += [Job(op, (title,), allocator) for title in titles for allocator in ALLOCATORS]
-            elif titles:
-                jobs.append(Job(op, titles, "default"))
+                jobs += [Job(op, (case.title,), allocator) for case in chosen for allocator in case.allocators]
+            elif chosen:
+                jobs.append(Job(op, tuple(case.title for case in chosen), "default"))
     return passes
 
 

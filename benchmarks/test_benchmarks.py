@@ -9,7 +9,9 @@ import torch
 from benchmarks import harness
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CASES = [case for op in harness.op_names() for case in harness.cases_of(op) if DEVICE in case.devices]
+CASES = [
+    case for op in harness.op_names() for case in harness.cases_of(op) if DEVICE in case.devices and not case.compiled
+]
 CONTESTANTS = [
     pytest.param(case, name, id=f"{case.title} {name}")
     for case in CASES

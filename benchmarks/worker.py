@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import harness, measure, memory
-from fastseg._op import Op
+from fastseg._op import REGISTRY, Op
 
 
 def tune_allocator() -> None:
@@ -62,6 +62,8 @@ def backends_used(call: Callable) -> dict[str, str]:
     """The backend of each op of ours during the call, so that results of the reference are marked."""
     used = {}
     choose = Op.choose
+    for op in REGISTRY.values():
+        op.forget_choices()
 
     def recording(op, *arguments, **options):
         backend = choose(op, *arguments, **options)
@@ -106,7 +108,7 @@ def describe(case: harness.Case, device: str) -> dict:
 
 def run_case(case: harness.Case, options: argparse.Namespace) -> dict:
     """The record of one case; if the check fails, `refused` is the reason and there are no figures."""
-    device = options.device
+    device, case = options.device, case.prepared()
     torch.manual_seed(0)
     inputs = case.make(case.shape, torch.device(device), case.dtype, case.layout)
     record = describe(case, device) | {"allocator": options.allocator, "quick": options.quick}

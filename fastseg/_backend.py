@@ -16,6 +16,7 @@ from fastseg import _library
 from fastseg import _private_api as private
 from fastseg._dtypes import FLOATING, FLOATING_GPU
 
+ALWAYS = 1 << 62  # a limit of `Stock.below`: at any size
 BACKEND_NAMES = ("stock", "cpu", "cuda", "triton", "reference")
 
 
@@ -216,6 +217,22 @@ class Stock:
         if kind is None or elements >= self.below[kind]:
             return False
         return refuses.function(*refuses.pick(args)) is None
+
+    def is_faster_compiled(self, args: tuple) -> bool:
+        """`is_faster` in a program of torch.compile or torch.export, of which a call costs nothing: only if stock is
+        faster at any size, and not if sizes vary, which the answer would restrict.
+        """
+        first = args[0]
+        if not all(private.has_fixed_size(value) for value in args if isinstance(value, torch.Tensor)):
+            return False
+        if first.is_cpu:
+            if ALWAYS not in self.below.values():
+                return False
+            kind = self._only if self.which is None else self.which(args)
+            faster = kind is not None and self.below[kind] == ALWAYS
+        else:
+            faster = first.is_cuda and self.on_gpu(args)
+        return faster and self.refuses(args) is None
 
 
 def rows(

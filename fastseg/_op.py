@@ -148,6 +148,8 @@ class Op:
         if backend == "auto":
             backend = AUTO
         if torch.compiler.is_compiling():
+            if backend == "auto" and self.stock is not None and self.stock.is_faster_compiled(args):
+                backend = "stock"
             return self._run_stock(args) if backend == "stock" else self._overload(*args, backend)
         if explaining and threading.get_ident() in explaining:
             raise Explanation(self.explain(args, backend))
@@ -280,6 +282,10 @@ class Op:
                         self._choices[kind] = candidate
                     return candidate
         raise BackendError(f"fastseg.{self.name}: backend={backend!r} cannot run this call:\n{self._reasons(args)}")
+
+    def forget_choices(self) -> None:
+        """Every next call asks `choose` again."""
+        self._choices.clear()
 
     def explain(self, args: tuple, backend: str = "auto") -> str:
         """Says what would run this call, and why the other backends would not."""

@@ -48,6 +48,13 @@ def must_dispatch(tensors: tuple) -> bool:
     )
 
 
+def has_fixed_size(tensor: Tensor) -> bool:
+    """False in a program that accepts other sizes of this tensor; torch.compile can trace this function."""
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # compilers have loaded it already
+
+    return has_static_value(tensor.numel())
+
+
 def is_traced() -> bool:
     """True while torch.jit.trace records a program."""
     return torch._C._get_tracing_state() is not None

@@ -14,10 +14,8 @@ import torch
 
 import fastseg.ops
 from fastseg import _library, _op
-from fastseg._backend import Stock
+from fastseg._backend import ALWAYS, Stock
 from fastseg._op import BACKEND_NAMES, REGISTRY, Op
-
-ALWAYS = 1 << 62  # a limit of calls that "auto" always leaves to stock PyTorch
 
 
 def explain(function: str, *args, **options) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg import _private_api as private
-from fastseg._backend import Stock, rows
+from fastseg._backend import ALWAYS, Stock, rows
 from fastseg._bilinear import output_size_and_scales
 from fastseg._dtypes import FLOATING, FLOATING_GPU
 from fastseg._layout import empty_image, image_format
@@ -111,7 +111,7 @@ upsample_bilinear2d_op = Op(
                 "NCHW, differentiated": 1 << 14,
                 "NCHW, differentiated, larger": 1 << 11,
                 "NCHW, differentiated, over 4 times larger": 1 << 8,
-                "channels_last": 1 << 62,
+                "channels_last": ALWAYS,
                 "channels_last, larger": 1 << 12,
                 "channels_last, over 4 times larger": 1 << 9,
             },

@@ -97,3 +97,23 @@ def test_the_share_of_taps_inside(numbers):
         0 <= output * stride - padding + tap * dilation < extent for output in range(out_extent) for tap in range(taps)
     )
     assert routes.visited_share(*numbers) == inside / (taps * out_extent)
+
+
+@pytest.mark.parametrize("rate, dynamic, ours", [(2, False, False), (36, False, True), (2, True, True)])
+def test_compiled_programs_of_fixed_sizes_leave_to_stock_what_eager_calls_do(rate, dynamic, ours):
+    recorded = []
+
+    def backend(graph, inputs):
+        recorded.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    weight = torch.randn(8, 256, 3, 3)
+    convolve = torch.compile(
+        lambda image: ops.dilated_conv2d(image, weight, padding=rate, dilation=rate),
+        backend=backend,
+        dynamic=dynamic,
+        fullgraph=True,
+    )
+    convolve(image(256, 65))
+    assert ("fastseg.dilated_conv2d.default" in recorded) is ours

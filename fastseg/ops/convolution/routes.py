@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 
 from fastseg import _private_api as private
-from fastseg._backend import Stock
+from fastseg._backend import ALWAYS, Stock
 from fastseg._dtypes import HALF
 from fastseg._layout import image_format
 from fastseg.kernels.convolution import torch_calls
@@ -24,7 +24,6 @@ from fastseg.kernels.convolution import torch_calls
 MAX_VISITED_SHARE = 0.7
 MAX_VISITED_SHARE_WIDE = 0.8  # from WIDE input channels on; not for NCHW on the CPU, where sums are made in parts
 WIDE = 1024
-_ALWAYS = 1 << 62
 
 
 @lru_cache(maxsize=1024)
@@ -46,7 +45,9 @@ def _skips(input, big, small, channels: int, kernel_size, stride, padding, dilat
     share = 1.0
     for axis in (0, 1):
         numbers = kernel_size[axis], stride[axis], padding[axis], dilation[axis]
-        share *= visited_share(big[axis], small[axis], *numbers)
+        # torch.compile warns of caches, and a program asks only once
+        share_of = visited_share.__wrapped__ if torch.compiler.is_compiling() else visited_share
+        share *= share_of(big[axis], small[axis], *numbers)
     wide = channels >= WIDE and not (input.is_cpu and image_format(input) is torch.contiguous_format)
     return share <= (MAX_VISITED_SHARE_WIDE if wide else MAX_VISITED_SHARE)
 
@@ -77,7 +78,7 @@ def class_of_grad_weight(input, grad_output, stride, padding, dilation, kernel_s
 
 
 def _limits():
-    return {"many taps in the padding": 1 << 18, "half types without hardware": 1 << 10, "any other": _ALWAYS}
+    return {"many taps in the padding": 1 << 18, "half types without hardware": 1 << 10, "any other": ALWAYS}
 
 
 def convolution_on_gpu(input, weight, stride, padding, dilation, size):
@@ -126,8 +127,8 @@ DENSE = (
     Stock(torch_calls.conv2d_grad_weight, below=_limits(), which=class_of_grad_weight),
 )
 DEPTHWISE = (
-    Stock(torch_calls.dilated_conv2d, below=dict.fromkeys((_NARROW, _UNDILATED), _ALWAYS), which=class_of_depthwise),
-    Stock(torch_calls.conv_transpose2d, below={_NARROW: _ALWAYS}, which=class_of_depthwise_transposed),
+    Stock(torch_calls.dilated_conv2d, below=dict.fromkeys((_NARROW, _UNDILATED), ALWAYS), which=class_of_depthwise),
+    Stock(torch_calls.conv_transpose2d, below={_NARROW: ALWAYS}, which=class_of_depthwise_transposed),
     Stock(torch_calls.conv2d_grad_weight, below={"depthwise": 0}),
 )
 UPSAMPLING = tuple(

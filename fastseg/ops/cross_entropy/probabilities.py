@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _check
-from fastseg._backend import Stock, rows
+from fastseg._backend import ALWAYS, Stock, rows
 from fastseg._dtypes import FLOATING, HALF, accumulator, is_autocast
 from fastseg._early_gradient import scaled
 from fastseg._layout import empty_as, is_channels_last
@@ -114,7 +114,7 @@ cross_entropy_probabilities_op = Op(
             stock,
             below={
                 "probabilities": 1 << 14,
-                "probabilities (N, 64 or more)": 1 << 62,
+                "probabilities (N, 64 or more)": ALWAYS,
             },
             which=stock_class,
             refuses=stock_refuses,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastseg import _check
 from fastseg import _private_api as private
-from fastseg._backend import Stock, rows
+from fastseg._backend import ALWAYS, Stock, rows
 from fastseg._dtypes import FLOATING, HALF
 from fastseg._layout import empty_image, image_format
 from fastseg._op import REGISTRY, Op
@@ -133,7 +133,7 @@ max_pool2d_op = Op(
                 "channels_last": 1 << 17,
                 "channels_last, differentiated": 1 << 20,
                 "channels_last, differentiated, int64 indices of other than 2x2 windows": 1 << 22,
-                "integers": 1 << 62,  # no other backend takes them
+                "integers": ALWAYS,  # no other backend takes them
             },
             which=stock_class,
             refuses=stock_refuses,

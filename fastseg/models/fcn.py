@@ -6,12 +6,16 @@ coarse scores to the size of the image. The skip versions add the scores of pool
 (8s) before the last upsampling. Parameter names are those of the Caffe release and of pytorch-fcn.
 """
 
+from typing import cast
+
+import torch
 from torch import Tensor
 
+from fastseg import ops
 from fastseg.models.blocks.heads import score_layer
 from fastseg.models.blocks.upsampling import MODES, upsampled, upsampling_layer, with_skip
 from fastseg.models.blocks.vgg16 import FullyConvolutionalVGG16, convolution_names, numbered, torchvision_sources
-from fastseg.models.network import Network
+from fastseg.models.network import IGNORED_LABEL, Network
 
 PADDINGS = ("pad100", "same")
 
@@ -43,6 +47,8 @@ class FCN(Network):
         ValueError: a constructor argument is out of its range.
         RuntimeError: the image does not have shape ``(N, in_channels, H, W)``.
     """
+
+    stride: int  # of the last upsampling
 
     def __init__(
         self,
@@ -102,6 +108,25 @@ class FCN(Network):
         """
         raise NotImplementedError
 
+    def loss(self, images: Tensor, targets: Tensor, **options) -> Tensor:
+        """As `Network.loss`; where the scores are interpolated, those of full size are never made."""
+        if not self._interpolates_whole(images):
+            return super().loss(images, targets, **options)
+        self.check_targets(images, targets)
+        options = {"ignore_index": IGNORED_LABEL, **options}
+        return ops.upsample_cross_entropy(self.coarse_scores(images), targets, **options)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
+        if not self._interpolates_whole(images):
+            return super().predict(images, dtype)
+        return cast(Tensor, ops.upsample_argmax(self.coarse_scores(images), images.shape[2:], dtype=dtype))
+
+    def _interpolates_whole(self, images: Tensor) -> bool:
+        """True if the scores of the image are its coarse scores interpolated to its size, without a crop."""
+        whole = all(length % self.stride == 0 for length in images.shape[2:])
+        return whole and self.upsampling == "interp" and self.padding == "same"
+
     def _score_layer(self, channels):
         return score_layer(channels, self.num_classes, deviation=0.0)
 
@@ -123,6 +148,8 @@ class FCN(Network):
 class FCN32s(FCN):
     """FCN-32s: the scores of ``fc7``, upsampled 32 times. Arguments: see `FCN`."""
 
+    stride = 32
+
     def _build_skips(self):
         self.upscore = self._upsampling_layer(32)
 
@@ -136,6 +163,8 @@ class FCN32s(FCN):
 
 class FCN16s(FCN):
     """FCN-16s: the scores of ``fc7`` and ``pool4``, upsampled 16 times. Arguments: see `FCN`."""
+
+    stride = 16
 
     def _build_skips(self):
         self.upscore2 = self._upsampling_layer(2)
@@ -152,6 +181,8 @@ class FCN16s(FCN):
 
 class FCN8s(FCN):
     """FCN-8s: the scores of ``fc7``, ``pool4`` and ``pool3``, upsampled 8 times. Arguments: see `FCN`."""
+
+    stride = 8
 
     def _build_skips(self):
         self.upscore2 = self._upsampling_layer(2)

@@ -203,6 +203,20 @@ def test_coarse_scores_upsample_to_the_output():
     torch.testing.assert_close(model(image), upsampled)
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_interpolated_scores_are_never_made_for_losses_and_labels(network, monkeypatch):
+    model = randomised(NETWORKS[network](3, padding="same", upsampling="interp", width_multiplier=WIDTH)).eval()
+    images, targets = torch.randn(1, 3, 64, 96), torch.randint(3, (1, 64, 96))
+    scores = model(images)
+    monkeypatch.setattr(model, "forward", lambda image: pytest.fail("scores of full size"))
+    torch.testing.assert_close(model.loss(images, targets), F.cross_entropy(scores, targets))
+    assert (model.predict(images) == scores.argmax(1)).float().mean() > 0.999
+    with pytest.raises(RuntimeError, match="targets have shape"):
+        model.loss(images, targets[..., 1:])
+    with pytest.raises(pytest.fail.Exception, match="full size"):
+        model.predict(images[..., :-1])
+
+
 def test_weights_move_between_paddings_and_from_coarse_to_fine():
     coarse = randomised(FCN32s(2, width_multiplier=WIDTH, upsampling="learned"))
     FCN32s(2, width_multiplier=WIDTH, padding="same").load_state_dict(coarse.state_dict())

@@ -1,7 +1,8 @@
 """Trains every network of the demo for the same number of steps and writes the table of docs/models.md.
 
 `python -m examples.digits.table` trains them all, about an hour on two cores, and keeps the results in results.json,
-network by network: a second call goes on where the first one ended. `--nets` trains some of them again.
+network by network: a second call goes on where the first one ended. `--nets` trains some of them again. Time and memory
+of a step are measured after all training, on a machine that should do nothing else then.
 """
 
 import argparse
@@ -30,11 +31,16 @@ BACKENDS = ("auto", "reference")
 TIMED_STEPS = 10
 
 
-def trained(name, steps, train, test):
-    """What one network reaches, and time and memory of a step with our kernels and with PyTorch's own ops."""
+def built(name):
+    """The choice of that name and its network, with random weights."""
     torch.manual_seed(0)
     choice = choice_of(name)
-    network = choice.build(WIDTH).to(memory_format=torch.channels_last)
+    return choice, choice.build(WIDTH).to(memory_format=torch.channels_last)
+
+
+def trained(name, steps, train, test):
+    """What one network reaches."""
+    choice, network = built(name)
     training.train(
         network, choice.loss, *train, steps=steps, batch=BATCH, learning_rate=LEARNING_RATE, report=lambda step: None
     )
@@ -44,19 +50,18 @@ def trained(name, steps, train, test):
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "pixel_accuracy": round(measured["pixel_accuracy"].item(), 4),
         "mean_iou": round(measured["mean_iou"].item(), 4),
-        "step": step_costs(network, choice.loss, train),
     }
 
 
-def step_costs(network, loss_of, train):
+def step_costs(name, train):
     """{backend: seconds and peak extra bytes of a training step}, medians of interleaved steps."""
+    choice, network = built(name)
     images, labels = normalised(train[0][:BATCH]), train[1][:BATCH]
-    network.train()
 
     def step(backend):
         with unittest.mock.patch.object(fastseg._op, "AUTO", backend):
             network.zero_grad()
-            loss_of(network, images, labels).backward()
+            choice.loss(network, images, labels).backward()
 
     steps = {backend: functools.partial(step, backend) for backend in BACKENDS}
     timings = measure_turns(steps, fewest=TIMED_STEPS)
@@ -106,15 +111,18 @@ def main():
     options = parser.parse_args()
     fastseg.tune_allocator()
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
+    rows = found["networks"]
     train = make_scenes("training scenes", SCENES, training=True)
     test = make_scenes("test scenes", TEST_SCENES, training=False)
-    for name in options.nets or [name for name in NAMES if name not in found["networks"]]:
-        row = trained(name, options.steps, train, test)
-        print(name, row, flush=True)
-        found["networks"][name] = row
-        found["networks"] = {name: found["networks"][name] for name in NAMES if name in found["networks"]}
-        found["meta"] = results.meta("cpu", 0)
+    for name in options.nets or [name for name in NAMES if name not in rows]:
+        rows[name] = trained(name, options.steps, train, test)
+        print(name, rows[name], flush=True)
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    for name in [name for name in rows if "step" not in rows[name]]:
+        rows[name]["step"] = step_costs(name, train)
+        print(name, rows[name]["step"], flush=True)
+    found = {"meta": results.meta("cpu", 0), "networks": {name: rows[name] for name in NAMES if name in rows}}
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     DOCUMENT.write_text(with_table(DOCUMENT.read_text(), found))
 
 

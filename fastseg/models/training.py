@@ -20,7 +20,13 @@ def poly_schedule(optimizer: optim.Optimizer, steps: int, power: float = 0.9) ->
 
 
 def parameter_groups(
-    network: Network, lr: float, weight_decay: float = 0.0, *, head_factor: float = 10.0, bias_factor: float = 1.0
+    network: Network,
+    lr: float,
+    weight_decay: float = 0.0,
+    *,
+    head_factor: float = 10.0,
+    bias_factor: float = 1.0,
+    decay_depthwise: bool = True,
 ) -> list[dict]:
     """Groups for an optimiser: what is not in ``network.backbone`` learns `head_factor` times as fast.
 
@@ -30,22 +36,26 @@ def parameter_groups(
         weight_decay: of weights; biases of convolutions have none if `bias_factor` is not 1, as in the Caffe releases.
         head_factor: of the learning rate of heads.
         bias_factor: of the learning rate of the convolutions' biases, often 2.
+        decay_depthwise: False for no weight decay of depthwise weights, as TensorFlow's DeepLab trains Xception.
 
     Returns:
         [{"params": [...], "lr": ..., "weight_decay": ...}, ...], without parameters that are not trained.
     """
     backbone = getattr(network, "backbone", None)
     in_backbone = {id(value) for value in backbone.parameters()} if backbone is not None else set()
-    biases = {
-        id(layer.bias)
-        for layer in network.modules()
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and layer.bias is not None
-    }
+    biases, depthwise = set(), set()
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            biases.add(id(layer.bias))
+            if 1 < layer.groups == layer.in_channels:
+                depthwise.add(id(layer.weight))
     groups: dict[tuple[float, float], list] = {}
     for value in network.parameters():
         if value.requires_grad:
-            rate = lr if backbone is None or id(value) in in_backbone else lr * head_factor
-            faster = id(value) in biases and bias_factor != 1
-            key = (rate * bias_factor, 0.0) if faster else (rate, weight_decay)
-            groups.setdefault(key, []).append(value)
+            rate, decay = lr if backbone is None or id(value) in in_backbone else lr * head_factor, weight_decay
+            if bias_factor != 1 and id(value) in biases:
+                rate, decay = rate * bias_factor, 0.0
+            if not decay_depthwise and id(value) in depthwise:
+                decay = 0.0
+            groups.setdefault((rate, decay), []).append(value)
     return [{"params": values, "lr": rate, "weight_decay": decay} for (rate, decay), values in groups.items()]

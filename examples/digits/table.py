@@ -1,8 +1,8 @@
 """Trains every network of the demo for the same number of steps and writes the table of docs/models.md.
 
 `python -m examples.digits.table` trains them all, about an hour on two cores, and keeps the results in results.json,
-network by network: a second call goes on where the first one ended. `--nets` trains some of them again. Time and memory
-of a step are measured after all training, on a machine that should do nothing else then.
+network by network, and pictures in demo_output/table: a second call goes on where the first one ended. `--nets` trains
+some of them again. Time and memory of a step are measured after all training, on a machine that should do nothing else.
 """
 
 import argparse
@@ -17,12 +17,13 @@ import fastseg
 from benchmarks import results
 from benchmarks.measure import measure_turns
 from benchmarks.memory import peak_extra_cpu
-from examples.digits import training
+from examples.digits import picture, training
 from examples.digits.__main__ import make_scenes
 from examples.digits.networks import NAMES, choice_of
 from examples.digits.scenes import normalised
 
 RESULTS = Path(__file__).parent / "results.json"
+PICTURES = Path("demo_output") / "table"
 DOCUMENT = results.ROOT / "docs" / "models.md"
 MARKERS = ("<!-- digits -->\n", "<!-- /digits -->")
 WIDTH, LEARNING_RATE, BATCH = 0.125, 4e-3, 8
@@ -44,7 +45,11 @@ def trained(name, steps, train, test):
     training.train(
         network, choice.loss, *train, steps=steps, batch=BATCH, learning_rate=LEARNING_RATE, report=lambda step: None
     )
-    measured = training.evaluate(training.predict(network, choice.predict, test[0]), test[1])
+    predictions = training.predict(network, choice.predict, test[0])
+    measured = training.evaluate(predictions, test[1])
+    title = f"{name} after {steps} steps on held-out scenes: {training.summary(measured)}"
+    shown = slice(0, 4)  # the first ones, without selection
+    picture.draw(PICTURES / f"{name}.png", test[0][shown], test[1][shown], predictions[shown], title)
     return {
         "steps": steps,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -112,6 +117,7 @@ def main():
     fastseg.tune_allocator()
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
     rows = found["networks"]
+    PICTURES.mkdir(parents=True, exist_ok=True)
     train = make_scenes("training scenes", SCENES, training=True)
     test = make_scenes("test scenes", TEST_SCENES, training=False)
     for name in options.nets or [name for name in NAMES if name not in rows]:

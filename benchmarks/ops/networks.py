@@ -1,8 +1,8 @@
 """Networks: a training step and a prediction of ours against the independent torch.nn networks of tests/models.
 
-Each as narrow as the figures of the CPU need, a quarter of the published width, with ResNets of 50 layers. Eager steps
-against eager stock, and compiled ones against `torch.compile` of stock: all predictions, and the training steps that
-end in a fused loss.
+On the CPU a quarter as wide as published, on a GPU as published, with ResNets of 50 layers. Eager steps against eager
+stock, and compiled ones against `torch.compile` of stock: all predictions, and the training steps that end in a fused
+loss.
 """
 
 import functools
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import tests.models
 from benchmarks import checks, inputs
-from benchmarks.harness import MEMORY_FORMATS, Case, Peer, Target, specialised
+from benchmarks.harness import MEMORY_FORMATS, Case, Peer, Shape, Target, specialised
 from fastseg.models.coarse import CoarseNetwork, SubsampledNetwork
 from fastseg.models.unet import UNetSame
 from fastseg.testing import assert_within_policy
@@ -29,6 +29,7 @@ LARGER_WIDTH = {"UNetAarhus": 1}  # published with 16 channels
 IMAGES, QUICK_IMAGES = 4, 2  # quick cases, known by their number of images, take the contracts' narrow networks
 SIDE = 129  # 8k + 1 and 16k + 1 pixels fit the networks with aligned corners
 LARGER_SIDE = {"DeconvNet": 225}  # it takes no smaller image
+FULL_SIDE = 513  # on a GPU
 NEVER_SLOWER = (Target("speedup", 0.95),)  # two steps of the same speed differ by a few percent here
 FUSED_LOSS = (Target("speedup", 1.3), Target("memory_ratio", 1.5))  # one of the two is asked for, both are told
 
@@ -47,8 +48,11 @@ def classes_of(contract: Contract) -> int:
     return MORE_CLASSES.get(contract.network.__name__, CLASSES)
 
 
-def width_of(contract: Contract) -> float:
-    return LARGER_WIDTH.get(contract.network.__name__, WIDTH)
+def width_of(contract: Contract, shape: Shape) -> float:
+    """The width multiplier for images of that shape."""
+    if shape[0] == QUICK_IMAGES:
+        return contract.arguments["width_multiplier"]
+    return 1 if shape[-1] == FULL_SIDE else LARGER_WIDTH.get(contract.network.__name__, WIDTH)
 
 
 def ends_in_fused_loss(contract: Contract) -> bool:
@@ -60,12 +64,11 @@ def ends_in_fused_loss(contract: Contract) -> bool:
 @torch.compiler.disable  # what is compiled is a step of a network that exists
 def networks(contract: Contract, image: Tensor) -> tuple[nn.Module, nn.Module]:
     """Ours and the independent one for such images, with the same weights."""
-    return _networks(contract, image.shape[0] == QUICK_IMAGES, image.device, image.dtype)
+    return _networks(contract, width_of(contract, image.shape), image.device, image.dtype)
 
 
 @functools.cache
-def _networks(contract: Contract, narrow: bool, device: torch.device, dtype: torch.dtype):
-    width = contract.arguments["width_multiplier"] if narrow else width_of(contract)
+def _networks(contract: Contract, width: float, device: torch.device, dtype: torch.dtype):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         ours = contract.build(num_classes=classes_of(contract), width_multiplier=width, **contract.without_dropout())
@@ -143,7 +146,9 @@ def minimal_bytes(contract: Contract, copies: int) -> Callable:
 
     def count(shape, dtype) -> int:
         with torch.device("meta"):
-            weights = contract.build(num_classes=classes_of(contract), width_multiplier=width_of(contract)).parameters()
+            weights = contract.build(
+                num_classes=classes_of(contract), width_multiplier=width_of(contract, shape)
+            ).parameters()
         elements = sum(weight.numel() for weight in weights) + torch.empty(shape, device="meta").numel()
         return copies * dtype.itemsize * elements
 
@@ -160,6 +165,7 @@ def cases_of(contract: Contract) -> list[Case]:
         "networks", shape, images_and_labels(contract), loss, eager(stock_loss), minimal_bytes(contract, 2),
         loss_and_gradient_norm(stock_loss), name=f"{contract.network.__name__} training", layout="channels_last",
         targets=FUSED_LOSS if ends_in_fused_loss(contract) else NEVER_SLOWER, allocators=("tuned",), quick_shape=quick,
+        devices=("cpu",),
     )  # fmt: skip
     prediction = replace(
         training, make=lambda *arguments: (images(*arguments),), ours=labels, peers=eager(stock_labels),
@@ -170,7 +176,9 @@ def cases_of(contract: Contract) -> list[Case]:
     if ends_in_fused_loss(contract):
         step = as_compiled(training, stock_loss)
         compiled.append(replace(step, verify=loss_and_gradient_norm(stock_loss, compiled=True)))
-    return [training, prediction, *compiled]
+    narrow = [training, prediction, *compiled]
+    full = (IMAGES, 3, FULL_SIDE, FULL_SIDE)
+    return [*narrow, *(replace(case, shape=full, devices=("cuda",), targets=()) for case in narrow)]
 
 
 def eager(stock: Callable) -> dict[str, Peer]:

@@ -85,6 +85,8 @@ def build_named(name):
         known = inspect.signature(registry.MODELS[name].network).parameters
         if "norm" in known:
             options["norm"] = "batch"  # the default of some is the release's, which begins with ImageNet's statistics
+        if "padding" in known:
+            options["padding"] = "same"  # the releases of FCN pad by 100 pixels, most of the work for a small image
         network = fastseg.models.build(name, **{key: value for key, value in options.items() if key in known})
         normalised = any(isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)) for layer in network.modules())
         return network if normalised else with_batch_norms(network)

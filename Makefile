@@ -51,7 +51,7 @@ $(TORCH_VENV)/.packages:
 	$(TORCH_VENV)/bin/python -m pip install --quiet torch==$(VERSION) $(TEST_PACKAGES)
 	touch $@
 
-# With the real torchvision, pycocotools and faster-coco-eval, an environment of 5.5 GB: `make test` skips these tests.
+# With the packages of tests/interop/requirements.txt, an environment of 5.5 GB: `make test` skips these tests.
 # The library that `build` made for another torch works here: it uses the stable ABI only.
 test-interop: build $(INTEROP_VENV)/.packages
 	OMP_NUM_THREADS=1 $(INTEROP_VENV)/bin/python -m pytest tests/interop --nothing-skipped -q -n 2 --dist worksteal $(ARGS)

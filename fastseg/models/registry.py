@@ -54,16 +54,19 @@ _FCN_VERIFIED = f"{INDEPENDENT_BUILD}; the release's keys and crop offsets"
 _SEGNET = "Badrinarayanan, Kendall, Cipolla 2017; the Caffe release"
 _SEGNET_VERIFIED = f"{INDEPENDENT_BUILD}; the release's keys and order of layers"
 _FPN = "Kirillov, Girshick, He, Dollár 2019; detectron2"
-_FPN_VERIFIED = f"{INDEPENDENT_BUILD}; detectron2's keys"
-_SAME_AS_TORCHVISION = f"{INDEPENDENT_BUILD}; torchvision: keys, scores, gradients"
+_SMP = "segmentation_models_pytorch"
+_FPN_VERIFIED = f"{INDEPENDENT_BUILD}; detectron2's keys; {_SMP}: trunk, pyramid, branch"
+_TORCHVISION_50 = f"{INDEPENDENT_BUILD}; torchvision: keys, scores, gradients"
+_TORCHVISION_101 = f"{INDEPENDENT_BUILD}; torchvision: keys, scores"
 _DILATION = "Yu, Koltun 2016; the Caffe release"
 _CONTEXT_VERIFIED = f"{INDEPENDENT_BUILD}; the identity at the start"
 _DEEPLAB_V1 = "Chen, Papandreou, Kokkinos, Murphy, Yuille 2015; the Caffe release"
 _DEEPLAB_V2 = "Chen, Papandreou, Kokkinos, Murphy, Yuille 2018; the Caffe release"
 _DEEPLAB_V3 = "Chen, Papandreou, Schroff, Adam 2017"
 _DEEPLAB_V3PLUS = "Chen, Zhu, Papandreou, Schroff, Adam 2018"
+_XCEPTION_VERIFIED = f"{INDEPENDENT_BUILD}; timm: trunk; {_SMP}: separable ASPP, decoder"
 _PSPNET = "Zhao, Shi, Qi, Wang, Jia 2017; the authors' semseg"
-_PSPNET_VERIFIED = f"{INDEPENDENT_BUILD}; semseg's keys"
+_PSPNET_VERIFIED = f"{INDEPENDENT_BUILD}; semseg's keys; {_SMP}: pyramid pooling"
 _UNET = "Ronneberger, Fischer, Brox 2015"
 
 MODELS: dict[str, Entry] = {
@@ -75,8 +78,8 @@ MODELS: dict[str, Entry] = {
     "fcn32s_googlenet": Entry(
         FCN32sGoogLeNet, "FCN-32s", 7_801_413, "Long, Shelhamer, Darrell 2015; torchvision's key names"
     ),
-    "fcn_resnet50": Entry(FCNResNet, "FCN", 35_322_218, "torchvision", dict(layers=50), _SAME_AS_TORCHVISION),
-    "fcn_resnet101": Entry(FCNResNet, "FCN", 54_314_346, "torchvision", dict(layers=101), _SAME_AS_TORCHVISION),
+    "fcn_resnet50": Entry(FCNResNet, "FCN", 35_322_218, "torchvision", dict(layers=50), _TORCHVISION_50),
+    "fcn_resnet101": Entry(FCNResNet, "FCN", 54_314_346, "torchvision", dict(layers=101), _TORCHVISION_101),
     "dilation_frontend": Entry(DilationFrontEnd, "Dilated front-end", 134_346_581, _DILATION),
     "context_basic": Entry(ContextModule, "Context module", 28_392, _DILATION, verified=_CONTEXT_VERIFIED),
     "context_large": Entry(
@@ -89,21 +92,37 @@ MODELS: dict[str, Entry] = {
     "deeplab_v2_resnet101": Entry(
         DeepLabV2ResNet, "DeepLab v2", 44_048_532, _DEEPLAB_V2, verified=f"{INDEPENDENT_BUILD}; isht7's keys"
     ),
-    "deeplab_v3_resnet101": Entry(DeepLabV3, "DeepLab v3", 58_040_661, _DEEPLAB_V3),
+    "deeplab_v3_resnet101": Entry(
+        DeepLabV3, "DeepLab v3", 58_040_661, _DEEPLAB_V3, verified=f"{INDEPENDENT_BUILD}; {_SMP}: trunk, ASPP, scores"
+    ),
     "deeplabv3_resnet50": Entry(
-        DeepLabV3Torchvision, "DeepLab v3", 42_004_074, "torchvision", dict(layers=50), _SAME_AS_TORCHVISION
+        DeepLabV3Torchvision, "DeepLab v3", 42_004_074, "torchvision", dict(layers=50), _TORCHVISION_50
     ),
     "deeplabv3_resnet101": Entry(
-        DeepLabV3Torchvision, "DeepLab v3", 60_996_202, "torchvision", dict(layers=101), _SAME_AS_TORCHVISION
+        DeepLabV3Torchvision, "DeepLab v3", 60_996_202, "torchvision", dict(layers=101), _TORCHVISION_101
     ),
     "deeplab_v3plus_resnet101": Entry(
-        DeepLabV3Plus, "DeepLab v3+", 59_344_309, _DEEPLAB_V3PLUS, verified=f"{INDEPENDENT_BUILD}; jfzhang95's keys"
+        DeepLabV3Plus,
+        "DeepLab v3+",
+        59_344_309,
+        _DEEPLAB_V3PLUS,
+        verified=f"{INDEPENDENT_BUILD}; jfzhang95's keys; {_SMP}: trunk, ASPP, decoder",
     ),
     "deeplab_v3plus_xception65": Entry(
-        DeepLabV3PlusXception, "DeepLab v3+", 41_055_413, f"{_DEEPLAB_V3PLUS}; TensorFlow's release", dict(layers=65)
+        DeepLabV3PlusXception,
+        "DeepLab v3+",
+        41_055_413,
+        f"{_DEEPLAB_V3PLUS}; TensorFlow's release",
+        dict(layers=65),
+        _XCEPTION_VERIFIED,
     ),
     "deeplab_v3plus_xception71": Entry(
-        DeepLabV3PlusXception, "DeepLab v3+", 43_477_837, f"{_DEEPLAB_V3PLUS}; TensorFlow's release", dict(layers=71)
+        DeepLabV3PlusXception,
+        "DeepLab v3+",
+        43_477_837,
+        f"{_DEEPLAB_V3PLUS}; TensorFlow's release",
+        dict(layers=71),
+        _XCEPTION_VERIFIED,
     ),
     "pspnet_resnet50": Entry(PSPNet, "PSPNet", 49_180_908, _PSPNET, verified=_PSPNET_VERIFIED),
     "pspnet_resnet101": Entry(

@@ -1,5 +1,7 @@
 """Our FCN and DeepLab v3 on ResNet against torchvision's: keys, checkpoints, scores and gradients."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,12 +21,13 @@ def theirs(network, layers=50):
     return build(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
 
 
-def pair(network):
+def pair(network, layers=50):
     """(ours, theirs, theirs in fp64) with the same weights, without dropout."""
-    ours = randomised(network(layers=50))
-    models = [ours, theirs(network), theirs(network).double()]
-    for model in models[1:]:
-        model.load_state_dict(ours.state_dict())
+    ours = randomised(network(layers=layers))
+    with torch.device("meta"):  # random values would take longer than the tests
+        other = theirs(network, layers)
+    other.load_state_dict({key: value.clone() for key, value in ours.state_dict().items()}, assign=True)
+    models = [ours, other, copy.deepcopy(other).double()]
     for model in models:
         for layer in model.modules():
             if isinstance(layer, nn.Dropout):
@@ -63,6 +66,14 @@ def test_scores_and_gradients_are_equal(network):
         scores.backward(gradient.to(scores.dtype))
         results.append((scores, image.grad, gradients_of(model)))
     assert_close_results(*results, {name: name for name in results[0][2]}, alike=False, deep=True)
+
+
+@every_network
+def test_scores_of_101_layers_are_equal(network):
+    image = torch.randn(1, 3, 49, 33, generator=torch.Generator().manual_seed(1))
+    ours, other, exact = (model.eval() for model in pair(network, 101))
+    with torch.no_grad():
+        assert_within_policy(ours(image), other(image)["out"], exact(image.double())["out"], "scores")
 
 
 @every_network

@@ -10,8 +10,8 @@ from fastseg.models.blocks.fpn import FPN
 from fastseg.models.blocks.resnet import ResNet
 from fastseg.testing import assert_within_policy
 from tests.models.contract import CLASSES, Contract, he, same_keys
-from tests.models.stock_fpn import StockFPN, StockSemanticFPN
-from tests.models.verification import copied, loss_and_gradients, randomised
+from tests.models.stock_fpn import StockFPN, StockSemanticFPN, panoptic_merged
+from tests.models.verification import assert_equal_networks, copied, loss_and_gradients, randomised
 
 WIDTH = 1 / 16  # 8 channels in the branch: 2 groups of 4
 LAYERS = 50
@@ -177,3 +177,29 @@ def test_panoptic_maps_of_a_batch():
     assert {segment.category for segment in stuff} == set(labels[1].unique().tolist()) - {0}
     assert torch.equal(second == 0, labels[1] == 0)
     assert len(stuff) > 1
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_panoptic_fpn_equals_a_stock_network(training):
+    """With all its classes, and the stride of a block where torchvision has it."""
+    network = randomised(PanopticFPN(width_multiplier=WIDTH, layers=LAYERS, stride_in_1x1=False)).train(training)
+    stock, exact = (copied(stock_network(54, stride_in="3x3"), network, same_keys) for _ in range(2))
+    keys = same_keys(network, stock)
+    assert_equal_networks(network, stock, exact.double(), image_of(2, 3, 61, 90), keys, alike=False, deep=True)
+
+
+def test_panoptic_maps_equal_those_of_a_stock_network():
+    network = randomised(PanopticFPN(width_multiplier=WIDTH, layers=LAYERS)).eval()
+    images = image_of(1, 3, 40, 50)
+    masks = torch.zeros(2, 40, 50, dtype=torch.bool)
+    masks[0, 3:20, 5:30] = masks[1, 15:33, 20:44] = True
+    instances = masks, torch.tensor([0.7, 0.9]), torch.tensor([7, 3])
+    ((found, segments),) = network.predict_panoptic(images, [instances], least_area=20)
+    with torch.no_grad():
+        (labels,) = copied(stock_network(54), network, same_keys)(images).argmax(1)
+    expected, listed = panoptic_merged(*(values.numpy() for values in (*instances, labels)), least_area=20)
+    assert torch.equal(found, torch.from_numpy(expected).int())
+    assert [(segment.category, segment.is_thing) for segment in segments] == [
+        (segment["category"], segment["isthing"]) for segment in listed
+    ]
+    assert len(segments) > 4

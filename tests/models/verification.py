@@ -107,21 +107,24 @@ def assert_close_results(ours, theirs, truth, names, alike, deep):
         for name, values in gradients.items():
             assert_within_policy(*values, f"gradient of {name}")
         return
-    ours, stock, exact = together([*gradients.values()])
-    if not deep:
-        assert_within_policy(ours, stock, exact, "gradient of everything")
-        return
+    if deep:
+        assert_close_together([*gradients.values()], "gradients")
+    else:
+        assert_within_policy(*together([*gradients.values()]), "gradient of everything")
+
+
+def assert_close_together(results, what):
+    """``[(ours, stock, exact), ...]`` of deep networks, see `Contract.deep`."""
+    ours, stock, exact = together(results)
     for measure, factor in ((torch.linalg.vector_norm, 2), (lambda errors: errors.abs().max(), 4)):
         error, of_stock = measure(ours - exact), measure(stock - exact)
-        assert error <= factor * of_stock, f"gradients: error {error:.2e}, stock's {of_stock:.2e}"
+        assert error <= factor * of_stock, f"{what}: error {error:.2e}, stock's {of_stock:.2e}"
 
 
-def together(gradients):
-    """``[(ours, stock, exact), ...]`` as three long vectors, each gradient relative to its largest value."""
-    scales = [exact.abs().max().item() for _, _, exact in gradients]
-    return [
-        torch.cat([values.flatten() / scale for values, scale in zip(column, scales)]) for column in zip(*gradients)
-    ]
+def together(results):
+    """``[(ours, stock, exact), ...]`` as three long vectors, each result relative to its largest value."""
+    scales = [exact.abs().max().item() for _, _, exact in results]
+    return [torch.cat([values.flatten() / scale for values, scale in zip(column, scales)]) for column in zip(*results)]
 
 
 def called_modules(model, image):

@@ -283,10 +283,6 @@ class Op:
                     return candidate
         raise BackendError(f"fastseg.{self.name}: backend={backend!r} cannot run this call:\n{self._reasons(args)}")
 
-    def forget_choices(self) -> None:
-        """Every next call asks `choose` again."""
-        self._choices.clear()
-
     def explain(self, args: tuple, backend: str = "auto") -> str:
         """Says what would run this call, and why the other backends would not."""
         self._check(args)

@@ -56,8 +56,7 @@ _SEGNET_VERIFIED = f"{INDEPENDENT_BUILD}; the release's keys and order of layers
 _FPN = "Kirillov, Girshick, He, Dollár 2019; detectron2"
 _SMP = "segmentation_models_pytorch"
 _FPN_VERIFIED = f"{INDEPENDENT_BUILD}; detectron2's keys; {_SMP}: trunk, pyramid, branch"
-_TORCHVISION_50 = f"{INDEPENDENT_BUILD}; torchvision: keys, scores, gradients"
-_TORCHVISION_101 = f"{INDEPENDENT_BUILD}; torchvision: keys, scores"
+_SAME_AS_TORCHVISION = f"{INDEPENDENT_BUILD}; torchvision: keys, scores, gradients"
 _DILATION = "Yu, Koltun 2016; the Caffe release"
 _CONTEXT_VERIFIED = f"{INDEPENDENT_BUILD}; the identity at the start"
 _DEEPLAB_V1 = "Chen, Papandreou, Kokkinos, Murphy, Yuille 2015; the Caffe release"
@@ -78,8 +77,8 @@ MODELS: dict[str, Entry] = {
     "fcn32s_googlenet": Entry(
         FCN32sGoogLeNet, "FCN-32s", 7_801_413, "Long, Shelhamer, Darrell 2015; torchvision's key names"
     ),
-    "fcn_resnet50": Entry(FCNResNet, "FCN", 35_322_218, "torchvision", dict(layers=50), _TORCHVISION_50),
-    "fcn_resnet101": Entry(FCNResNet, "FCN", 54_314_346, "torchvision", dict(layers=101), _TORCHVISION_101),
+    "fcn_resnet50": Entry(FCNResNet, "FCN", 35_322_218, "torchvision", dict(layers=50), _SAME_AS_TORCHVISION),
+    "fcn_resnet101": Entry(FCNResNet, "FCN", 54_314_346, "torchvision", dict(layers=101), _SAME_AS_TORCHVISION),
     "dilation_frontend": Entry(DilationFrontEnd, "Dilated front-end", 134_346_581, _DILATION),
     "context_basic": Entry(ContextModule, "Context module", 28_392, _DILATION, verified=_CONTEXT_VERIFIED),
     "context_large": Entry(
@@ -96,10 +95,10 @@ MODELS: dict[str, Entry] = {
         DeepLabV3, "DeepLab v3", 58_040_661, _DEEPLAB_V3, verified=f"{INDEPENDENT_BUILD}; {_SMP}: trunk, ASPP, scores"
     ),
     "deeplabv3_resnet50": Entry(
-        DeepLabV3Torchvision, "DeepLab v3", 42_004_074, "torchvision", dict(layers=50), _TORCHVISION_50
+        DeepLabV3Torchvision, "DeepLab v3", 42_004_074, "torchvision", dict(layers=50), _SAME_AS_TORCHVISION
     ),
     "deeplabv3_resnet101": Entry(
-        DeepLabV3Torchvision, "DeepLab v3", 60_996_202, "torchvision", dict(layers=101), _TORCHVISION_101
+        DeepLabV3Torchvision, "DeepLab v3", 60_996_202, "torchvision", dict(layers=101), _SAME_AS_TORCHVISION
     ),
     "deeplab_v3plus_resnet101": Entry(
         DeepLabV3Plus,

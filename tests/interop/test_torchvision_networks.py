@@ -9,7 +9,7 @@ from torch import nn
 
 from fastseg.models import DeepLabV3Torchvision, FCNResNet
 from fastseg.testing import assert_within_policy
-from tests.models.verification import assert_close_results, gradients_of, randomised
+from tests.models.verification import randomised
 
 torchvision = pytest.importorskip("torchvision")
 NETWORKS = {FCNResNet: "fcn_resnet", DeepLabV3Torchvision: "deeplabv3_resnet"}
@@ -54,26 +54,27 @@ def test_trunks_load(network):
 
 
 @every_network
-def test_scores_and_gradients_are_equal(network):
-    images = torch.randn(1, 3, 65, 49, generator=torch.Generator().manual_seed(1))
-    results = []
-    for model in pair(network):
-        model.eval()
-        image = images.clone().to(next(model.parameters()).dtype).requires_grad_()
-        scores = model(image)
-        scores = scores["out"] if isinstance(scores, dict) else scores
-        gradient = torch.randn(scores.shape, generator=torch.Generator().manual_seed(2))
-        scores.backward(gradient.to(scores.dtype))
-        results.append((scores, image.grad, gradients_of(model)))
-    assert_close_results(*results, {name: name for name in results[0][2]}, alike=False, deep=True)
-
-
-@every_network
-def test_scores_of_101_layers_are_equal(network):
+@pytest.mark.parametrize("layers", (50, 101))
+def test_scores_and_gradients_are_equal(network, layers):
+    """Gradients in fp64: in fp32 one of a million ReLUs has an input so near to 0 that its rounding decides."""
     image = torch.randn(1, 3, 49, 33, generator=torch.Generator().manual_seed(1))
-    ours, other, exact = (model.eval() for model in pair(network, 101))
+    ours, other, exact = (model.eval() for model in pair(network, layers))
     with torch.no_grad():
         assert_within_policy(ours(image), other(image)["out"], exact(image.double())["out"], "scores")
+    found, expected = (gradients_in_fp64(model.double(), image) for model in (ours, exact))
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 1e-6, name
+        assert (found[name] - gradient).abs().max() < 1e-8 * gradient.abs().max(), name
+
+
+def gradients_in_fp64(model, image):
+    image = image.double().requires_grad_()
+    scores = model(image)
+    scores = scores["out"] if isinstance(scores, dict) else scores
+    scores.backward(torch.randn(scores.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64))
+    parameters = {name: value.grad for name, value in model.named_parameters() if not name.startswith("aux_")}
+    return {"image": image.grad} | parameters
 
 
 @every_network

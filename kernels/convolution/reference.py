@@ -83,6 +83,8 @@ def conv2d_grad_weight(
     needed = [(size[i] - 1) * stride[i] + dilation[i] * (kernel_size[i] - 1) + 1 for i in (0, 1)]
     ends = [needed[i] - padding[i] - input.shape[2 + i] + spare[i] for i in (0, 1)]
     padded = F.pad(input.to(dtype), (padding[1], ends[1], padding[0], ends[0]))[:, :, : needed[0], : needed[1]]
+    if tuple(kernel_size) == (1, 1):  # oneDNN writes past its buffer at a stride, see ops/convolution/routes.py
+        padded, stride = padded[:, :, :: stride[0], :: stride[1]], (1, 1)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     weight_shape = (out_channels, input.shape[1] // groups, *kernel_size)
     grad_weight = torch.ops.aten.convolution_backward(

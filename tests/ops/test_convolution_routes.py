@@ -5,6 +5,7 @@ import torch
 
 from fastseg import _private_api as private
 from fastseg import info, ops
+from fastseg._backend import BackendError
 from fastseg._op import REGISTRY
 from fastseg.ops.convolution import routes
 from fastseg.ops.convolution.maps import DENSE, DEPTHWISE, UPSAMPLING
@@ -117,3 +118,19 @@ def test_compiled_programs_of_fixed_sizes_leave_to_stock_what_eager_calls_do(rat
     )
     convolve(image(256, 65))
     assert ("fastseg.dilated_conv2d.default" in recorded) is ours
+
+
+def test_stock_refuses_what_writes_past_its_buffer():
+    """Strided 1x1 weights of fewer than 16 channels, in channels_last: torch 2.13 and 2.14 crash in the backward."""
+    few = image(8, 64).contiguous(memory_format=torch.channels_last)
+    weight = torch.zeros(16, 8, 1, 1)
+    assert chosen(ops.dilated_conv2d, few, weight, stride=2) == "dilated_conv2d: cpu"
+    assert chosen(ops.dilated_conv2d, few, weight) == "dilated_conv2d: stock"
+    assert chosen(ops.dilated_conv2d, few.contiguous(), weight, stride=2) == "dilated_conv2d: stock"
+    many = image(16, 64).contiguous(memory_format=torch.channels_last)
+    assert chosen(ops.dilated_conv2d, many, torch.zeros(16, 16, 1, 1), stride=2) == "dilated_conv2d: stock"
+    assert chosen(ops.conv_transpose2d, many, weight, stride=2) == "conv_transpose2d: cpu"
+    with pytest.raises(BackendError, match="writes past its buffer"):
+        ops.dilated_conv2d(few, weight, stride=2, backend="stock")
+    arguments = few, image(16, 32), (2, 2), (0, 0), (1, 1), 1, (1, 1), False
+    assert "cpu runs" in DENSE.grad_weight.explain(arguments)

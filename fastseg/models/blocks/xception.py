@@ -77,7 +77,7 @@ class Unit(nn.Module):
         self.rep = nn.Sequential(*layers if first_relu else layers[1:])
         self.project = project
         if project:
-            self.skip = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+            self.skip = Conv2d(in_channels, channels, 1, stride, bias=False)
             self.skipbn = norm(channels)
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,6 +77,22 @@ def class_of_grad_weight(input, grad_output, stride, padding, dilation, kernel_s
     return _class(input, _skips(input, *sizes, input.shape[1], kernel_size, stride, padding, dilation))
 
 
+def _refuses(input, kernel_size, stride, seen_channels: int) -> str | None:
+    """seen_channels: of the map without stride, by group."""
+    if tuple(kernel_size) == (1, 1) and max(stride) > 1 and seen_channels < 16 and input.dtype == torch.float32:
+        if input.is_cpu and image_format(input) is torch.channels_last:
+            return "oneDNN's gradient of a strided 1x1 weight of fewer than 16 channels writes past its buffer (#6035)"
+    return None
+
+
+def refuses_map(input, weight, stride):
+    return _refuses(input, weight.shape[2:], stride, weight.shape[1])
+
+
+def refuses_grad_weight(input, kernel_size, stride, groups):
+    return _refuses(input, kernel_size, stride, input.shape[1] // groups)
+
+
 def _limits():
     return {"many taps in the padding": 1 << 18, "half types without hardware": 1 << 10, "any other": ALWAYS}
 
@@ -122,9 +138,21 @@ def class_of_depthwise_transposed(input, stride):
 
 
 DENSE = (
-    Stock(torch_calls.dilated_conv2d, below=_limits(), which=class_of_convolution, on_gpu=convolution_on_gpu),
-    Stock(torch_calls.conv_transpose2d, below=_limits(), which=class_of_transposed, on_gpu=transposed_on_gpu),
-    Stock(torch_calls.conv2d_grad_weight, below=_limits(), which=class_of_grad_weight),
+    Stock(
+        torch_calls.dilated_conv2d,
+        below=_limits(),
+        which=class_of_convolution,
+        refuses=refuses_map,
+        on_gpu=convolution_on_gpu,
+    ),
+    Stock(
+        torch_calls.conv_transpose2d,
+        below=_limits(),
+        which=class_of_transposed,
+        refuses=refuses_map,
+        on_gpu=transposed_on_gpu,
+    ),
+    Stock(torch_calls.conv2d_grad_weight, below=_limits(), which=class_of_grad_weight, refuses=refuses_grad_weight),
 )
 DEPTHWISE = (
     Stock(torch_calls.dilated_conv2d, below=dict.fromkeys((_NARROW, _UNDILATED), ALWAYS), which=class_of_depthwise),

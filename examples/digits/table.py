@@ -54,7 +54,7 @@ def trained(name, steps, train, test):
     predictions = training.predict(network, choice.predict, test[0])
     measured = training.evaluate(predictions, test[1])
     title = f"{name} after {steps} steps on held-out scenes: {training.summary(measured)}"
-    shown = slice(0, 4)  # the first ones, without selection
+    shown = slice(0, 6)  # the first ones, without selection
     picture.draw(PICTURES / f"{name}.png", test[0][shown], test[1][shown], predictions[shown], title)
     return {
         "steps": steps,

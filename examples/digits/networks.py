@@ -15,10 +15,10 @@ from examples.digits.comparison import (
     stock_upsampling_network,
 )
 from examples.digits.scenes import CLASSES, IGNORE, SIDE
-from fastseg.models import ContextModule, FCN32s, FCN32sAlexNet, FCN32sGoogLeNet, registry
+from fastseg.models import ContextModule, DeepLabV2ResNet, FCN32s, FCN32sAlexNet, registry
 
 BACKGROUND_WEIGHT = 0.3
-COARSE = (FCN32s, FCN32sAlexNet, FCN32sGoogLeNet)  # of stride 32 alone: they learn more slowly
+SLOW = (FCN32s, FCN32sAlexNet, DeepLabV2ResNet)  # these learn with smaller steps only
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,10 @@ def build_named(name):
         if "padding" in known:
             options["padding"] = "same"  # the releases of FCN pad by 100 pixels, most of the work for a small image
         network = fastseg.models.build(name, **{key: value for key, value in options.items() if key in known})
-        normalised = any(isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)) for layer in network.modules())
-        return network if normalised else with_batch_norms(network)
+        norms = [layer for layer in network.modules() if isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm))]
+        for layer in norms:
+            layer.momentum = 0.1  # DeepLab's 0.0003 takes thousands of steps to find the statistics
+        return network if norms else with_batch_norms(network)
 
     return build
 
@@ -117,7 +119,7 @@ def choice_of(name):
         width=0.125,
         steps=800,
         batch=16,
-        learning_rate=2e-3 if registry.MODELS[name].network in COARSE else 8e-3,
+        learning_rate=2e-3 if registry.MODELS[name].network in SLOW else 8e-3,
         comparison=(stock_upsampling_network, "and upsampling fused", fuse_by_hand),
     )
 

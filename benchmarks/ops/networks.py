@@ -1,8 +1,8 @@
 """Networks: a training step and a prediction of ours against the independent torch.nn networks of tests/models.
 
-On the CPU a quarter as wide as published, on a GPU as published, with ResNets of 50 layers. Eager steps against eager
-stock; of the networks that end in a fused loss also compiled steps against `torch.compile` of stock, which take a minute
-each to compile.
+On the CPU a quarter as wide as published, on a GPU as published, with ResNets of 50 layers. Eager steps are compared
+with eager stock; of the networks that end in a fused loss also compiled steps with `torch.compile` of stock, which take
+a minute each to compile.
 """
 
 import functools

@@ -15,7 +15,7 @@ from examples.digits.comparison import (
     stock_upsampling_network,
 )
 from examples.digits.scenes import CLASSES, IGNORE, SIDE
-from fastseg.models import ContextModule, DeepLabV2ResNet, FCN32s, FCN32sAlexNet, registry
+from fastseg.models import ContextModule, DeepLabV2ResNet, FCN32s, FCN32sAlexNet, UNetAarhus, registry
 
 BACKGROUND_WEIGHT = 0.3
 SLOW = (FCN32s, FCN32sAlexNet, DeepLabV2ResNet)  # these learn with smaller steps only
@@ -116,7 +116,7 @@ def choice_of(name):
         build=build_named(name),
         loss=named_loss,
         predict=lambda network, images: network.predict(images),
-        width=0.125,
+        width=1.0 if registry.MODELS[name].network is UNetAarhus else 0.125,
         steps=800,
         batch=16,
         learning_rate=2e-3 if registry.MODELS[name].network in SLOW else 8e-3,

@@ -171,7 +171,7 @@ class Stock:
         those that the public function uses. The user sees the errors it raises.
     below: for each class of calls, the number of elements of the first argument below which "auto" takes it.
     which: returns the class of a call, a key of `below`, or None if stock is never faster; by default the only key.
-    refuses: returns the reason why stock would break a promise of the op on this call, or None.
+    refuses: returns the reason why stock would break a promise of the op on this call, or crash, or None.
     on_gpu: True if "auto" takes it for this call on a GPU; by default never.
     """
 

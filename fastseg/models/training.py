@@ -52,7 +52,8 @@ def parameter_groups(
     groups: dict[tuple[float, float], list] = {}
     for value in network.parameters():
         if value.requires_grad:
-            rate, decay = lr if backbone is None or id(value) in in_backbone else lr * head_factor, weight_decay
+            rate = lr if backbone is None or id(value) in in_backbone else lr * head_factor
+            decay = weight_decay
             if bias_factor != 1 and id(value) in biases:
                 rate, decay = rate * bias_factor, 0.0
             if not decay_depthwise and id(value) in depthwise:

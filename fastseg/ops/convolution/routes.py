@@ -6,6 +6,9 @@ On the CPU torch's dense convolution reaches the peak of the machine unless
 * the dtype is a half type that the processor cannot multiply: torch takes many times as long as for fp32;
 * a transposed convolution has few channels and a large stride.
 
+A strided 1x1 convolution of fewer than 16 channels_last channels is refused: oneDNN's weight gradient writes past its
+buffer (https://github.com/uxlfoundation/oneDNN/issues/6035, torch 2.13 and 2.14).
+
 On a GPU ours is faster (predicted, not measured) in the first case, and for all transposed convolutions of a large
 stride.
 """
@@ -78,11 +81,12 @@ def class_of_grad_weight(input, grad_output, stride, padding, dilation, kernel_s
 
 
 def _refuses(input, kernel_size, stride, seen_channels: int) -> str | None:
-    """seen_channels: of the map without stride, by group."""
-    if tuple(kernel_size) == (1, 1) and max(stride) > 1 and seen_channels < 16 and input.dtype == torch.float32:
-        if input.is_cpu and image_format(input) is torch.channels_last:
-            return "oneDNN's gradient of a strided 1x1 weight of fewer than 16 channels writes past its buffer (#6035)"
-    return None
+    """seen_channels: in a group of the map that has the stride, the larger one."""
+    if tuple(kernel_size) != (1, 1) or max(stride) == 1 or seen_channels >= 16:
+        return None
+    if not input.is_cpu or input.dtype != torch.float32 or image_format(input) is torch.contiguous_format:
+        return None
+    return "oneDNN's gradient of a strided 1x1 weight of fewer than 16 channels writes past its buffer (oneDNN #6035)"
 
 
 def refuses_map(input, weight, stride):

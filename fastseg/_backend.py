@@ -173,6 +173,9 @@ class Stock:
     which: returns the class of a call, a key of `below`, or None if stock is never faster; by default the only key.
     refuses: returns the reason why stock would break a promise of the op on this call, or crash, or None.
     on_gpu: True if "auto" takes it for this call on a GPU; by default never.
+    fused: True if a compiled CPU program is faster with it at any size, since the compiler joins it to its neighbours;
+        by default never.
+    compiles_to_itself: whether a compiled program calls the same kernel, so that `below` holds there, too.
     """
 
     name, dtypes = "stock", None
@@ -185,9 +188,11 @@ class Stock:
         which: Callable[..., str | None] | None = None,
         refuses: Callable[..., str | None] | None = None,
         on_gpu: Callable[..., bool] | None = None,
+        fused: Callable[..., bool] | None = None,
+        compiles_to_itself: bool = False,
     ):
         self._run, self.below, self._which, self._refuses = run, dict(below), which, refuses
-        self._on_gpu = on_gpu
+        self._on_gpu, self._fused, self._compiles_to_itself = on_gpu, fused, compiles_to_itself
 
     def bind(self, op: "Bound") -> None:
         self._only = None if self._which else next(iter(self.below))
@@ -195,6 +200,7 @@ class Stock:
         self.which = None if self._which is None else Named(self._which, op.arguments, f"{op.name}, stock: which")
         self.refuses = Named(self._refuses or (lambda: None), op.arguments, f"{op.name}, stock: refuses")
         self.on_gpu = Named(self._on_gpu or (lambda: False), op.arguments, f"{op.name}, stock: on_gpu")
+        self.fused = Named(self._fused or (lambda: False), op.arguments, f"{op.name}, stock: fused")
 
     def why_not(self, args: tuple) -> str | None:
         return self.refuses(args)
@@ -219,20 +225,27 @@ class Stock:
         return refuses.function(*refuses.pick(args)) is None
 
     def is_faster_compiled(self, args: tuple) -> bool:
-        """`is_faster` in a program of torch.compile or torch.export, of which a call costs nothing: only if stock is
-        faster at any size, and not if sizes vary, which the answer would restrict.
+        """`is_faster` in a program of torch.compile or torch.export, whose code for a function of torch's can be much
+        slower than the function: only if stock is faster at any size or compiled to itself, and not if sizes vary,
+        which the answer would restrict.
         """
         first = args[0]
         if not all(private.has_fixed_size(value) for value in args if isinstance(value, torch.Tensor)):
             return False
         if first.is_cpu:
-            if ALWAYS not in self.below.values():
-                return False
-            kind = self._only if self.which is None else self.which(args)
-            faster = kind is not None and self.below[kind] == ALWAYS
+            faster = self._is_below_compiled_limit(args) or self.fused(args)
         else:
             faster = first.is_cuda and self.on_gpu(args)
         return faster and self.refuses(args) is None
+
+    def _is_below_compiled_limit(self, args: tuple) -> bool:
+        if not self._compiles_to_itself and ALWAYS not in self.below.values():
+            return False
+        kind = self._only if self.which is None else self.which(args)
+        if kind is None:
+            return False
+        limit = self.below[kind]
+        return limit == ALWAYS or (self._compiles_to_itself and args[0].numel() < limit)
 
 
 def rows(

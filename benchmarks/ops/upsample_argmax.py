@@ -75,4 +75,6 @@ CASES = [
     case((2, 150, 512, 512), 8),
     case((2, 21, 513, 513), 7.9),
     case((1, 2, 512, 512), 4),
+    case((2, 19, 512, 1024), 1),  # logits of full size, as of SegNet and U-Net
+    case((2, 19, 512, 1024), 1, layout="channels_last"),
 ]

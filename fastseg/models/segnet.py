@@ -13,6 +13,7 @@ whole training set: ``torch.optim.swa_utils.update_bn(training_images, network)`
 from torch import Tensor, nn
 
 from fastseg.models.blocks.convolution import initialise_he_, layer_block, scaled_width
+from fastseg.models.blocks.normalisation import LocalResponseNorm
 from fastseg.models.blocks.unpooling import UnpoolingNetwork
 from fastseg.models.blocks.vgg16 import STAGES, numbered, torchvision_sources, vgg16_stages
 
@@ -128,7 +129,7 @@ class SegNetBasic(UnpoolingNetwork):
         batch_norm_eps: float = 1e-5,
     ):
         super().__init__(num_classes, in_channels, width_multiplier, batch_norm_eps)
-        self.norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
+        self.norm = LocalResponseNorm()
         width = scaled_width(CHANNELS, width_multiplier)
 
         def stage(channels, relu):

@@ -78,7 +78,8 @@ def upsample_argmax(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`F.interpolate(input, size, scale_factor, mode="bilinear", align_corners=align_corners).argmax(1)` in one pass.
 
-    The upsampled logits are never stored: besides the results, only a few source rows per thread are kept.
+    The upsampled logits are never stored: besides the results, only a few source rows per thread are kept. With the
+    size of the input it is a fast `input.argmax(1)`, except that infinities count as NaN, as F.interpolate gives them.
     Half inputs are interpolated in fp32, so the labels are those of the fp32 computation. The results are
     not differentiable.
 

@@ -15,6 +15,7 @@
 #include "fastseg/parallel.h"
 #include "fastseg/pixel_tile.h"
 #include "fastseg/simd.h"
+#include "fastseg/tile_argmax.h"
 
 namespace {
 
@@ -197,28 +198,6 @@ void count_labels_by_rows(const LabelView& prediction, const LabelView& truth, i
   });
 }
 
-// labels[i] = the first class of pixel i whose logit is the maximum; NaN is above every number.
-template <typename scalar_t>
-FASTSEG_INLINE void tile_argmax(const fastseg::Tile<scalar_t>& tile, int classes, int pixels, int32_t* labels) {
-  using vector_t = simd::vec<simd::accumulate<scalar_t>>;
-  fastseg::for_each_group(pixels, [&](int first, auto vectors) {
-    vector_t best[vectors];
-    i32x16 label[vectors]{};
-    for (int v = 0; v < vectors; ++v) best[v] = tile.load(0, first + v * kLanes);
-    for (int c = 0; c < classes; ++c) {
-      for (int v = 0; v < vectors; ++v) {
-        const int i = first + v * kLanes;
-        tile.prefetch(c, i);
-        const vector_t candidate = tile.load(c, i);
-        const auto better = ~(candidate <= best[v]) & (best[v] == best[v]);
-        best[v] = simd::select(better, candidate, best[v]);
-        label[v] = simd::select(simd::convert<i32x16>(better), simd::splat(c), label[v]);
-      }
-    }
-    for (int v = 0; v < vectors; ++v) simd::store(labels + first + v * kLanes, label[v]);
-  });
-}
-
 template <typename scalar_t>
 void count_logits(PixelView<const scalar_t> logits, const LabelView& truth, int64_t images, int64_t plane,
                   int64_t* totals) {
@@ -232,8 +211,9 @@ void count_logits(PixelView<const scalar_t> logits, const LabelView& truth, int6
     fastseg::Scratch<int32_t> predicted(tile), real(tile);
     fastseg::for_each_tile(begin, end, plane, tile, [&](int64_t image, int64_t first, int count) {
       slice.in_range.truth &= fastseg::load_labels(truth, image * plane + first, count, tile, real.get());
-      access.visit(image, first, count,
-                   [&](const fastseg::Tile<scalar_t>& rows) { tile_argmax(rows, classes, tile, predicted.get()); });
+      access.visit(image, first, count, [&](const fastseg::Tile<scalar_t>& rows) {
+        fastseg::tile_argmax(rows, classes, tile, predicted.get());
+      });
       slice.histogram.add(real.get(), predicted.get(), tile);
     });
   });

@@ -10,6 +10,7 @@
 #include "fastseg/check.h"
 #include "fastseg/huge_pages.h"
 #include "fastseg/parallel.h"
+#include "fastseg/tile_argmax.h"
 #include "upsample_argmax/labeller.h"
 
 namespace fastseg::upsample_argmax {
@@ -45,6 +46,52 @@ void run(const Problem& problem) {
   }
 }
 
+// The pixels of an image are one run in memory, its classes or its pixels next to each other.
+bool is_flat(const Tensor& input) {
+  return input.stride(2) == input.size(3) * input.stride(3) && (input.stride(3) == 1 || input.stride(1) == 1);
+}
+
+// What interpolation makes of a logit that is read with weight 1 and its neighbour with weight 0: infinities become
+// NaN.
+struct Interpolated {
+  template <typename vector_t>
+  FASTSEG_INLINE vector_t operator()(vector_t logits) const {
+    return logits + logits * 0.0f;
+  }
+};
+
+// The labels [N, P] of logits [N, C, P] that keep their size.
+template <typename scalar_t, typename label_t>
+void label_pixels(PixelView<const scalar_t> logits, int64_t images, int64_t classes, int64_t pixels, label_t* labels) {
+  const int tile = tile_pixels(classes);
+  const UnevenSlices slices(images * ceil_divide(pixels, tile), ceil_divide(kFewestElements, tile * classes));
+  slices.run([&](int64_t, int64_t begin, int64_t end) {
+    TileAccess<scalar_t> access(logits, {}, classes);
+    Scratch<int32_t> found(tile);
+    for_each_tile(begin, end, pixels, tile, [&](int64_t image, int64_t first, int count) {
+      access.visit(image, first, count, [&](const fastseg::Tile<scalar_t>& rows) {
+        tile_argmax(rows, classes, tile, found.get(), Interpolated());
+      });
+      std::copy_n(found.get(), count, labels + image * pixels + first);
+    });
+  });
+}
+
+// input: is_flat
+template <typename label_t>
+void label_pixels(const Tensor& input, label_t* labels) {
+  const auto run = [&](const auto* data) {
+    using scalar_t = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+    const PixelView<const scalar_t> logits{data, input.stride(0), input.stride(1), input.stride(3)};
+    label_pixels(logits, input.size(0), input.size(1), input.size(2) * input.size(3), labels);
+  };
+  switch (input.scalar_type()) {
+    case ScalarType::Half: return run(input.const_data_ptr<simd::Half>());
+    case ScalarType::BFloat16: return run(input.const_data_ptr<simd::BFloat16>());
+    default: return run(input.const_data_ptr<float>());
+  }
+}
+
 // Sets everything except the outputs.
 Problem describe(const Tensor& input, const std::vector<int64_t>& size,
                  const std::optional<std::vector<double>>& scales, bool align_corners) {
@@ -75,23 +122,23 @@ Problem describe(const Tensor& input, const std::vector<int64_t>& size,
 }
 
 void check(const Tensor& input, const std::vector<int64_t>& size, const std::optional<std::vector<double>>& scales,
-           ScalarType dtype) {
+           const Tensor& labels) {
   FASTSEG_CHECK(input.dim() == 4 && input.size(1) > 0 && input.size(2) > 0 && input.size(3) > 0,
                 "upsample_argmax: input must be [N, C, h, w] with classes and pixels");
   FASTSEG_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0, "upsample_argmax: size must be two positive numbers");
   FASTSEG_CHECK(!scales.has_value() || scales->size() == 2, "upsample_argmax: scales must be two numbers");
   const int64_t longest = std::max({input.size(1), input.size(2), input.size(3), size[0], size[1]});
   FASTSEG_CHECK(longest < (int64_t{1} << 30), "upsample_argmax: a dimension is 2^30 or longer");
-  const bool bytes = dtype == ScalarType::Byte && input.size(1) <= 256;
-  FASTSEG_CHECK(bytes || dtype == ScalarType::Long, "upsample_argmax: dtype must be int64, or uint8 for C <= 256");
+  const bool bytes = labels.scalar_type() == ScalarType::Byte && input.size(1) <= 256;
+  FASTSEG_CHECK(bytes || labels.scalar_type() == ScalarType::Long,
+                "upsample_argmax: dtype must be int64, or uint8 for C <= 256");
+  FASTSEG_CHECK(labels.is_cpu() && labels.is_contiguous() && labels.numel() == input.size(0) * size[0] * size[1],
+                "upsample_argmax: labels must be contiguous, [N, H, W]");
+  use_huge_pages(labels);
 }
 
 Problem labels_problem(const Tensor& input, const std::vector<int64_t>& size,
                        const std::optional<std::vector<double>>& scales, bool align_corners, const Tensor& labels) {
-  check(input, size, scales, labels.scalar_type());
-  FASTSEG_CHECK(labels.is_cpu() && labels.is_contiguous() && labels.numel() == input.size(0) * size[0] * size[1],
-                "upsample_argmax: labels must be contiguous, [N, H, W]");
-  use_huge_pages(labels);
   Problem problem = describe(input, size, scales, align_corners);
   if (labels.scalar_type() == ScalarType::Byte) {
     problem.byte_labels = labels.mutable_data_ptr<uint8_t>();
@@ -104,11 +151,19 @@ Problem labels_problem(const Tensor& input, const std::vector<int64_t>& size,
 
 void labels_only(const Tensor& input, std::vector<int64_t> size, std::optional<std::vector<double>> scales,
                  bool align_corners, ScalarType, const Tensor& labels) {
-  run(labels_problem(input, size, scales, align_corners, labels));
+  check(input, size, scales, labels);
+  if (size[0] != input.size(2) || size[1] != input.size(3) || !is_flat(input)) {
+    run(labels_problem(input, size, scales, align_corners, labels));
+  } else if (labels.scalar_type() == ScalarType::Byte) {
+    label_pixels(input, labels.mutable_data_ptr<uint8_t>());
+  } else {
+    label_pixels(input, labels.mutable_data_ptr<int64_t>());
+  }
 }
 
 void labels_and_probability(const Tensor& input, std::vector<int64_t> size, std::optional<std::vector<double>> scales,
                             bool align_corners, ScalarType, const Tensor& labels, const Tensor& probability) {
+  check(input, size, scales, labels);
   Problem problem = labels_problem(input, size, scales, align_corners, labels);
   FASTSEG_CHECK(probability.is_cpu() && probability.is_contiguous() && probability.numel() == labels.numel() &&
                     probability.scalar_type() == ScalarType::Float,

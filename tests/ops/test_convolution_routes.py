@@ -100,8 +100,11 @@ def test_the_share_of_taps_inside(numbers):
     assert routes.visited_share(*numbers) == inside / (taps * out_extent)
 
 
-@pytest.mark.parametrize("rate, dynamic, ours", [(2, False, False), (36, False, True), (2, True, True)])
-def test_compiled_programs_of_fixed_sizes_leave_to_stock_what_eager_calls_do(rate, dynamic, ours):
+@pytest.mark.parametrize(
+    "rate, channels, dynamic, ours",
+    [(2, 256, False, False), (36, 256, False, True), (36, 16, False, False), (2, 256, True, True)],
+)
+def test_compiled_programs_of_fixed_sizes_leave_to_stock_what_eager_calls_do(rate, channels, dynamic, ours):
     recorded = []
 
     def backend(graph, inputs):
@@ -109,14 +112,14 @@ def test_compiled_programs_of_fixed_sizes_leave_to_stock_what_eager_calls_do(rat
         return graph
 
     torch._dynamo.reset()
-    weight = torch.randn(8, 256, 3, 3)
+    weight = torch.randn(8, channels, 3, 3)
     convolve = torch.compile(
         lambda image: ops.dilated_conv2d(image, weight, padding=rate, dilation=rate),
         backend=backend,
         dynamic=dynamic,
         fullgraph=True,
     )
-    convolve(image(256, 65))
+    convolve(image(channels, 65))
     assert ("fastseg.dilated_conv2d.default" in recorded) is ours
 
 

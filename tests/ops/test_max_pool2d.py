@@ -238,6 +238,28 @@ def test_a_compact_pair_compiles_and_its_indices_leave_the_graph(dynamic):
         assert torch.equal(gradient, expected_gradient)
 
 
+@pytest.mark.parametrize(
+    "gradient, return_indices, dynamic, ours",
+    [(False, False, False, False), (True, False, False, True), (False, True, False, True), (False, False, True, True)],
+)
+def test_compilers_fuse_the_maximum_alone(gradient, return_indices, dynamic, ours):
+    recorded = []
+
+    def backend(graph, inputs):
+        recorded.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    pool = torch.compile(
+        lambda image: max_pool2d(image.relu(), 2, return_indices=return_indices),
+        backend=backend,
+        dynamic=dynamic,
+        fullgraph=True,
+    )
+    pool(torch.randn(1, 4, 64, 64, requires_grad=gradient))
+    assert ("fastseg.max_pool2d.default" in recorded) is ours
+
+
 def test_compact_indices_cross_exported_programs():
     class Unpool(torch.nn.Module):
         def forward(self, values, indices):

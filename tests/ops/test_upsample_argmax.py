@@ -113,6 +113,28 @@ def test_hostile_values(value, arguments):
     assert torch.equal(upsample_argmax(input, **arguments), stock(input, **arguments))
 
 
+@pytest.mark.sanitized
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("classes", [1, 2, 3, 21, 300])
+@pytest.mark.parametrize("layout", ["planes", "channels_last", "columns first", "expanded", "rows apart"])
+def test_logits_that_keep_their_size(layout, classes, dtype):
+    """Neither whole vectors nor whole tiles of pixels, ties, NaN and infinities, in every order of memory."""
+    logits = torch.randint(-8, 9, (3, classes, 7, 45)).to(dtype)
+    for value in (float("nan"), float("inf"), float("-inf")):
+        logits[torch.rand(logits.shape) < 0.3 / classes] = value
+    if layout == "channels_last":
+        logits = logits.to(memory_format=torch.channels_last)
+    elif layout == "columns first":
+        logits = logits.mT.contiguous().mT
+    elif layout == "expanded":
+        logits = logits[:1].expand(3, -1, -1, -1)
+    elif layout == "rows apart":
+        logits = logits[:, :, 1:6, 2:40]
+    for label_type in (torch.int64, torch.uint8) if classes <= 256 else (torch.int64,):
+        arguments = dict(size=logits.shape[2:], dtype=label_type)
+        assert torch.equal(upsample_argmax(logits, **arguments), stock(logits, **arguments))
+
+
 @pytest.mark.parametrize("value", [3e38, -3e38])
 def test_logits_whose_difference_overflows(value):
     input = torch.randn(2, 5, 24, 40)

@@ -7,15 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastseg.models.blocks.convolution import initialise_he_, scaled_width
+from fastseg.models.blocks.normalisation import LocalResponseNorm
 from fastseg.nn import MaxPool2d
 
 CHANNELS = (96, 256, 384, 384, 256)
 GROUPS = 2  # of the second, fourth and fifth convolution
-
-
-def local_response_norm() -> nn.LocalResponseNorm:
-    """That of AlexNet and GoogLeNet, over five channels."""
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
 
 
 class AlexNet(nn.Module):
@@ -39,7 +35,7 @@ class AlexNet(nn.Module):
         self.conv4 = initialise_he_(nn.Conv2d(widths[2], widths[3], 3, padding=1, groups=GROUPS))
         self.conv5 = initialise_he_(nn.Conv2d(widths[3], widths[4], 3, padding=1, groups=GROUPS))
         self.pool = MaxPool2d(3, 2, ceil_mode=True)
-        self.norm = local_response_norm()
+        self.norm = LocalResponseNorm()
         self.channels = widths[-1]
 
     def forward(self, image: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastseg.models.blocks.alexnet import local_response_norm
 from fastseg.models.blocks.convolution import initialise_he_, layer_block, scaled_width
+from fastseg.models.blocks.normalisation import LocalResponseNorm
 from fastseg.nn import MaxPool2d
 
 
@@ -81,7 +81,7 @@ class GoogLeNet(nn.Module):
             self.add_module(name, block)
             channels = block.channels
         self.pool = MaxPool2d(3, 2, ceil_mode=True)
-        self.norm = local_response_norm()
+        self.norm = LocalResponseNorm()
         self.channels = channels
 
     def torchvision_names(self, prefix: str) -> dict[str, str]:

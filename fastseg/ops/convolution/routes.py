@@ -148,6 +148,7 @@ DENSE = (
         which=class_of_convolution,
         refuses=refuses_map,
         on_gpu=convolution_on_gpu,
+        compiles_to_itself=True,
     ),
     Stock(
         torch_calls.conv_transpose2d,
@@ -155,6 +156,7 @@ DENSE = (
         which=class_of_transposed,
         refuses=refuses_map,
         on_gpu=transposed_on_gpu,
+        compiles_to_itself=True,
     ),
     Stock(torch_calls.conv2d_grad_weight, below=_limits(), which=class_of_grad_weight, refuses=refuses_grad_weight),
 )

@@ -89,10 +89,19 @@ def stock(input, kernel_size, stride, padding, ceil_mode, return_indices):  # it
     return output if output.dtype == dtype else output.to(dtype), indices
 
 
+def is_differentiated(input):
+    return input.requires_grad and torch.is_grad_enabled()
+
+
+def is_fused(input, return_indices):
+    """The maximum alone; the compiler's gradient is slower than ours."""
+    return not return_indices and not is_differentiated(input)
+
+
 def stock_class(input, kernel_size, stride, padding, return_indices):
     if not input.is_floating_point():
         return "integers"
-    differentiated = input.requires_grad and torch.is_grad_enabled()
+    differentiated = is_differentiated(input)
     if input.is_contiguous() or input.dim() != 4 or input.stride(1) != 1:
         return "NCHW, differentiated" if differentiated else "NCHW"
     if not differentiated:
@@ -137,6 +146,7 @@ max_pool2d_op = Op(
             },
             which=stock_class,
             refuses=stock_refuses,
+            fused=is_fused,
         ),
         cuda=FLOATING,
     ),

@@ -226,8 +226,8 @@ class Stock:
 
     def is_faster_compiled(self, args: tuple) -> bool:
         """`is_faster` in a program of torch.compile or torch.export, whose code for a function of torch's can be much
-        slower than the function: only if stock is faster at any size or compiled to itself, and not if sizes vary,
-        which the answer would restrict.
+        slower than the function: only if stock is faster at any size, `fused`, or compiled to itself. Not if sizes
+        vary, which the answer would restrict.
         """
         first = args[0]
         if not all(private.has_fixed_size(value) for value in args if isinstance(value, torch.Tensor)):

@@ -51,8 +51,7 @@ bool is_flat(const Tensor& input) {
   return input.stride(2) == input.size(3) * input.stride(3) && (input.stride(3) == 1 || input.stride(1) == 1);
 }
 
-// What interpolation makes of a logit that is read with weight 1 and its neighbour with weight 0: infinities become
-// NaN.
+// What interpolation makes of a logit that it reads twice, with weights 1 and 0: NaN of an infinity.
 struct Interpolated {
   template <typename vector_t>
   FASTSEG_INLINE vector_t operator()(vector_t logits) const {
@@ -134,7 +133,6 @@ void check(const Tensor& input, const std::vector<int64_t>& size, const std::opt
                 "upsample_argmax: dtype must be int64, or uint8 for C <= 256");
   FASTSEG_CHECK(labels.is_cpu() && labels.is_contiguous() && labels.numel() == input.size(0) * size[0] * size[1],
                 "upsample_argmax: labels must be contiguous, [N, H, W]");
-  use_huge_pages(labels);
 }
 
 Problem labels_problem(const Tensor& input, const std::vector<int64_t>& size,
@@ -152,6 +150,7 @@ Problem labels_problem(const Tensor& input, const std::vector<int64_t>& size,
 void labels_only(const Tensor& input, std::vector<int64_t> size, std::optional<std::vector<double>> scales,
                  bool align_corners, ScalarType, const Tensor& labels) {
   check(input, size, scales, labels);
+  use_huge_pages(labels);
   if (size[0] != input.size(2) || size[1] != input.size(3) || !is_flat(input)) {
     run(labels_problem(input, size, scales, align_corners, labels));
   } else if (labels.scalar_type() == ScalarType::Byte) {
@@ -168,6 +167,7 @@ void labels_and_probability(const Tensor& input, std::vector<int64_t> size, std:
   FASTSEG_CHECK(probability.is_cpu() && probability.is_contiguous() && probability.numel() == labels.numel() &&
                     probability.scalar_type() == ScalarType::Float,
                 "upsample_argmax: probability must be float32, contiguous, [N, H, W]");
+  use_huge_pages(labels);
   use_huge_pages(probability);
   problem.probability = probability.mutable_data_ptr<float>();
   problem.prune = false;

@@ -13,6 +13,7 @@ import fastseg
 from fastseg.ops import PoolIndices, max_pool2d
 from fastseg.ops.pooling.max_pool2d import max_pool2d_op
 from tests.contract import Case, Contract
+from tests.programs import recorded_calls
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 BACKENDS = ("auto", "reference")
@@ -243,21 +244,11 @@ def test_a_compact_pair_compiles_and_its_indices_leave_the_graph(dynamic):
     [(False, False, False, False), (True, False, False, True), (False, True, False, True), (False, False, True, True)],
 )
 def test_compilers_fuse_the_maximum_alone(gradient, return_indices, dynamic, ours):
-    recorded = []
+    def pool(image):
+        return max_pool2d(image.relu(), 2, return_indices=return_indices)
 
-    def backend(graph, inputs):
-        recorded.extend(str(node.target) for node in graph.graph.nodes)
-        return graph
-
-    torch._dynamo.reset()
-    pool = torch.compile(
-        lambda image: max_pool2d(image.relu(), 2, return_indices=return_indices),
-        backend=backend,
-        dynamic=dynamic,
-        fullgraph=True,
-    )
-    pool(torch.randn(1, 4, 64, 64, requires_grad=gradient))
-    assert ("fastseg.max_pool2d.default" in recorded) is ours
+    calls = recorded_calls(pool, torch.randn(1, 4, 64, 64, requires_grad=gradient), dynamic=dynamic)
+    assert ("fastseg.max_pool2d.default" in calls) is ours
 
 
 def test_compact_indices_cross_exported_programs():

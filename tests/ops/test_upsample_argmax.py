@@ -113,10 +113,13 @@ def test_hostile_values(value, arguments):
     assert torch.equal(upsample_argmax(input, **arguments), stock(input, **arguments))
 
 
+LAYOUTS = ("planes", "channels_last", "some of the channels", "columns first", "expanded", "rows apart")
+
+
 @pytest.mark.sanitized
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("classes", [1, 2, 3, 21, 300])
-@pytest.mark.parametrize("layout", ["planes", "channels_last", "columns first", "expanded", "rows apart"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_logits_that_keep_their_size(layout, classes, dtype):
     """Neither whole vectors nor whole tiles of pixels, ties, NaN and infinities, in every order of memory."""
     logits = torch.randint(-8, 9, (3, classes, 7, 45)).to(dtype)
@@ -124,6 +127,8 @@ def test_logits_that_keep_their_size(layout, classes, dtype):
         logits[torch.rand(logits.shape) < 0.3 / classes] = value
     if layout == "channels_last":
         logits = logits.to(memory_format=torch.channels_last)
+    elif layout == "some of the channels":
+        logits = torch.cat([logits, logits], 1).to(memory_format=torch.channels_last)[:, classes:]
     elif layout == "columns first":
         logits = logits.mT.contiguous().mT
     elif layout == "expanded":

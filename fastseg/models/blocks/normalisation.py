@@ -33,7 +33,7 @@ class LocalResponseNorm(nn.Module):
     """Local response normalisation over five channels: that of AlexNet, GoogLeNet and SegNet-Basic.
 
     ``x / (1 + 1e-4 m)^0.75``, m the mean of the squares of five neighbouring channels, 0 outside: the values of
-    ``nn.LocalResponseNorm(5)``, whose ``avg_pool3d`` and ``pow`` take three to five times as long.
+    ``nn.LocalResponseNorm(5)``, without its slow ``avg_pool3d`` and ``pow``.
     """
 
     def forward(self, image: Tensor) -> Tensor:
